@@ -1,0 +1,63 @@
+package identity
+
+import (
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// A Grant is permission to sign one SVID: an X509-SVID for one key, or a
+// JWT-SVID for its audiences. Decide, ForNode and ForBroker make them; the
+// zero Grant permits nothing.
+type Grant struct {
+	id        spiffeid.ID
+	by        string // the Identity's name; "node" or "broker" for reserved IDs
+	revision  uint64
+	node      string
+	key       KeyDigest // of an X509-SVID
+	audiences []string  // of a JWT-SVID
+	alg       string    // of a JWT-SVID
+	claims    map[string]any
+	subject   string
+	dnsNames  []string
+	made      time.Time
+	expires   time.Time
+}
+
+// IsZero says whether the grant permits nothing.
+func (g Grant) IsZero() bool { return g.made.IsZero() || g.id.IsZero() }
+
+// ID is whom the SVID names.
+func (g Grant) ID() spiffeid.ID { return g.id }
+
+// By is the name of the Identity that granted, and its revision.
+func (g Grant) By() (name string, revision uint64) { return g.by, g.revision }
+
+// Node is the SPIFFE ID of the node that asked, if one did.
+func (g Grant) Node() string { return g.node }
+
+// Key is the digest of the only key that may be certified; zero in a grant
+// for a JWT-SVID.
+func (g Grant) Key() KeyDigest { return g.key }
+
+// Audiences are those of the JWT-SVID; none in a grant for an X509-SVID. The
+// caller must not change them.
+func (g Grant) Audiences() []string { return g.audiences }
+
+// Alg is the algorithm of the JWT-SVID, RS256 or ES256.
+func (g Grant) Alg() string { return g.alg }
+
+// Claims are added to the JWT-SVID. The caller must not change them.
+func (g Grant) Claims() map[string]any { return g.claims }
+
+// Subject is the X509-SVID's, in RFC 4514 form; empty: none.
+func (g Grant) Subject() string { return g.subject }
+
+// DNSNames are the X509-SVID's. The caller must not change them.
+func (g Grant) DNSNames() []string { return g.dnsNames }
+
+// Made is when the grant was made: the authority refuses an old one.
+func (g Grant) Made() time.Time { return g.made }
+
+// Expires is when the SVID must have ended.
+func (g Grant) Expires() time.Time { return g.expires }

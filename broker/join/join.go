@@ -1,0 +1,46 @@
+// Package join lets a node prove itself: a Method per kind of evidence, each
+// in a package of its own below this one.
+//
+// A Method trusts what its kind of evidence is rooted in (a token that the
+// broker made, a cloud's signature, a TPM's maker) and nothing that the node
+// says of itself. Whether a proven node may join is left to the JoinRule's
+// allow terms, checked by package broker.
+package join
+
+import (
+	"context"
+	"errors"
+
+	"github.com/credence-id/credence/broker/identity"
+)
+
+// ErrEvidence says that evidence is bad: the same evidence will never do.
+var ErrEvidence = errors.New("evidence refused")
+
+// A Rule is a JoinRule: who may become a node, by one method.
+type Rule struct {
+	Name     string
+	Revision uint64
+	Method   string          // the method's name, such as "github"
+	Settings any             // a pointer to the method's settings struct, decoded
+	Allow    []identity.Item // any of them, over node.* facts; empty refuses
+}
+
+// A Challenge puts a fresh challenge to the node and returns its answer. It
+// blocks until the answer comes, the join's time is up or its rounds are
+// spent.
+type Challenge func(ctx context.Context, challenge []byte) (answer []byte, err error)
+
+// A Method checks one kind of evidence. An error wrapping ErrEvidence means
+// that the evidence is bad; any other, that it could not be judged and may be
+// retried.
+type Method interface {
+	Join(ctx context.Context, evidence []byte, ask Challenge) (Proof, error)
+}
+
+// A Proof is what a Method proved.
+type Proof struct {
+	Name       string         // node.name; for most methods chosen from the facts
+	Facts      identity.Facts // node.<method>.*
+	DurableKey string         // by which this node is banned; it outlives its SVIDs
+}
