@@ -102,6 +102,8 @@ type Error struct {
 	RequestID string
 	Hint      string // the way out, for a person; may be empty
 	Err       error  // the cause, if any
+
+	RetryAfter time.Duration // the pause the provider asks for; 0: it asks for none
 }
 
 // Error names provider, status, code, message and the way out.

@@ -1,0 +1,229 @@
+package exchangers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+var (
+	// ErrDropped is what those get who waited when the credential was erased.
+	ErrDropped = errors.New("the credential was erased")
+	// ErrClosed is what a closed Source answers.
+	ErrClosed = errors.New("the source is closed")
+)
+
+// SourceConfig is the wiring of a Source. Fields are required unless noted.
+type SourceConfig struct {
+	Target    string // for reports and logs
+	Exchanger Exchanger
+	SVIDs     SVIDs
+	Report    func(Event)      // once an exchange; must not block. Nil drops
+	Log       *slog.Logger     // nil discards
+	Now       func() time.Time // nil means time.Now
+	Jitter    func() float64   // from [0, 1); nil means random
+	Timeout   time.Duration    // of one exchange; 0 is 30 s
+}
+
+// An Event is one exchange, good or bad, for the record. It holds no secret.
+type Event struct {
+	SPIFFEID  spiffeid.ID
+	Target    string
+	Time      time.Time // when it ended
+	OK        bool
+	Class     Class  // of a failure
+	Code      string // the provider's; "local": it failed before the provider was asked
+	RequestID string
+	Expires   time.Time // of a success
+}
+
+// A Source keeps the credential of one SPIFFE ID for one Target. It asks the
+// provider once at a time, for all who wait; refreshes in the background at a
+// jittered half of the credential's life; serves the old one until shortly
+// before it expires while that fails; and pauses after each failure, longer
+// each time. Without a credential nothing runs in the background: who asks
+// between two tries gets the last failure.
+//
+// Its methods may be called by many goroutines. The owner ends it with Close.
+type Source struct {
+	cfg     SourceConfig
+	turn    chan struct{} // held by the one exchange that runs
+	running sync.WaitGroup
+
+	mu       sync.Mutex // guards what follows
+	cred     Credential // zero: none
+	lastUse  time.Time  // cred is served before
+	call     *call      // in flight; nil: none
+	failure  error      // of the last exchange; nil: it was good, or there was none
+	failures int        // in a row
+	next     time.Time  // no exchange before; zero: at once
+	timer    *time.Timer
+	closed   bool
+}
+
+// call is one exchange and what its waiters get, set before done is closed.
+type call struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	cred   Credential
+	err    error
+}
+
+// NewSource returns a Source that has not yet asked for anything.
+func NewSource(cfg SourceConfig) *Source {
+	if cfg.Report == nil {
+		cfg.Report = func(Event) {}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Jitter == nil {
+		cfg.Jitter = rand.Float64
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 30 * time.Second
+	}
+	return &Source{cfg: cfg, turn: make(chan struct{}, 1)}
+}
+
+// Credential returns the credential held, or waits for one. When ctx ends, the
+// exchange goes on for the others. A provider's refusal is an *Error.
+func (s *Source) Credential(ctx context.Context) (Credential, error) {
+	if err := ctx.Err(); err != nil {
+		return Credential{}, err
+	}
+	cred, c, err := s.held()
+	if c == nil {
+		return cred, err
+	}
+	select {
+	case <-c.done:
+		return c.cred, c.err
+	case <-ctx.Done():
+		return Credential{}, fmt.Errorf("waiting for a credential of %s: %w", s.cfg.Target, ctx.Err())
+	}
+}
+
+// held returns the credential, the remembered failure, or the call to wait for.
+func (s *Source) held() (Credential, *call, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return Credential{}, nil, ErrClosed
+	}
+	now := s.cfg.Now()
+	due := !now.Before(s.next)
+	if s.usable(now) {
+		if due && s.call == nil {
+			s.start() // timers may sleep with the machine
+		}
+		return s.cred, nil, nil
+	}
+	s.cred = Credential{}
+	if s.call != nil {
+		return Credential{}, s.call, nil
+	}
+	if s.failure != nil && !due {
+		return Credential{}, nil, s.failure
+	}
+	s.start()
+	return Credential{}, s.call, nil
+}
+
+// Drop erases the credential and what is remembered of failures, and abandons
+// the exchange in flight: its result reaches nobody. A later Credential asks
+// the provider anew.
+func (s *Source) Drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drop(ErrDropped)
+}
+
+// Close drops the credential for good and waits for what runs.
+func (s *Source) Close() {
+	s.mu.Lock()
+	s.closed = true
+	s.drop(ErrClosed)
+	s.mu.Unlock()
+	s.running.Wait()
+}
+
+func (s *Source) drop(why error) {
+	s.cred, s.failure, s.failures, s.next = Credential{}, nil, 0, time.Time{}
+	s.stopTimer()
+	if c := s.call; c != nil {
+		s.call = nil
+		c.cancel()
+		c.err = why
+		close(c.done)
+	}
+}
+
+// start begins an exchange; the caller holds mu, and there is none in flight.
+func (s *Source) start() {
+	s.stopTimer()
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Timeout)
+	c := &call{cancel: cancel, done: make(chan struct{})}
+	s.call = c
+	s.running.Go(func() {
+		defer cancel()
+		s.run(ctx, c)
+	})
+}
+
+// run exchanges, reports, and only then releases. An abandoned exchange that
+// has not ended keeps its turn: there is never a second one beside it.
+func (s *Source) run(ctx context.Context, c *call) {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		s.settle(c, Credential{}, fmt.Errorf("waiting for an earlier exchange: %w", ctx.Err()))
+		return
+	}
+	if ctx.Err() != nil { // abandoned before its turn: the provider is not asked
+		s.settle(c, Credential{}, ctx.Err())
+		return
+	}
+	cred, err := s.cfg.Exchanger.Exchange(ctx, s.cfg.SVIDs)
+	if err == nil {
+		if err = cred.Check(s.cfg.Now()); err != nil {
+			err = fmt.Errorf("using the credential of %s: %w", s.cfg.Target, err)
+		}
+	}
+	s.cfg.Report(s.event(cred, err))
+	s.settle(c, cred, err)
+}
+
+func (s *Source) event(cred Credential, err error) Event {
+	e := Event{SPIFFEID: s.cfg.SVIDs.ID(), Target: s.cfg.Target, Time: s.cfg.Now(), OK: err == nil}
+	if err == nil {
+		e.RequestID, e.Expires = cred.RequestID, cred.Expires
+		return e
+	}
+	e.Class, e.Code = Outage, "local"
+	var refusal *Error
+	if errors.As(err, &refusal) {
+		e.Class, e.Code, e.RequestID = classOf(refusal), Clean(refusal.Code), Clean(refusal.RequestID)
+	}
+	return e
+}
+
+// classOf reads a class that no driver should leave out as the one that is
+// never hammered.
+func classOf(e *Error) Class {
+	switch e.Class {
+	case Propagation, Throttled, Outage:
+		return e.Class
+	}
+	return Config
+}
