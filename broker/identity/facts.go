@@ -45,7 +45,7 @@ func NewFacts(prefix string, m map[string][]string) (Facts, error) {
 		}
 		size += len(name)
 		for _, v := range values {
-			size += len(v)
+			size += 1 + len(v) // so that empty values have a bound too
 		}
 		own[name] = slices.Clone(values)
 	}

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -61,3 +62,39 @@ func (g Grant) Made() time.Time { return g.made }
 
 // Expires is when the SVID must have ended.
 func (g Grant) Expires() time.Time { return g.expires }
+
+// ForNode grants an X509-SVID to a node that proved itself to the broker, for
+// the node's own key. id is how the trust domain knows the node: the last
+// segment of its SPIFFE ID.
+func ForNode(td spiffeid.TrustDomain, id string, key KeyDigest, now, expires time.Time) (Grant, error) {
+	spiffeID, err := NodeID(td, id)
+	if err != nil {
+		return Grant{}, err
+	}
+	g, err := forReserved(spiffeID, "node", key, now, expires)
+	g.node = spiffeID.String()
+	if err != nil {
+		return Grant{}, err
+	}
+	return g, nil
+}
+
+// ForBroker grants an X509-SVID to this broker itself.
+func ForBroker(td spiffeid.TrustDomain, key KeyDigest, now, expires time.Time) (Grant, error) {
+	if err := checkTrustDomain(td); err != nil {
+		return Grant{}, fmt.Errorf("granting to the broker: %w", err)
+	}
+	return forReserved(BrokerID(td), "broker", key, now, expires)
+}
+
+func forReserved(id spiffeid.ID, by string, key KeyDigest, now, expires time.Time) (Grant, error) {
+	switch {
+	case key.IsZero():
+		return Grant{}, fmt.Errorf("granting to %s: no key", id)
+	case now.IsZero():
+		return Grant{}, fmt.Errorf("granting to %s: no time", id)
+	case !expires.After(now):
+		return Grant{}, fmt.Errorf("granting to %s: it would end at %s, before it starts", id, expires.Format(time.RFC3339))
+	}
+	return Grant{id: id, by: by, key: key, made: now, expires: expires}, nil
+}

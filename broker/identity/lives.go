@@ -1,0 +1,65 @@
+package identity
+
+import (
+	"cmp"
+	"time"
+)
+
+// config fills in the defaults and checks the inequalities between lives.
+func (c *compiler) config(in Config) {
+	k := &c.set.config
+	*k = in
+	if err := checkTrustDomain(k.TrustDomain); err != nil {
+		c.fail("trust_domain", "%v", err)
+	}
+	c.lives(k)
+	c.suffixes = k.DNSSuffixes
+	for _, s := range k.DNSSuffixes {
+		if err := checkDNSName(s); err != nil {
+			c.fail("dns_suffixes", "%v", err)
+		}
+	}
+	for _, s := range k.Subjects {
+		p, err := parseSubjectPattern(s)
+		if err != nil {
+			c.fail("subjects", "%v", err)
+		}
+		c.subjects = append(c.subjects, p)
+	}
+}
+
+func (c *compiler) lives(k *Config) {
+	k.MinTTL = cmp.Or(k.MinTTL, time.Minute)
+	k.MaxX509TTL = cmp.Or(k.MaxX509TTL, 24*time.Hour)
+	k.MaxJWTTTL = cmp.Or(k.MaxJWTTTL, time.Hour)
+	if k.MaxJWTTTL > time.Hour {
+		c.fail("max_jwt_ttl", "%s: at most 1h is taken", k.MaxJWTTTL)
+	}
+	for _, l := range []struct {
+		name         string
+		life         *time.Duration
+		max, default_ time.Duration
+	}{
+		{"x509_ttl", &k.X509TTL, k.MaxX509TTL, time.Hour},
+		{"jwt_ttl", &k.JWTTTL, k.MaxJWTTTL, 5 * time.Minute},
+		{"target_ttl", &k.TargetTTL, k.MaxJWTTTL, 15 * time.Minute},
+		{"file_ttl", &k.FileTTL, k.MaxJWTTTL, time.Hour},
+	} {
+		if *l.life == 0 {
+			*l.life = min(l.default_, l.max)
+		}
+		c.life(l.name, *l.life, l.max)
+	}
+}
+
+// life checks a life against the bounds.
+func (c *compiler) life(field string, life, most time.Duration) {
+	switch least := c.set.config.MinTTL; {
+	case least <= 0:
+		c.fail("min_ttl", "%s: want a life", least)
+	case life < least:
+		c.fail(field, "%s: at least %s is wanted", life, least)
+	case life > most:
+		c.fail(field, "%s: at most %s is taken", life, most)
+	}
+}

@@ -1,0 +1,326 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/types"
+)
+
+// Bounds of one CEL expression. The cost is CEL's own, some nanoseconds a
+// unit, so that the most expensive evaluation stays under a few milliseconds.
+const (
+	maxWhen     = 4 << 10
+	maxWhenCost = 20_000
+	maxWhenDeep = 32
+)
+
+// A when is a compiled Item.When. Which fact each of its paths names is
+// settled when it is compiled, from the text alone, never by which facts a
+// caller brings: else a caller could turn a fact into a group, and a Deny with
+// it, by an added label.
+type when struct {
+	text    string
+	program cel.Program
+	uses    map[string]use
+	reads
+}
+
+// reads is what an evaluation may depend on.
+type reads struct {
+	names  []string // facts
+	groups []string // prefixes: all facts below each
+	any    []string // prefixes: whether there is a fact below each
+}
+
+// use is how an expression uses a path.
+type use uint8
+
+const (
+	useValue  use = 1 << iota // as a fact: in a comparison, a call
+	useMany                   // as a container: right of `in`, or iterated
+	useWhole                  // so that each fact below matters: not by one constant key
+	useInside                 // on the way to a longer path
+	useHas                    // in has()
+)
+
+// group says whether path so used may stand for the facts below it. What is
+// used as a fact stands for that fact alone, and so does what only has() asks
+// for, if it is deep enough to be a label.
+func (u use) group(path string) bool {
+	switch {
+	case u&useInside != 0:
+		return true
+	case u&useValue != 0:
+		return false
+	case u&useMany != 0:
+		return true
+	default:
+		return u&useHas != 0 && strings.Count(path, ".") <= 1
+	}
+}
+
+func newCEL() (*cel.Env, error) {
+	opts := []cel.EnvOption{
+		cel.ParserExpressionSizeLimit(maxWhen),
+		cel.ParserRecursionLimit(maxWhenDeep),
+		cel.ExpressionNestingDepthLimit(2 * maxWhenDeep),
+	}
+	for _, root := range roots {
+		opts = append(opts, cel.Variable(root, cel.MapType(cel.StringType, cel.DynType)))
+	}
+	return cel.NewEnv(opts...)
+}
+
+// compileWhen refuses what is not a condition, and what could only be a
+// mistake: a fact compared with a number, a group of facts compared at all.
+func compileWhen(env *cel.Env, text string) (*when, error) {
+	if len(text) > maxWhen {
+		return nil, fmt.Errorf("%d bytes: at most %d are taken", len(text), maxWhen)
+	}
+	checked, issues := env.Compile(text)
+	if err := issues.Err(); err != nil {
+		return nil, err
+	}
+	if !checked.OutputType().IsExactType(cel.BoolType) {
+		return nil, fmt.Errorf("it gives %s, and a condition gives bool", checked.OutputType())
+	}
+	w := &when{text: text, uses: map[string]use{}}
+	r := reader{w: w}
+	r.expr(checked.NativeRep().Expr())
+	if r.err != nil {
+		return nil, r.err
+	}
+	if err := w.settle(); err != nil {
+		return nil, err
+	}
+	var err error
+	w.program, err = env.Program(checked, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxWhenCost))
+	return w, err
+}
+
+// settle decides what each path is, and refuses one that would be two things.
+func (w *when) settle() error {
+	for path, u := range w.uses {
+		if u&useInside != 0 && u&useValue != 0 {
+			return fmt.Errorf("%s is used both as a fact and as a group of facts", path)
+		}
+		if u&useInside == 0 && strings.Contains(path, ".") {
+			w.names = append(w.names, path)
+		}
+		if u&useWhole != 0 {
+			w.groups = append(w.groups, path)
+		} else if u&(useHas|useMany) != 0 && u.group(path) {
+			w.any = append(w.any, path)
+		}
+	}
+	for _, name := range w.names {
+		if err := CheckFactName(name); err != nil {
+			return err
+		}
+	}
+	if len(w.names)+len(w.groups)+len(w.any) == 0 {
+		return errors.New("it reads no fact")
+	}
+	w.tidy()
+	return nil
+}
+
+// tidy sorts and drops repetitions, for a stable answer.
+func (r *reads) tidy() {
+	for _, list := range []*[]string{&r.names, &r.groups, &r.any} {
+		slices.Sort(*list)
+		*list = slices.Clip(slices.Compact(*list))
+	}
+}
+
+// add adds what other reads.
+func (r *reads) add(other reads) {
+	r.names = append(r.names, other.names...)
+	r.groups = append(r.groups, other.groups...)
+	r.any = append(r.any, other.any...)
+}
+
+func (w *when) eval(e *evidence) truth {
+	out, _, err := w.program.Eval(&activation{e: e, w: w})
+	switch {
+	case err != nil: // an absent or unknown fact, a spent cost limit
+		return isUnknown
+	case out == types.True:
+		return isTrue
+	case out == types.False:
+		return isFalse
+	default:
+		return isUnknown
+	}
+}
+
+// A reader walks an expression and notes how it uses facts.
+type reader struct {
+	w   *when
+	err error
+}
+
+func (r *reader) fail(format string, args ...any) {
+	if r.err == nil {
+		r.err = fmt.Errorf(format, args...)
+	}
+}
+
+// note records that the fact at the end of path is used as u.
+func (r *reader) note(path []string, u use) {
+	if len(path) == 1 && u&useValue != 0 {
+		r.fail("%s alone is no fact", path[0])
+		return
+	}
+	for i := 1; i < len(path); i++ {
+		r.w.uses[strings.Join(path[:i], ".")] |= useInside
+	}
+	r.w.uses[strings.Join(path, ".")] |= u
+}
+
+func (r *reader) expr(x ast.Expr) {
+	if path, ok := factPath(x); ok {
+		r.note(path, useValue)
+		return
+	}
+	switch x.Kind() {
+	case ast.SelectKind:
+		s := x.AsSelect()
+		if path, ok := factPath(s.Operand()); ok && s.IsTestOnly() {
+			r.note(append(path, s.FieldName()), useHas)
+			return
+		}
+		r.expr(s.Operand())
+	case ast.CallKind:
+		r.call(x.AsCall())
+	case ast.ListKind:
+		r.all(x.AsList().Elements()...)
+	case ast.MapKind:
+		for _, entry := range x.AsMap().Entries() {
+			r.all(entry.AsMapEntry().Key(), entry.AsMapEntry().Value())
+		}
+	case ast.StructKind:
+		for _, field := range x.AsStruct().Fields() {
+			r.expr(field.AsStructField().Value())
+		}
+	case ast.ComprehensionKind:
+		r.comprehension(x.AsComprehension())
+	}
+}
+
+func (r *reader) all(xs ...ast.Expr) {
+	for _, x := range xs {
+		r.expr(x)
+	}
+}
+
+func (r *reader) comprehension(c ast.ComprehensionExpr) {
+	for _, v := range []string{c.IterVar(), c.IterVar2(), c.AccuVar()} {
+		if slices.Contains(roots, v) {
+			r.fail("%s is the name of facts: call the variable something else", v)
+		}
+	}
+	r.container(c.IterRange(), true)
+	r.all(c.AccuInit(), c.LoopCondition(), c.LoopStep(), c.Result())
+}
+
+// container notes what is iterated or searched; whole says that every fact
+// below it is.
+func (r *reader) container(x ast.Expr, whole bool) {
+	path, ok := factPath(x)
+	if !ok {
+		r.expr(x)
+		return
+	}
+	if whole {
+		r.note(path, useMany|useWhole)
+	} else {
+		r.note(path, useMany)
+	}
+}
+
+func (r *reader) call(c ast.CallExpr) {
+	args := c.Args()
+	switch c.FunctionName() {
+	case operators.In, operators.OldIn:
+		key, literal := stringLiteral(args[0])
+		r.searched(args[0], args[1])
+		if path, ok := factPath(args[1]); ok && literal {
+			r.w.names = append(r.w.names, strings.Join(append(path, key), "."))
+		}
+		r.container(args[1], !literal)
+		r.expr(args[0])
+		return
+	case operators.Index:
+		if _, isFact := factPath(args[0]); isFact && !isNumber(args[1]) {
+			r.container(args[0], true) // a key that is known only when it is evaluated
+			r.expr(args[1])
+			return
+		}
+	case operators.Equals, operators.NotEquals:
+		r.compared(args[0], args[1])
+		r.compared(args[1], args[0])
+	}
+	if c.IsMemberFunction() {
+		r.expr(c.Target())
+	}
+	r.all(args...)
+}
+
+// compared refuses fact == 1000, which is false for each fact: facts are
+// strings.
+func (r *reader) compared(fact, with ast.Expr) {
+	if path, ok := factPath(fact); ok && with.Kind() == ast.LiteralKind && with.AsLiteral().Type() != types.StringType {
+		r.fail("%s is compared with %v, but facts are strings: quote it", strings.Join(path, "."), with.AsLiteral().Value())
+	}
+}
+
+func (r *reader) searched(fact, list ast.Expr) {
+	if list.Kind() != ast.ListKind {
+		return
+	}
+	for _, x := range list.AsList().Elements() {
+		r.compared(fact, x)
+	}
+}
+
+// factPath returns the parts of a path of constants that starts at one of the
+// roots.
+func factPath(x ast.Expr) ([]string, bool) {
+	switch x.Kind() {
+	case ast.IdentKind:
+		name := strings.TrimPrefix(x.AsIdent(), ".")
+		return []string{name}, slices.Contains(roots, name)
+	case ast.SelectKind:
+		if s := x.AsSelect(); !s.IsTestOnly() {
+			path, ok := factPath(s.Operand())
+			return append(path, s.FieldName()), ok
+		}
+	case ast.CallKind:
+		if c := x.AsCall(); c.FunctionName() == operators.Index {
+			if key, ok := stringLiteral(c.Args()[1]); ok {
+				path, ok := factPath(c.Args()[0])
+				return append(path, key), ok
+			}
+		}
+	}
+	return nil, false
+}
+
+func stringLiteral(x ast.Expr) (string, bool) {
+	if x.Kind() != ast.LiteralKind {
+		return "", false
+	}
+	s, ok := x.AsLiteral().(types.String)
+	return string(s), ok
+}
+
+func isNumber(x ast.Expr) bool {
+	return x.Kind() == ast.LiteralKind && x.AsLiteral().Type() == types.IntType
+}
