@@ -2,70 +2,19 @@ package sandbox_test
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/credence-id/credence/exchangers/sandbox"
+	"github.com/credence-id/credence/exchangers/sandbox/issuertest"
 )
 
-// An oidcIssuer is a TLS server whose two documents tests change at will.
-type oidcIssuer struct {
-	*httptest.Server
-	mu        sync.Mutex // guards the rest
-	discovery http.HandlerFunc
-	jwks      http.HandlerFunc
-	fetches   int
-}
-
-func serve(t *testing.T, v any) http.HandlerFunc {
-	b := mustJSON(t, v)
-	return func(w http.ResponseWriter, _ *http.Request) { w.Write(b) }
-}
-
-func newIssuer(t *testing.T) *oidcIssuer {
-	i := &oidcIssuer{}
-	i.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		i.mu.Lock()
-		h := i.jwks
-		if strings.HasSuffix(r.URL.Path, "/.well-known/openid-configuration") {
-			h = i.discovery
-			i.fetches++
-		}
-		i.mu.Unlock()
-		h(w, r)
-	}))
-	i.Config.ErrorLog = quiet()
-	t.Cleanup(i.Close)
-	i.set(serve(t, map[string]any{"issuer": i.URL, "jwks_uri": i.URL + "/jwks"}),
-		serve(t, map[string]any{"keys": []any{rsaJWK("k1", &sharedRSA().PublicKey)}}))
-	return i
-}
-
-func (i *oidcIssuer) set(discovery, jwks http.HandlerFunc) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if discovery != nil {
-		i.discovery = discovery
-	}
-	if jwks != nil {
-		i.jwks = jwks
-	}
-}
-
-func (i *oidcIssuer) roots() *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AddCert(i.Certificate())
-	return p
-}
-
-func (i *oidcIssuer) config() sandbox.IssuersConfig {
-	return sandbox.IssuersConfig{Roots: i.roots(), LenientLoopbackIssuer: true}
+func config(i *issuertest.Issuer) sandbox.IssuersConfig {
+	return sandbox.IssuersConfig{Roots: i.Roots(), DialContext: i.DialContext}
 }
 
 func TestKeyRefuses(t *testing.T) {
@@ -74,50 +23,47 @@ func TestKeyRefuses(t *testing.T) {
 	redirect := func(to string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to, http.StatusFound) }
 	}
-	status := func(code int) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(code) }
-	}
 	body := func(s string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) { w.Write([]byte(s)) }
 	}
 	hang := func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	for name, tc := range map[string]struct {
-		discovery, jwks func(*oidcIssuer) http.HandlerFunc
+		discovery, jwks func(*issuertest.Issuer) http.HandlerFunc
 		kid             string
 		want            error
 	}{
-		"discovery 500":     {discovery: func(*oidcIssuer) http.HandlerFunc { return status(500) }, want: sandbox.ErrDiscovery},
-		"discovery no JSON": {discovery: func(*oidcIssuer) http.HandlerFunc { return body("<html>") }, want: sandbox.ErrDiscovery},
-		"discovery to http": {discovery: func(*oidcIssuer) http.HandlerFunc { return redirect(plain.URL) }, want: sandbox.ErrDiscovery},
-		"discovery hangs":   {discovery: func(*oidcIssuer) http.HandlerFunc { return hang }, want: sandbox.ErrDiscovery},
-		"discovery too large": {discovery: func(*oidcIssuer) http.HandlerFunc {
+		"discovery 500":     {discovery: func(*issuertest.Issuer) http.HandlerFunc { return issuertest.Status(500) }, want: sandbox.ErrDiscovery},
+		"discovery no JSON": {discovery: func(*issuertest.Issuer) http.HandlerFunc { return body("<html>") }, want: sandbox.ErrDiscovery},
+		"discovery to http": {discovery: func(*issuertest.Issuer) http.HandlerFunc { return redirect(plain.URL) }, want: sandbox.ErrDiscovery},
+		"discovery hangs":   {discovery: func(*issuertest.Issuer) http.HandlerFunc { return hang }, want: sandbox.ErrDiscovery},
+		"discovery too large": {discovery: func(*issuertest.Issuer) http.HandlerFunc {
 			return body(`{"a":"` + strings.Repeat("x", sandbox.MaxBody) + `"}`)
 		}, want: sandbox.ErrDiscovery},
-		"jwks_uri http": {discovery: func(i *oidcIssuer) http.HandlerFunc {
-			return serve(t, map[string]any{"issuer": i.URL, "jwks_uri": plain.URL})
+		"jwks_uri http": {discovery: func(i *issuertest.Issuer) http.HandlerFunc {
+			return issuertest.JSON(t, map[string]any{"issuer": i.URL, "jwks_uri": plain.URL})
 		}, want: sandbox.ErrDiscovery},
-		"jwks_uri relative": {discovery: func(i *oidcIssuer) http.HandlerFunc {
-			return serve(t, map[string]any{"issuer": i.URL, "jwks_uri": "/jwks"})
+		"jwks_uri relative": {discovery: func(i *issuertest.Issuer) http.HandlerFunc {
+			return issuertest.JSON(t, map[string]any{"issuer": i.URL, "jwks_uri": "/jwks"})
 		}, want: sandbox.ErrDiscovery},
-		"issuer with slash": {discovery: func(i *oidcIssuer) http.HandlerFunc {
-			return serve(t, map[string]any{"issuer": i.URL + "/", "jwks_uri": i.URL + "/jwks"})
+		"issuer with slash": {discovery: func(i *issuertest.Issuer) http.HandlerFunc {
+			return issuertest.JSON(t, map[string]any{"issuer": i.URL + "/", "jwks_uri": i.URL + "/jwks"})
 		}, want: sandbox.ErrIssuerMismatch},
-		"key set 404":       {jwks: func(*oidcIssuer) http.HandlerFunc { return status(404) }, want: sandbox.ErrKeySet},
-		"key set empty":     {jwks: func(*oidcIssuer) http.HandlerFunc { return body(`{"keys":[]}`) }, want: sandbox.ErrKeySet},
-		"key set private":   {jwks: func(*oidcIssuer) http.HandlerFunc { return body(`{"keys":[{"kty":"RSA","d":"x"}]}`) }, want: sandbox.ErrKeySet},
-		"kid twice":         {jwks: func(*oidcIssuer) http.HandlerFunc { return body(`{"keys":[{"kid":"a"},{"kid":"a"}]}`) }, want: sandbox.ErrKeySet},
+		"key set 404":       {jwks: func(*issuertest.Issuer) http.HandlerFunc { return issuertest.Status(404) }, want: sandbox.ErrKeySet},
+		"key set empty":     {jwks: func(*issuertest.Issuer) http.HandlerFunc { return body(`{"keys":[]}`) }, want: sandbox.ErrKeySet},
+		"key set private":   {jwks: func(*issuertest.Issuer) http.HandlerFunc { return body(`{"keys":[{"kty":"RSA","d":"x"}]}`) }, want: sandbox.ErrKeySet},
+		"kid twice":         {jwks: func(*issuertest.Issuer) http.HandlerFunc { return body(`{"keys":[{"kid":"a"},{"kid":"a"}]}`) }, want: sandbox.ErrKeySet},
 		"unknown kid":       {kid: "k2", want: sandbox.ErrUnknownKey},
 		"no kid in request": {kid: "-", want: sandbox.ErrUnknownKey},
 	} {
 		t.Run(name, func(t *testing.T) {
-			i := newIssuer(t)
-			cfg := i.config()
+			i := issuertest.New(t)
+			cfg := config(i)
 			cfg.Timeout = 300 * time.Millisecond
 			if tc.discovery != nil {
-				i.set(tc.discovery(i), nil)
+				i.SetDiscovery(tc.discovery(i))
 			}
 			if tc.jwks != nil {
-				i.set(nil, tc.jwks(i))
+				i.SetKeys(tc.jwks(i))
 			}
 			kid := map[string]string{"": "k1", "-": ""}[tc.kid]
 			if tc.kid == "k2" {
@@ -131,8 +77,8 @@ func TestKeyRefuses(t *testing.T) {
 }
 
 func TestUntrustedCertificate(t *testing.T) {
-	i := newIssuer(t)
-	s := sandbox.NewIssuers(sandbox.IssuersConfig{LenientLoopbackIssuer: true})
+	i := issuertest.New(t)
+	s := sandbox.NewIssuers(sandbox.IssuersConfig{DialContext: i.DialContext})
 	if _, err := s.Key(t.Context(), i.URL, "k1"); !errors.Is(err, sandbox.ErrDiscovery) {
 		t.Errorf("got %v", err)
 	}
@@ -167,8 +113,8 @@ func TestCheckURL(t *testing.T) {
 }
 
 func TestCache(t *testing.T) {
-	i := newIssuer(t)
-	cfg := i.config()
+	i := issuertest.New(t)
+	cfg := config(i)
 	now := time.Unix(1700000000, 0)
 	cfg.Now = func() time.Time { return now }
 	s := sandbox.NewIssuers(cfg)
@@ -177,8 +123,8 @@ func TestCache(t *testing.T) {
 		if _, err := s.Key(t.Context(), i.URL, kid); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", kid, err, want)
 		}
-		if i.fetches != fetches {
-			t.Errorf("%s: %d fetches, want %d", kid, i.fetches, fetches)
+		if i.Fetches() != fetches {
+			t.Errorf("%s: %d fetches, want %d", kid, i.Fetches(), fetches)
 		}
 	}
 	get("k1", nil, 1)
@@ -187,12 +133,12 @@ func TestCache(t *testing.T) {
 	now = now.Add(time.Minute)
 	get("k2", sandbox.ErrUnknownKey, 2)
 	get("k3", sandbox.ErrUnknownKey, 2) // a flood of kids is one fetch a minute
-	i.set(nil, serve(t, map[string]any{"keys": []any{rsaJWK("k2", &sharedRSA().PublicKey)}}))
+	i.SetKeys(issuertest.JSON(t, issuertest.KeySet(issuertest.JWK("k2", issuertest.RSA().Public()))))
 	now = now.Add(time.Minute)
 	get("k2", nil, 3)
 	get("k1", sandbox.ErrUnknownKey, 3)
 	now = now.Add(59 * time.Minute)
-	i.set(http.NotFound, nil)
+	i.SetDiscovery(http.NotFound)
 	get("k2", nil, 3)
 	get("k9", sandbox.ErrUnknownKey, 4) // the failing fetch leaves the cache
 	get("k2", nil, 4)
@@ -201,8 +147,8 @@ func TestCache(t *testing.T) {
 }
 
 func TestCheckIsNotCached(t *testing.T) {
-	i := newIssuer(t)
-	cfg := i.config()
+	i := issuertest.New(t)
+	cfg := config(i)
 	refuse := errors.New("no")
 	cfg.Check = func(m *sandbox.Metadata) error { return refuse }
 	s := sandbox.NewIssuers(cfg)
@@ -216,10 +162,9 @@ func TestCheckIsNotCached(t *testing.T) {
 }
 
 func TestMaxKeys(t *testing.T) {
-	i := newIssuer(t)
-	k := &sharedRSA().PublicKey
-	i.set(nil, serve(t, map[string]any{"keys": []any{rsaJWK("a", k), rsaJWK("b", k), rsaJWK("c", k)}}))
-	cfg := i.config()
+	i, k := issuertest.New(t), issuertest.RSA().Public()
+	i.SetKeys(issuertest.JSON(t, issuertest.KeySet(issuertest.JWK("a", k), issuertest.JWK("b", k), issuertest.JWK("c", k))))
+	cfg := config(i)
 	cfg.MaxKeys = 2
 	s := sandbox.NewIssuers(cfg)
 	if _, err := s.Key(t.Context(), i.URL, "b"); err != nil {

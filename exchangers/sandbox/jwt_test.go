@@ -3,12 +3,17 @@ package sandbox_test
 import (
 	"crypto"
 	"crypto/elliptic"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
 
 	"github.com/credence-id/credence/exchangers/sandbox"
+	"github.com/credence-id/credence/exchangers/sandbox/issuertest"
 )
+
+func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
 func raw(header, claims string) string {
 	return b64([]byte(header)) + "." + b64([]byte(claims)) + "." + b64([]byte("x"))
@@ -89,8 +94,8 @@ func TestAudiences(t *testing.T) {
 }
 
 func TestVerify(t *testing.T) {
-	r, r2 := newRSA(t, 2048), newRSA(t, 2048)
-	p256, p384, p521 := newEC(t, elliptic.P256()), newEC(t, elliptic.P384()), newEC(t, elliptic.P521())
+	r, r2 := issuertest.RSA(), issuertest.NewRSA(2048)
+	p256, p384, p521 := issuertest.NewEC(elliptic.P256()), issuertest.NewEC(elliptic.P384()), issuertest.NewEC(elliptic.P521())
 	for name, tc := range map[string]struct {
 		alg string
 		by  crypto.Signer
@@ -107,7 +112,7 @@ func TestVerify(t *testing.T) {
 		"ES384":                  {"ES384", p384, p384.Public(), "ES384", nil},
 		"ES512":                  {"ES512", p521, p521.Public(), "ES512", nil},
 		"other key":              {"RS256", r, r2.Public(), "RS256", sandbox.ErrSignature},
-		"other EC key":           {"ES256", p256, newEC(t, elliptic.P256()).Public(), "ES256", sandbox.ErrSignature},
+		"other EC key":           {"ES256", p256, issuertest.NewEC(elliptic.P256()).Public(), "ES256", sandbox.ErrSignature},
 		"other algorithm":        {"RS256", r, r.Public(), "RS384", sandbox.ErrAlgorithm},
 		"RS signature, PS token": {"PS256", p256, r.Public(), "PS256", sandbox.ErrSignature},
 		"EC key, RS256":          {"RS256", r, p256.Public(), "RS256", sandbox.ErrUnusable},
@@ -117,7 +122,7 @@ func TestVerify(t *testing.T) {
 		"secret for a key":       {"RS256", r, []byte("secret"), "RS256", sandbox.ErrUnusable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			j, err := sandbox.ParseJWT(sign(t, tc.by, tc.alg, nil, map[string]any{"sub": "a"}))
+			j, err := sandbox.ParseJWT(issuertest.Sign(t, tc.by, tc.alg, nil, map[string]any{"sub": "a"}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -129,7 +134,7 @@ func TestVerify(t *testing.T) {
 }
 
 func TestVerifyRefusesNoneAndHMAC(t *testing.T) {
-	r := newRSA(t, 2048)
+	r := issuertest.RSA()
 	for _, alg := range []string{"none", "HS256", "EdDSA", "RS1"} {
 		j, err := sandbox.ParseJWT(raw(`{"alg":"`+alg+`"}`, `{}`))
 		if err != nil {
@@ -143,8 +148,8 @@ func TestVerifyRefusesNoneAndHMAC(t *testing.T) {
 
 func TestVerifyRefusesShortRSA(t *testing.T) {
 	t.Setenv("GODEBUG", "rsa1024min=0")
-	r := newRSA(t, 1024)
-	j, err := sandbox.ParseJWT(sign(t, r, "RS256", nil, map[string]any{}))
+	r := issuertest.NewRSA(1024)
+	j, err := sandbox.ParseJWT(issuertest.Sign(t, r, "RS256", nil, map[string]any{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,4 +187,57 @@ func FuzzParseKeySet(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestSignerVerifiesByItsKeySet(t *testing.T) {
+	for _, s := range []*sandbox.Signer{sandbox.NewSigner(nil), sandbox.NewSigner(issuertest.RSA())} {
+		raw, err := s.Sign(map[string]any{"sub": "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		set, err := s.KeySet()
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, err := sandbox.ParseKeySet(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		j, err := sandbox.ParseJWT(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := j.Verify(keys[0].Public, "RS256"); err != nil || j.KeyID != keys[0].ID {
+			t.Errorf("kid %q: %v", j.KeyID, err)
+		}
+	}
+}
+
+func TestKeyFits(t *testing.T) {
+	usable := issuertest.JWK("a", issuertest.RSA().Public())
+	for name, tc := range map[string]struct {
+		change map[string]any
+		ok     bool
+	}{
+		"plain":         {nil, true},
+		"its alg":       {map[string]any{"alg": "RS256"}, true},
+		"no use":        {map[string]any{"use": nil}, true},
+		"another alg":   {map[string]any{"alg": "RS512"}, false},
+		"a SPIFFE use":  {map[string]any{"use": "jwt-svid"}, false},
+		"another type":  {map[string]any{"kty": "OKP"}, false},
+		"short modulus": {map[string]any{"n": "AQAB"}, false},
+		"even exponent": {map[string]any{"e": "Ag"}, false},
+	} {
+		b, err := json.Marshal(issuertest.KeySet(issuertest.With(usable, tc.change)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, err := sandbox.ParseKeySet(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := keys[0].Fits("RS256"); (err == nil) != tc.ok || err != nil && !errors.Is(err, sandbox.ErrUnusable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
