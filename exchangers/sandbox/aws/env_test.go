@@ -148,7 +148,7 @@ type anywhere struct {
 func newAnywhere(t testing.TB, change ...func(*aws.Config)) *anywhere {
 	t.Helper()
 	e := &anywhere{clock: newClock(), key: newKey(t, elliptic.P256())}
-	e.root = newAuthority(t, "root", e.Now(), nil)
+	e.root = newAuthority(t, "root", e.Now(), nil, always)
 	e.cert = e.root.leaf(t, e.key.Public())
 	e.anchor = aws.TrustAnchor{ARN: anchorARN, Certificates: []*x509.Certificate{e.root.cert}, Enabled: true}
 	e.profile = aws.Profile{ARN: profileARN, RoleARNs: []string{roleARN}, Enabled: true, AcceptRoleSessionName: true}
@@ -195,7 +195,7 @@ func (e *anywhere) wantCredential(t testing.TB) {
 // noCredential fails if a body has anything of a credential in it.
 func noCredential(t testing.TB, body string) {
 	t.Helper()
-	for _, s := range []string{"ASIA", "accesskey", "sessiontoken", "assumedrole"} {
+	for _, s := range []string{"ASIA", "accessKeyId", "secretAccessKey", `"sessionToken`, "<sessionToken", "assumedRole"} {
 		if strings.Contains(strings.ToLower(body), strings.ToLower(s)) {
 			t.Errorf("a refusal has %q in it: %s", s, body)
 		}
