@@ -1,0 +1,87 @@
+package aws
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/credence-id/credence/exchangers"
+)
+
+// A hint is the way out for a code whose message holds text.
+type hint struct {
+	code, text string           // empty: any
+	class      exchangers.Class // empty: by code and status
+	way        string
+}
+
+// The first that fits is taken.
+var anywhereHints = []hint{
+	{"AccessDeniedException", "MaxSessionDuration", "", "lower the Target's duration, or the profile's, or raise the role's maximum session duration"},
+	{"AccessDeniedException", "session tags", "", "change the profile's attribute mapping: a mapped attribute of the X509-SVID is no legal session tag"},
+	{"AccessDeniedException", "Unable to assume role", "", "the role's trust policy must let rolesanywhere.amazonaws.com do sts:AssumeRole, sts:TagSession and sts:SetSourceIdentity, with conditions that this X509-SVID meets"},
+	{"AccessDeniedException", "Untrusted signing certificate", "", "the trust anchor must hold a CA of our bundle: compare it with credence bundle show"},
+	{"AccessDeniedException", "Insufficient certificate", "", "the X509-SVID must be no CA, with a subject and key usage digitalSignature"},
+	{"AccessDeniedException", "Untrusted certificate", "", "check the trust anchor's CA, and this machine's clock"},
+	{"AccessDeniedException", "revoked", "", "the certificate is in a revocation list that was imported for the trust anchor"},
+	{"AccessDeniedException", "ignature", "", "check this machine's clock, and that no proxy changes the request"},
+	{"AccessDeniedException", "", "", "check that trust anchor and profile are enabled, that the profile lists the role, and that it accepts session_name if that is set"},
+	{"ResourceNotFoundException", "", "", "check trust_anchor and profile: one does not exist in that region"},
+	{"ValidationException", "", "", "check the ARNs, session_name and duration of the Target"},
+}
+
+var webIdentityHints = []hint{
+	{"InvalidIdentityToken", "retrieve verification key", exchangers.Propagation, "AWS could not read our issuer's discovery document or key: it must answer from the internet within 5 s"},
+	{"InvalidIdentityToken", "No OpenIDConnect provider", "", "create an OIDC provider in the role's account whose URL is our issuer, byte for byte"},
+	{"InvalidIdentityToken", "audience", "", "add the Target's audience to the client IDs of the OIDC provider"},
+	{"InvalidIdentityToken", "thumbprint", "", "update the thumbprint of the OIDC provider"},
+	{"InvalidIdentityToken", "", "", "check that the OIDC provider's URL is our issuer and that AWS can read it"},
+	{"ExpiredTokenException", "", "", "compare the broker's clock"},
+	{"IDPCommunicationError", "", exchangers.Propagation, "AWS could not reach our issuer: it must answer from the internet within 5 s"},
+	{"IDPRejectedClaim", "", "", "check the role's trust policy and the claims of the JWT-SVID"},
+	{"AccessDenied", "", "", "check that the role exists and that its trust policy names the OIDC provider with conditions that this SPIFFE ID (:sub) and audience (:aud) meet; claims for tags need sts:TagSession too"},
+	{"ValidationError", "MaxSessionDuration", "", "lower the Target's duration, or raise the role's maximum session duration"},
+	{"ValidationError", "", "", "check role, session_name and duration of the Target"},
+	{"PackedPolicyTooLarge", "", "", "use fewer session tags"},
+	{"RegionDisabledException", "", "", "activate STS for that region in the account, or choose another region"},
+}
+
+// Codes of throttling, whatever their status: STS sends some with 400.
+func throttled(code string) bool {
+	switch code {
+	case "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestThrottledException",
+		"TooManyRequestsException", "RequestLimitExceeded", "SlowDown", "PriorRequestNotComplete":
+		return true
+	}
+	return false
+}
+
+func refusal(status int, code, message, id string, after time.Duration, hints []hint) *exchangers.Error {
+	e := &exchangers.Error{Provider: provider, Status: status, Code: exchangers.Clean(code), Message: exchangers.Clean(message),
+		Class: exchangers.ClassOf(status), RequestID: id, RetryAfter: after}
+	if throttled(code) {
+		e.Class = exchangers.Throttled
+	}
+	for _, h := range hints {
+		if h.code == code && strings.Contains(message, h.text) {
+			e.Hint = h.way
+			if h.class != "" {
+				e.Class = h.class
+			}
+			return e
+		}
+	}
+	if status/100 == 3 || status == http.StatusNotFound || status == http.StatusMethodNotAllowed {
+		e.Hint = "check the Target's endpoint: redirects are not followed"
+	}
+	return e
+}
+
+// retryAfter reads AWS's own header, in milliseconds, and the common one.
+func retryAfter(h http.Header) time.Duration {
+	if ms, err := strconv.ParseUint(h.Get("X-Amz-Retry-After"), 10, 32); err == nil {
+		return min(time.Duration(ms)*time.Millisecond, 5*time.Minute)
+	}
+	return exchangers.RetryAfter(h)
+}

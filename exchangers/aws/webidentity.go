@@ -1,0 +1,123 @@
+package aws
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	sdk "github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/exchangers"
+)
+
+// webIdentity calls AssumeRoleWithWebIdentity of STS.
+type webIdentity struct {
+	cfg Config
+	s   WebIdentity
+}
+
+// client reads no environment and no file: a Target says all.
+func (w *webIdentity) client() *sts.Client {
+	return sts.New(sts.Options{
+		Region:       w.s.region(),
+		BaseEndpoint: endpoint(w.cfg.Endpoint),
+		HTTPClient:   w.cfg.Client,
+		Credentials:  sdk.AnonymousCredentials{},
+		Retryer:      sdk.NopRetryer{}, // exchangers.Source retries
+		Logger:       logging.Nop{},
+	})
+}
+
+func endpoint(url string) *string {
+	if url == "" {
+		return nil
+	}
+	return &url
+}
+
+// Exchange presents a JWT-SVID.
+func (w *webIdentity) Exchange(ctx context.Context, svids exchangers.SVIDs) (exchangers.Credential, error) {
+	jwt, err := svids.JWT(ctx)
+	if err == nil && jwt == "" {
+		err = errNoToken
+	}
+	if err != nil {
+		return exchangers.Credential{}, fmt.Errorf("getting the JWT-SVID for %s: %w", w.s.Role, err)
+	}
+	in := &sts.AssumeRoleWithWebIdentityInput{
+		RoleArn:          &w.s.Role,
+		RoleSessionName:  sdk.String(w.sessionName(svids.ID())),
+		WebIdentityToken: &jwt,
+	}
+	if w.s.Duration != 0 {
+		in.DurationSeconds = sdk.Int32(int32(time.Duration(w.s.Duration) / time.Second))
+	}
+	out, err := w.client().AssumeRoleWithWebIdentity(ctx, in)
+	if err != nil {
+		return exchangers.Credential{}, w.refusal(err, exchangers.NewSecret(jwt))
+	}
+	return w.read(out)
+}
+
+func (w *webIdentity) read(out *sts.AssumeRoleWithWebIdentityOutput) (exchangers.Credential, error) {
+	id := ""
+	if v, ok := awsmiddleware.GetRequestIDMetadata(out.ResultMetadata); ok {
+		id = exchangers.Clean(v)
+	}
+	c := out.Credentials
+	if c == nil || c.Expiration == nil {
+		return exchangers.Credential{}, exchangers.Unusable(provider, http.StatusOK, id, "it holds no credentials")
+	}
+	keys := &exchangers.AWS{
+		AccessKeyID:     sdk.ToString(c.AccessKeyId),
+		SecretAccessKey: exchangers.NewSecret(sdk.ToString(c.SecretAccessKey)),
+		SessionToken:    exchangers.NewSecret(sdk.ToString(c.SessionToken)),
+		Region:          w.s.region(),
+	}
+	if out.AssumedRoleUser != nil {
+		keys.AssumedRole = sdk.ToString(out.AssumedRoleUser.Arn)
+	}
+	return usable(w.cfg.Now(), http.StatusOK, exchangers.Credential{Expires: *c.Expiration, RequestID: id, AWS: keys})
+}
+
+// refusal reads what the SDK made of the answer.
+func (w *webIdentity) refusal(err error, jwt exchangers.Secret) *exchangers.Error {
+	var resp *awshttp.ResponseError
+	if !errors.As(err, &resp) || resp.HTTPStatusCode() == 0 || resp.Response.Response == nil {
+		return exchangers.Unreached(provider, err)
+	}
+	status, id := resp.HTTPStatusCode(), exchangers.Clean(resp.ServiceRequestID())
+	if status == http.StatusOK {
+		return exchangers.Unusable(provider, status, id, "it is not the XML of a session")
+	}
+	code, message := "", fmt.Sprintf("HTTP status %d, and no reason that can be read", status)
+	var api smithy.APIError
+	if errors.As(err, &api) {
+		code, message = api.ErrorCode(), exchangers.Clean(api.ErrorMessage(), jwt)
+	}
+	return refusal(status, code, message, id, retryAfter(resp.Response.Header), webIdentityHints)
+}
+
+// sessionName is the one set or, since a SPIFFE ID is never a legal one, the
+// end of the ID's path and a digest of the whole ID.
+func (w *webIdentity) sessionName(id spiffeid.ID) string {
+	if w.s.SessionName != "" {
+		return w.s.SessionName
+	}
+	name := strings.ReplaceAll(strings.Trim(id.Path(), "/"), "/", ".")
+	if name == "" {
+		name = id.TrustDomain().Name()
+	}
+	digest := sha256.Sum256([]byte(id.String()))
+	return fmt.Sprintf("%s-%x", name[max(0, len(name)-55):], digest[:4])
+}
