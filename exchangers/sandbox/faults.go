@@ -54,6 +54,13 @@ func (f *Faults) Queue(n int, fault Fault) {
 	}
 }
 
+// Clear forgets the faults that are still queued.
+func (f *Faults) Clear() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.queue = nil
+}
+
 // SetClockOffset moves the clocks that [Faults.Clock] made.
 func (f *Faults) SetClockOffset(d time.Duration) {
 	f.mu.Lock()
