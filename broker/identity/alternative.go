@@ -36,7 +36,8 @@ func (a *alternative) eval(e *evidence, terms truth) truth {
 	if a.when == nil || terms == isFalse {
 		return terms
 	}
-	return min(terms, a.when.eval(e))
+	when, _ := a.when.eval(e)
+	return min(terms, when)
 }
 
 // reads adds what the alternative depends on.

@@ -40,6 +40,9 @@ func cloneClaims(claims map[string]any) (map[string]any, error) {
 	}
 	left := maxClaimsBytes
 	clone, err := cloneClaim(claims, maxClaimsDepth, &left)
+	if err == nil && left < 0 {
+		err = fmt.Errorf("claims are more than %d bytes", maxClaimsBytes)
+	}
 	if err != nil {
 		return nil, err
 	}

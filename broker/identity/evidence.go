@@ -93,6 +93,7 @@ func (e *evidence) below(prefix string) []string {
 			}
 		}
 		slices.Sort(e.names)
+		e.names = slices.Compact(e.names)
 	}
 	prefix += "."
 	from, _ := slices.BinarySearch(e.names, prefix)

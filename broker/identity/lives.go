@@ -36,9 +36,9 @@ func (c *compiler) lives(k *Config) {
 		c.fail("max_jwt_ttl", "%s: at most 1h is taken", k.MaxJWTTTL)
 	}
 	for _, l := range []struct {
-		name         string
-		life         *time.Duration
-		max, default_ time.Duration
+		name       string
+		life       *time.Duration
+		max, usual time.Duration
 	}{
 		{"x509_ttl", &k.X509TTL, k.MaxX509TTL, time.Hour},
 		{"jwt_ttl", &k.JWTTTL, k.MaxJWTTTL, 5 * time.Minute},
@@ -46,7 +46,7 @@ func (c *compiler) lives(k *Config) {
 		{"file_ttl", &k.FileTTL, k.MaxJWTTTL, time.Hour},
 	} {
 		if *l.life == 0 {
-			*l.life = min(l.default_, l.max)
+			*l.life = min(l.usual, l.max)
 		}
 		c.life(l.name, *l.life, l.max)
 	}

@@ -63,6 +63,8 @@ func (v *view) Find(key ref.Val) (ref.Val, bool) {
 	switch {
 	case len(values) > 0 && u&useInside == 0:
 		return factValue(values, u), true
+	case !u.group(name) && u&useHas == 0:
+		return types.NewErr("%s is absent", name), false // says more than CEL's own error
 	case !u.group(name):
 		return nil, false
 	case u == useInside: // what follows decides

@@ -146,17 +146,19 @@ func (r *reads) add(other reads) {
 	r.any = append(r.any, other.any...)
 }
 
-func (w *when) eval(e *evidence) truth {
+// eval returns unknown, and why, for whatever CEL can't say: an absent or
+// unknown fact, operands that don't fit, a spent cost limit.
+func (w *when) eval(e *evidence) (truth, error) {
 	out, _, err := w.program.Eval(&activation{e: e, w: w})
 	switch {
-	case err != nil: // an absent or unknown fact, a spent cost limit
-		return isUnknown
+	case err != nil:
+		return isUnknown, err
 	case out == types.True:
-		return isTrue
+		return isTrue, nil
 	case out == types.False:
-		return isFalse
+		return isFalse, nil
 	default:
-		return isUnknown
+		return isUnknown, fmt.Errorf("it gave %v", out)
 	}
 }
 
