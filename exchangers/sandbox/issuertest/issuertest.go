@@ -152,7 +152,7 @@ func Sign(t testing.TB, key crypto.Signer, alg string, header, claims map[string
 
 func signature(t testing.TB, key crypto.Signer, alg, signed string) []byte {
 	t.Helper()
-	if len(alg) != 5 || !strings.Contains("RPE", alg[:1]) {
+	if len(alg) != 5 || alg[1] != 'S' || !strings.Contains("RPE", alg[:1]) {
 		return []byte{1}
 	}
 	hash := map[string]crypto.Hash{"256": crypto.SHA256, "384": crypto.SHA384, "512": crypto.SHA512}[alg[2:]]
