@@ -1,0 +1,4 @@
+package gcp
+
+// Refusal is the parser of what Google answers.
+var Refusal = refusal
