@@ -53,11 +53,9 @@ func keyFits(c *x509.Certificate) bool {
 func checkLeaf(c *x509.Certificate, now time.Time) error {
 	insufficient := denied("Untrusted certificate. Insufficient certificate")
 	switch {
-	case c.Version != 3:
-		return insufficient.because("version %d", c.Version)
 	case len(c.Subject.Names) == 0:
 		return insufficient.because("empty subject")
-	case !c.BasicConstraintsValid || c.IsCA:
+	case !c.BasicConstraintsValid || c.IsCA: // without extensions: versions 1 and 2
 		return insufficient.because("basic constraints do not say CA:FALSE")
 	case c.KeyUsage&x509.KeyUsageDigitalSignature == 0 || c.KeyUsage&x509.KeyUsageCertSign != 0:
 		return insufficient.because("key usage without digitalSignature, or of a CA")

@@ -146,12 +146,14 @@ var signatureRows = []row{
 	{"signed header not there", tampered(func(r *http.Request) {
 		r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), "content-type;host", "content-type;cookie;host", 1))
 	}), 403, accessDenied, "signature"},
-	{"signed headers not sorted", tampered(func(r *http.Request) {
-		r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), "content-type;host", "host;content-type", 1))
+	{"signed headers not sorted", request(func(_ *anywhere, c *call) { c.reversed = true }), 403, accessDenied, "signature"},
+	{"hash of another body", request(func(_ *anywhere, c *call) {
+		c.before = func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", digest("x")) }
 	}), 403, accessDenied, "signature"},
-	{"hash of another body", tampered(func(r *http.Request) {
-		r.Header.Set("X-Amz-Content-Sha256", digest("x"))
+	{"unsigned payload", request(func(_ *anywhere, c *call) {
+		c.before = func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD") }
 	}), 403, accessDenied, "signature"},
+	{"header of AWS not signed", tampered(func(r *http.Request) { r.Header.Set("X-Amz-Extra", "x") }), 403, accessDenied, "signature"},
 	{"another host", tampered(func(r *http.Request) { r.Host = "rolesanywhere.eu-west-1.amazonaws.com" }), 403, accessDenied, "signature"},
 	{"another role in the query", tampered(func(r *http.Request) {
 		r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "orders", "ledger", 1)
@@ -190,11 +192,24 @@ func leaf(f func(*x509.Certificate)) func(*testing.T, *anywhere, *call) func() {
 	}
 }
 
+// headerX509 makes a row's change to the header of the certificate, and signs it.
 func headerX509(f func(der []byte) string) func(*testing.T, *anywhere, *call) func() {
-	return request(func(_ *anywhere, c *call) {
-		fake := *c.leaf
-		c.after = func(r *http.Request) { r.Header.Set("X-Amz-X509", f(fake.Raw)) }
-	})
+	return func(t *testing.T, e *anywhere, c *call) func() {
+		for n := 1; len(c.leaf.Raw)%3 != 1; n++ { // leaves bits over in base64
+			c.leaf = e.root.leaf(t, e.key.Public(), func(x *x509.Certificate) { x.Subject.CommonName = strings.Repeat("n", n) })
+		}
+		c.before = func(r *http.Request) { r.Header.Set("X-Amz-X509", f(c.leaf.Raw)) }
+		return nil
+	}
+}
+
+// leftoverBits sets a bit that base64 does not use.
+func leftoverBits(der []byte) string {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+	s := []byte(base64.StdEncoding.EncodeToString(der))
+	last := len(s) - len("==") - 1
+	s[last] = alphabet[strings.IndexByte(alphabet, s[last])|1]
+	return string(s)
 }
 
 const untrusted = "Untrusted certificate"
@@ -203,6 +218,7 @@ var leafRows = []row{
 	{"certificate with trailing bytes", headerX509(func(der []byte) string {
 		return base64.StdEncoding.EncodeToString(append(der[:len(der):len(der)], 0))
 	}), 403, accessDenied, untrusted},
+	{"certificate with leftover bits", headerX509(leftoverBits), 403, accessDenied, untrusted},
 	{"certificate in base64url", headerX509(func(der []byte) string {
 		return base64.URLEncoding.EncodeToString(append(der[:len(der):len(der)], 0xff, 0xff))
 	}), 403, accessDenied, untrusted},
@@ -466,6 +482,13 @@ func TestAnywhereSucceeds(t *testing.T) {
 	}{
 		{"date 300 s back", date(-300 * time.Second)},
 		{"date 300 s ahead", date(300 * time.Second)},
+		{"hash of the body", request(func(_ *anywhere, c *call) {
+			c.before = func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", digest(c.body)) }
+		})},
+		{"spaces in a signed header", request(func(_ *anywhere, c *call) {
+			c.before = func(r *http.Request) { r.Header.Set("Amz-Sdk-Request", "attempt=1; max=3") }
+			c.after = func(r *http.Request) { r.Header.Set("Amz-Sdk-Request", "  attempt=1;   max=3 ") }
+		})},
 		{"all ARNs in the body", request(func(_ *anywhere, c *call) {
 			c.query, c.body = nil, `{"trustAnchorArn":"`+anchorARN+`","profileArn":"`+profileARN+`","roleArn":"`+roleARN+`"}`
 		})},

@@ -1,12 +1,17 @@
 package aws_test
 
 import (
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/json"
 	"fmt"
+	"math/big"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/credence-id/credence/exchangers/sandbox/aws"
 )
@@ -264,6 +269,8 @@ func TestCRLsRefused(t *testing.T) {
 		"garbage":       []byte("x"),
 		"two PEM":       append(list.Data, list.Data...),
 		"a certificate": e.cert.Raw,
+		"an extension that is critical": crlWith(t, e.root, pkix.Extension{
+			Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}),
 	} {
 		if err := e.cloud.ImportCRL(anchorARN, aws.CRL{Data: data}); err == nil {
 			t.Errorf("%s: accepted", name)
@@ -274,4 +281,12 @@ func TestCRLsRefused(t *testing.T) {
 	if err := e.cloud.ImportCRL(anchorARN, list); err == nil {
 		t.Error("a third list: accepted")
 	}
+}
+
+func crlWith(t *testing.T, ca *authority, ext pkix.Extension) []byte {
+	t.Helper()
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: ca.now,
+		NextUpdate: ca.now.Add(time.Hour), ExtraExtensions: []pkix.Extension{ext}}, ca.cert, ca.key)
+	must(t, err)
+	return der
 }

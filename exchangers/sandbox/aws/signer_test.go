@@ -32,7 +32,9 @@ type call struct {
 	query     url.Values
 	body      string
 	unsigned  []string                            // headers to leave out of SignedHeaders
+	reversed  bool                                // SignedHeaders are sorted the other way
 	sign      func(canonical, text string) string // makes the Signature
+	before    func(*http.Request)                 // changes what is signed
 	after     func(*http.Request)                 // tampers with what was signed
 }
 
@@ -52,6 +54,9 @@ func (c *call) request(t testing.TB) *http.Request {
 		}
 		r.Header.Set("X-Amz-X509-Chain", strings.Join(list, ","))
 	}
+	if c.before != nil {
+		c.before(r)
+	}
 	c.authorize(r, method+"\n/sessions\n"+query+"\n")
 	if c.after != nil {
 		c.after(r)
@@ -66,6 +71,9 @@ func (c *call) authorize(r *http.Request, canonical string) {
 	}
 	slices.Sort(names)
 	names = slices.DeleteFunc(names, func(n string) bool { return slices.Contains(c.unsigned, n) })
+	if c.reversed {
+		slices.Reverse(names)
+	}
 	for _, n := range names {
 		v := r.Header.Get(n)
 		if n == "host" {

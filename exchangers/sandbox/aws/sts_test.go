@@ -228,7 +228,7 @@ var tokenRows = []stsRow{
 		k = k.head("alg", "PS256")
 		k.sign = func(s string) []byte {
 			sum := sha256.Sum256([]byte(s))
-			sig, err := rsa.SignPSS(rand.Reader, rsaKey(), crypto.SHA256, sum[:], nil)
+			sig, err := rsa.SignPSS(rand.Reader, rsaKey(), crypto.SHA256, sum[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
 			if err != nil {
 				panic(err)
 			}
