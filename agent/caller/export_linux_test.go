@@ -11,6 +11,11 @@ func OpenIn(proc string, pid int) (*Process, error) {
 	return openProcess(proc, pid, func() (int, error) { return -1, nil })
 }
 
+// OpenInWith is OpenIn with a pidfd.
+func OpenInWith(proc string, pid int, pidfd func() (int, error)) (*Process, error) {
+	return openProcess(proc, pid, pidfd)
+}
+
 // FromConnBefore65 is FromConn on a kernel without SO_PEERPIDFD, and without
 // pidfd_open too unless open.
 func FromConnBefore65(c *net.UnixConn, open bool) (*Process, error) {

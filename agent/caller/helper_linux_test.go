@@ -3,6 +3,7 @@ package caller_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -41,6 +42,13 @@ func helper(mode string) error {
 	case "idle":
 	case "connect": // and keep the socket over an exec
 		if _, err := connect(); err != nil {
+			return err
+		}
+	case "drop": // connect, then be another user
+		if _, err := connect(); err != nil {
+			return err
+		}
+		if err := syscall.Setuid(65534); err != nil {
 			return err
 		}
 	case "call": // gRPC
@@ -148,6 +156,10 @@ func judge() error {
 	}
 	_, _, exeErr := p.Executable()
 	fmt.Println(p.UID(), p.ExecutableKnown(), exeErr != nil, p.Check())
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+		return err
+	}
+	fmt.Println(errors.Is(p.Check(), caller.ErrGone))
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 type from func(*net.UnixConn) (*caller.Process, error)
@@ -219,9 +221,82 @@ func TestUnknownExecutable(t *testing.T) {
 	must(t, err)
 	defer f.Close()
 	judge := start(t, "judge", "", as(65534, 65534), func(c *exec.Cmd) { c.ExtraFiles = []*os.File{f} }).ready()
-	start(t, "connect", path).ready()
+	h := start(t, "connect", path).ready()
 	if got, want := judge.line(), "0 false true <nil>"; got != want {
 		t.Errorf("uid, known, refused, check: got %q, want %q", got, want)
+	}
+	h.in.Close() // a zombie: its start time can still be read
+	waitZombie(t, h.cmd.Process.Pid)
+	_, err = io.WriteString(judge.in, "\n")
+	must(t, err)
+	if got := judge.line(); got != "true" {
+		t.Errorf("gone: %s", got)
+	}
+}
+
+// What could not be read at connect is never told, also if it can be later.
+func TestExecutableBecomesKnown(t *testing.T) {
+	proc := newFakeProc(t)
+	exe := filepath.Join(proc.root, "42/exe")
+	must(t, os.Remove(exe))
+	must(t, os.Symlink("exe", exe)) // a loop: unreadable for root too
+	p, err := caller.OpenIn(proc.root, 42)
+	must(t, err)
+	defer p.Close()
+	must(t, p.Check())
+	if _, _, err := p.Executable(); p.ExecutableKnown() || !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("known %v, %v", p.ExecutableKnown(), err)
+	}
+	proc.runs("other")
+	if err := p.Check(); !errors.Is(err, caller.ErrChanged) {
+		t.Errorf("Check: %v", err)
+	}
+}
+
+// Before Linux 6.5 the number may be another process's by the time we look.
+func TestAnotherUsersProcessHasTheNumber(t *testing.T) {
+	needRoot(t)
+	l, path := listen(t)
+	start(t, "drop", path).ready()
+	c, err := l.Accept()
+	must(t, err)
+	defer c.Close()
+	if _, err := caller.FromConnBefore65(c.(*net.UnixConn), true); !errors.Is(err, caller.ErrGone) {
+		t.Errorf("before 6.5: %v", err)
+	}
+	p, err := caller.FromConn(c.(*net.UnixConn))
+	must(t, err)
+	defer p.Close()
+	if p.UID() != 0 {
+		t.Errorf("uid %d, want the one at connect", p.UID())
+	}
+}
+
+func TestProcOfAnotherNamespace(t *testing.T) {
+	for name, row := range map[string]struct {
+		line string
+		ok   bool
+	}{
+		"ours":            {"Pid:\t42\n", true},
+		"another's":       {"Pid:\t43\n", false},
+		"not in it":       {"Pid:\t0\n", false},
+		"gone":            {"Pid:\t-1\n", false},
+		"doesn't say any": {"pos:\t0\n", false},
+	} {
+		proc := newFakeProc(t)
+		dir := filepath.Join(proc.root, "self/fdinfo")
+		must(t, os.MkdirAll(dir, 0o755))
+		p, err := caller.OpenInWith(proc.root, 42, func() (int, error) {
+			fd, err := unix.PidfdOpen(os.Getpid(), 0)
+			must(t, err)
+			return fd, os.WriteFile(filepath.Join(dir, fmt.Sprint(fd)), []byte(row.line), 0o600)
+		})
+		if (err == nil) != row.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			p.Close()
+		}
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -21,22 +20,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-const helperEnv = "ATTEST_TEST_HELPER"
-
-// TestMain runs this binary as the process that is attested. It says "ready",
-// and executes what it reads from stdin, or ends with it.
-func TestMain(m *testing.M) {
-	if os.Getenv(helperEnv) == "" {
-		os.Exit(m.Run())
-	}
-	fmt.Println("ready")
-	line, err := bufio.NewReader(os.Stdin).ReadString('\n')
-	if err == nil {
-		next := strings.TrimSpace(line)
-		err = syscall.Exec(next, []string{next}, os.Environ())
-		fmt.Println("error:", err)
-	}
-}
+// shell is the program that is attested, and copies of it: it does what it
+// reads, and ends with it.
+const shell = "/bin/sh"
 
 type proc struct {
 	t   *testing.T
@@ -48,7 +34,6 @@ type proc struct {
 func start(t *testing.T, program string, change ...func(*exec.Cmd)) *proc {
 	t.Helper()
 	cmd := exec.Command(program)
-	cmd.Env = append(os.Environ(), helperEnv+"=1", "GORACE=atexit_sleep_ms=0")
 	for _, f := range change {
 		f(cmd)
 	}
@@ -59,8 +44,15 @@ func start(t *testing.T, program string, change ...func(*exec.Cmd)) *proc {
 	must(t, cmd.Start())
 	t.Cleanup(func() { in.Close(); cmd.Process.Kill(); cmd.Wait() })
 	p := &proc{t, cmd, in, bufio.NewReader(out)}
+	p.say("echo ready")
 	p.ready()
 	return p
+}
+
+func (p *proc) say(command string) {
+	p.t.Helper()
+	_, err := io.WriteString(p.in, command+"\n")
+	must(p.t, err)
 }
 
 func (p *proc) ready() {
@@ -85,12 +77,12 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// program makes this binary another one, with tail appended.
+// program makes another shell, with tail appended.
 func program(t *testing.T, tail string) string {
 	t.Helper()
-	b, err := os.ReadFile("/proc/self/exe")
+	b, err := os.ReadFile(shell)
 	must(t, err)
-	name := filepath.Join(t.TempDir(), "program")
+	name := filepath.Join(t.TempDir(), "sh")
 	must(t, os.WriteFile(name, append(b, tail...), 0o755))
 	return name
 }
@@ -153,7 +145,7 @@ func TestAnotherUID(t *testing.T) {
 		t.Skip("only root can start a process of another uid")
 	}
 	a := unix.New(unix.Config{UserName: names(nil), GroupName: names(map[uint32]string{10: "ten"})})
-	p := start(t, "/proc/self/exe", func(c *exec.Cmd) {
+	p := start(t, shell, func(c *exec.Cmd) {
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 4243, Groups: []uint32{10, 9, 10}}}
 	}).opened()
 	facts, _, err := a.Attest(t.Context(), p, all)
@@ -164,7 +156,7 @@ func TestAnotherUID(t *testing.T) {
 		unix.User:       nil, // it has no name: that is proven
 		unix.Groups:     {"9", "10"},
 		unix.GroupNames: {"ten"},
-		unix.SHA256:     {sumOf(t, "/proc/self/exe")},
+		unix.SHA256:     {sumOf(t, shell)},
 	} {
 		if diff := cmp.Diff(want, facts[name]); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
@@ -225,7 +217,7 @@ func TestReplacedFile(t *testing.T) {
 	a := unix.New(unix.Config{Now: func() time.Time { return time.Now().Add(time.Hour) }})
 	name := program(t, "one")
 	for _, tail := range []string{"one", "one", "two", "three"} {
-		b, err := os.ReadFile("/proc/self/exe")
+		b, err := os.ReadFile(shell)
 		must(t, err)
 		must(t, os.WriteFile(name, append(b, tail...), 0o755))
 		p := start(t, name)
@@ -265,7 +257,7 @@ func TestPathOfAnotherMountNamespace(t *testing.T) {
 	if err := try.Run(); err != nil {
 		t.Skipf("this system gives users no mount namespace: %v", err)
 	}
-	p := start(t, "/bin/sh", func(c *exec.Cmd) {
+	p := start(t, shell, func(c *exec.Cmd) {
 		c.Args = []string{"sh", "-c", `mount --bind "$1" "$2" && exec "$2"`, "sh", evil, trusted}
 		c.SysProcAttr = own
 	}).opened()
@@ -312,7 +304,7 @@ func TestNothingOfAChangedProcess(t *testing.T) {
 		do   func(*proc)
 		want error
 	}{
-		"executes another program": {func(p *proc) { io.WriteString(p.in, program(t, "other")+"\n"); p.ready() }, caller.ErrChanged},
+		"executes another program": {func(p *proc) { p.say("exec '" + program(t, "other") + "' -c 'echo ready; read x'"); p.ready() }, caller.ErrChanged},
 		"ends":                     {func(p *proc) { p.in.Close(); p.cmd.Wait() }, caller.ErrGone},
 	} {
 		t.Run(name, func(t *testing.T) {
