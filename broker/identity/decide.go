@@ -55,7 +55,6 @@ func (s *Set) Decide(r Request) ([]Decision, error) {
 type judgement struct {
 	r        *Request
 	e        *evidence
-	life     time.Duration // of a target's token
 	granting []*alternative
 	hits     []hit
 }

@@ -1,10 +1,14 @@
 package identity_test
 
 import (
+	"maps"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 )
 
 func TestDepends(t *testing.T) {
@@ -114,4 +118,79 @@ func TestWantedFacts(t *testing.T) {
 	if diff := cmp.Diff([]string{"workload.unix.sha256"}, s.WantedFacts()); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// stands is what an agent does: whether what was decided on depends may be
+// served to a process with these facts.
+func stands(depends, all map[string][]string) bool {
+	for name, values := range depends {
+		found := all[name]
+		if group, ok := strings.CutSuffix(name, "{*}"); ok {
+			found = nil
+			for _, n := range slices.Sorted(maps.Keys(all)) {
+				if strings.HasPrefix(n, group) {
+					found = append(found, n)
+				}
+			}
+			if found == nil {
+				found = []string{""}
+			}
+		}
+		if !slices.Equal(values, found) {
+			return false
+		}
+	}
+	return true
+}
+
+// TestDependsIsEnough: what was granted to one process would be granted to any
+// other with equal values of what it depends on.
+func TestDependsIsEnough(t *testing.T) {
+	whens := rapid.SampledFrom([]string{
+		"", `has(workload.l)`, `!has(workload.l)`, `has(workload.l.a)`, `!has(workload.l.a)`, `"a" in workload.l`, `!("a" in workload.l)`,
+		`has(workload.l) && !("a" in workload.l)`, `workload.l.exists(k, k == "a")`, `workload.l.all(k, k != "a")`,
+		`!workload.l.exists(k, k == "a.b")`, `workload.l["a.b"] == "x"`, `workload.l.a == "x" || workload.l["a.b"] == "x"`,
+		`has(workload.l) && workload.l.a != "x"`, `workload.l[node.b] == "x"`, `workload.l.a.exists(v, v == "x")`, `"x" in workload.l.a`,
+		`!("x" in workload.l.a)`, `workload.exists(k, k.startsWith("l.a"))`, `size(workload.l.a) == 2`,
+	})
+	name := rapid.SampledFrom([]string{"workload.l.a", "workload.l.a.b", "workload.l.c", "workload.m.a", "node.b"})
+	value := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"x", "a", "c"}), 1, 2, rapid.ID)
+	item := rapid.Custom(func(t *rapid.T) identity.Item {
+		i := identity.Item{When: whens.Draw(t, "when")}
+		if i.When == "" || rapid.Bool().Draw(t, "with term") {
+			i.Terms = terms(name.Draw(t, "name"), rapid.SampledFrom([]string{"x", "**", "a*"}).Draw(t, "pattern"))
+		}
+		return i
+	})
+	rapid.Check(t, func(rt *rapid.T) {
+		own := item.Draw(rt, "item")
+		own.AnyNode = true
+		r := of(identity.Identity{Name: "a", SPIFFEID: rapid.SampledFrom([]string{"/a", "/{workload.l.c}"}).Draw(rt, "id"), Match: []identity.Item{own}})
+		if rapid.Bool().Draw(rt, "with deny") {
+			r.Denies = []identity.Deny{{Name: "d", Match: []identity.Item{item.Draw(rt, "deny")}}}
+		}
+		s := requireSet(t, r)
+		one := rapid.MapOfN(name, value, 0, 5).Draw(rt, "one")
+		one["node.id"] = []string{"n"}
+		two := maps.Clone(one)
+		for range rapid.IntRange(1, 2).Draw(rt, "changes") {
+			if n := name.Draw(rt, "changed"); rapid.Bool().Draw(rt, "removed") {
+				delete(two, n)
+			} else {
+				two[n] = value.Draw(rt, "to")
+			}
+		}
+		q := request(t, one)
+		if rapid.Bool().Draw(rt, "with unknown") {
+			q.Unknown = []string{rapid.SampledFrom([]string{"workload.l", "workload.l.a", "workload.m", "workload"}).Draw(rt, "unknown")}
+		}
+		ds, err := s.Decide(q)
+		if err != nil || !stands(ds[0].Depends, two) {
+			return
+		}
+		again, err := s.Decide(request(t, two))
+		if err != nil || again[0].ID != ds[0].ID {
+			rt.Errorf("%v stands, but Decide gives %v", ds[0].Depends, err)
+		}
+	})
 }

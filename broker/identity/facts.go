@@ -67,7 +67,7 @@ func CheckFactName(name string) error {
 	}
 	root, rest, ok := strings.Cut(name, ".")
 	if !ok || !slices.Contains(roots, root) || rest == "" {
-		return fmt.Errorf("%q is not a fact's name: it starts with node., workload., user. or peer.", name)
+		return fmt.Errorf("%q is not a fact's name, which starts with node, workload, user or peer, then a dot", name)
 	}
 	for _, r := range name {
 		if r <= ' ' || r == 0x7f || r == '{' || r == '}' {
@@ -136,6 +136,9 @@ func (f Facts) MarshalJSON() ([]byte, error) {
 
 // ParseFacts reads what MarshalJSON wrote, under the rules of NewFacts.
 func ParseFacts(prefix string, data []byte) (Facts, error) {
+	if len(data) > 8*MaxFactsBytes { // an escape takes up to six bytes, quotes and commas the rest
+		return Facts{}, fmt.Errorf("parsing facts of %s: %d bytes of JSON, at most %d are taken", prefix, len(data), 8*MaxFactsBytes)
+	}
 	var m map[string][]string
 	if err := json.Unmarshal(data, &m); err != nil {
 		return Facts{}, fmt.Errorf("parsing facts of %s: %w", prefix, err)

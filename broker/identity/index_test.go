@@ -203,9 +203,9 @@ func BenchmarkNewSet(b *testing.B) {
 
 func TestDecideDoesNotGrowWithPolicy(t *testing.T) {
 	if testing.Short() {
-		t.Skip("builds 100,000 identities")
+		t.Skip("builds 50,000 identities")
 	}
-	s := requireSet(t, manyIdentities(100_000))
+	s := requireSet(t, manyIdentities(50_000))
 	grant, denial := manyRequest(t, "sa1"), manyRequest(t, "none")
 	requireDecisions(t, s, grant)
 	requireDenied(t, s, denial)

@@ -132,13 +132,3 @@ func (t *template) render(e *evidence) (id spiffeid.ID, name string, err error) 
 	}
 	return id, "", nil
 }
-
-// text is the template as a full ID.
-func (t *template) text() string {
-	var b strings.Builder
-	b.WriteString(t.lits[0])
-	for i, name := range t.names {
-		b.WriteString("{" + name + "}" + t.lits[i+1])
-	}
-	return b.String()
-}
