@@ -1,0 +1,317 @@
+// Package authority keeps the trust domain's own authorities: the root, this
+// broker's issuing CA and the JWT keys. It signs what has been granted, renews
+// the keys in time, and says what the trust domain's bundle is.
+//
+// It trusts a Grant for who may have what, and only a fresh one: it looks at
+// nothing else of a request. It trusts its Records and Keys to keep what they
+// said they kept; every key is durable before the record that names it, and
+// every record before its key signs, so that a crash between any two steps
+// loses nothing but a key file that nobody uses. Deciding is left to
+// broker/identity, recording what was signed to the broker, serving the bundle
+// to federation/endpoint and broker/oidc.
+package authority
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Config is the wiring of an Authority. Fields are required unless noted.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Issuer      string // `iss` of JWT-SVIDs, never normalised; empty: no JWT-SVIDs
+	Broker      string // whose issuing CA this is
+	Records     Records
+	Keys        Keys
+	RootKeys    Keys             // nil: Keys; opened only to sign an issuing CA
+	Lives       Lives            // zero fields take their defaults
+	Now         func() time.Time // nil means time.Now
+	Log         *slog.Logger     // nil discards
+}
+
+// An Authority signs SVIDs. Its methods may be called concurrently; signing
+// takes no lock.
+type Authority struct {
+	cfg  Config
+	live atomic.Pointer[snapshot]
+
+	ready     chan struct{} // closed when RS256 can be signed
+	readyOnce sync.Once
+
+	ticking sync.Mutex // one Tick at a time; held while keys are made
+
+	mu          sync.Mutex // guards what follows, and is held while records are saved
+	publication Publication
+	signers     map[string]crypto.Signer // open keys by authority ID
+	stale       bool                     // a save failed: what is durable is not known
+}
+
+// Open returns the authority that the records describe. In an empty store it
+// first makes the root, this broker's issuing CA and, with an Issuer, the ES256
+// keys. RSA keys take their time and are left to Run: see Ready. Nothing is in
+// use before it is durable.
+func Open(ctx context.Context, cfg Config) (*Authority, error) {
+	cfg, err := complete(cfg)
+	if err != nil {
+		return nil, err
+	}
+	a := &Authority{cfg: cfg, ready: make(chan struct{}), signers: map[string]crypto.Signer{}, stale: true}
+	if err := a.sync(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.makeRoot(ctx); err != nil {
+		return nil, err
+	}
+	// What else the configuration changed of the bundle (its refresh hint) is a
+	// new bundle: it gets a new sequence number.
+	if err := a.change(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := a.renewIssuing(ctx); err != nil {
+		return nil, err
+	}
+	if cfg.Issuer != "" {
+		if _, err := a.rotateJWT(ctx, "ES256"); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func complete(cfg Config) (Config, error) {
+	switch {
+	case cfg.TrustDomain.IsZero():
+		return cfg, errors.New("opening the authority: no trust domain")
+	case cfg.Broker == "":
+		return cfg, errors.New("opening the authority: no name of this broker")
+	case cfg.Records == nil || cfg.Keys == nil:
+		return cfg, errors.New("opening the authority: no records or no keys")
+	}
+	if cfg.RootKeys == nil {
+		cfg.RootKeys = cfg.Keys
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if cfg.Lives, err = cfg.Lives.complete(); err != nil {
+		return cfg, fmt.Errorf("opening the authority: %w", err)
+	}
+	return cfg, nil
+}
+
+// Ready waits until JWT-SVIDs of every algorithm can be signed and the OIDC
+// keys are published. Without an Issuer there is nothing to wait for. In a new
+// trust domain Run must be running.
+func (a *Authority) Ready(ctx context.Context) error {
+	if a.cfg.Issuer == "" {
+		return nil
+	}
+	select {
+	case <-a.ready:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the first RS256 key: %w", context.Cause(ctx))
+	}
+}
+
+// Bundle is the trust domain's own, as it is now.
+func (a *Authority) Bundle() *Bundle { return a.live.Load().bundle }
+
+// Document is the bundle as SPIFFE Trust Domain and Bundle §4 writes it. Its
+// bytes change only when the bundle does.
+func (a *Authority) Document() (document []byte, ok bool) { return a.Bundle().Document, true }
+
+// Changed is closed when the bundle that Bundle returned before is no longer
+// the newest. To miss no change, call Changed first, then Bundle.
+func (a *Authority) Changed() <-chan struct{} { return a.Bundle().Changed() }
+
+// GetX509BundleForTrustDomain makes an Authority an x509bundle.Source for its
+// own trust domain, and no other.
+func (a *Authority) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	if td != a.cfg.TrustDomain {
+		return nil, fmt.Errorf("no bundle of %q here: this is the authority of %s", td, a.cfg.TrustDomain)
+	}
+	return x509bundle.FromX509Authorities(td, a.Bundle().X509Authorities), nil
+}
+
+// OIDCKeys are the RS256 keys in the bundle: those that clouds may see.
+func (a *Authority) OIDCKeys() []PublicKey {
+	var keys []PublicKey
+	for _, k := range a.Bundle().JWTKeys {
+		if k.Alg == "RS256" {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// Pin is what an agent that has no bundle yet may trust: "sha256:" and the
+// lower-case hex SHA-256 of the root's SubjectPublicKeyInfo.
+func (a *Authority) Pin() string {
+	roots := a.live.Load().of(Root, "")
+	i := slices.IndexFunc(roots, func(r Record) bool { return r.State == Active })
+	return "sha256:" + digest(roots[max(i, 0)].PublicKey).String()
+}
+
+// sync reads the records again where a failed save left it open what is
+// durable.
+func (a *Authority) sync(ctx context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.syncLocked(ctx)
+}
+
+func (a *Authority) syncLocked(ctx context.Context) error {
+	if !a.stale {
+		return nil
+	}
+	records, publication, err := a.cfg.Records.Authorities(ctx)
+	if err != nil {
+		return err
+	}
+	next, err := a.snapshot(ctx, records, publication.Sequence)
+	if err != nil {
+		return err
+	}
+	a.install(next, publication)
+	a.stale = false
+	return nil
+}
+
+// change saves the changed records, with a new sequence number if they change
+// the bundle, and only then lets them be seen and used.
+func (a *Authority) change(ctx context.Context, changed ...Record) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.changeLocked(ctx, changed...)
+}
+
+func (a *Authority) changeLocked(ctx context.Context, changed ...Record) error {
+	if a.stale {
+		return errors.New("changing authorities: an earlier change may or may not have been kept; they are read again first")
+	}
+	records := merge(a.live.Load().records, changed)
+	publication := a.publication
+	next, err := a.snapshot(ctx, records, publication.Sequence)
+	if err != nil {
+		return err
+	}
+	if !next.bundle.is(publication.Digest) {
+		// SPIFFE Trust Domain and Bundle §4.1.1: it grows at every change, also
+		// when an old state of the store comes back.
+		publication.Sequence = max(publication.Sequence+1, uint64(max(a.cfg.Now().UnixMilli(), 0)))
+		if next, err = a.snapshot(ctx, records, publication.Sequence); err != nil {
+			return err
+		}
+		publication.Digest = next.bundle.digest()
+	} else if len(changed) == 0 {
+		return nil
+	}
+	if err := a.cfg.Records.SaveAuthorities(ctx, changed, publication); err != nil {
+		a.stale = true
+		return err
+	}
+	a.install(next, publication)
+	return nil
+}
+
+// merge returns the records with those changed, a signing key's last expiry
+// never falling: SVIDs are signed while a change is prepared.
+func merge(records, changed []Record) []Record {
+	records = slices.Clone(records)
+	for i, c := range changed {
+		j := slices.IndexFunc(records, func(r Record) bool { return r.ID == c.ID })
+		if j < 0 {
+			records = append(records, c)
+			continue
+		}
+		if records[j].LastExpiry.After(c.LastExpiry) {
+			changed[i].LastExpiry = records[j].LastExpiry
+		}
+		records[j] = changed[i]
+	}
+	return records
+}
+
+func (a *Authority) install(next *snapshot, publication Publication) {
+	last := a.live.Load()
+	if last != nil && bytes.Equal(last.bundle.Document, next.bundle.Document) {
+		next.bundle = last.bundle // with the channel that others wait on
+	}
+	a.live.Store(next)
+	a.publication = publication
+	if last != nil && last.bundle != next.bundle {
+		close(last.bundle.changed)
+	}
+	for id := range a.signers {
+		if !next.signing[id] {
+			delete(a.signers, id)
+		}
+	}
+	if next.jwt["RS256"] != nil {
+		a.readyOnce.Do(func() { close(a.ready) })
+	}
+}
+
+// keep holds an open key until the change that first uses it.
+func (a *Authority) keep(id string, key crypto.Signer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.signers[id] = key
+}
+
+// promise makes it durable that the authority id may have signed an SVID that
+// lives until expiry. Steps of an hour: most signatures write nothing.
+func (a *Authority) promise(ctx context.Context, id string, expiry time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.syncLocked(ctx); err != nil {
+		return err
+	}
+	r, ok := a.live.Load().find(id)
+	if !ok || !expiry.After(r.LastExpiry) {
+		return nil // somebody else did
+	}
+	r.LastExpiry = expiry.Truncate(time.Hour).Add(time.Hour)
+	if r.Use == Issuing && r.LastExpiry.After(r.NotAfter) {
+		r.LastExpiry = r.NotAfter
+	}
+	return a.changeLocked(ctx, r)
+}
+
+// now is the time in records: whole seconds.
+func (a *Authority) now() time.Time { return a.cfg.Now().UTC().Truncate(time.Second) }
+
+var _ x509bundle.Source = (*Authority)(nil)
+
+// parseChain parses the certificates of a record.
+func parseChain(r Record) ([]*x509.Certificate, error) {
+	certs := make([]*x509.Certificate, 0, len(r.Chain))
+	for _, der := range r.Chain {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("parsing the certificate of authority %s: %w", r.ID, err)
+		}
+		certs = append(certs, c)
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("authority %s has no certificate", r.ID)
+	}
+	return certs, nil
+}

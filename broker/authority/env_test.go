@@ -1,0 +1,213 @@
+package authority_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/broker/authority"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/keys/disk"
+)
+
+const issuer = "https://id.example.org/td"
+
+var (
+	td    = spiffeid.RequireTrustDomainFromString("example.org")
+	start = time.Date(2026, 5, 4, 10, 20, 30, 0, time.UTC)
+)
+
+// A clock is set by the test.
+type clock struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) set(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = t
+}
+
+func (c *clock) add(d time.Duration) { c.set(c.now().Add(d)) }
+
+var errSave = errors.New("the disk is gone")
+
+// records are a store in memory that holds what the schema does: one active
+// authority of a kind. It fails on command, before or after it has kept.
+type records struct {
+	mu          sync.Mutex
+	rows        map[string]authority.Record
+	publication authority.Publication
+	history     []authority.Publication
+	saves       int
+	failAt      int // the n-th save fails; 0: none
+	keptFirst   bool
+	check       func(map[string]authority.Record) error
+}
+
+func (r *records) Authorities(context.Context) ([]authority.Record, authority.Publication, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := slices.Collect(maps.Values(r.rows))
+	return all, r.publication, nil
+}
+
+func (r *records) SaveAuthorities(_ context.Context, changed []authority.Record, p authority.Publication) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.saves++
+	if r.saves == r.failAt && !r.keptFirst {
+		return errSave
+	}
+	rows := maps.Clone(r.rows)
+	if rows == nil {
+		rows = map[string]authority.Record{}
+	}
+	for _, c := range changed {
+		rows[c.ID] = c
+	}
+	active := map[[3]string]bool{}
+	for _, c := range rows {
+		key := [3]string{string(c.Use), c.Alg, c.Broker}
+		if c.State == authority.Active && active[key] {
+			return errors.New("UNIQUE constraint failed: two active authorities")
+		}
+		active[key] = active[key] || c.State == authority.Active
+	}
+	if r.check != nil {
+		if err := r.check(rows); err != nil {
+			return err
+		}
+	}
+	r.rows, r.publication = rows, p
+	r.history = append(r.history, p)
+	if r.saves == r.failAt {
+		return errSave
+	}
+	return nil
+}
+
+// env is a trust domain whose store and keys outlive the authority.
+type env struct {
+	t       testing.TB
+	clock   *clock
+	records *records
+	keys    authority.Keys
+	lives   authority.Lives
+	issuer  string
+}
+
+func newEnv(t testing.TB) *env {
+	t.Helper()
+	k, err := disk.New(disk.Config{Dir: t.TempDir() + "/keys"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &env{t: t, clock: &clock{t: start}, records: &records{}, keys: k, issuer: issuer}
+}
+
+func (e *env) config() authority.Config {
+	return authority.Config{
+		TrustDomain: td, Issuer: e.issuer, Broker: "b1", Records: e.records, Keys: e.keys,
+		Lives: e.lives, Now: e.clock.now,
+	}
+}
+
+func (e *env) open() *authority.Authority {
+	e.t.Helper()
+	a, err := authority.Open(e.t.Context(), e.config())
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return a
+}
+
+// openReady returns an authority with all of its first keys.
+func (e *env) openReady() *authority.Authority {
+	e.t.Helper()
+	a := e.open()
+	e.tick(a)
+	return a
+}
+
+func (e *env) tick(a *authority.Authority) time.Time {
+	e.t.Helper()
+	next, err := a.Tick(e.t.Context())
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return next
+}
+
+func newKey(t testing.TB) crypto.Signer {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func digestOf(t testing.TB, pub crypto.PublicKey) identity.KeyDigest {
+	t.Helper()
+	d, err := identity.DigestKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// nodeGrant is a grant for an X509-SVID that lives for ttl.
+func nodeGrant(t testing.TB, pub crypto.PublicKey, now time.Time, ttl time.Duration) identity.Grant {
+	t.Helper()
+	g, err := identity.ForNode(td, "n1", digestOf(t, pub), now, now.Add(ttl))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// grant decides on an identity of the test's making.
+func grant(t testing.TB, i identity.Identity, r identity.Request) identity.Grant {
+	t.Helper()
+	i.Name, i.SPIFFEID = "checkout", "/shop/checkout"
+	i.Match = []identity.Item{{Terms: []identity.Term{{Name: "node.name", Pattern: "n1"}}}}
+	set, err := identity.NewSet(identity.Config{
+		TrustDomain: td, JWT: true, DNSSuffixes: []string{"svc"}, Subjects: []string{"O=Acme*", "OU=*"},
+	}, identity.Resources{Identities: []identity.Identity{i}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Node, err = identity.NewFacts("node", map[string][]string{"node.name": {"n1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := set.Decide(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d[0].Grant
+}
+
+func jwtGrant(t testing.TB, alg string, now time.Time, audiences ...string) identity.Grant {
+	t.Helper()
+	i := identity.Identity{JWT: &identity.JWT{Audiences: []string{"**"}, Alg: alg, Claims: map[string]any{"team": "payments"}}}
+	return grant(t, i, identity.Request{Audiences: audiences, Time: now})
+}

@@ -1,0 +1,164 @@
+package authority
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/credence-id/credence/broker/identity"
+)
+
+// A snapshot is everything that signing needs. It is immutable and swapped
+// whole.
+type snapshot struct {
+	bundle  *Bundle
+	records []Record                        // in the order of their publication
+	issuing *issuingCA                      // nil: none that the bundle verifies
+	jwt     map[string]*jwtKey              // the active one by algorithm
+	keys    map[identity.KeyDigest]struct{} // of every authority there ever was
+	signing map[string]bool                 // IDs of the keys that are open
+}
+
+type issuingCA struct {
+	Record
+	cert   *x509.Certificate
+	chain  []*x509.Certificate // cert, then what stands between it and the root
+	signer crypto.Signer
+}
+
+type jwtKey struct {
+	Record
+	header []byte // encoded, with its dot
+	signer crypto.Signer
+}
+
+func digest(spki []byte) identity.KeyDigest { return sha256.Sum256(spki) }
+
+// published says whether relying parties believe the authority.
+func (r Record) published() bool {
+	return r.State == Published || r.State == Active || r.State == Old
+}
+
+func (s *snapshot) find(id string) (Record, bool) {
+	i := slices.IndexFunc(s.records, func(r Record) bool { return r.ID == id })
+	if i < 0 {
+		return Record{}, false
+	}
+	return s.records[i], true
+}
+
+// of returns the records of one use and, where alg is set, algorithm.
+func (s *snapshot) of(use Use, alg string) []Record {
+	var some []Record
+	for _, r := range s.records {
+		if r.Use == use && (alg == "" || r.Alg == alg) {
+			some = append(some, r)
+		}
+	}
+	return some
+}
+
+// snapshot builds what the records mean, and opens the keys in use. The
+// caller holds a.mu.
+func (a *Authority) snapshot(ctx context.Context, records []Record, sequence uint64) (*snapshot, error) {
+	s := &snapshot{
+		records: slices.Clone(records),
+		jwt:     map[string]*jwtKey{},
+		keys:    make(map[identity.KeyDigest]struct{}, len(records)),
+		signing: map[string]bool{},
+	}
+	slices.SortFunc(s.records, func(x, y Record) int {
+		return cmp.Or(x.PublishedAt.Compare(y.PublishedAt), cmp.Compare(x.ID, y.ID))
+	})
+	var err error
+	if s.bundle, err = makeBundle(a.cfg.TrustDomain, s.records, sequence, a.cfg.Lives.RefreshHint); err != nil {
+		return nil, err
+	}
+	for _, r := range s.records {
+		s.keys[digest(r.PublicKey)] = struct{}{}
+		if err := a.use(ctx, s, r); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// use opens the key of r if it signs, or will next.
+func (a *Authority) use(ctx context.Context, s *snapshot, r Record) error {
+	switch {
+	case r.Use == Issuing && r.State == Active && r.Broker == a.cfg.Broker:
+		chain, err := parseChain(r)
+		if err != nil {
+			return err
+		}
+		if !s.bundle.vouchesFor(chain[len(chain)-1]) {
+			return nil // its root is gone: it is replaced
+		}
+		signer, err := a.signer(ctx, r)
+		if err != nil {
+			return err
+		}
+		s.issuing = &issuingCA{Record: r, cert: chain[0], chain: chain, signer: signer}
+	case r.Use == JWTKey && (r.State == Active || r.State == Published):
+		// The standby's too: a key that is lost should be missed before it is needed.
+		signer, err := a.signer(ctx, r)
+		if err != nil {
+			return err
+		}
+		if r.State == Active {
+			s.jwt[r.Alg] = &jwtKey{Record: r, header: jwtHeader(r), signer: signer}
+		}
+	default:
+		return nil
+	}
+	s.signing[r.ID] = true
+	return nil
+}
+
+// signer returns r's open key, and refuses one that is not r's.
+func (a *Authority) signer(ctx context.Context, r Record) (crypto.Signer, error) {
+	if s, ok := a.signers[r.ID]; ok {
+		return s, nil
+	}
+	s, err := openKey(ctx, a.cfg.Keys, r)
+	if err != nil {
+		return nil, err
+	}
+	a.signers[r.ID] = s
+	return s, nil
+}
+
+func openKey(ctx context.Context, keys Keys, r Record) (crypto.Signer, error) {
+	s, err := keys.Open(ctx, r.KeyRef)
+	if err != nil {
+		return nil, fmt.Errorf("opening the key of authority %s (%s %s): %w", r.ID, r.Use, r.Alg, err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(s.Public())
+	if err != nil || !slices.Equal(spki, r.PublicKey) {
+		return nil, fmt.Errorf("opening the key of authority %s (%s %s): %s is another key", r.ID, r.Use, r.Alg, r.KeyRef)
+	}
+	return s, nil
+}
+
+// newRecord makes a key, durably, and the record that names it: the first
+// half of its digest is its ID, unique over all uses and algorithms.
+func newRecord(ctx context.Context, keys Keys, use Use, alg string) (Record, crypto.Signer, error) {
+	ref, signer, err := keys.Create(ctx, alg)
+	if err != nil {
+		return Record{}, nil, fmt.Errorf("making a key for %s %s: %w", use, alg, err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(signer.Public())
+	if err != nil {
+		return Record{}, nil, fmt.Errorf("making a key for %s %s: %w", use, alg, err)
+	}
+	return Record{ID: digest(spki).String()[:32], Use: use, Alg: alg, KeyRef: ref, PublicKey: spki}, signer, nil
+}
+
+// stamp is when something that becomes durable after now is public: rounded
+// up, so that no lead is short.
+func stamp(now time.Time) time.Time { return now.Add(time.Second) }
