@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -393,6 +394,22 @@ func TestValidate(t *testing.T) {
 		if _, err := gcp.New(cfg); err == nil {
 			t.Errorf("%s: made", name)
 		}
+	}
+}
+
+func TestSettingsInYAMLAndOnTheWire(t *testing.T) {
+	text := "audience: " + resource + "\nservice_account: " + email + "\nscopes: [https://www.googleapis.com/auth/pubsub]\nimpersonation_endpoint: https://iam.example\nlifetime: 30m\n"
+	var s gcp.Settings
+	if err := yaml.UnmarshalWithOptions([]byte(text), &s, yaml.Strict()); err != nil {
+		t.Fatal(err)
+	}
+	wire, err := exchangers.Target{Name: "analytics", Flow: "gcp", Settings: &s}.Wire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := exchangers.ParseWire(wire, &gcp.Settings{})
+	if diff := cmp.Diff(exchangers.Settings(&s), got.Settings); err != nil || diff != "" {
+		t.Errorf("%v (-yaml +wire):\n%s", err, diff)
 	}
 }
 
