@@ -1,0 +1,135 @@
+// Package oidc shows the trust domain to OpenID Connect relying parties, such
+// as clouds: a discovery document and the RS256 keys that verify its
+// JWT-SVIDs.
+//
+// It trusts the keys that it is handed, and reads nothing of a request but its
+// method, path and conditions. The documents' bytes change only when what they
+// say does. They are not the SPIFFE bundle, whose keys have another use
+// (SPIFFE Trust Domain and Bundle §4.2.2): that is left to
+// federation/endpoint, TLS and limits to the listener.
+package oidc
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/credence-id/credence/broker/authority"
+)
+
+// Config is the wiring of a Handler. Fields are required unless noted.
+type Config struct {
+	Issuer string                       // as in the tokens' iss; see CheckIssuer
+	Keys   func() []authority.PublicKey // those published now; only RS256 is shown
+	MaxAge time.Duration                // how long caches may keep them: the refresh hint; 0: 300 s
+	Log    *slog.Logger                 // nil discards
+}
+
+// A Handler serves the two documents, under the issuer's path and nowhere
+// else. Until there is a key it answers 503: an empty key set would be cached.
+type Handler struct {
+	keys      func() []authority.PublicKey
+	log       *slog.Logger
+	discovery string // paths
+	jwks      string
+	document  []byte // the discovery document
+	cache     string // Cache-Control
+}
+
+// New returns the handler of cfg.Issuer, and refuses what CheckIssuer does.
+func New(cfg Config) (*Handler, error) {
+	if _, err := CheckIssuer(cfg.Issuer); err != nil {
+		return nil, err
+	}
+	if cfg.Keys == nil {
+		return nil, fmt.Errorf("serving issuer %s: no keys", cfg.Issuer)
+	}
+	if cfg.MaxAge == 0 {
+		cfg.MaxAge = 300 * time.Second
+	}
+	if cfg.MaxAge < time.Second {
+		return nil, fmt.Errorf("serving issuer %s: documents that are fresh for %s: want at least 1s", cfg.Issuer, cfg.MaxAge)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	u, err := url.Parse(cfg.Issuer)
+	if err != nil {
+		return nil, fmt.Errorf("serving issuer %s: %w", cfg.Issuer, err)
+	}
+	document, err := json.Marshal(discovery(cfg.Issuer))
+	if err != nil {
+		return nil, fmt.Errorf("serving issuer %s: %w", cfg.Issuer, err)
+	}
+	return &Handler{
+		keys:      cfg.Keys,
+		log:       cfg.Log,
+		discovery: u.Path + "/.well-known/openid-configuration",
+		jwks:      u.Path + "/keys",
+		document:  document,
+		cache:     "public, max-age=" + strconv.Itoa(int(cfg.MaxAge/time.Second)),
+	}, nil
+}
+
+// Paths are those of the documents, for the listener's multiplexer.
+func (h *Handler) Paths() []string { return []string{h.discovery, h.jwks} }
+
+// ServeHTTP serves GET and HEAD. Web pages of any origin may read the answer:
+// it is public.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	header := w.Header()
+	header.Set("X-Content-Type-Options", "nosniff")
+	if r.URL.Path != h.discovery && r.URL.Path != h.jwks {
+		http.NotFound(w, r)
+		return
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		header.Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET and HEAD are served here", http.StatusMethodNotAllowed)
+		return
+	}
+	header.Set("Access-Control-Allow-Origin", "*")
+	body, err := h.keySet()
+	if err != nil {
+		h.log.WarnContext(r.Context(), "OIDC keys not served", "error", err)
+		header.Set("Retry-After", "1")
+		header.Set("Cache-Control", "no-store")
+		http.Error(w, "the keys are not published yet", http.StatusServiceUnavailable)
+		return
+	}
+	if r.URL.Path == h.discovery {
+		body = h.document
+	}
+	hash := sha256.Sum256(body)
+	header.Set("ETag", `"`+hex.EncodeToString(hash[:])+`"`)
+	header.Set("Cache-Control", h.cache)
+	header.Set("Content-Type", "application/json")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body)) // conditions, HEAD
+}
+
+// configuration is the part of OpenID Connect Discovery 1.0 §3 that clouds
+// read. A field that is there but empty makes some of them refuse it all.
+type configuration struct {
+	Issuer        string   `json:"issuer"`
+	JWKSURI       string   `json:"jwks_uri"`
+	ResponseTypes []string `json:"response_types_supported"`
+	SubjectTypes  []string `json:"subject_types_supported"`
+	SigningAlgs   []string `json:"id_token_signing_alg_values_supported"`
+}
+
+func discovery(issuer string) configuration {
+	return configuration{
+		Issuer:        issuer,
+		JWKSURI:       issuer + "/keys",
+		ResponseTypes: []string{"id_token"},
+		SubjectTypes:  []string{"public"},
+		SigningAlgs:   []string{"RS256"},
+	}
+}
