@@ -21,7 +21,7 @@ var (
 
 // SourceConfig is the wiring of a Source. Fields are required unless noted.
 type SourceConfig struct {
-	Target    string // for reports and logs
+	Target    string    // for reports and logs
 	Exchanger Exchanger // must end with its context
 	SVIDs     SVIDs
 	Report    func(Event)      // once an exchange; must not block. Nil drops
