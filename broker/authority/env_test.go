@@ -6,9 +6,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"errors"
+	"fmt"
 	"maps"
+	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +21,6 @@ import (
 
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
-	"github.com/credence-id/credence/broker/keys/disk"
 )
 
 const issuer = "https://id.example.org/td"
@@ -44,8 +47,6 @@ func (c *clock) set(t time.Time) {
 	defer c.mu.Unlock()
 	c.t = t
 }
-
-func (c *clock) add(d time.Duration) { c.set(c.now().Add(d)) }
 
 var errSave = errors.New("the disk is gone")
 
@@ -116,11 +117,7 @@ type env struct {
 
 func newEnv(t testing.TB) *env {
 	t.Helper()
-	k, err := disk.New(disk.Config{Dir: t.TempDir() + "/keys"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &env{t: t, clock: &clock{t: start}, records: &records{}, keys: k, issuer: issuer}
+	return &env{t: t, clock: &clock{t: start}, records: &records{}, keys: &memoryKeys{}, issuer: issuer}
 }
 
 func (e *env) config() authority.Config {
@@ -210,4 +207,50 @@ func jwtGrant(t testing.TB, alg string, now time.Time, audiences ...string) iden
 	t.Helper()
 	i := identity.Identity{JWT: &identity.JWT{Audiences: []string{"**"}, Alg: alg, Claims: map[string]any{"team": "payments"}}}
 	return grant(t, i, identity.Request{Audiences: audiences, Time: now})
+}
+
+// memoryKeys keep keys in memory. RSA keys, slow to make, are made once and
+// lent to each trust domain.
+type memoryKeys struct {
+	rsa  int
+	keys map[string]crypto.Signer
+}
+
+var lending struct {
+	sync.Mutex // guards every memoryKeys too
+	rsa        []crypto.Signer
+}
+
+func (k *memoryKeys) Create(_ context.Context, alg string) (ref string, key crypto.Signer, err error) {
+	lending.Lock()
+	defer lending.Unlock()
+	if alg != "RS256" {
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	} else {
+		if k.rsa == len(lending.rsa) {
+			key, err = rsa.GenerateKey(rand.Reader, 2048)
+			if err != nil {
+				return "", nil, err
+			}
+			lending.rsa = append(lending.rsa, key)
+		}
+		key = lending.rsa[k.rsa]
+		k.rsa++
+	}
+	if k.keys == nil {
+		k.keys = map[string]crypto.Signer{}
+	}
+	ref = strconv.Itoa(len(k.keys))
+	k.keys[ref] = key
+	return ref, key, err
+}
+
+func (k *memoryKeys) Open(_ context.Context, ref string) (crypto.Signer, error) {
+	lending.Lock()
+	defer lending.Unlock()
+	key, ok := k.keys[ref]
+	if !ok {
+		return nil, fmt.Errorf("key %s: %w", ref, os.ErrNotExist)
+	}
+	return key, nil
 }
