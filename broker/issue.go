@@ -1,0 +1,307 @@
+package broker
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Bounds of one call.
+const (
+	MaxItems     = 64
+	MaxKeys      = 8
+	MaxAudiences = 16
+	maxHeld      = 64
+)
+
+// A Workload is what an agent attested of one process.
+type Workload struct {
+	Facts   identity.Facts // workload.*
+	Unknown []string       // names or prefixes whose attestor failed
+}
+
+// An X509Item asks for the X509-SVIDs of one workload.
+type X509Item struct {
+	Workload Workload
+	Set      [sha256.Size]byte // digest of the workload as the agent sent it
+	Keys     []crypto.PublicKey
+	Held     []Held
+	TTL      time.Duration
+}
+
+// Held is an SVID that the agent has: it is not signed again if what is
+// granted is the same.
+type Held struct {
+	Identity string
+	Digest   [sha256.Size]byte
+	NotAfter time.Time
+}
+
+// An X509Result answers one item: SVIDs, or a Denial.
+type X509Result struct {
+	SVIDs      []X509SVID
+	KeysNeeded int // more keys to send, for the SVIDs that got none
+	Denial     *Denial
+	Revision   uint64 // of the policy that decided
+}
+
+// An X509SVID is one identity of a workload.
+type X509SVID struct {
+	identity.Decision
+	Chain     []*x509.Certificate // nil: the held one stands
+	PublicKey int                 // index into the item's keys
+	Digest    [sha256.Size]byte
+	Targets   []Target
+}
+
+// A Denial tells the caller which record to quote to the operator.
+type Denial struct {
+	Record string
+	Code   string // "denied"
+}
+
+// A JWTRequest asks for JWT-SVIDs of one workload.
+type JWTRequest struct {
+	Workload  Workload
+	Set       [sha256.Size]byte
+	Audiences []string
+	SPIFFEID  spiffeid.ID // zero: all
+	Target    string      // for its exchange alone
+	ToFile    bool
+	TTL       time.Duration
+}
+
+// A JWTSVID is a token and what it says.
+type JWTSVID struct {
+	identity.Decision
+	Token   string
+	Expires time.Time
+}
+
+// IssueX509 decides, signs and records for each item, and releases all of it
+// once it is durable. A denied item has a Denial, not an error.
+func (b *Broker) IssueX509(ctx context.Context, node Node, items []X509Item) ([]X509Result, error) {
+	if len(items) == 0 || len(items) > MaxItems {
+		return nil, fmt.Errorf("issuing to %s: %w: %d items, 1 to %d are taken", node.ID, ErrRequest, len(items), MaxItems)
+	}
+	policy := b.policy.Load()
+	results := make([]X509Result, len(items))
+	var events []audit.Event
+	for i, item := range items {
+		if len(item.Keys) > MaxKeys || len(item.Held) > maxHeld {
+			return nil, fmt.Errorf("issuing to %s: %w: %d keys and %d held, at most %d and %d are taken", node.ID, ErrRequest, len(item.Keys), len(item.Held), MaxKeys, maxHeld)
+		}
+		result, recorded, err := b.issueItem(ctx, policy, node, item)
+		if err != nil {
+			return nil, fmt.Errorf("issuing to %s: %w", node.ID, err)
+		}
+		results[i] = result
+		events = append(events, recorded...)
+	}
+	if len(events) > 0 {
+		if _, err := b.cfg.Audit.Append(ctx, events...); err != nil {
+			return nil, fmt.Errorf("recording what was issued to %s: %w", node.ID, err)
+		}
+	}
+	return results, nil
+}
+
+func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509Item) (X509Result, []audit.Event, error) {
+	request := b.request(node, item.Workload)
+	request.TTL = item.TTL
+	index := make(map[identity.KeyDigest]int, len(item.Keys))
+	for i, key := range item.Keys {
+		digest, err := identity.DigestKey(key)
+		if err != nil {
+			return X509Result{}, nil, fmt.Errorf("%w: key %d: %w", ErrRequest, i, err)
+		}
+		if _, twice := index[digest]; twice {
+			return X509Result{}, nil, fmt.Errorf("%w: key %d is there twice", ErrRequest, i)
+		}
+		index[digest] = i
+		request.Keys = append(request.Keys, digest)
+	}
+	result := X509Result{Revision: p.Revision}
+	decisions, err := p.Set.Decide(request)
+	if errors.Is(err, identity.ErrDenied) {
+		result.Denial, err = b.deny(ctx, node, request, "x509")
+		return result, nil, err
+	}
+	if err != nil {
+		return result, nil, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	b.remember(node.ID, p, item.Set, item.Workload, decisionsDigest(p, decisions))
+	var events []audit.Event
+	for _, d := range decisions {
+		svid := X509SVID{Decision: d, Digest: decisionDigest(p, d), Targets: targetsOf(p, d)}
+		if holds(item.Held, d, svid.Digest, request.Time) {
+			result.SVIDs = append(result.SVIDs, svid)
+			continue
+		}
+		if d.Grant.IsZero() {
+			result.KeysNeeded++
+			continue
+		}
+		svid.PublicKey = index[d.Grant.Key()]
+		if svid.Chain, err = b.cfg.Issuer.SignX509(ctx, d.Grant, item.Keys[svid.PublicKey]); err != nil {
+			return result, nil, err
+		}
+		result.SVIDs = append(result.SVIDs, svid)
+		events = append(events, issued("issue.x509", node, request, d, serialText(svid.Chain[0].SerialNumber), svid.Chain[0].NotAfter, svid.Chain[0].Raw))
+	}
+	return result, events, nil
+}
+
+// holds says whether the agent holds exactly what is granted, and for a while
+// yet.
+func holds(held []Held, d identity.Decision, digest [sha256.Size]byte, now time.Time) bool {
+	for _, h := range held {
+		if h.Identity == d.Identity && h.Digest == digest && h.NotAfter.After(now.Add(time.Minute)) {
+			return true
+		}
+	}
+	return false
+}
+
+// IssueJWT decides, signs, records and then releases. Where nothing is
+// granted it returns a Denial and no error.
+func (b *Broker) IssueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSVID, *Denial, error) {
+	if len(r.Audiences) > MaxAudiences || (len(r.Audiences) == 0) == (r.Target == "") {
+		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w: give 1 to %d audiences, or a target", node.ID, ErrRequest, MaxAudiences)
+	}
+	policy := b.policy.Load()
+	request := b.request(node, r.Workload)
+	request.Audiences, request.Target, request.SPIFFEID = r.Audiences, r.Target, r.SPIFFEID
+	request.ToFile, request.TTL = r.ToFile, r.TTL
+	decisions, err := policy.Set.Decide(request)
+	if errors.Is(err, identity.ErrDenied) {
+		denial, err := b.deny(ctx, node, request, "jwt")
+		return nil, denial, err
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w: %w", node.ID, ErrRequest, err)
+	}
+	var svids []JWTSVID
+	var events []audit.Event
+	for _, d := range decisions {
+		token, err := b.cfg.Issuer.SignJWT(ctx, d.Grant)
+		if err != nil {
+			return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w", node.ID, err)
+		}
+		id, expires, err := tokenClaims(token)
+		if err != nil {
+			return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w", node.ID, err)
+		}
+		svids = append(svids, JWTSVID{Decision: d, Token: token, Expires: expires})
+		events = append(events, issued("issue.jwt", node, request, d, id, expires, []byte(token)))
+	}
+	if _, err := b.cfg.Audit.Append(ctx, events...); err != nil {
+		return nil, nil, fmt.Errorf("recording what was issued to %s: %w", node.ID, err)
+	}
+	return svids, nil, nil
+}
+
+func (b *Broker) request(node Node, w Workload) identity.Request {
+	return identity.Request{NodeID: node.ID, Node: node.Facts, Workload: w.Facts, Unknown: w.Unknown, Time: b.cfg.Now()}
+}
+
+// deny records a denial; one node's repeated denial on the same facts is one
+// record with a count.
+func (b *Broker) deny(ctx context.Context, node Node, r identity.Request, what string) (*Denial, error) {
+	event := audit.Event{
+		Kind: "deny", Node: node.ID, Code: "denied", Facts: r.Workload.Map(),
+		Audiences: r.Audiences, Target: r.Target, Detail: map[string]string{"asked": what},
+	}
+	if len(r.Unknown) > 0 {
+		event.Detail["unknown"] = strings.Join(r.Unknown, " ")
+	}
+	ref, err := b.denials.Append(ctx, event)
+	if err != nil {
+		return nil, fmt.Errorf("recording a denial: %w", err)
+	}
+	return &Denial{Record: ref.ID(), Code: "denied"}, nil
+}
+
+// issued is the record of one SVID. The facts are those that the decision
+// depended on: what else the process was is not the record's business.
+func issued(kind string, node Node, r identity.Request, d identity.Decision, serial string, notAfter time.Time, released []byte) audit.Event {
+	facts := make(map[string][]string, len(d.Depends))
+	for name, values := range d.Depends {
+		if len(values) > 0 {
+			facts[name] = values
+		}
+	}
+	return audit.Event{
+		Kind: kind, OK: true, Node: node.ID, SPIFFEID: d.ID.String(), Identity: d.Identity, Revision: d.Revision,
+		Serial: serial, NotAfter: notAfter, Digest: digestText(released), Audiences: d.Grant.Audiences(), Target: r.Target, Facts: facts,
+	}
+}
+
+func targetsOf(p *Policy, d identity.Decision) []Target {
+	targets := make([]Target, 0, len(d.Targets))
+	for _, name := range d.Targets {
+		if t, ok := p.Targets[name]; ok {
+			targets = append(targets, t)
+		}
+	}
+	return targets
+}
+
+// decisionDigest names what an agent serves for a decision: as long as it is
+// the same, the SVID that it holds will do.
+func decisionDigest(p *Policy, d identity.Decision) [sha256.Size]byte {
+	revisions := make([]uint64, 0, len(d.Targets))
+	for _, t := range targetsOf(p, d) {
+		revisions = append(revisions, t.Revision)
+	}
+	text, err := json.Marshal([]any{
+		d.Identity, d.ID.String(), d.Hint, d.FederatesWith, d.Targets, revisions, d.JWTAudiences, p.X509[d.Identity],
+	})
+	if err != nil {
+		panic("marshalling strings: " + err.Error())
+	}
+	return sha256.Sum256(text)
+}
+
+func decisionsDigest(p *Policy, decisions []identity.Decision) [sha256.Size]byte {
+	h := sha256.New()
+	for _, d := range decisions {
+		sum := decisionDigest(p, d)
+		h.Write(sum[:])
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// tokenClaims reads back what the authority wrote.
+func tokenClaims(token string) (id string, expires time.Time, err error) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return "", time.Time{}, errors.New("the authority returned no compact JWS")
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("reading back a token: %w", err)
+	}
+	var claims struct {
+		ID      string `json:"jti"`
+		Expires int64  `json:"exp"`
+	}
+	if err := json.Unmarshal(payload, &claims); err != nil {
+		return "", time.Time{}, fmt.Errorf("reading back a token: %w", err)
+	}
+	if claims.ID == "" || claims.Expires == 0 {
+		return "", time.Time{}, errors.New("the authority's token lacks jti or exp")
+	}
+	return claims.ID, time.Unix(claims.Expires, 0), nil
+}

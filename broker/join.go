@@ -1,0 +1,297 @@
+package broker
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/big"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/join"
+)
+
+// MaxEvidence bounds the evidence of a join, in bytes.
+const MaxEvidence = 16 << 10
+
+// tokenMethod is the one method that needs no JoinRule: to make a token is the
+// permission.
+const tokenMethod = "token"
+
+// A JoinRequest is a machine's wish to become a node.
+type JoinRequest struct {
+	Method    string
+	Rule      string // JoinRule; empty where the method has one rule, or is token
+	Evidence  []byte
+	PublicKey crypto.PublicKey
+	Version   string // of the agent, for the record
+	Ask       join.Challenge
+}
+
+// Joined is what a node gets.
+type Joined struct {
+	Node  Node
+	Chain []*x509.Certificate // leaf first, without the root
+}
+
+// Join lets a machine become a node, or become it again. An error wrapping
+// join.ErrEvidence means that what it showed is bad; one wrapping
+// identity.ErrDenied, that what it proved may not join.
+func (b *Broker) Join(ctx context.Context, r JoinRequest) (Joined, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.JoinTime)
+	defer cancel()
+	joined, err := b.join(ctx, r)
+	if err != nil {
+		b.strangers.Add(joinFailure(r, err))
+		return Joined{}, fmt.Errorf("joining by %.40q: %w", r.Method, err)
+	}
+	return joined, nil
+}
+
+// joinFailure names a failed join in few enough words that strangers cannot
+// fill the record with reasons of their own making.
+func joinFailure(r JoinRequest, err error) string {
+	method := "unknown method"
+	if r.Method == tokenMethod {
+		method = tokenMethod
+	}
+	switch {
+	case errors.Is(err, join.ErrEvidence):
+		return method + ": evidence refused"
+	case errors.Is(err, identity.ErrDenied):
+		return method + ": not allowed"
+	case errors.Is(err, ErrConflict):
+		return method + ": banned"
+	case errors.Is(err, ErrRequest):
+		return method + ": bad request"
+	}
+	return method + ": not judged"
+}
+
+func (b *Broker) join(ctx context.Context, r JoinRequest) (Joined, error) {
+	if len(r.Evidence) == 0 || len(r.Evidence) > MaxEvidence {
+		return Joined{}, fmt.Errorf("%w: evidence of %d bytes, 1 to %d are taken", ErrRequest, len(r.Evidence), MaxEvidence)
+	}
+	key, err := identity.DigestKey(r.PublicKey)
+	if err != nil {
+		return Joined{}, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	policy := b.policy.Load()
+	rule, err := joinRule(policy, r)
+	if err != nil {
+		return Joined{}, err
+	}
+	method, err := b.cfg.Method(rule)
+	if err != nil {
+		return Joined{}, err
+	}
+	proof, err := method.Join(ctx, r.Evidence, r.Ask)
+	if err != nil {
+		return Joined{}, err
+	}
+	if err := allowed(rule, proof); err != nil {
+		return Joined{}, err
+	}
+	node, err := b.newNode(rule, proof)
+	if err != nil {
+		return Joined{}, err
+	}
+	return b.admit(ctx, node, key, r.PublicKey, audit.Event{
+		Kind: "join", Detail: map[string]string{"method": r.Method, "rule": rule.Name, "agent": fmt.Sprintf("%.64s", r.Version)},
+	})
+}
+
+// joinRule finds the rule to judge by.
+func joinRule(p *Policy, r JoinRequest) (join.Rule, error) {
+	if r.Method == tokenMethod {
+		if r.Rule != "" {
+			return join.Rule{}, fmt.Errorf("%w: a join token needs no rule", ErrRequest)
+		}
+		return join.Rule{Method: tokenMethod}, nil
+	}
+	var found []join.Rule
+	for _, rule := range p.Rules {
+		if rule.Method == r.Method && (r.Rule == "" || r.Rule == rule.Name) {
+			found = append(found, rule)
+		}
+	}
+	if len(found) != 1 {
+		return join.Rule{}, fmt.Errorf("%w: %d join rules for this method and name", identity.ErrDenied, len(found))
+	}
+	return found[0], nil
+}
+
+// allowed holds a proof against the rule's allow terms. A token carries its
+// permission itself; for everything else an empty list refuses.
+func allowed(rule join.Rule, p join.Proof) error {
+	if rule.Method == tokenMethod {
+		return nil
+	}
+	ok, err := identity.Matches(rule.Allow, p.Facts)
+	if err != nil {
+		return fmt.Errorf("join rule %s: %w", rule.Name, err)
+	}
+	if !ok {
+		return fmt.Errorf("%w: join rule %s allows no such node", identity.ErrDenied, rule.Name)
+	}
+	return nil
+}
+
+// newNode makes the node that a proof stands for: the same durable key is
+// always the same node.
+func (b *Broker) newNode(rule join.Rule, p join.Proof) (Node, error) {
+	if p.DurableKey == "" || p.Name == "" {
+		return Node{}, fmt.Errorf("join method %s proved no durable key or name", rule.Method)
+	}
+	id := p.Name
+	if rule.Method != tokenMethod {
+		sum := sha256.Sum256([]byte(p.DurableKey))
+		id = rule.Method + "-" + hex.EncodeToString(sum[:12])
+	}
+	spiffeID, err := identity.NodeID(b.cfg.TrustDomain, id)
+	if err != nil {
+		return Node{}, err
+	}
+	own := map[string][]string{
+		"node.method": {rule.Method}, "node.id": {id}, "node.name": {p.Name},
+	}
+	if rule.Name != "" {
+		own["node.join_rule"] = []string{rule.Name}
+	}
+	facts, err := identity.NewFacts("node", own)
+	if err != nil {
+		return Node{}, err
+	}
+	if facts, err = facts.Join(p.Facts); err != nil {
+		return Node{}, err
+	}
+	return Node{
+		ID: spiffeID.String(), Name: p.Name, Method: rule.Method, JoinRule: rule.Name,
+		DurableKey: rule.Method + ":" + p.DurableKey, Facts: facts, JoinedAt: b.cfg.Now(),
+	}, nil
+}
+
+// Renew signs a node's own SVID anew; its facts stay as they were proven.
+func (b *Broker) Renew(ctx context.Context, node Node, pub crypto.PublicKey) (Joined, error) {
+	key, err := identity.DigestKey(pub)
+	if err != nil {
+		return Joined{}, fmt.Errorf("renewing %s: %w: %w", node.ID, ErrRequest, err)
+	}
+	joined, err := b.admit(ctx, node, key, pub, audit.Event{Kind: "renew"})
+	if err != nil {
+		return Joined{}, fmt.Errorf("renewing %s: %w", node.ID, err)
+	}
+	return joined, nil
+}
+
+// admit signs a node's SVID, keeps the node, records it, and only then lets
+// the SVID go.
+func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, pub crypto.PublicKey, event audit.Event) (Joined, error) {
+	now := b.cfg.Now()
+	id, err := spiffeid.FromString(node.ID)
+	if err != nil {
+		return Joined{}, err
+	}
+	grant, err := identity.ForNode(b.cfg.TrustDomain, path.Base(id.Path()), key, now, now.Add(b.cfg.NodeTTL))
+	if err != nil {
+		return Joined{}, err
+	}
+	chain, err := b.cfg.Issuer.SignX509(ctx, grant, pub)
+	if err != nil {
+		return Joined{}, err
+	}
+	node.PreviousSerial, node.Serial = node.Serial, chain[0].SerialNumber.Bytes()
+	if known, ok := b.node(node.ID); ok && event.Kind == "join" {
+		node.PreviousSerial = known.Serial
+	}
+	node.ExpiresAt = chain[0].NotAfter
+	event.OK, event.Node, event.SPIFFEID, event.Identity = true, node.ID, node.ID, "node"
+	event.Serial, event.NotAfter = serialText(chain[0].SerialNumber), chain[0].NotAfter
+	event.Digest, event.Facts = digestText(chain[0].Raw), node.Facts.Map()
+	if _, err := b.cfg.Audit.Append(ctx, event); err != nil {
+		return Joined{}, fmt.Errorf("recording: %w", err)
+	}
+	saved, err := b.cfg.Store.SaveNode(ctx, node)
+	if err != nil {
+		return Joined{}, err
+	}
+	b.mu.Lock()
+	b.nodes[saved.ID] = saved
+	b.mu.Unlock()
+	return Joined{saved, chain}, nil
+}
+
+// Node returns the node that may act under a certificate: it stands in the
+// table, is not evicted, and the serial is its last or last but one. The error
+// wraps ErrNotFound otherwise.
+func (b *Broker) Node(id spiffeid.ID, serial *big.Int) (Node, error) {
+	n, ok := b.node(id.String())
+	switch {
+	case !ok:
+		return Node{}, fmt.Errorf("node %s: %w: it has not joined", id, ErrNotFound)
+	case !n.EvictedAt.IsZero():
+		return Node{}, fmt.Errorf("node %s: %w: it is evicted", id, ErrNotFound)
+	case !slices.Equal(n.Serial, serial.Bytes()) && !slices.Equal(n.PreviousSerial, serial.Bytes()):
+		return Node{}, fmt.Errorf("node %s: %w: its SVID has been replaced twice", id, ErrNotFound)
+	}
+	return n, nil
+}
+
+func (b *Broker) node(id string) (Node, bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	n, ok := b.nodes[id]
+	return n, ok
+}
+
+// Nodes returns all nodes, by ID.
+func (b *Broker) Nodes() []Node {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	nodes := make([]Node, 0, len(b.nodes))
+	for _, n := range b.nodes {
+		nodes = append(nodes, n)
+	}
+	slices.SortFunc(nodes, func(x, y Node) int { return strings.Compare(x.ID, y.ID) })
+	return nodes
+}
+
+// Evict shuts a node out: its SVID, its open streams and, by its durable key,
+// its return. The record is durable when it returns.
+func (b *Broker) Evict(ctx context.Context, id, actor, reason string) (Node, error) {
+	if _, ok := b.node(id); !ok {
+		return Node{}, fmt.Errorf("evicting %s: %w", id, ErrNotFound)
+	}
+	n, err := b.cfg.Store.EvictNode(ctx, id, b.cfg.Now())
+	if err != nil {
+		return Node{}, fmt.Errorf("evicting %s: %w", id, err)
+	}
+	b.mu.Lock()
+	b.nodes[id] = n
+	for _, s := range b.sessions[id] {
+		s.evict()
+	}
+	b.mu.Unlock()
+	_, err = b.cfg.Audit.Append(ctx, audit.Event{Kind: "evict", OK: true, Node: id, Actor: actor, Reason: reason})
+	if err != nil {
+		return Node{}, fmt.Errorf("evicting %s: it is out, but that is not recorded: %w", id, err)
+	}
+	return n, nil
+}
+
+func digestText(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// serialText is a serial as openssl prints it.
+func serialText(n *big.Int) string { return hex.EncodeToString(n.Bytes()) }

@@ -1,0 +1,303 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/join/token"
+	"github.com/credence-id/credence/broker/store"
+)
+
+// maxYAML bounds what one apply may bring.
+const maxYAML = 4 << 20
+
+// maxTail bounds how many records one tail looks back.
+const maxTail = 100_000
+
+type adminService struct {
+	api.UnimplementedAdminServer
+	s *Server
+}
+
+func (a adminService) fail(ctx context.Context, err error) error {
+	return statusOf(ctx, a.s.cfg.Log, true, err)
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// Apply makes the broker hold the resources of a text, all or none.
+func (a adminService) Apply(ctx context.Context, r *api.ApplyRequest) (*api.ApplyResponse, error) {
+	if len(r.GetYaml()) > maxYAML {
+		return nil, a.fail(ctx, fmt.Errorf("%w: %d bytes of YAML, at most %d are taken: apply them in parts", broker.ErrRequest, len(r.GetYaml()), maxYAML))
+	}
+	outcome, err := a.s.apply(ctx, a.s.cfg.AdminActor(ctx), r.GetOwner(), r.GetFile(), r.GetYaml(), r.GetDryRun())
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	st := a.s.state.Load()
+	response := &api.ApplyResponse{Revision: st.last}
+	for _, o := range outcome {
+		response.Applied = append(response.Applied, &api.ApplyResponse_Applied{Kind: o.kind, Name: o.name, Action: o.action, Before: o.before, After: o.after})
+	}
+	if r.GetDryRun() {
+		return response, nil
+	}
+	for _, w := range st.policy.Set.Lint() {
+		response.Warnings = append(response.Warnings, w.String())
+	}
+	response.Warnings = append(response.Warnings, a.s.fetchPeers(ctx, outcome)...)
+	return response, nil
+}
+
+// fetchPeers fetches the bundles of the peers that were applied, so that the
+// operator sees at once whether they can be reached. A peer that cannot be
+// reached is a warning: its resource stands, and polling goes on.
+func (s *Server) fetchPeers(ctx context.Context, outcome []applied) []string {
+	var warnings []string
+	for _, o := range outcome {
+		if o.kind != "Peer" {
+			continue
+		}
+		td, err := spiffeid.TrustDomainFromString(o.name)
+		if err == nil {
+			err = s.cfg.Peers.Refresh(ctx, td)
+		}
+		if err != nil {
+			warnings = append(warnings, fmt.Sprintf("Peer %s: %v; it is polled again at the next interval", o.name, err))
+		}
+	}
+	return warnings
+}
+
+// Get returns resources as apply takes them.
+func (a adminService) Get(_ context.Context, r *api.GetRequest) (*api.GetResponse, error) {
+	response := &api.GetResponse{}
+	for _, row := range a.s.state.Load().resources {
+		if (r.GetKind() == "" || strings.EqualFold(row.row.Kind, r.GetKind())) && (r.GetName() == "" || row.row.Name == r.GetName()) {
+			response.Resources = append(response.Resources, &api.Resource{
+				Kind: row.row.Kind, Name: row.row.Name, Revision: row.row.Revision, Owner: row.row.Owner,
+				Yaml: row.row.Body, Actor: row.row.Actor, WrittenAt: row.row.WrittenAt.Unix(),
+			})
+		}
+	}
+	return response, nil
+}
+
+// Delete removes one resource. One that others name is refused.
+func (a adminService) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteResponse, error) {
+	kind := r.GetKind()
+	for _, row := range a.s.state.Load().resources {
+		if strings.EqualFold(row.row.Kind, kind) {
+			kind = row.row.Kind
+		}
+	}
+	if err := a.s.remove(ctx, a.s.cfg.AdminActor(ctx), r.GetOwner(), kind, r.GetName()); err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return &api.DeleteResponse{Revision: a.s.policyRevision()}, nil
+}
+
+// CreateToken makes a join token, of which the broker keeps the hash.
+func (a adminService) CreateToken(ctx context.Context, r *api.CreateTokenRequest) (*api.CreateTokenResponse, error) {
+	ttl := time.Duration(r.GetTtl()) * time.Second
+	if r.GetTtl() == 0 {
+		ttl = token.DefaultTTL
+	}
+	err := errors.Join(token.CheckName(r.GetNode()), token.CheckLabels(r.GetLabels()))
+	if r.GetTtl() < 0 || r.GetTtl() > int64(token.MaxTTL/time.Second) {
+		err = errors.Join(err, fmt.Errorf("a life of %d seconds: at most %s is taken", r.GetTtl(), token.MaxTTL))
+	}
+	if err != nil {
+		return nil, a.fail(ctx, fmt.Errorf("%w: creating a token: %w", broker.ErrRequest, err))
+	}
+	text, hash := token.New()
+	actor := a.s.cfg.AdminActor(ctx)
+	expires := a.s.cfg.Now().Add(ttl)
+	event := audit.Event{Kind: "token", OK: true, Actor: actor, NotAfter: expires, Detail: map[string]string{
+		"node": r.GetNode(), "token_sha256": hex.EncodeToString(hash),
+	}}
+	for label, value := range r.GetLabels() {
+		event.Detail["label."+label] = value
+	}
+	if _, err := a.s.cfg.Audit.Append(ctx, event); err != nil {
+		return nil, a.fail(ctx, fmt.Errorf("recording a token: %w", err))
+	}
+	if err := a.s.cfg.Store.CreateToken(ctx, store.Token{Hash: hash, Node: r.GetNode(), Labels: r.GetLabels(), ExpiresAt: expires, CreatedBy: actor}); err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return &api.CreateTokenResponse{
+		Token: text, Expires: expires.Unix(), TrustDomain: a.s.cfg.TrustDomain.Name(),
+		AgentsAddress: a.s.cfg.AgentsAddress, CaPin: a.s.cfg.Authority.Pin(),
+	}, nil
+}
+
+// ListNodes lists the nodes that joined.
+func (a adminService) ListNodes(_ context.Context, r *api.ListNodesRequest) (*api.ListNodesResponse, error) {
+	response := &api.ListNodesResponse{}
+	for _, n := range a.s.cfg.Broker.Nodes() {
+		if r.GetId() != "" && r.GetId() != n.ID && r.GetId() != n.Name {
+			continue
+		}
+		response.Nodes = append(response.Nodes, &api.NodeInfo{
+			Id: n.ID, Name: n.Name, Method: n.Method, JoinRule: n.JoinRule, JoinedAt: n.JoinedAt.Unix(), ExpiresAt: n.ExpiresAt.Unix(),
+			EvictedAt: unix(n.EvictedAt), Facts: values(n.Facts.Map()), Connected: a.s.cfg.Broker.Connected(n.ID),
+			Acknowledged: a.s.cfg.Broker.Acknowledged(n.ID),
+		})
+	}
+	return response, nil
+}
+
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+// EvictNode shuts a node out and bans its return.
+func (a adminService) EvictNode(ctx context.Context, r *api.EvictNodeRequest) (*api.EvictNodeResponse, error) {
+	id := r.GetId()
+	if !strings.Contains(id, "://") {
+		node, err := identity.NodeID(a.s.cfg.TrustDomain, id)
+		if err != nil {
+			return nil, a.fail(ctx, fmt.Errorf("%w: %w", broker.ErrRequest, err))
+		}
+		id = node.String()
+	}
+	n, err := a.s.cfg.Broker.Evict(ctx, id, a.s.cfg.AdminActor(ctx), r.GetReason())
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return &api.EvictNodeResponse{Revision: n.Revision}, nil
+}
+
+// Explain says why a workload gets what it gets, or what was nearest.
+func (a adminService) Explain(ctx context.Context, r *api.ExplainRequest) (*api.ExplainResponse, error) {
+	request := identity.Request{Unknown: r.GetUnknown(), Audiences: r.GetAudiences(), Target: r.GetTarget(), Time: a.s.cfg.Now()}
+	facts, err := identity.NewFacts("workload", plain(r.GetFacts()))
+	if err != nil {
+		return nil, a.fail(ctx, fmt.Errorf("%w: %w", broker.ErrRequest, err))
+	}
+	request.Workload = facts
+	if r.GetNode() != "" {
+		node, err := a.findNode(r.GetNode())
+		if err != nil {
+			return nil, a.fail(ctx, err)
+		}
+		request.NodeID, request.Node = node.ID, node.Facts
+	}
+	explanation := a.s.state.Load().policy.Set.Explain(request)
+	text, err := json.Marshal(explanation)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return &api.ExplainResponse{Text: explanation.String(), Json: text, Granted: len(explanation.Granted) > 0}, nil
+}
+
+func (a adminService) findNode(id string) (broker.Node, error) {
+	for _, n := range a.s.cfg.Broker.Nodes() {
+		if n.ID == id || n.Name == id {
+			return n, nil
+		}
+	}
+	return broker.Node{}, fmt.Errorf("node %s: %w", id, broker.ErrNotFound)
+}
+
+// ShowBundle returns our bundle, or a peer's as last believed.
+func (a adminService) ShowBundle(ctx context.Context, r *api.ShowBundleRequest) (*api.ShowBundleResponse, error) {
+	if r.GetTrustDomain() == "" || r.GetTrustDomain() == a.s.cfg.TrustDomain.Name() {
+		document, ok := a.s.cfg.Authority.Document()
+		if !ok {
+			return nil, a.fail(ctx, errors.New("no bundle yet"))
+		}
+		return &api.ShowBundleResponse{TrustDomain: a.s.cfg.TrustDomain.Name(), Document: document}, nil
+	}
+	td, err := spiffeid.TrustDomainFromString(r.GetTrustDomain())
+	if err != nil {
+		return nil, a.fail(ctx, fmt.Errorf("%w: %w", broker.ErrRequest, err))
+	}
+	status, known := a.s.cfg.Peers.Status(td)
+	bundle, ok := a.s.cfg.Peers.Set().Get(td)
+	if !known && !ok {
+		return nil, a.fail(ctx, fmt.Errorf("peer %s: %w", td, broker.ErrNotFound))
+	}
+	response := &api.ShowBundleResponse{TrustDomain: td.Name(), FetchedAt: unix(status.FetchedAt), ConfirmedAt: unix(status.ConfirmedAt)}
+	if status.LastError != nil {
+		response.LastError = status.LastError.Error()
+	}
+	if ok {
+		response.Document = bundle.Document()
+	}
+	return response, nil
+}
+
+// ListAuthorities lists the keys that sign, and what happens to them next.
+func (a adminService) ListAuthorities(context.Context, *api.ListAuthoritiesRequest) (*api.ListAuthoritiesResponse, error) {
+	response := &api.ListAuthoritiesResponse{}
+	for _, r := range a.s.cfg.Authority.List() {
+		response.Authorities = append(response.Authorities, &api.AuthorityInfo{
+			Id: r.ID, Use: string(r.Use), Alg: r.Alg, State: string(r.State), PublishedAt: unix(r.PublishedAt), ActivatedAt: unix(r.ActivatedAt),
+			LastExpiry: unix(r.LastExpiry), NotAfter: unix(r.NotAfter), Next: r.Next, NextAt: unix(r.NextAt),
+		})
+	}
+	return response, nil
+}
+
+// TailAudit sends the last records and, if asked, follows.
+func (a adminService) TailAudit(r *api.TailAuditRequest, stream grpc.ServerStreamingServer[api.AuditRecord]) error {
+	ctx := stream.Context()
+	send := func(record audit.Record) error {
+		text, err := json.Marshal(record)
+		if err != nil {
+			return err
+		}
+		return stream.Send(&api.AuditRecord{Json: text})
+	}
+	last := int(min(r.GetLast(), maxTail))
+	if r.GetFollow() {
+		return a.fail(ctx, a.s.cfg.Audit.Follow(ctx, last, send))
+	}
+	for record, err := range audit.Tail(ctx, a.s.cfg.AuditDir, last) {
+		if err == nil {
+			err = send(record)
+		}
+		if err != nil {
+			return a.fail(ctx, err)
+		}
+	}
+	return nil
+}
+
+// Status says how the broker does.
+func (a adminService) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusResponse, error) {
+	revision, err := a.s.cfg.Store.Revision(ctx)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	identities := 0
+	for _, r := range a.s.state.Load().resources {
+		if r.row.Kind == "Identity" {
+			identities++
+		}
+	}
+	return &api.StatusResponse{
+		TrustDomain: a.s.cfg.TrustDomain.Name(), Version: a.s.cfg.Version, Issuer: a.s.cfg.Issuer, StartedAt: a.s.started.Unix(),
+		Revision: revision, Nodes: uint32(len(a.s.cfg.Broker.Nodes())), Identities: uint32(identities), Listen: a.s.cfg.Listen,
+	}, nil
+}

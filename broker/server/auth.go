@@ -1,0 +1,126 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/federation"
+)
+
+// agentsTLS is the TLS of the agents' listener: 1.3 only, a client certificate
+// asked for and, where one is shown, verified against our own bundle. Join
+// alone goes without.
+func (s *Server) agentsTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		ClientAuth:             tls.RequestClientCert,
+		SessionTicketsDisabled: true,
+		NextProtos:             []string{"h2"},
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.svid.withAnchor(), nil },
+		VerifyPeerCertificate:  s.verifyAgent,
+	}
+}
+
+func (s *Server) verifyAgent(raw [][]byte, _ [][]*x509.Certificate) error {
+	if len(raw) == 0 {
+		return nil
+	}
+	if len(raw) > 4 {
+		return errors.New("more than four certificates shown")
+	}
+	var chain []*x509.Certificate
+	for _, der := range raw {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("parsing a client's certificate: %w", err)
+		}
+		chain = append(chain, cert)
+	}
+	_, _, err := federation.VerifyX509(chain, s.cfg.Authority, s.cfg.Now())
+	return err
+}
+
+type nodeKey struct{}
+
+// callerNode returns the node that authenticate found.
+func callerNode(ctx context.Context) broker.Node {
+	n, _ := ctx.Value(nodeKey{}).(broker.Node)
+	return n
+}
+
+// authenticate finds the node that calls: an ID under /credence/node/ that
+// stands in the node table with its last or last but one serial, in a
+// certificate that has not ended since the connection was made. Everybody
+// else, workloads with good SVIDs of ours among them, is Unauthenticated.
+func (s *Server) authenticate(ctx context.Context) (context.Context, error) {
+	refuse := func(why string) (context.Context, error) {
+		s.cfg.Log.InfoContext(ctx, "caller refused", "reason", why)
+		return nil, status.Error(codes.Unauthenticated, "a node's SVID is required; join first")
+	}
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return refuse("no peer")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return refuse("no certificate")
+	}
+	leaf := info.State.PeerCertificates[0]
+	if len(leaf.URIs) != 1 {
+		return refuse("not one URI SAN")
+	}
+	id, err := identity.ParseID(leaf.URIs[0].String())
+	if err != nil || !identity.IsNodeID(s.cfg.TrustDomain, id) {
+		return refuse("not a node: " + leaf.URIs[0].String())
+	}
+	if now := s.cfg.Now(); !now.Before(leaf.NotAfter.Add(clockSkew)) {
+		return refuse("SVID ended at " + leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	node, err := s.cfg.Broker.Node(id, leaf.SerialNumber)
+	if err != nil {
+		return refuse(err.Error())
+	}
+	return context.WithValue(ctx, nodeKey{}, node), nil
+}
+
+// clockSkew is how far two clocks may differ.
+const clockSkew = 60 * time.Second
+
+func (s *Server) unaryAuth(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	ctx, err := s.authenticate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return next(ctx, req)
+}
+
+func (s *Server) streamAuth(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if info.FullMethod == api.Node_Join_FullMethodName {
+		return next(srv, stream)
+	}
+	ctx, err := s.authenticate(stream.Context())
+	if err != nil {
+		return err
+	}
+	return next(srv, &authenticated{stream, ctx})
+}
+
+type authenticated struct {
+	grpc.ServerStream
+	ctx context.Context // grpc.ServerStream hands the context out
+}
+
+func (a *authenticated) Context() context.Context { return a.ctx }

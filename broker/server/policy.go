@@ -1,0 +1,233 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/federation"
+)
+
+// state is what the stored resources mean. It is immutable and swapped whole.
+type state struct {
+	resources []stored
+	last      uint64 // revision of the last resource written
+	policy    *broker.Policy
+	peers     []federation.Peer
+}
+
+type stored struct {
+	row      store.Resource
+	resource resource.Resource
+}
+
+func (s *Server) policyRevision() uint64 { return s.state.Load().last }
+
+func (s *Server) wantedFacts() []string { return s.state.Load().policy.Set.WantedFacts() }
+
+// load makes the stored resources the policy.
+func (s *Server) load(ctx context.Context) error {
+	rows, last, err := s.cfg.Store.Resources(ctx)
+	if err != nil {
+		return err
+	}
+	next, err := s.compile(rows, last)
+	if err != nil {
+		return fmt.Errorf("loading resources: %w", err)
+	}
+	return s.adopt(ctx, next)
+}
+
+// adopt swaps the policy, tells every stream, and sets the peers.
+func (s *Server) adopt(ctx context.Context, next *state) error {
+	s.state.Store(next)
+	s.cfg.Broker.SetPolicy(next.policy)
+	s.changed.ring()
+	return s.cfg.Peers.SetPeers(ctx, next.peers)
+}
+
+// compile reads the resources that stand and holds them against each other.
+func (s *Server) compile(rows []store.Resource, last uint64) (*state, error) {
+	st := &state{last: last, policy: &broker.Policy{
+		Revision: last, Targets: map[string]broker.Target{}, X509: map[string]identity.X509{},
+	}}
+	var all identity.Resources
+	for _, row := range rows {
+		parsed, err := s.cfg.Resources.Parse(row.Kind+" "+row.Name, row.Body)
+		if err != nil {
+			return nil, err
+		}
+		if len(parsed) != 1 || parsed[0].Kind != row.Kind || parsed[0].Name != row.Name {
+			return nil, fmt.Errorf("%s %s: it does not hold what its name says", row.Kind, row.Name)
+		}
+		r := parsed[0]
+		st.resources = append(st.resources, stored{row, r})
+		if err := s.collect(st, &all, r, row.Revision); err != nil {
+			return nil, err
+		}
+	}
+	set, err := identity.NewSet(s.cfg.Policy, all)
+	if err != nil {
+		return nil, err
+	}
+	st.policy.Set = set
+	return st, nil
+}
+
+func (s *Server) collect(st *state, all *identity.Resources, r resource.Resource, revision uint64) error {
+	switch {
+	case r.Identity != nil:
+		r.Identity.Revision = revision
+		all.Identities = append(all.Identities, *r.Identity)
+		if r.Identity.X509 != nil {
+			st.policy.X509[r.Name] = *r.Identity.X509
+		}
+	case r.Deny != nil:
+		r.Deny.Revision = revision
+		all.Denies = append(all.Denies, *r.Deny)
+	case r.JoinRule != nil:
+		r.JoinRule.Revision = revision
+		st.policy.Rules = append(st.policy.Rules, *r.JoinRule)
+	case r.Peer != nil:
+		r.Peer.Revision = revision
+		if err := r.Peer.ValidateFor(s.cfg.TrustDomain); err != nil {
+			return fmt.Errorf("Peer %s: %w", r.Name, err)
+		}
+		st.peers = append(st.peers, *r.Peer)
+		all.Peers = append(all.Peers, r.Name)
+	case r.Target != nil:
+		r.Target.Revision = revision
+		wire, err := r.Target.Wire()
+		if err != nil {
+			return fmt.Errorf("Target %s: %w", r.Name, err)
+		}
+		st.policy.Targets[r.Name] = broker.Target{Name: r.Name, Revision: revision, Flow: r.Target.Flow, Settings: wire}
+		all.Targets = append(all.Targets, identity.Target{Name: r.Name, Revision: revision, Audience: r.Target.Settings.Audience()})
+	}
+	return nil
+}
+
+// An applied resource and what became of it.
+type applied struct {
+	kind, name, action string
+	before, after      []byte
+}
+
+// apply makes the broker hold the resources of a text: all of them or, on any
+// error, none. A dry run says what it would do.
+func (s *Server) apply(ctx context.Context, actor, owner, file string, text []byte, dry bool) ([]applied, error) {
+	if owner == "" {
+		owner = "default"
+	}
+	parsed, err := s.cfg.Resources.Parse(file, text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", broker.ErrRequest, err)
+	}
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	now := s.state.Load()
+	var changes []store.Change
+	var outcome []applied
+	for _, r := range parsed {
+		body, err := r.YAML()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", broker.ErrRequest, err)
+		}
+		a := applied{kind: r.Kind, name: r.Name, action: "created", after: body}
+		if old, ok := now.find(r.Kind, r.Name); ok {
+			a.action, a.before = "changed", old.row.Body
+			if old.row.Owner != owner {
+				return nil, fmt.Errorf("%w: %s %s belongs to owner %q; apply it with --owner %s, or choose another name", broker.ErrRequest, r.Kind, r.Name, old.row.Owner, old.row.Owner)
+			}
+			if bytes.Equal(old.row.Body, body) {
+				a.action = "unchanged"
+			}
+		}
+		outcome = append(outcome, a)
+		if a.action != "unchanged" {
+			changes = append(changes, store.Change{Kind: r.Kind, Name: r.Name, Owner: owner, Body: body})
+		}
+	}
+	return outcome, s.change(ctx, now, actor, changes, dry)
+}
+
+// remove deletes one resource.
+func (s *Server) remove(ctx context.Context, actor, owner, kind, name string) error {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	now := s.state.Load()
+	old, ok := now.find(kind, name)
+	if !ok {
+		return fmt.Errorf("deleting %s %s: %w", kind, name, broker.ErrNotFound)
+	}
+	if owner == "" {
+		owner = "default"
+	}
+	if old.row.Owner != owner {
+		return fmt.Errorf("deleting %s %s: %w: it belongs to owner %q; say --owner %s", kind, name, broker.ErrRequest, old.row.Owner, old.row.Owner)
+	}
+	return s.change(ctx, now, actor, []store.Change{{Kind: kind, Name: name, Owner: owner}}, false)
+}
+
+// change checks what would stand after the changes, records the act, writes
+// them, and adopts what stands. The caller holds applying.
+func (s *Server) change(ctx context.Context, now *state, actor string, changes []store.Change, dry bool) error {
+	rows := now.after(changes)
+	if _, err := s.compile(rows, now.last); err != nil {
+		return fmt.Errorf("%w: %w", broker.ErrRequest, err)
+	}
+	if dry || len(changes) == 0 {
+		return nil
+	}
+	var events []audit.Event
+	for _, c := range changes {
+		kind := "apply"
+		if c.Body == nil {
+			kind = "delete"
+		}
+		events = append(events, audit.Event{Kind: kind, OK: true, Actor: actor, Detail: map[string]string{
+			"kind": c.Kind, "name": c.Name, "owner": c.Owner, "sha256": digest(c.Body),
+		}})
+	}
+	// Recorded before it is done: an act that fails after this stands in the
+	// record without effect, but none has effect without standing there.
+	if _, err := s.cfg.Audit.Append(ctx, events...); err != nil {
+		return fmt.Errorf("recording the change: %w", err)
+	}
+	if _, err := s.cfg.Store.Apply(ctx, now.last, actor, changes); err != nil {
+		return err
+	}
+	return s.load(ctx)
+}
+
+func (st *state) find(kind, name string) (stored, bool) {
+	for _, r := range st.resources {
+		if r.row.Kind == kind && r.row.Name == name {
+			return r, true
+		}
+	}
+	return stored{}, false
+}
+
+// after is what would stand after the changes.
+func (st *state) after(changes []store.Change) []store.Resource {
+	gone := make(map[[2]string]bool)
+	var rows []store.Resource
+	for _, c := range changes {
+		gone[[2]string{c.Kind, c.Name}] = true
+		if c.Body != nil {
+			rows = append(rows, store.Resource{Kind: c.Kind, Name: c.Name, Revision: st.last, Owner: c.Owner, Body: c.Body})
+		}
+	}
+	for _, r := range st.resources {
+		if !gone[[2]string{r.row.Kind, r.row.Name}] {
+			rows = append(rows, r.row)
+		}
+	}
+	return rows
+}

@@ -1,0 +1,249 @@
+// Package server is the broker's edges: the gRPC services for nodes and
+// operators, the HTTPS listeners for peers and relying parties, who may call
+// what, and the one place where errors become statuses.
+//
+// It trusts the kernel's word on who is at the admin socket, and certificates
+// only as far as our own bundle and the node table go. What is decided and
+// signed is left to package broker.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/authority"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/federation"
+	"github.com/credence-id/credence/federation/endpoint"
+)
+
+// maxMessage bounds a message to the broker: 64 items of 64 KiB of facts, and
+// their keys.
+const maxMessage = 5 << 20
+
+// maxJoins bounds the joins under way at once.
+const maxJoins = 64
+
+// Authority is what the edges need of the trust domain's authorities.
+type Authority interface {
+	broker.Issuer
+	x509bundle.Source
+	Document() (document []byte, ok bool) // the SPIFFE bundle
+	Changed() <-chan struct{}             // closed at the bundle's next change
+	Pin() string
+	List() []authority.Status
+}
+
+// Config is the wiring of a Server. Fields are required unless noted.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Issuer      string // of JWT-SVIDs; empty: none
+	Version     string
+	Broker      *broker.Broker
+	Authority   Authority
+	Store       *store.Store
+	Audit       *audit.Log
+	AuditDir    string // where the record lies
+	Peers       *federation.Refresher
+	Policy      identity.Config
+	Resources   resource.Registry
+	OIDC        http.Handler  // discovery and keys; nil without an issuer
+	RefreshHint time.Duration // of our bundle
+	// AdminCredentials tell who is at the admin socket and refuse everybody
+	// but root and the daemon's own user.
+	AdminCredentials credentials.TransportCredentials
+	AdminActor       func(context.Context) string     // names the caller, for the record
+	AgentsAddress    string                           // where agents reach us, for a token's agent.yaml
+	Listen           map[string]string                // addresses by listener, for status
+	WebCertificate   func() (*tls.Certificate, error) // nil: no web listener
+	Log              *slog.Logger
+	Now              func() time.Time // nil means time.Now
+}
+
+// Listeners are what a Server serves on. Each is closed when Run returns.
+type Listeners struct {
+	Agents net.Listener
+	Admin  net.Listener
+	SPIFFE net.Listener // nil: no https_spiffe endpoint
+	Web    net.Listener // nil: no web listener
+}
+
+// A Server is the broker's edges.
+type Server struct {
+	cfg     Config
+	svid    ownSVID
+	joins   chan struct{}
+	changed bell
+	closing chan struct{}
+	started time.Time
+
+	applying sync.Mutex // held while resources are changed: one writer at a time
+	state    atomic.Pointer[state]
+
+	spiffe, web http.Handler
+}
+
+// New returns a Server that holds the broker's own SVID and the resources in
+// the store.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), closing: make(chan struct{}), started: cfg.Now()}
+	if err := s.handlers(); err != nil {
+		return nil, err
+	}
+	if err := s.renewOwn(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.load(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// SVID is the broker's own X509-SVID, without the root.
+func (s *Server) SVID() *tls.Certificate { return s.svid.certificate() }
+
+// Run serves until ctx ends or a listener fails, then lets calls under way
+// finish for a moment, and closes everything.
+func (s *Server) Run(ctx context.Context, l Listeners) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	agents, admin := s.agentsServer(), s.adminServer()
+	errs := make(chan error, 4)
+	var running sync.WaitGroup
+	running.Go(func() { errs <- serving("agents", agents.Serve(l.Agents)) })
+	running.Go(func() { errs <- serving("admin", admin.Serve(l.Admin)) })
+	var web []*http.Server
+	if l.SPIFFE != nil {
+		config := endpoint.SPIFFEServerTLS(func() (*tls.Certificate, error) { return s.svid.withAnchor(), nil })
+		server := s.quiet(endpoint.Server(s.spiffe, config))
+		web = append(web, server)
+		running.Go(func() { errs <- serving("spiffe", server.ServeTLS(l.SPIFFE, "", "")) })
+	}
+	if l.Web != nil {
+		server := s.quiet(endpoint.Server(s.web, endpoint.WebServerTLS(s.cfg.WebCertificate)))
+		web = append(web, server)
+		running.Go(func() { errs <- serving("web", server.ServeTLS(l.Web, "", "")) })
+	}
+	running.Go(func() { s.keepOwn(ctx) })
+	running.Go(func() { s.follow(ctx) })
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-errs:
+	}
+	cancel()
+	close(s.closing)
+	s.stop(agents, admin, web)
+	running.Wait()
+	return err
+}
+
+// quiet keeps strangers' failed handshakes out of the log but for those who
+// look for them.
+func (s *Server) quiet(h *http.Server) *http.Server {
+	h.ErrorLog = slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug)
+	return h
+}
+
+func serving(name string, err error) error {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return fmt.Errorf("serving %s: %w", name, err)
+}
+
+// stop gives calls under way two seconds.
+func (s *Server) stop(agents, admin *grpc.Server, web []*http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	var stopping sync.WaitGroup
+	for _, g := range []*grpc.Server{agents, admin} {
+		stopping.Go(g.GracefulStop)
+	}
+	for _, h := range web {
+		stopping.Go(func() {
+			if h.Shutdown(ctx) != nil {
+				_ = h.Close()
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { stopping.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		agents.Stop()
+		admin.Stop()
+		<-done
+	}
+}
+
+func (s *Server) agentsServer() *grpc.Server {
+	g := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(s.agentsTLS())),
+		grpc.UnaryInterceptor(s.unaryAuth),
+		grpc.StreamInterceptor(s.streamAuth),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(256),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.MaxHeaderListSize(16<<10),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	)
+	api.RegisterNodeServer(g, nodeService{s: s})
+	return g
+}
+
+func (s *Server) adminServer() *grpc.Server {
+	g := grpc.NewServer(
+		grpc.Creds(s.cfg.AdminCredentials),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(64),
+		grpc.ConnectionTimeout(10*time.Second),
+	)
+	api.RegisterAdminServer(g, adminService{s: s})
+	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
+	return g
+}
+
+// follow rings for every stream when a bundle of ours or a peer's changes.
+func (s *Server) follow(ctx context.Context) {
+	for {
+		own := s.cfg.Authority.Changed()
+		_, peers := s.cfg.Peers.Set().Watch()
+		s.changed.ring() // after asking for the channels: no change falls between
+		select {
+		case <-ctx.Done():
+			return
+		case <-own:
+		case <-peers:
+		}
+	}
+}

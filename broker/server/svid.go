@@ -1,0 +1,105 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	cryptorand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"github.com/credence-id/credence/broker/identity"
+)
+
+// ownLife is how long the broker's own X509-SVID lives, renewed at half.
+const ownLife = 4 * time.Hour
+
+// ownSVID is the broker's X509-SVID, /credence/broker, renewed under open
+// listeners.
+type ownSVID struct {
+	current atomic.Pointer[ownCert]
+}
+
+type ownCert struct {
+	plain, anchored *tls.Certificate
+	renewAt         time.Time
+}
+
+// certificate is the chain without the root.
+func (o *ownSVID) certificate() *tls.Certificate { return o.current.Load().plain }
+
+// withAnchor is the chain with the root at its end, by which a node that has
+// only a pin finds the anchor.
+func (o *ownSVID) withAnchor() *tls.Certificate { return o.current.Load().anchored }
+
+// renew makes a new key and signs it.
+func (s *Server) renewOwn(ctx context.Context) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	if err != nil {
+		return fmt.Errorf("making the broker's key: %w", err)
+	}
+	digest, err := identity.DigestKey(key.Public())
+	if err != nil {
+		return err
+	}
+	now := s.cfg.Now()
+	grant, err := identity.ForBroker(s.cfg.TrustDomain, digest, now, now.Add(ownLife))
+	if err != nil {
+		return fmt.Errorf("renewing the broker's SVID: %w", err)
+	}
+	chain, err := s.cfg.Authority.SignX509(ctx, grant, key.Public())
+	if err != nil {
+		return fmt.Errorf("renewing the broker's SVID: %w", err)
+	}
+	bundle, err := s.cfg.Authority.GetX509BundleForTrustDomain(s.cfg.TrustDomain)
+	if err != nil {
+		return fmt.Errorf("renewing the broker's SVID: %w", err)
+	}
+	plain := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		plain.Certificate = append(plain.Certificate, c.Raw)
+	}
+	anchored := *plain
+	if anchor := issuerOf(chain[len(chain)-1], bundle.X509Authorities()); anchor != nil {
+		anchored.Certificate = append(append([][]byte{}, plain.Certificate...), anchor.Raw)
+	}
+	life := chain[0].NotAfter.Sub(now)
+	s.svid.current.Store(&ownCert{plain, &anchored, now.Add(life/2 - rand.N(life/20+1))})
+	return nil
+}
+
+func issuerOf(c *x509.Certificate, anchors []*x509.Certificate) *x509.Certificate {
+	for _, a := range anchors {
+		if c.CheckSignatureFrom(a) == nil {
+			return a
+		}
+	}
+	return nil
+}
+
+// keepOwn renews the broker's SVID until ctx ends. A failed renewal is tried
+// again every few seconds: the old one serves meanwhile.
+func (s *Server) keepOwn(ctx context.Context) {
+	for {
+		wait := s.svid.current.Load().renewAt.Sub(s.cfg.Now())
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(max(wait, time.Second)):
+		}
+		if err := s.renewOwn(ctx); err != nil {
+			s.cfg.Log.ErrorContext(ctx, "broker's SVID not renewed", "error", err)
+			s.svid.retryAt(s.cfg.Now().Add(5 * time.Second))
+		}
+	}
+}
+
+func (o *ownSVID) retryAt(t time.Time) {
+	c := *o.current.Load()
+	c.renewAt = t
+	o.current.Store(&c)
+}

@@ -1,0 +1,190 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/api"
+)
+
+// A bell wakes everybody who waits for a change. The zero bell is ready.
+type bell struct {
+	mu sync.Mutex // guards c
+	c  chan struct{}
+}
+
+// wait returns a channel that is closed at the next ring.
+func (b *bell) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c == nil {
+		b.c = make(chan struct{})
+	}
+	return b.c
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c != nil {
+		close(b.c)
+		b.c = nil
+	}
+}
+
+// A change that touches many sets is paced, so that its renewals don't come
+// all at once; erasures never are.
+const (
+	paceFrom = 256
+	paceStep = time.Second
+	paceOver = time.Minute
+)
+
+// Watch tells an agent, for as long as the stream is open, what to ask for
+// again and what to erase, all bundles, and which costly facts are wanted. The
+// first message is whole, later ones say what changed.
+func (n nodeService) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api.WatchResponse]) error {
+	ctx := stream.Context()
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	if first.GetSince() == nil {
+		return n.fail(ctx, fmt.Errorf("%w: a watch begins with since", broker.ErrRequest))
+	}
+	node := callerNode(ctx)
+	session := n.s.cfg.Broker.Watch(node.ID)
+	defer session.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- n.acknowledgements(stream, session) }()
+	w := watcher{s: n.s, session: session, send: stream.Send, sent: map[string]string{}}
+	err = w.run(ctx, ended)
+	if status.Code(err) == codes.Unknown {
+		return n.fail(ctx, err)
+	}
+	return err
+}
+
+// acknowledgements reads what the agent holds, until the stream ends.
+func (n nodeService) acknowledgements(stream grpc.BidiStreamingServer[api.WatchRequest, api.WatchResponse], session *broker.Session) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		session.Acknowledge(m.GetAcknowledged())
+	}
+}
+
+type watcher struct {
+	s       *Server
+	session *broker.Session
+	send    func(*api.WatchResponse) error
+	sent    map[string]string // trust domain to the bundle document last sent
+	wanted  []string
+	whole   bool          // a first message has been sent
+	paced   []*api.Change // to go out step by step
+	step    int
+}
+
+func (w *watcher) run(ctx context.Context, ended <-chan error) error {
+	for {
+		ring := w.s.changed.wait() // before looking: nothing is missed
+		evicted, err := w.tell(ctx)
+		if err != nil {
+			return err
+		}
+		if evicted {
+			return status.Error(codes.PermissionDenied, "this node has been evicted")
+		}
+		var next <-chan time.Time
+		if len(w.paced) > 0 {
+			next = time.After(paceStep)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.s.closing:
+			return status.Error(codes.Unavailable, "the broker is stopping")
+		case err := <-ended:
+			return err
+		case <-ring:
+		case <-w.session.Wake():
+		case <-next:
+		}
+	}
+}
+
+// tell sends what the agent does not know yet, if anything.
+func (w *watcher) tell(ctx context.Context) (evicted bool, err error) {
+	revision, err := w.s.cfg.Store.Revision(ctx) // read first: what follows is at least as new
+	if err != nil {
+		return false, err
+	}
+	m := &api.WatchResponse{Revision: revision, PolicyRevision: w.s.policyRevision()}
+	changes, evicted := w.session.Take()
+	m.Changes = w.pace(changes)
+	w.bundles(m)
+	if wanted := w.s.wantedFacts(); !w.whole || !slices.Equal(wanted, w.wanted) {
+		m.WantedFacts, m.WantedSet, w.wanted = wanted, true, wanted
+	}
+	if w.whole && len(m.Changes) == 0 && len(m.Bundles) == 0 && len(m.Removed) == 0 && !m.WantedSet {
+		return evicted, nil
+	}
+	head := w.s.cfg.Audit.Head()
+	m.AuditHead, m.AuditSequence = head.Hash[:], head.Sequence
+	w.whole = true
+	return evicted, w.send(m)
+}
+
+// pace returns what goes out now.
+func (w *watcher) pace(changes []broker.Change) []*api.Change {
+	var now []*api.Change
+	for _, c := range changes {
+		out := &api.Change{Erase: c.Erase}
+		if c.Set != ([32]byte{}) {
+			out.Set = c.Set[:]
+		}
+		if c.Erase {
+			now = append(now, out)
+			continue
+		}
+		w.paced = append(w.paced, out)
+	}
+	if len(w.paced) <= paceFrom {
+		now, w.paced, w.step = append(now, w.paced...), nil, 0
+		return now
+	}
+	if w.step == 0 {
+		w.step = len(w.paced)/int(paceOver/paceStep) + 1
+	}
+	now, w.paced = append(now, w.paced[:w.step]...), w.paced[w.step:]
+	return now
+}
+
+// bundles adds the bundles that changed since they were last sent, and the
+// trust domains that went.
+func (w *watcher) bundles(m *api.WatchResponse) {
+	have := w.s.bundles()
+	for _, td := range slices.Sorted(maps.Keys(have)) {
+		if document, ok := w.sent[td]; !ok || document != have[td] {
+			m.Bundles = append(m.Bundles, &api.Bundle{TrustDomain: td, Document: []byte(have[td])})
+			w.sent[td] = have[td]
+		}
+	}
+	for td := range w.sent {
+		if _, ok := have[td]; !ok {
+			m.Removed = append(m.Removed, td)
+			delete(w.sent, td)
+		}
+	}
+}

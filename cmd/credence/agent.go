@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/credence-id/credence/agent"
+	agentapi "github.com/credence-id/credence/agent/api"
+	"github.com/credence-id/credence/agent/attest/unix"
+	"github.com/credence-id/credence/agent/caller"
+	"github.com/credence-id/credence/agent/workloadapi"
+	"github.com/credence-id/credence/broker/identity"
+)
+
+// agentParts is an agent put together: what dev and agent run share.
+type agentParts struct {
+	agent    *agent.Agent
+	workload net.Listener
+	admin    net.Listener
+	log      *slog.Logger
+}
+
+// newAgent puts an agent together. evidence nil reads the file's token_file.
+func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), log *slog.Logger) (_ *agentParts, err error) {
+	p := &agentParts{log: log}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	td, err := identity.ParseTrustDomain(f.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	var bundle []byte
+	if f.Trust.Bundle != "" {
+		if bundle, err = readSmall(f.Trust.Bundle); err != nil {
+			return nil, fmt.Errorf("trust.bundle: %w", err)
+		}
+	}
+	if evidence == nil {
+		evidence = func(context.Context) ([]byte, error) {
+			text, err := readSmall(f.Join.TokenFile)
+			return []byte(strings.TrimSpace(string(text))), err
+		}
+	}
+	p.agent, err = agent.New(agent.Config{
+		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: f.Data,
+		Join:      agent.Join{Method: f.Join.Method, Evidence: evidence},
+		Attestors: map[string]agent.Attestor{"workload.unix": unix.New(unix.Config{})},
+		Exchanger: exchanger, Version: version(), Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if p.workload, err = caller.Listen(f.Socket, 0o666); err != nil {
+		return nil, err
+	}
+	p.admin, err = caller.Listen(f.Admin, 0o600)
+	return p, err
+}
+
+// readSmall reads a file of at most a megabyte.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(text) > maxConfig {
+		err = fmt.Errorf("%s: more than %d bytes", path, maxConfig)
+	}
+	return text, err
+}
+
+// run serves until ctx ends or the agent cannot go on.
+func (p *agentParts) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	workload := workloadapi.New(workloadapi.Config{Agent: p.agent, Log: p.log}).GRPC()
+	admin := grpc.NewServer(grpc.Creds(caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid())))))
+	agentapi.RegisterAdminServer(admin, agentAdmin{agent: p.agent})
+	errs := make(chan error, 3)
+	var running sync.WaitGroup
+	running.Go(func() { errs <- p.agent.Run(ctx); cancel() })
+	running.Go(func() { errs <- workload.Serve(p.workload); cancel() })
+	running.Go(func() { errs <- admin.Serve(p.admin); cancel() })
+	<-ctx.Done()
+	workload.Stop()
+	admin.Stop()
+	running.Wait()
+	close(errs)
+	var all []error
+	for err := range errs {
+		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, grpc.ErrServerStopped) {
+			all = append(all, err)
+		}
+	}
+	return errors.Join(all...)
+}
+
+func (p *agentParts) close() {
+	for _, l := range []net.Listener{p.workload, p.admin} {
+		if l != nil {
+			_ = l.Close() // it may be closed already
+		}
+	}
+}
+
+// agentAdmin answers the operator on the node.
+type agentAdmin struct {
+	agentapi.UnimplementedAdminServer
+	agent *agent.Agent
+}
+
+// Attest proves a process as the Workload API would.
+func (a agentAdmin) Attest(ctx context.Context, r *agentapi.AttestRequest) (*agentapi.AttestResponse, error) {
+	process, err := caller.Open(int(r.GetPid()))
+	if err != nil {
+		return nil, err
+	}
+	defer process.Close()
+	t, err := a.agent.Attest(ctx, process)
+	if err != nil {
+		return nil, err
+	}
+	out := &agentapi.AttestResponse{Node: a.agent.NodeID(), Unknown: t.Unknown, Facts: map[string]*agentapi.Values{}}
+	for name, values := range t.Facts {
+		out.Facts[name] = &agentapi.Values{Values: values}
+	}
+	return out, nil
+}

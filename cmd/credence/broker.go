@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/agent/caller"
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/authority"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/keys/disk"
+	"github.com/credence-id/credence/broker/oidc"
+	"github.com/credence-id/credence/broker/server"
+	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/federation"
+	"github.com/credence-id/credence/federation/fetch"
+)
+
+// refreshHint is what our bundle tells peers.
+const refreshHint = 300 * time.Second
+
+// brokerParts is a broker put together: what dev and broker run share.
+type brokerParts struct {
+	file      brokerFile
+	store     *store.Store
+	audit     *audit.Log
+	authority *authority.Authority
+	peers     *federation.Refresher
+	broker    *broker.Broker
+	server    *server.Server
+	listeners server.Listeners
+}
+
+// brokerOptions are what differs between dev and broker run.
+type brokerOptions struct {
+	listeners server.Listeners
+	webCert   func() (*tls.Certificate, error)
+	webRoots  *x509.CertPool // verify https_web peers; nil: the system's
+	log       *slog.Logger
+}
+
+// newBroker puts a broker together in its data directory. Close it.
+func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerParts, err error) {
+	p := &brokerParts{file: f, listeners: o.listeners}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	td, err := identity.ParseTrustDomain(f.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	if p.store, err = store.Open(ctx, store.Config{Dir: f.Data}); err != nil {
+		return nil, err
+	}
+	if p.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Log: o.log}); err != nil {
+		return nil, err
+	}
+	if err := p.openAuthority(ctx, td, o.log); err != nil {
+		return nil, err
+	}
+	networks, err := f.networks()
+	if err != nil {
+		return nil, err
+	}
+	p.peers, err = federation.New(federation.Config{
+		TrustDomain: td, Store: p.store, Log: o.log,
+		Fetcher: fetch.New(fetch.Config{AllowNetworks: networks, Roots: o.webRoots, Log: o.log}),
+		Own: func() *x509bundle.Bundle {
+			b, _ := p.authority.GetX509BundleForTrustDomain(td)
+			return b
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, p.openServer(ctx, td, o)
+}
+
+func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain, log *slog.Logger) error {
+	lead, err := lifeField("jwt_key_lead", p.file.JWTKeyLead, 0, 7*24*time.Hour)
+	if err != nil {
+		return err
+	}
+	keys, err := disk.New(disk.Config{Dir: filepath.Join(p.file.Data, "keys")})
+	if err != nil {
+		return err
+	}
+	p.authority, err = authority.Open(ctx, authority.Config{
+		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys,
+		Lives: authority.Lives{Lead: lead, RefreshHint: refreshHint}, Log: log,
+	})
+	return err
+}
+
+func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o brokerOptions) (err error) {
+	minTTL, err := lifeField("min_ttl", p.file.MinTTL, 0, time.Hour)
+	if err != nil {
+		return err
+	}
+	policy := identity.Config{
+		TrustDomain: td, JWT: p.file.Issuer != "", DNSSuffixes: p.file.DNSSuffixes, Subjects: p.file.Subjects, MinTTL: minTTL,
+	}
+	empty, err := identity.NewSet(policy, identity.Resources{})
+	if err != nil {
+		return err
+	}
+	p.broker, err = broker.New(ctx, broker.Config{
+		TrustDomain: td, Method: joinMethod(p.store, time.Now), Issuer: p.authority, Store: p.store, Audit: p.audit,
+		Policy: &broker.Policy{Set: empty}, Log: o.log,
+	})
+	if err != nil {
+		return err
+	}
+	var discovery http.Handler
+	if p.file.Issuer != "" {
+		discovery, err = oidc.New(oidc.Config{Issuer: p.file.Issuer, Keys: p.authority.OIDCKeys, MaxAge: refreshHint})
+		if err != nil {
+			return err
+		}
+	}
+	listen := map[string]string{"agents": p.listeners.Agents.Addr().String()}
+	if p.listeners.SPIFFE != nil {
+		listen["spiffe"] = p.listeners.SPIFFE.Addr().String()
+	}
+	if p.listeners.Web != nil {
+		listen["web"] = p.listeners.Web.Addr().String()
+	}
+	p.server, err = server.New(ctx, server.Config{
+		TrustDomain: td, Issuer: p.file.Issuer, Version: version(), Broker: p.broker, Authority: p.authority,
+		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
+		RefreshHint: refreshHint, AgentsAddress: listen["agents"], Listen: listen,
+		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
+		AdminActor:       adminActor, WebCertificate: o.webCert, Log: o.log,
+	})
+	return err
+}
+
+// adminActor names who is at the admin socket, for the record.
+func adminActor(ctx context.Context) string {
+	if p, ok := caller.FromContext(ctx); ok {
+		return fmt.Sprintf("uid:%d", p.UID())
+	}
+	return "unknown"
+}
+
+// run serves until ctx ends.
+func (p *brokerParts) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make(chan error, 3)
+	var running sync.WaitGroup
+	running.Go(func() { errs <- p.authority.Run(ctx); cancel() })
+	running.Go(func() { errs <- p.peers.Run(ctx); cancel() })
+	running.Go(func() { errs <- p.server.Run(ctx, p.listeners); cancel() })
+	running.Wait()
+	close(errs)
+	var all []error
+	for err := range errs {
+		if err != nil && !errors.Is(err, context.Canceled) {
+			all = append(all, err)
+		}
+	}
+	return errors.Join(all...)
+}
+
+// close lets go of what was opened, the record last.
+func (p *brokerParts) close() error {
+	var errs []error
+	if p.broker != nil {
+		errs = append(errs, p.broker.Close())
+	}
+	if p.audit != nil {
+		errs = append(errs, p.audit.Close())
+	}
+	if p.store != nil {
+		errs = append(errs, p.store.Close())
+	}
+	for _, l := range []net.Listener{p.listeners.Agents, p.listeners.Admin, p.listeners.SPIFFE, p.listeners.Web} {
+		if l != nil {
+			_ = l.Close() // it may be closed already
+		}
+	}
+	return errors.Join(errs...)
+}

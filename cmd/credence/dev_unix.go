@@ -1,0 +1,54 @@
+//go:build unix
+
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// longestSocket is the longest name of a socket below the directory.
+const longestSocket = len("/peer/agent-admin.sock")
+
+// socketDir is where the sockets of a state directory lie: in it, where every
+// user gets there and the path is short enough, else in one of ours under the
+// system's temporary directory, the same for the same state.
+func socketDir(state string) (string, error) {
+	run := filepath.Join(state, "run")
+	if len(run)+longestSocket <= 100 && traversable(state) {
+		if err := os.MkdirAll(run, 0o755); err != nil {
+			return "", err
+		}
+		return run, os.Chmod(run, 0o755)
+	}
+	sum := sha256.Sum256([]byte(state))
+	run = filepath.Join(os.TempDir(), fmt.Sprintf("credence-dev-%d-%x", os.Getuid(), sum[:4]))
+	if err := os.Mkdir(run, 0o755); err != nil && !os.IsExist(err) {
+		return "", err
+	}
+	info, err := os.Lstat(run)
+	if err != nil {
+		return "", err
+	}
+	// Anybody could have made it before us.
+	if s, ok := info.Sys().(*syscall.Stat_t); !ok || !info.IsDir() || int(s.Uid) != os.Getuid() || info.Mode().Perm()&0o022 != 0 {
+		return "", fmt.Errorf("%s is not a directory of ours: remove it", run)
+	}
+	return run, os.Chmod(run, 0o755)
+}
+
+// traversable says whether every user gets to a directory.
+func traversable(dir string) bool {
+	for ; ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil || info.Mode().Perm()&0o001 == 0 {
+			return false
+		}
+		if dir == filepath.Dir(dir) {
+			return true
+		}
+	}
+}

@@ -1,0 +1,346 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credence-id/credence/agent/caller"
+)
+
+func (p *program) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(p.err, nil))
+}
+
+func (p *program) brokerCommand() *cobra.Command {
+	runCmd := &cobra.Command{
+		Use: "run -c broker.yaml", Short: "Run the broker until it is told to stop", Args: cobra.NoArgs,
+		Example: "  credence broker run -c broker.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := brokerConfig(cmd)
+			if err != nil {
+				return err
+			}
+			return p.runBroker(cmd.Context(), f)
+		},
+	}
+	check := &cobra.Command{
+		Use: "check -c broker.yaml", Short: "Check this machine for a broker: ports, disk, clock", Args: cobra.NoArgs,
+		Example: "  credence broker check -c broker.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := brokerConfig(cmd)
+			if err != nil {
+				return err
+			}
+			return p.check([]finding{
+				{"clock", checkClock(time.Now())},
+				{"data directory", checkDir(f.Data)},
+				{"listen.agents", checkPort(f.Listen.Agents)},
+				{"listen.spiffe", checkPort(f.Listen.SPIFFE)},
+				{"listen.web", checkWeb(f)},
+				{"admin socket", checkSocket(f.Admin)},
+			})
+		},
+	}
+	initCmd := &cobra.Command{
+		Use: "init --trust-domain NAME", Short: "Write a broker.yaml with every key and its default", Args: cobra.NoArgs,
+		Example: "  credence broker init --trust-domain example.org > broker.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			td, _ := cmd.Flags().GetString("trust-domain")
+			data, _ := cmd.Flags().GetString("data")
+			f := brokerFile{TrustDomain: td, Data: data}
+			if err := f.complete(); err != nil {
+				return input(err)
+			}
+			_, err := fmt.Fprintf(p.out, brokerTemplate, td, data)
+			return err
+		},
+	}
+	initCmd.Flags().String("trust-domain", "", "the name of your trust domain: lower case, and for ever")
+	initCmd.Flags().String("data", "/var/lib/credence/broker", "data directory")
+	_ = initCmd.MarkFlagRequired("trust-domain")
+	for _, c := range []*cobra.Command{runCmd, check} {
+		c.Flags().StringP("config", "c", "broker.yaml", "configuration")
+	}
+	return group("broker", "The broker", initCmd, runCmd, check)
+}
+
+const brokerTemplate = `trust_domain: %s
+data: %s
+# Every key below has the default that it shows.
+
+# Issuer of JWT-SVIDs, an https URL that clouds reach; without it there is no
+# OIDC and no JWT-SVID.
+# issuer: https://id.example.org
+
+# listen:
+#   agents: 127.0.0.1:8443   # gRPC, mTLS
+#   spiffe: 127.0.0.1:8444   # the bundle by https_spiffe; none: off
+#   web: 127.0.0.1:8445      # OIDC and the bundle by https_web; off without web_tls
+
+# admin: DATA/run/admin.sock
+
+# The web listener's certificate, read again when the files change.
+# web_tls: {cert: FILE, key: FILE}
+
+# store: sqlite
+
+# Under which names Identities may ask for DNS names, and which RDNs they may
+# ask for besides CN=<their name>. Empty permits none.
+# dns_suffixes: []
+# subjects: []
+
+# Private networks that peers' URLs may lead to.
+# allow_networks: []
+
+# How long a JWT key is published before its first use: the slowest cloud's
+# cache decides.
+# jwt_key_lead: 24h
+
+# The shortest life that an Identity may ask for.
+# min_ttl: 1m
+`
+
+func brokerConfig(cmd *cobra.Command) (brokerFile, error) {
+	path, _ := cmd.Flags().GetString("config")
+	var f brokerFile
+	if err := loadFile(path, &f); err != nil {
+		return f, err
+	}
+	return f, input(inFile(path, f.complete()))
+}
+
+// runBroker opens what the file says and serves.
+func (p *program) runBroker(ctx context.Context, f brokerFile) error {
+	if err := checkClock(time.Now()); err != nil {
+		return input(err)
+	}
+	log := p.logger()
+	o := brokerOptions{log: log}
+	var err error
+	if o.listeners.Agents, err = net.Listen("tcp", f.Listen.Agents); err != nil {
+		return input(fmt.Errorf("listen.agents: %w", err))
+	}
+	if f.Listen.SPIFFE != "none" {
+		if o.listeners.SPIFFE, err = net.Listen("tcp", f.Listen.SPIFFE); err != nil {
+			return input(fmt.Errorf("listen.spiffe: %w", err))
+		}
+	}
+	if f.WebTLS != nil && f.Listen.Web != "none" {
+		w := &webFiles{cert: f.WebTLS.Cert, key: f.WebTLS.Key}
+		if _, err := w.certificate(); err != nil {
+			return input(fmt.Errorf("web_tls: %w", err))
+		}
+		o.webCert = w.certificate
+		if o.listeners.Web, err = net.Listen("tcp", f.Listen.Web); err != nil {
+			return input(fmt.Errorf("listen.web: %w", err))
+		}
+	}
+	if o.listeners.Admin, err = caller.Listen(f.Admin, 0o600); err != nil {
+		return input(fmt.Errorf("admin: %w", err))
+	}
+	b, err := newBroker(ctx, f, o)
+	if err != nil {
+		return input(err)
+	}
+	fmt.Fprintf(p.err, "broker of %s: agents on %s, pin %s\nadmin: export %s=unix://%s\n", f.TrustDomain, o.listeners.Agents.Addr(), b.authority.Pin(), adminVariable, absolute(f.Admin))
+	return errors.Join(b.run(ctx), b.close())
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// webFiles is a certificate in files, read again when they change.
+type webFiles struct {
+	cert, key string
+
+	mu     sync.Mutex // guards what follows
+	loaded *tls.Certificate
+	stamp  [2]time.Time
+	looked time.Time
+}
+
+// certificate looks at the files at most once a second. Files that cannot be
+// read or don't fit each other leave the old certificate in use.
+func (w *webFiles) certificate() (*tls.Certificate, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.loaded != nil && time.Since(w.looked) < time.Second {
+		return w.loaded, nil
+	}
+	w.looked = time.Now()
+	var stamp [2]time.Time
+	for i, name := range []string{w.cert, w.key} {
+		info, err := os.Stat(name)
+		if err != nil {
+			return w.loaded, unlessLoaded(w.loaded, err)
+		}
+		stamp[i] = info.ModTime()
+	}
+	if w.loaded != nil && stamp == w.stamp {
+		return w.loaded, nil
+	}
+	cert, err := tls.LoadX509KeyPair(w.cert, w.key)
+	if err != nil {
+		return w.loaded, unlessLoaded(w.loaded, err)
+	}
+	w.loaded, w.stamp = &cert, stamp
+	return w.loaded, nil
+}
+
+func unlessLoaded(c *tls.Certificate, err error) error {
+	if c != nil {
+		return nil
+	}
+	return err
+}
+
+func (p *program) agentCommand() *cobra.Command {
+	runCmd := &cobra.Command{
+		Use: "run -c agent.yaml", Short: "Run the agent until it is told to stop", Args: cobra.NoArgs,
+		Example: "  credence agent run -c agent.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := agentConfig(cmd)
+			if err != nil {
+				return err
+			}
+			if err := checkClock(time.Now()); err != nil {
+				return input(err)
+			}
+			a, err := newAgent(f, nil, p.logger())
+			if err != nil {
+				return input(err)
+			}
+			fmt.Fprintf(p.err, "agent of %s: export %s=unix://%s\n", f.TrustDomain, workloadVariable, absolute(f.Socket))
+			return input(a.run(cmd.Context()))
+		},
+	}
+	check := &cobra.Command{
+		Use: "check -c agent.yaml", Short: "Check this machine for an agent: disk, socket, clock, broker", Args: cobra.NoArgs,
+		Example: "  credence agent check -c agent.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := agentConfig(cmd)
+			if err != nil {
+				return err
+			}
+			findings := []finding{
+				{"clock", checkClock(time.Now())},
+				{"data directory", checkDir(f.Data)},
+				{"workload socket", checkSocket(f.Socket)},
+			}
+			for _, b := range f.Broker {
+				findings = append(findings, finding{"broker " + b, checkReach(cmd.Context(), b)})
+			}
+			return p.check(findings)
+		},
+	}
+	for _, c := range []*cobra.Command{runCmd, check} {
+		c.Flags().StringP("config", "c", "agent.yaml", "configuration")
+	}
+	return group("agent", "The agent", runCmd, check)
+}
+
+func agentConfig(cmd *cobra.Command) (agentFile, error) {
+	path, _ := cmd.Flags().GetString("config")
+	var f agentFile
+	if err := loadFile(path, &f); err != nil {
+		return f, err
+	}
+	return f, input(inFile(path, f.complete()))
+}
+
+// A finding is what a check found; no error is good.
+type finding struct {
+	what string
+	err  error
+}
+
+func (p *program) check(findings []finding) error {
+	bad := 0
+	for _, f := range findings {
+		if f.err == nil {
+			fmt.Fprintf(p.out, "ok  %s\n", f.what)
+			continue
+		}
+		bad++
+		fmt.Fprintf(p.out, "no  %s: %v\n", f.what, f.err)
+	}
+	if bad > 0 {
+		return coded{code: exitNo}
+	}
+	return nil
+}
+
+// built is a moment before which no clock can be right.
+var built = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func checkClock(now time.Time) error {
+	if now.Before(built) || now.After(built.AddDate(50, 0, 0)) {
+		return fmt.Errorf("this machine's clock says %s, which cannot be: set it (NTP), or every certificate would be wrong", now.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// checkDir writes and syncs a file where the data would be.
+func checkDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, "check-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(make([]byte, 64<<10))
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func checkPort(address string) error {
+	if address == "none" {
+		return nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+func checkWeb(f brokerFile) error {
+	if f.WebTLS == nil {
+		return nil
+	}
+	if _, err := (&webFiles{cert: f.WebTLS.Cert, key: f.WebTLS.Key}).certificate(); err != nil {
+		return err
+	}
+	return checkPort(f.Listen.Web)
+}
+
+func checkSocket(path string) error {
+	l, err := caller.Listen(path, 0o600)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+func checkReach(ctx context.Context, address string) error {
+	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
