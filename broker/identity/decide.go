@@ -127,14 +127,12 @@ func (s *Set) check(r *Request) error {
 		return bad("there is no policy")
 	case r.Time.IsZero():
 		return bad("the request has no time")
-	case r.Node.Len()+r.Workload.Len()+foreign == 0:
-		return bad("the request has no facts")
 	case foreign > 0 && (r.Node.Len() > 0 || r.Workload.Len() > 0 || r.NodeID != ""):
 		return bad("the request has facts of a person or peer, and of a node")
 	case r.User.Len() > 0 && r.Peer.Len() > 0:
 		return bad("the request has facts of a person and of a peer")
 	case foreign == 0 && r.Node.Len() == 0:
-		return bad("the request has facts of a workload, but none of its node")
+		return bad("the request has no facts of a node, a person or a peer")
 	case r.TTL < 0 || r.TTL > 0 && r.TTL < s.config.MinTTL:
 		return bad("the request asks for a life of %s, and none under %s is given", r.TTL, s.config.MinTTL)
 	case r.Target != "" && len(r.Audiences) > 0:
@@ -224,7 +222,7 @@ func (s *Set) grantJWT(g *Grant, i *identity, r *Request) (time.Duration, *refus
 	if r.Target != "" {
 		return s.grantTarget(g, i, r)
 	}
-	if i.JWT == nil || len(i.audiences) == 0 {
+	if len(i.audiences) == 0 { // or no jwt at all
 		return 0, &refusal{"jwt.audiences", "none are listed"}
 	}
 	for _, a := range r.Audiences {

@@ -83,6 +83,7 @@ func TestNewSetRefuses(t *testing.T) {
 		{"negative life", x509(identity.X509{TTL: -time.Hour}), "Identity", "x509.ttl"},
 		{"another's name", x509(identity.X509{Subject: "CN=other"}), "Identity", "x509.subject"},
 		{"another organisation", x509(identity.X509{Subject: "CN=checkout,O=Evil"}), "Identity", "x509.subject"},
+		{"unit of a permitted organisation's name", x509(identity.X509{Subject: "OU=Acme"}), "Identity", "x509.subject"},
 		{"unit not permitted", x509(identity.X509{Subject: "OU=team-a/b"}), "Identity", "x509.subject"},
 		{"no subject at all", x509(identity.X509{Subject: "checkout"}), "Identity", "x509.subject"},
 		{"DNS name elsewhere", x509(identity.X509{DNSNames: []string{"a.svc", "a.example.com"}}), "Identity", "x509.dns_names[1]"},
@@ -225,6 +226,7 @@ func TestConfigRefused(t *testing.T) {
 		"a wildcard suffix":            func(c *identity.Config) { c.DNSSuffixes = []string{"*.org"} },
 		"an empty suffix":              func(c *identity.Config) { c.DNSSuffixes = []string{""} },
 		"a dotted suffix":              func(c *identity.Config) { c.DNSSuffixes = []string{".org"} },
+		"an address as suffix":         func(c *identity.Config) { c.DNSSuffixes = []string{"1.2.3.4"} },
 		"any subject":                  func(c *identity.Config) { c.Subjects = []string{"**"} },
 		"a subject without value":      func(c *identity.Config) { c.Subjects = []string{"O="} },
 	} {

@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -94,6 +95,28 @@ func TestWhenLabelsCannotHideAFact(t *testing.T) {
 	r.Workload = facts(t, "workload", "workload.docker.labels.a.b", "1")
 	if granted(t, identity.Item{Terms: terms("node.name", "n1"), When: `has(workload.docker.labels.a)`}, r) {
 		t.Error("a.b passes for a")
+	}
+}
+
+// Nor may a path that is used in two ways become a group.
+func TestWhenFactsAreNeverGroups(t *testing.T) {
+	r := shop(t)
+	r.Workload = facts(t, "workload", "workload.docker.labels.a.b", "1")
+	if !denied(t, identity.Item{When: `"x" == workload.docker.labels.a || "q" in workload.docker.labels.a`}, r) {
+		t.Error("the deny doesn't hold")
+	}
+}
+
+// An item that two values lead to is one candidate.
+func TestWhensAreCountedOnce(t *testing.T) {
+	var all []identity.Identity
+	for i := range 40 {
+		all = append(all, identity.Identity{Name: fmt.Sprintf("i%d", i), SPIFFEID: "/a", Match: []identity.Item{
+			{Terms: terms("workload.unix.groups", "*"), When: `node.name == "n1"`, AnyNode: true},
+		}})
+	}
+	if ds := requireDecisions(t, requireSet(t, of(all...)), shop(t)); len(ds) != 40 {
+		t.Errorf("%d decisions of 40", len(ds))
 	}
 }
 
