@@ -1,0 +1,190 @@
+// Package agent serves identities and credentials to the workloads on a node:
+// it joins, keeps one Watch stream to a broker, attests callers, asks for what
+// the broker decides they get, renews it, and hands it out.
+//
+// It holds no policy. It trusts the broker that shows exactly
+// /credence/broker of its trust domain under the bundle last received, the
+// kernel's word about callers (agent/caller), and its attestors' facts. The
+// local protocols lie in packages below it; keys are made here and never
+// leave.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+
+	"github.com/credence-id/credence/agent/caller"
+	"github.com/credence-id/credence/exchangers"
+)
+
+// Errors that callers tell apart.
+var (
+	ErrDenied      = errors.New("no identity is granted to this process")
+	ErrUnavailable = errors.New("the agent cannot answer yet")
+	// ErrFatal wraps what only a person can mend: the agent stops.
+	ErrFatal = errors.New("the agent cannot go on")
+)
+
+// A Denied is a refusal with what to quote to the operator.
+type Denied struct {
+	Record string // of the broker's audit record; empty: refused on this node
+	Reason string // what the caller may be told
+}
+
+// Error names the way to the reason.
+func (d *Denied) Error() string {
+	s := ErrDenied.Error()
+	if d.Reason != "" {
+		s = d.Reason
+	}
+	if d.Record != "" {
+		s += "; the operator finds it in the broker's record as " + d.Record + ", and why with: credence explain --pid PID"
+	}
+	return s
+}
+
+// Is makes a Denied an ErrDenied.
+func (d *Denied) Is(err error) bool { return err == ErrDenied }
+
+// An Attestor tells facts about the process at our socket: full names under
+// its prefix. Names in unknown could not be proven; an error means that
+// nothing under the prefix could. wanted tells which costly facts some
+// Identity names.
+type Attestor interface {
+	Attest(ctx context.Context, p *caller.Process, wanted func(name string) bool) (facts map[string][]string, unknown []string, err error)
+}
+
+// A Join is how this node proves itself.
+type Join struct {
+	Method   string
+	Rule     string // JoinRule; empty for tokens, and where the method has one rule
+	Evidence func(context.Context) ([]byte, error)
+	Answer   func(ctx context.Context, challenge []byte) ([]byte, error) // nil: a challenge ends the join
+}
+
+// Config is the wiring of an Agent. Fields are required unless noted.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Broker      []string // host:port, tried in order
+	CAPins      []string // "sha256:" and hex; this or Bundle, for the first contact
+	Bundle      []byte   // SPIFFE JSON or PEM
+	Join        Join
+	Data        string              // directory that keeps the node's SVID over a restart
+	Attestors   map[string]Attestor // by prefix, such as "workload.unix"
+	Exchanger   func(Target) (exchangers.Exchanger, error)
+	Version     string
+	Log         *slog.Logger     // nil discards
+	Now         func() time.Time // nil means time.Now
+}
+
+// A Target is where a workload's SVID can be exchanged, as the broker told it.
+type Target struct {
+	Name     string
+	Revision uint64
+	Flow     string
+	Settings []byte // JSON, see exchangers.Wire
+}
+
+// An Agent serves one node. Its methods may be called concurrently.
+type Agent struct {
+	cfg     Config
+	node    nodeState
+	link    atomic.Pointer[link]
+	bundles bundles
+	wanted  atomic.Pointer[map[string]bool]
+	ready   chan struct{}
+	once    sync.Once
+	sets    sets
+	tokens  tokens
+	sources sources
+	spool   *spool
+}
+
+// New returns an Agent that takes up what an earlier one kept in Data.
+func New(cfg Config) (*Agent, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.TrustDomain.IsZero() || len(cfg.Broker) == 0 || cfg.Data == "" {
+		return nil, errors.New("making an agent: trust domain, broker and data directory are required")
+	}
+	a := &Agent{cfg: cfg, ready: make(chan struct{})}
+	a.wanted.Store(&map[string]bool{})
+	a.sets.init()
+	a.tokens.init()
+	a.sources.init(a)
+	if err := a.node.load(cfg); err != nil {
+		return nil, fmt.Errorf("making an agent: %w", err)
+	}
+	a.bundles.own(cfg.TrustDomain, a.node.bundle)
+	var err error
+	if a.spool, err = openSpool(cfg.Data); err != nil {
+		return nil, fmt.Errorf("making an agent: %w", err)
+	}
+	return a, nil
+}
+
+// Ready is closed once the node has joined and knows all bundles.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// TrustDomain is the agent's own.
+func (a *Agent) TrustDomain() spiffeid.TrustDomain { return a.cfg.TrustDomain }
+
+// Run joins, or goes on with the node's kept SVID, and serves until ctx ends.
+// An error wraps ErrFatal and names the way out; what a broker that is away
+// causes is not an error.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer a.sources.close()
+	if err := a.establish(ctx); err != nil {
+		return a.end(ctx, err)
+	}
+	var running sync.WaitGroup
+	for _, loop := range []func(context.Context) error{a.keepNode, a.watch, a.tend, a.ship} {
+		running.Go(func() {
+			if err := loop(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	running.Wait()
+	if l := a.link.Load(); l != nil {
+		l.close()
+	}
+	return a.end(ctx, context.Cause(ctx))
+}
+
+// end says how a run ended: a cancelled context is no error.
+func (a *Agent) end(ctx context.Context, err error) error {
+	if errors.Is(err, ErrFatal) {
+		return err
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// link is one connection to a broker under one node SVID.
+type link struct {
+	conn *grpc.ClientConn
+	gone chan struct{} // closed when it has been replaced
+	once sync.Once
+}
+
+func (l *link) close() {
+	l.once.Do(func() { close(l.gone) })
+	_ = l.conn.Close()
+}

@@ -1,0 +1,240 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	mathrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+
+	"github.com/credence-id/credence/broker/api"
+)
+
+// maxKept bounds what is read back from the data directory.
+const maxKept = 1 << 20
+
+// nodeState is the node's own SVID and the trust bundle, kept over a restart
+// in two files, each replaced whole: the SVID with its key, and the bundle.
+type nodeState struct {
+	dir string
+
+	mu       sync.Mutex // guards what follows
+	cert     *tls.Certificate
+	obtained time.Time
+	bundle   *spiffebundle.Bundle // nil: the first contact is by pin
+}
+
+func (n *nodeState) svidFile() string   { return filepath.Join(n.dir, "node.pem") }
+func (n *nodeState) bundleFile() string { return filepath.Join(n.dir, "bundle.json") }
+
+// load takes up what was kept. What is absent is obtained anew; what cannot be
+// read is an error, for it may be mended by a person.
+func (n *nodeState) load(cfg Config) error {
+	n.dir = cfg.Data
+	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+		return err
+	}
+	text, err := readKept(n.bundleFile())
+	switch {
+	case err == nil:
+		if n.bundle, err = spiffebundle.Parse(cfg.TrustDomain, text); err != nil {
+			return fmt.Errorf("%s: %w", n.bundleFile(), err)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	case len(cfg.Bundle) > 0:
+		if n.bundle, err = parseTrust(cfg.TrustDomain, cfg.Bundle); err != nil {
+			return err
+		}
+	case len(cfg.CAPins) == 0:
+		return errors.New("neither trust.ca_pin nor trust.bundle is set: without one of them any server could pose as the broker")
+	}
+	for _, pin := range cfg.CAPins {
+		if err := CheckPin(pin); err != nil {
+			return err
+		}
+	}
+	text, err = readKept(n.svidFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	cert, err := tls.X509KeyPair(text, text)
+	if err != nil {
+		return fmt.Errorf("%s: %w; remove it to join again", n.svidFile(), err)
+	}
+	if cfg.Now().Before(cert.Leaf.NotAfter) {
+		n.cert, n.obtained = &cert, cert.Leaf.NotBefore
+	}
+	return nil
+}
+
+func readKept(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxKept {
+		return nil, fmt.Errorf("%s has %d bytes: not ours", path, info.Size())
+	}
+	return os.ReadFile(path)
+}
+
+func (n *nodeState) certificate() *tls.Certificate {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.cert
+}
+
+// drop forgets an SVID that the broker no longer takes.
+func (n *nodeState) drop() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cert = nil
+	_ = os.Remove(n.svidFile())
+}
+
+// keep makes an answer of the broker the node's own, on disk first.
+func (a *Agent) keep(joined *api.Joined, key *ecdsa.PrivateKey) error {
+	cert := &tls.Certificate{PrivateKey: key, Certificate: joined.GetChain()}
+	if len(joined.GetChain()) == 0 || len(joined.GetChain()) > 8 {
+		return fmt.Errorf("the broker sent a chain of %d certificates", len(joined.GetChain()))
+	}
+	leaf, err := x509.ParseCertificate(joined.GetChain()[0])
+	if err != nil {
+		return fmt.Errorf("parsing the node's SVID: %w", err)
+	}
+	cert.Leaf = leaf
+	id, err := leafID(leaf)
+	if err != nil {
+		return fmt.Errorf("the node's SVID: %w", err)
+	}
+	if id.String() != joined.GetNodeId() || id.TrustDomain() != a.cfg.TrustDomain || !key.PublicKey.Equal(leaf.PublicKey) {
+		return fmt.Errorf("the broker sent an SVID of %s that is not this node's", id)
+	}
+	bundle, err := spiffebundle.Parse(a.cfg.TrustDomain, joined.GetBundle())
+	if err != nil {
+		return fmt.Errorf("parsing the trust bundle: %w", err)
+	}
+	if err := a.node.write(cert, key, joined.GetBundle()); err != nil {
+		return err
+	}
+	a.node.mu.Lock()
+	a.node.cert, a.node.obtained, a.node.bundle = cert, a.cfg.Now(), bundle
+	a.node.mu.Unlock()
+	a.bundles.own(a.cfg.TrustDomain, bundle)
+	return nil
+}
+
+func (n *nodeState) write(cert *tls.Certificate, key *ecdsa.PrivateKey, bundle []byte) error {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	var text bytes.Buffer
+	for _, c := range cert.Certificate {
+		_ = pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: c}) // a Buffer takes everything
+	}
+	_ = pem.Encode(&text, &pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	if err := renameio.WriteFile(n.bundleFile(), bundle, 0o600, renameio.WithTempDir(n.dir)); err != nil {
+		return fmt.Errorf("keeping the trust bundle: %w", err)
+	}
+	if err := renameio.WriteFile(n.svidFile(), text.Bytes(), 0o600, renameio.WithTempDir(n.dir)); err != nil {
+		return fmt.Errorf("keeping the node's SVID: %w", err)
+	}
+	return nil
+}
+
+func newKey() (*ecdsa.PrivateKey, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a key: %w", err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a key: %w", err)
+	}
+	return key, der, nil
+}
+
+// keepNode renews the node's SVID at a jittered half of its life. Each renewal
+// brings a new connection: the broker takes the last serial and the last but
+// one.
+func (a *Agent) keepNode(ctx context.Context) error {
+	wait := a.node.renewIn(a.cfg.Now())
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		err := a.renewNode(ctx)
+		wait = a.node.renewIn(a.cfg.Now())
+		if err != nil && ctx.Err() == nil {
+			a.cfg.Log.WarnContext(ctx, "node's SVID not renewed", "error", err)
+			wait = 5*time.Second + mathrand.N(5*time.Second)
+		}
+	}
+}
+
+func (n *nodeState) renewIn(now time.Time) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cert == nil {
+		return time.Second
+	}
+	life := n.cert.Leaf.NotAfter.Sub(n.obtained)
+	at := n.obtained.Add(life/2 - mathrand.N(life/10+1))
+	return max(at.Sub(now), time.Second)
+}
+
+func (a *Agent) renewNode(ctx context.Context) error {
+	key, der, err := newKey()
+	if err != nil {
+		return err
+	}
+	joined, err := api.NewNodeClient(a.link.Load().conn).Renew(ctx, &api.RenewRequest{PublicKey: der})
+	if err != nil {
+		return err
+	}
+	if err := a.keep(joined, key); err != nil {
+		return err
+	}
+	return a.relink()
+}
+
+// keepBundle replaces the kept trust bundle.
+func (n *nodeState) keepBundle(document []byte, parsed *spiffebundle.Bundle) error {
+	if err := renameio.WriteFile(n.bundleFile(), document, 0o600, renameio.WithTempDir(n.dir)); err != nil {
+		return fmt.Errorf("keeping the trust bundle: %w", err)
+	}
+	n.mu.Lock()
+	n.bundle = parsed
+	n.mu.Unlock()
+	return nil
+}
+
+// NodeID is the node's SPIFFE ID, empty before it has joined.
+func (a *Agent) NodeID() string {
+	cert := a.node.certificate()
+	if cert == nil {
+		return ""
+	}
+	return cert.Leaf.URIs[0].String()
+}

@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/agent/caller"
+	"github.com/credence-id/credence/broker/api"
+)
+
+// maxTokens bounds the cache of JWT-SVIDs.
+const maxTokens = 4096
+
+// A JWTSVID is a token and whom it names.
+type JWTSVID struct {
+	ID      spiffeid.ID
+	Hint    string
+	Token   string
+	Expires time.Time
+}
+
+type tokenKey struct {
+	set       [sha256.Size]byte
+	audiences string
+	id        spiffeid.ID
+}
+
+type tokenEntry struct {
+	svids   []JWTSVID
+	renewAt time.Time
+}
+
+// tokens are the JWT-SVIDs of the Workload API, each served until half of its
+// life.
+type tokens struct {
+	mu  sync.Mutex // guards all and generation
+	all map[tokenKey]tokenEntry
+	// generation counts what was forgotten: an answer asked for before is not
+	// kept.
+	generation uint64
+}
+
+func (t *tokens) init() { t.all = make(map[tokenKey]tokenEntry) }
+
+func (t *tokens) clear() { t.forget(nil) }
+
+// forget drops the tokens of a set of facts; an empty id means all.
+func (t *tokens) forget(set []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.generation++
+	if len(set) == 0 {
+		clear(t.all)
+		return
+	}
+	for k := range t.all {
+		if string(k.set[:]) == string(set) {
+			delete(t.all, k)
+		}
+	}
+}
+
+func (t *tokens) get(k tokenKey, now time.Time) ([]JWTSVID, uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e, ok := t.all[k]; ok && now.Before(e.renewAt) {
+		return e.svids, t.generation
+	}
+	return nil, t.generation
+}
+
+func (t *tokens) put(k tokenKey, svids []JWTSVID, now time.Time, generation uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if generation != t.generation {
+		return
+	}
+	if len(t.all) >= maxTokens {
+		for old, e := range t.all {
+			if !now.Before(e.renewAt) || len(t.all) >= maxTokens {
+				delete(t.all, old)
+			}
+		}
+	}
+	least := svids[0].Expires
+	for _, v := range svids[1:] {
+		if v.Expires.Before(least) {
+			least = v.Expires
+		}
+	}
+	t.all[k] = tokenEntry{svids, now.Add(least.Sub(now) / 2)}
+}
+
+// JWT returns JWT-SVIDs of a caller, attested afresh, for audiences: of one
+// identity, or with a zero id of all that may have them. The error is
+// ErrDenied where none may.
+func (a *Agent) JWT(ctx context.Context, p *caller.Process, audiences []string, id spiffeid.ID) ([]JWTSVID, error) {
+	st, _, err := a.granted(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer a.sets.release(st, a.cfg.Now())
+	k := tokenKey{st.id, strings.Join(audiences, "\x00"), id}
+	cached, generation := a.tokens.get(k, a.cfg.Now())
+	if cached != nil {
+		return cached, nil
+	}
+	request := &api.IssueJWTRequest{Workload: st.workload, Audiences: audiences}
+	if !id.IsZero() {
+		request.SpiffeId = id.String()
+	}
+	svids, single, err := a.issueJWT(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Check(); err != nil {
+		return nil, &Denied{Reason: "the calling process is not the one that connected"}
+	}
+	if !single {
+		a.tokens.put(k, svids, a.cfg.Now(), generation)
+	}
+	return svids, nil
+}
+
+// issueJWT asks the broker, and reads the answer.
+func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svids []JWTSVID, single bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	response, err := api.NewNodeClient(a.link.Load().conn).IssueJWT(ctx, request)
+	if err != nil {
+		s := status.Convert(err)
+		if s.Code() == codes.InvalidArgument {
+			return nil, false, fmt.Errorf("%w: %s", ErrDenied, s.Message())
+		}
+		return nil, false, fmt.Errorf("%w: %s", ErrUnavailable, s.Message())
+	}
+	if d := response.GetDenial(); d != nil {
+		return nil, false, &Denied{Record: d.GetRecord(), Reason: "no identity of this process may have this token"}
+	}
+	if len(response.GetSvids()) == 0 {
+		return nil, false, fmt.Errorf("%w: the broker answered with nothing", ErrUnavailable)
+	}
+	for _, m := range response.GetSvids() {
+		id, err := spiffeid.FromString(m.GetSpiffeId())
+		if err != nil || id.TrustDomain() != a.cfg.TrustDomain {
+			return nil, false, fmt.Errorf("the broker answered with a JWT-SVID of %q", m.GetSpiffeId())
+		}
+		single = single || m.GetSingleUse()
+		svids = append(svids, JWTSVID{id, m.GetHint(), m.GetToken(), time.Unix(m.GetExpires(), 0)})
+	}
+	return svids, single, nil
+}

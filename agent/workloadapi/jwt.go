@@ -1,0 +1,129 @@
+package workloadapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/credence-id/credence/agent"
+)
+
+// FetchJWTSVID returns JWT-SVIDs for the audiences asked for, of one identity
+// or of all that the caller has (SPIFFE Workload API §6.2.1).
+func (s *Server) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
+	if err := checkAudiences(r.GetAudience()); err != nil {
+		return nil, err
+	}
+	var id spiffeid.ID
+	if r.GetSpiffeId() != "" {
+		var err error
+		if id, err = spiffeid.FromString(r.GetSpiffeId()); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "spiffe_id: %v", err)
+		}
+	}
+	p, err := process(ctx)
+	if err != nil {
+		return nil, err
+	}
+	svids, err := s.cfg.Agent.JWT(ctx, p, r.GetAudience(), id)
+	if err != nil {
+		return nil, s.fail(ctx, err)
+	}
+	m := &workload.JWTSVIDResponse{}
+	for _, v := range svids {
+		m.Svids = append(m.Svids, &workload.JWTSVID{SpiffeId: v.ID.String(), Svid: v.Token, Hint: v.Hint})
+	}
+	return m, nil
+}
+
+func checkAudiences(audiences []string) error {
+	if len(audiences) == 0 || len(audiences) > maxAudiences {
+		return status.Errorf(codes.InvalidArgument, "audience: 1 to %d are taken", maxAudiences)
+	}
+	for _, a := range audiences {
+		if a == "" || len(a) > maxAudience {
+			return status.Errorf(codes.InvalidArgument, "audience: one has 1 to %d bytes", maxAudience)
+		}
+	}
+	return nil
+}
+
+// FetchJWTBundles streams the JWT bundles of our own trust domain and of those
+// that the caller's identities federate with (SPIFFE Workload API §6.2.2).
+func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
+	var last map[string][]byte
+	return s.each(stream.Context(), func(u agent.Update) error {
+		bundles := make(map[string][]byte, len(u.Bundles))
+		for td, b := range u.Bundles {
+			document, err := jwks(b)
+			if err != nil {
+				return s.fail(stream.Context(), err)
+			}
+			bundles[td.IDString()] = document
+		}
+		if last != nil && sameBundles(bundles, last) {
+			return nil
+		}
+		last = bundles
+		return stream.Send(&workload.JWTBundlesResponse{Bundles: bundles})
+	})
+}
+
+// jwks is a trust domain's JWT authorities, and no key of another use.
+func jwks(b *agent.Bundle) ([]byte, error) {
+	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
+	ids := make([]string, 0, len(b.JWTAuthorities))
+	for id := range b.JWTAuthorities {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		set.Keys = append(set.Keys, jose.JSONWebKey{Key: b.JWTAuthorities[id], KeyID: id, Use: "jwt-svid"})
+	}
+	document, err := json.Marshal(set)
+	if err != nil {
+		return nil, fmt.Errorf("marshalling the JWT bundle of %s: %w", b.TrustDomain, err)
+	}
+	return document, nil
+}
+
+// ValidateJWTSVID validates a token for the caller, under the bundles that the
+// caller may use (SPIFFE Workload API §6.2.3). Numbers above 2^53 lose
+// precision in the claims that it returns: google.protobuf.Struct holds
+// doubles.
+func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
+	if r.GetSvid() == "" {
+		return nil, status.Error(codes.InvalidArgument, "svid: none given")
+	}
+	if err := checkAudiences([]string{r.GetAudience()}); err != nil {
+		return nil, err
+	}
+	p, err := process(ctx)
+	if err != nil {
+		return nil, err
+	}
+	view := s.cfg.Agent.Identities(p)
+	defer view.Close()
+	u, err := view.Next(ctx)
+	if err != nil {
+		return nil, s.fail(ctx, err)
+	}
+	id, claims, err := validate(r.GetSvid(), r.GetAudience(), u.Bundles, s.cfg.Now())
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "the JWT-SVID is not valid: %v", err)
+	}
+	fields, err := structpb.NewStruct(claims)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "the JWT-SVID is not valid: its claims: %v", err)
+	}
+	return &workload.ValidateJWTSVIDResponse{SpiffeId: id.String(), Claims: fields}, nil
+}

@@ -1,0 +1,155 @@
+// Package workloadapi serves the SPIFFE Workload API (SPIFFE Workload API and
+// Workload Endpoint, both Stable) on a Unix socket: who calls is the kernel's
+// word, what it gets is the agent's.
+//
+// The WIT profile (Workload API §7, Incubating) is off: its calls answer
+// Unimplemented. Every call must carry the metadata workload.spiffe.io: true;
+// server reflection alone is exempt, knowingly: it tells nothing about
+// callers, and its clients don't know the header. A token that fails
+// validation is InvalidArgument (the document fixes no code). A trust domain
+// whose bundle is empty has none: Unavailable, never an empty field.
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/caller"
+)
+
+// Bounds of what callers send.
+const (
+	maxMessage   = 64 << 10
+	maxStreams   = 64 // open calls on one connection
+	maxAudiences = 16
+	maxAudience  = 1024
+)
+
+// An Agent is what the Workload API needs of one.
+type Agent interface {
+	TrustDomain() spiffeid.TrustDomain
+	Identities(*caller.Process) *agent.Identities
+	JWT(ctx context.Context, p *caller.Process, audiences []string, id spiffeid.ID) ([]agent.JWTSVID, error)
+}
+
+// Config is the wiring of a Server. Fields are required unless noted.
+type Config struct {
+	Agent Agent
+	Log   *slog.Logger     // nil discards
+	Now   func() time.Time // nil means time.Now
+}
+
+// A Server answers the Workload API.
+type Server struct {
+	workload.UnimplementedSpiffeWorkloadAPIServer
+	cfg Config
+}
+
+// New returns a Server.
+func New(cfg Config) *Server {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Server{cfg: cfg}
+}
+
+// GRPC returns a gRPC server for a Unix socket made by caller.Listen, with the
+// Workload API and reflection on it. Further services may be registered; they
+// demand the same metadata.
+func (s *Server) GRPC() *grpc.Server {
+	g := grpc.NewServer(
+		grpc.Creds(caller.Credentials()),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			if err := CheckMetadata(ctx, info.FullMethod); err != nil {
+				return nil, err
+			}
+			return next(ctx, req)
+		}),
+		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			if err := CheckMetadata(stream.Context(), info.FullMethod); err != nil {
+				return err
+			}
+			return next(srv, stream)
+		}),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(8<<10),
+		grpc.ConnectionTimeout(5*time.Second),
+	)
+	workload.RegisterSpiffeWorkloadAPIServer(g, s)
+	reflection.Register(g)
+	return g
+}
+
+// CheckMetadata refuses a call without exactly one workload.spiffe.io: true
+// (SPIFFE Workload Endpoint §3), which keeps a request forged through another
+// program's HTTP client out.
+func CheckMetadata(ctx context.Context, method string) error {
+	if method == "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo" || method == "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" {
+		return nil
+	}
+	md, _ := metadata.FromIncomingContext(ctx)
+	if v := md.Get("workload.spiffe.io"); len(v) != 1 || v[0] != "true" {
+		return status.Error(codes.InvalidArgument, "security header missing from request: workload.spiffe.io: true")
+	}
+	return nil
+}
+
+func process(ctx context.Context) (*caller.Process, error) {
+	p, ok := caller.FromContext(ctx)
+	if !ok {
+		return nil, status.Error(codes.PermissionDenied, "the caller cannot be told")
+	}
+	return p, nil
+}
+
+// fail maps an error of the agent to the status of SPIFFE Workload Endpoint
+// §6. A refused caller learns a record number and no rule.
+func (s *Server) fail(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, agent.ErrDenied):
+		return status.Error(codes.PermissionDenied, err.Error())
+	case ctx.Err() != nil:
+		return status.FromContextError(ctx.Err()).Err()
+	case errors.Is(err, agent.ErrUnavailable):
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	s.cfg.Log.WarnContext(ctx, "call failed", "error", err)
+	return status.Error(codes.Unavailable, "the agent cannot answer: its log says why")
+}
+
+// each sends every update of a caller's view, the first at once, until the
+// stream ends.
+func (s *Server) each(ctx context.Context, send func(agent.Update) error) error {
+	p, err := process(ctx)
+	if err != nil {
+		return err
+	}
+	view := s.cfg.Agent.Identities(p)
+	defer view.Close()
+	for {
+		u, err := view.Next(ctx)
+		if err != nil {
+			return s.fail(ctx, err)
+		}
+		if err := send(u); err != nil {
+			return err
+		}
+	}
+}
