@@ -71,7 +71,11 @@ func (s *Server) compile(rows []store.Resource, last uint64) (*state, error) {
 			return nil, err
 		}
 	}
-	set, err := identity.NewSet(s.cfg.Policy, all)
+	var before *identity.Set
+	if now := s.state.Load(); now != nil {
+		before = now.policy.Set
+	}
+	set, err := before.Replace(s.cfg.Policy, all) // what is compiled already stays
 	if err != nil {
 		return nil, err
 	}

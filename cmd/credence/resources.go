@@ -309,43 +309,48 @@ func (p *program) validateCommand() *cobra.Command {
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			var all []resource.Resource
+			var broker *brokerFile
 			for _, file := range args {
-				found, err := p.validateOne(file)
+				found, f, err := p.validateOne(file)
 				if err != nil {
 					return input(err)
 				}
 				all = append(all, found...)
+				if f != nil {
+					broker = f
+				}
 			}
-			if err := crossCheck(all); err != nil {
+			if err := crossCheck(all, broker); err != nil {
 				return input(resource.Locate(err, all))
 			}
-			fmt.Fprintf(p.out, "%d files are valid\n", len(args))
+			fmt.Fprintln(p.out, "valid:", strings.Join(args, ", "))
 			return nil
 		},
 	}
 }
 
 // validateOne tells what a file is by its first keys.
-func (p *program) validateOne(file string) ([]resource.Resource, error) {
+func (p *program) validateOne(file string) ([]resource.Resource, *brokerFile, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	switch {
 	case hasKey(text, "kind"):
-		return p.readOne(file)
+		found, err := p.readOne(file)
+		return found, nil, err
 	case hasKey(text, "broker") || hasKey(text, "join"):
 		var f agentFile
 		if err := parseFile(file, text, &f); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return nil, inFile(file, f.complete())
+		return nil, nil, inFile(file, f.complete())
 	}
 	var f brokerFile
 	if err := parseFile(file, text, &f); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return nil, inFile(file, f.complete())
+	return nil, &f, inFile(file, f.complete())
 }
 
 func inFile(file string, err error) error {
@@ -364,16 +369,21 @@ func hasKey(text []byte, key string) bool {
 	return false
 }
 
-// crossCheck holds resources against each other as the broker would. What they
-// name may stand in the broker already: peers and targets that are not in the
-// files are taken as there.
-func crossCheck(all []resource.Resource) error {
+// crossCheck holds resources against each other, and against broker.yaml if it
+// is among the files, as the broker would. What they name may stand in the
+// broker already: peers and targets that are not in the files are taken as
+// there; without broker.yaml, any DNS name and subject may be asked for.
+func crossCheck(all []resource.Resource, broker *brokerFile) error {
+	config := identity.Config{JWT: true, Subjects: []string{"CN=*", "O=**", "OU=**", "C=**", "L=**", "ST=**", "STREET=**", "UID=**"}}
 	var set identity.Resources
 	peers, targets := map[string]bool{}, map[string]bool{}
 	for _, r := range all {
 		switch {
 		case r.Identity != nil:
 			set.Identities = append(set.Identities, *r.Identity)
+			if r.Identity.X509 != nil {
+				config.DNSSuffixes = append(config.DNSSuffixes, r.Identity.X509.DNSNames...)
+			}
 			for _, name := range r.Identity.FederatesWith {
 				peers[name] = true
 			}
@@ -394,6 +404,13 @@ func crossCheck(all []resource.Resource) error {
 	if err != nil {
 		return err
 	}
-	_, err = identity.NewSet(identity.Config{TrustDomain: td, JWT: true, DNSSuffixes: []string{"*"}, Subjects: []string{"**"}}, set)
+	config.TrustDomain = td
+	if broker != nil {
+		config.DNSSuffixes, config.Subjects, config.JWT = broker.DNSSuffixes, broker.Subjects, broker.Issuer != ""
+		if config.TrustDomain, err = identity.ParseTrustDomain(broker.TrustDomain); err != nil {
+			return err
+		}
+	}
+	_, err = identity.NewSet(config, set)
 	return err
 }

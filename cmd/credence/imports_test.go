@@ -1,0 +1,121 @@
+package main_test
+
+import (
+	"os/exec"
+	"path"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/credence-id/credence/"
+
+// mayImport is the package table of README's "How it is built": what each
+// package of ours may import of ours. A pattern's last part may be *; of the
+// patterns that match, the longest decides.
+var mayImport = map[string][]string{
+	"cmd/credence":           {"*"},
+	"broker":                 {"broker/identity", "broker/join", "broker/audit"},
+	"broker/identity":        {},
+	"broker/resource":        {"broker/identity", "broker/join", "federation", "exchangers"},
+	"broker/join":            {"broker/identity"},
+	"broker/join/*":          {"broker/identity", "broker/join"},
+	"broker/authority":       {"broker/identity"},
+	"broker/keys/*":          {},
+	"broker/store":           {"broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
+	"broker/store/storetest": {"broker/store", "broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
+	"broker/audit":           {},
+	"broker/oidc":            {"broker/authority"},
+	"broker/api":             {},
+	"agent/api":              {},
+	"broker/server": {
+		"broker", "broker/api", "broker/audit", "broker/authority", "broker/identity", "broker/join", "broker/join/token", "broker/oidc",
+		"broker/resource", "broker/store", "federation", "federation/endpoint", "exchangers",
+	},
+	"federation":                    {},
+	"federation/fetch":              {"federation"},
+	"federation/endpoint":           {"federation", "federation/fetch"},
+	"exchangers":                    {},
+	"exchangers/*":                  {"exchangers"},
+	"exchangers/sandbox":            {},
+	"exchangers/sandbox/*":          {"exchangers/sandbox"},
+	"exchangers/sandbox/issuertest": {},
+	"agent":                         {"broker/api", "agent/api", "agent/caller", "exchangers"},
+	"agent/caller":                  {},
+	"agent/attest/*":                {"agent/caller"},
+	"agent/workloadapi":             {"agent", "agent/api", "agent/caller"},
+}
+
+func row(pkg string) (allowed []string, ok bool) {
+	best := ""
+	for pattern := range mayImport {
+		if m, _ := path.Match(pattern, pkg); m && len(pattern) > len(best) {
+			best = pattern
+		}
+	}
+	return mayImport[best], best != ""
+}
+
+// TestPackageTable holds every package's imports against the table.
+func TestPackageTable(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, module+"...").Output()
+	if err != nil {
+		t.Fatalf("listing packages: %v", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		pkg := strings.TrimPrefix(fields[0], module)
+		if strings.HasPrefix(pkg, "examples/") {
+			continue
+		}
+		allowed, ok := row(pkg)
+		if !ok {
+			t.Errorf("package %s stands in no row of the table", pkg)
+			continue
+		}
+		for _, imported := range fields[1:] {
+			imported, ours := strings.CutPrefix(imported, module)
+			if !ours {
+				continue
+			}
+			found := false
+			for _, a := range allowed {
+				found = found || a == "*" || a == imported
+			}
+			if !found {
+				t.Errorf("%s imports %s, which its row does not name", pkg, imported)
+			}
+		}
+	}
+}
+
+// TestSandboxIsAJudge shows that nothing of ours reaches the sandbox: it must
+// not share our mistakes.
+func TestSandboxIsAJudge(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", module+"exchangers/sandbox/...").Output()
+	if err != nil {
+		t.Fatalf("listing packages: %v", err)
+	}
+	for dep := range strings.Lines(string(out)) {
+		dep = strings.TrimSpace(dep)
+		if strings.HasPrefix(dep, module) && !strings.HasPrefix(dep, module+"exchangers/sandbox") {
+			t.Errorf("the sandbox depends on %s", dep)
+		}
+	}
+}
+
+// TestAgentSignsNothing shows that an agent links no authority, no private
+// keys' store and no database.
+func TestAgentSignsNothing(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", module+"agent/...", module+"exchangers/aws", module+"exchangers/gcp", module+"exchangers/azure").Output()
+	if err != nil {
+		t.Fatalf("listing packages: %v", err)
+	}
+	for dep := range strings.Lines(string(out)) {
+		dep = strings.TrimSpace(dep)
+		for _, bad := range []string{module + "broker/authority", module + "broker/keys", module + "broker/store", module + "broker/identity", "modernc.org/sqlite"} {
+			if dep == bad || strings.HasPrefix(dep, bad+"/") {
+				t.Errorf("an agent depends on %s", dep)
+			}
+		}
+	}
+}
