@@ -1,0 +1,96 @@
+// Package endpoint serves a trust domain's bundle, by either profile of SPIFFE
+// Federation §5: the handler is the same, the TLS configuration differs.
+//
+// It trusts its Config for the document and the certificates, and nobody else:
+// whoever asks is answered, whatever they show (§5.2.1.3, §5.2.2.3). Making the
+// bundle, its sequence and its hint is left to the authority.
+package endpoint
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Bounds of the max-age that is made of a hint.
+const (
+	minAge = 30 * time.Second
+	maxAge = 10 * time.Minute
+)
+
+// Config is the wiring of a Handler.
+type Config struct {
+	// Document gives the newest bundle whole and its refresh hint; not ok while
+	// there is none. It is called for each request and must not block; what it
+	// returned is not changed afterwards.
+	Document func() (doc []byte, hint time.Duration, ok bool)
+}
+
+// A Handler serves the bundle at whatever path it is put.
+type Handler struct {
+	document func() ([]byte, time.Duration, bool)
+}
+
+// New makes a Handler.
+func New(cfg Config) (*Handler, error) {
+	if cfg.Document == nil {
+		return nil, errors.New("making a bundle endpoint: Document is required")
+	}
+	return &Handler{document: cfg.Document}, nil
+}
+
+// ServeHTTP answers GET and HEAD with the newest bundle (SPIFFE Federation §4,
+// §5.2.1.3), or with 503 while there is none.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	header := w.Header()
+	header.Set("X-Content-Type-Options", "nosniff")
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		header.Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
+		return
+	}
+	doc, hint, ok := h.document()
+	if !ok || len(doc) == 0 {
+		header.Set("Cache-Control", "no-store")
+		header.Set("Retry-After", "5")
+		http.Error(w, "no bundle yet", http.StatusServiceUnavailable)
+		return
+	}
+	tag := etag(doc)
+	header.Set("ETag", tag)
+	header.Set("Cache-Control", fmt.Sprintf("max-age=%d", int64(min(max(hint, minAge), maxAge)/time.Second)))
+	if matches(r.Header.Values("If-None-Match"), tag) {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	header.Set("Content-Type", "application/json")
+	header.Set("Content-Length", strconv.Itoa(len(doc)))
+	if r.Method == http.MethodHead {
+		return
+	}
+	w.Write(doc) // whoever hung up gets no second answer
+}
+
+// etag is strong: the same bytes, the same tag, on every broker.
+func etag(doc []byte) string {
+	sum := sha256.Sum256(doc)
+	return `"` + hex.EncodeToString(sum[:16]) + `"`
+}
+
+// matches compares weakly, as If-None-Match does (RFC 9110 §13.1.2).
+func matches(values []string, tag string) bool {
+	for _, value := range values {
+		for one := range strings.SplitSeq(value, ",") {
+			one = strings.TrimPrefix(strings.TrimSpace(one), "W/")
+			if one == tag || one == "*" {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,178 @@
+// Package fetch is the one HTTP client for URLs that came from outside. It
+// takes nothing from its environment: no proxy, no cookies, no cache, no
+// connection kept for the next request.
+//
+// It trusts the TLS identity that the request names, the IP address that is
+// really dialled, and no other thing a server says. Every answer is bounded in
+// size and time before anybody parses it; what it means, and whether it is
+// newer than what is known, is left to package federation.
+package fetch
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/credence-id/credence/federation"
+)
+
+// Bounds of one fetch, redirects included.
+const (
+	Timeout      = 5 * time.Second
+	MaxRedirects = 3
+	MaxBody      = federation.MaxDocument
+	maxHeader    = 16 << 10
+)
+
+// Config is the wiring of a Client. Its zero value is one for the internet.
+type Config struct {
+	AllowNetworks []netip.Prefix   // may be dialled by any request, whatever they are
+	Roots         *x509.CertPool   // verify https_web; nil means the system's
+	Resolver      *net.Resolver    // nil means the system's
+	Now           func() time.Time // nil means time.Now
+	Log           *slog.Logger     // nil discards
+}
+
+// A Client fetches. It keeps nothing between two fetches.
+type Client struct {
+	networks []netip.Prefix
+	roots    *x509.CertPool
+	resolver *net.Resolver
+	now      func() time.Time
+	log      *slog.Logger
+}
+
+// New makes a Client.
+func New(cfg Config) *Client {
+	c := &Client{networks: cfg.AllowNetworks, roots: cfg.Roots, resolver: cfg.Resolver, now: cfg.Now, log: cfg.Log}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Fetch implements federation.Fetcher. It takes status 200 with JSON, and 304
+// where the request said which document it has. Redirects are followed under
+// the same rules of URL, address and TLS, and are forgotten afterwards (SPIFFE
+// Federation §5.2.1.4, §5.2.2.4). Errors do not hold what may be secret in a URL.
+func (c *Client) Fetch(ctx context.Context, req federation.Request) (federation.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	defer cancel()
+	resp, err := c.fetch(ctx, req)
+	if err != nil {
+		return federation.Response{}, fmt.Errorf("GET %s: %w", federation.RedactURL(req.URL), withoutURL(err))
+	}
+	return resp, nil
+}
+
+func (c *Client) fetch(ctx context.Context, req federation.Request) (federation.Response, error) {
+	var server seen
+	tlsConfig, err := c.tlsConfig(req, &server)
+	if err != nil {
+		return federation.Response{}, err
+	}
+	get, err := newGet(ctx, req)
+	if err != nil {
+		return federation.Response{}, err
+	}
+	transport := c.transport(tlsConfig, req.AllowPrivate)
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, CheckRedirect: c.checkRedirect}
+	answer, err := client.Do(get)
+	if err != nil {
+		return federation.Response{}, err
+	}
+	defer answer.Body.Close()
+	resp, err := read(answer, req.IfNoneMatch != "")
+	resp.PeerID = server.id
+	return resp, err
+}
+
+func newGet(ctx context.Context, req federation.Request) (*http.Request, error) {
+	get, err := http.NewRequestWithContext(ctx, http.MethodGet, req.URL, http.NoBody)
+	if err != nil {
+		return nil, errors.New("the url does not parse")
+	}
+	if err := federation.CheckURL(get.URL); err != nil {
+		return nil, err
+	}
+	get.Header.Set("Accept", "application/json")
+	get.Header.Set("User-Agent", "credence")
+	if req.IfNoneMatch != "" {
+		get.Header.Set("If-None-Match", req.IfNoneMatch)
+	}
+	return get, nil
+}
+
+// checkRedirect lets a redirect through to a valid endpoint URL only.
+func (c *Client) checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) > MaxRedirects {
+		return fmt.Errorf("more than %d redirects", MaxRedirects)
+	}
+	if err := federation.CheckURL(req.URL); err != nil {
+		return fmt.Errorf("redirect: %w", err)
+	}
+	req.Header.Del("Referer") // the URL before may hold a secret
+	c.log.InfoContext(req.Context(), "bundle endpoint redirects",
+		"url", federation.RedactURL(via[len(via)-1].URL.String()), "to", federation.RedactURL(req.URL.String()))
+	return nil
+}
+
+// read takes the whole of an answer, or nothing of it.
+func read(answer *http.Response, conditional bool) (federation.Response, error) {
+	resp := federation.Response{ETag: etag(answer.Header)}
+	if conditional && answer.StatusCode == http.StatusNotModified {
+		resp.NotModified = true
+		return resp, nil
+	}
+	switch {
+	case answer.StatusCode != http.StatusOK:
+		return federation.Response{}, fmt.Errorf("status is %d, not 200", answer.StatusCode)
+	case answer.Header.Get("Content-Encoding") != "": // not asked for: a bomb, or a mistake
+		return federation.Response{}, errors.New("answer is compressed, which was not asked for")
+	case answer.ContentLength > MaxBody:
+		return federation.Response{}, fmt.Errorf("answer is larger than %d bytes", MaxBody)
+	}
+	body, err := io.ReadAll(io.LimitReader(answer.Body, MaxBody+1))
+	switch {
+	case err != nil:
+		return federation.Response{}, fmt.Errorf("reading the answer: %w", err)
+	case len(body) > MaxBody:
+		return federation.Response{}, fmt.Errorf("answer is larger than %d bytes", MaxBody)
+	case !json.Valid(body): // whatever Content-Type says, which is only a SHOULD
+		return federation.Response{}, errors.New("answer is not JSON: is this the URL of a bundle endpoint?")
+	}
+	resp.Document = body
+	return resp, nil
+}
+
+// etag is what may be sent back in If-None-Match; an odd one is done without.
+func etag(h http.Header) string {
+	tag := h.Get("ETag")
+	if len(tag) > 256 || !strings.HasSuffix(tag, `"`) {
+		return ""
+	}
+	return tag
+}
+
+// withoutURL strips what net/http adds: the whole URL, its query included.
+func withoutURL(err error) error {
+	var with *url.Error
+	if errors.As(err, &with) {
+		return with.Err
+	}
+	return err
+}
