@@ -1,0 +1,29 @@
+package audit
+
+// A File and a Disk are what tests put in place of the real ones.
+type (
+	File interface {
+		Write([]byte) (int, error)
+		Sync() error
+		Truncate(int64) error
+		Close() error
+	}
+	Disk interface {
+		Open(path string) (File, error)
+		SyncDir(dir string) error
+	}
+)
+
+type testDisk struct{ Disk }
+
+func (d testDisk) open(path string) (file, error) { return d.Open(path) }
+func (d testDisk) syncDir(dir string) error       { return d.SyncDir(dir) }
+
+// OpenOn is Open on another disk.
+func OpenOn(d Disk, c Config) (*Log, error) {
+	c.disk = testDisk{d}
+	return Open(c)
+}
+
+// OpenFile opens a file as the real disk does.
+func OpenFile(path string) (File, error) { return osDisk{}.open(path) }

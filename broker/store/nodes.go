@@ -1,0 +1,112 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/identity"
+)
+
+const nodeColumns = `id, revision, name, method, join_rule, durable_key, facts, joined_at, serial, previous_serial, expires_at, evicted_at`
+
+// Nodes returns all nodes, by ID.
+func (s *Store) Nodes(ctx context.Context) ([]broker.Node, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT `+nodeColumns+` FROM node ORDER BY id`)
+	if err != nil {
+		return nil, fmt.Errorf("reading nodes: %w", err)
+	}
+	defer rows.Close()
+	var nodes []broker.Node
+	for rows.Next() {
+		n, err := scanNode(rows)
+		if err != nil {
+			return nil, fmt.Errorf("reading nodes: %w", err)
+		}
+		nodes = append(nodes, n)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading nodes: %w", err)
+	}
+	return nodes, nil
+}
+
+func scanNode(row interface{ Scan(...any) error }) (broker.Node, error) {
+	var n broker.Node
+	var revision, joined, expires int64
+	var evicted sql.NullInt64
+	var facts []byte
+	err := row.Scan(&n.ID, &revision, &n.Name, &n.Method, &n.JoinRule, &n.DurableKey, &facts, &joined, &n.Serial, &n.PreviousSerial, &expires, &evicted)
+	if err != nil {
+		return broker.Node{}, err
+	}
+	if n.Facts, err = identity.ParseFacts("node", facts); err != nil {
+		return broker.Node{}, fmt.Errorf("node %s: %w", n.ID, err)
+	}
+	n.Revision, n.JoinedAt, n.ExpiresAt = uint64(revision), fromMillis(joined), fromMillis(expires)
+	n.EvictedAt = fromMillis(evicted.Int64)
+	return n, nil
+}
+
+// SaveNode writes a node that joined or renewed. It refuses with
+// broker.ErrConflict where its durable key is banned.
+func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error) {
+	facts, err := n.Facts.MarshalJSON()
+	if err != nil {
+		return broker.Node{}, fmt.Errorf("saving node %s: %w", n.ID, err)
+	}
+	err = s.revise(ctx, func(tx *sql.Tx, revision int64) error {
+		var since int64
+		err := tx.QueryRowContext(ctx, `SELECT banned_at FROM banned WHERE durable_key = $1`, n.DurableKey).Scan(&since)
+		if err == nil {
+			return fmt.Errorf("%w: it was evicted at %s", broker.ErrConflict, fromMillis(since).UTC().Format(time.RFC3339))
+		}
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		n.Revision = uint64(revision)
+		const write = `INSERT INTO node (` + nodeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL)
+			ON CONFLICT (id) DO UPDATE SET revision = $2, name = $3, method = $4, join_rule = $5, durable_key = $6, facts = $7,
+				joined_at = $8, serial = $9, previous_serial = $10, expires_at = $11, evicted_at = NULL`
+		_, err = tx.ExecContext(ctx, write, n.ID, revision, n.Name, n.Method, n.JoinRule, n.DurableKey, facts,
+			millis(n.JoinedAt), bytesOf(n.Serial), bytesOf(n.PreviousSerial), millis(n.ExpiresAt))
+		return err
+	})
+	if err != nil {
+		return broker.Node{}, fmt.Errorf("saving node %s: %w", n.ID, err)
+	}
+	n.EvictedAt = time.Time{}
+	return n, nil
+}
+
+// EvictNode marks the node evicted and bans its durable key.
+func (s *Store) EvictNode(ctx context.Context, id string, at time.Time) (broker.Node, error) {
+	var n broker.Node
+	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
+		row := tx.QueryRowContext(ctx, `UPDATE node SET revision = $1, evicted_at = $2 WHERE id = $3 RETURNING `+nodeColumns, revision, millis(at), id)
+		var err error
+		if n, err = scanNode(row); err != nil {
+			if errors.Is(err, sql.ErrNoRows) {
+				return broker.ErrNotFound
+			}
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO banned (durable_key, node, banned_at) VALUES ($1, $2, $3) ON CONFLICT (durable_key) DO NOTHING`, n.DurableKey, id, millis(at))
+		return err
+	})
+	if err != nil {
+		return broker.Node{}, fmt.Errorf("evicting node %s: %w", id, err)
+	}
+	return n, nil
+}
+
+// bytesOf keeps an absent value from becoming NULL.
+func bytesOf(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}

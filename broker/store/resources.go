@@ -1,0 +1,119 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/credence-id/credence/broker"
+)
+
+// A Resource is one resource as it was last written.
+type Resource struct {
+	Kind, Name string
+	Revision   uint64
+	Owner      string
+	Body       []byte // one YAML document; nil: deleted
+	Actor      string
+	WrittenAt  time.Time
+}
+
+// A Change writes one resource, or deletes it where Body is nil.
+type Change struct {
+	Kind, Name string
+	Owner      string
+	Body       []byte
+}
+
+// Apply writes all changes in one transaction, each under a revision of its
+// own, and returns the resources as written. It refuses with
+// broker.ErrConflict if another change has been written since base, and if a
+// resource belongs to another owner; with broker.ErrNotFound if what it should
+// delete is not there.
+func (s *Store) Apply(ctx context.Context, base uint64, actor string, changes []Change) ([]Resource, error) {
+	var written []Resource
+	err := s.inTx(ctx, func(tx *sql.Tx) error {
+		written = nil
+		var last int64
+		if err := tx.QueryRowContext(ctx, `SELECT COALESCE(MAX(revision), 0) FROM resource`).Scan(&last); err != nil {
+			return err
+		}
+		if uint64(last) > base {
+			return fmt.Errorf("%w: revision %d was written meanwhile", broker.ErrConflict, last)
+		}
+		for _, c := range changes {
+			r, err := s.applyOne(ctx, tx, actor, c)
+			if err != nil {
+				return err
+			}
+			written = append(written, r)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("writing resources: %w", err)
+	}
+	return written, nil
+}
+
+func (s *Store) applyOne(ctx context.Context, tx *sql.Tx, actor string, c Change) (Resource, error) {
+	const current = `SELECT owner, body IS NULL FROM resource WHERE kind = $1 AND name = $2 ORDER BY revision DESC LIMIT 1`
+	var owner string
+	var gone bool
+	err := tx.QueryRowContext(ctx, current, c.Kind, c.Name).Scan(&owner, &gone)
+	if errors.Is(err, sql.ErrNoRows) {
+		gone, err = true, nil
+	}
+	if err != nil {
+		return Resource{}, err
+	}
+	if gone && c.Body == nil {
+		return Resource{}, fmt.Errorf("%s %s: %w", c.Kind, c.Name, broker.ErrNotFound)
+	}
+	if !gone && owner != c.Owner {
+		return Resource{}, fmt.Errorf("%s %s: %w: it belongs to owner %q, not %q", c.Kind, c.Name, broker.ErrConflict, owner, c.Owner)
+	}
+	revision, err := next(ctx, tx)
+	if err != nil {
+		return Resource{}, err
+	}
+	now := s.now()
+	const insert = `INSERT INTO resource (kind, name, revision, owner, body, actor, written_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`
+	if _, err := tx.ExecContext(ctx, insert, c.Kind, c.Name, revision, c.Owner, c.Body, actor, millis(now)); err != nil {
+		return Resource{}, err
+	}
+	return Resource{c.Kind, c.Name, uint64(revision), c.Owner, c.Body, actor, now}, nil
+}
+
+// Resources returns every resource that stands, by kind and name, and the
+// revision of the last resource written: the base of the next Apply.
+func (s *Store) Resources(ctx context.Context) ([]Resource, uint64, error) {
+	const query = `SELECT r.kind, r.name, r.revision, r.owner, r.body, r.actor, r.written_at FROM resource r
+		WHERE r.revision = (SELECT MAX(x.revision) FROM resource x WHERE x.kind = r.kind AND x.name = r.name)
+		ORDER BY r.kind, r.name`
+	rows, err := s.read.QueryContext(ctx, query)
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading resources: %w", err)
+	}
+	defer rows.Close()
+	var all []Resource
+	var last uint64
+	for rows.Next() {
+		var r Resource
+		var revision, written int64
+		if err := rows.Scan(&r.Kind, &r.Name, &revision, &r.Owner, &r.Body, &r.Actor, &written); err != nil {
+			return nil, 0, fmt.Errorf("reading resources: %w", err)
+		}
+		r.Revision, r.WrittenAt = uint64(revision), fromMillis(written)
+		last = max(last, r.Revision)
+		if r.Body != nil {
+			all = append(all, r)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, 0, fmt.Errorf("reading resources: %w", err)
+	}
+	return all, last, nil
+}
