@@ -206,8 +206,8 @@ func (a *Authority) caTemplate(name string, r Record, pub crypto.PublicKey, now,
 	}, nil
 }
 
-// subjectKeyID is the leftmost 160 bits of the key's SHA-256 (RFC 7093 §2,
-// method 4: over the whole SubjectPublicKeyInfo).
+// subjectKeyID is the leftmost 160 bits of the SHA-256 of the whole
+// SubjectPublicKeyInfo, after RFC 7093 §2: any unique value serves.
 func subjectKeyID(spki []byte) []byte {
 	d := sha256.Sum256(spki)
 	return d[:20]

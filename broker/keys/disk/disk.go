@@ -44,10 +44,14 @@ func New(cfg Config) (*Keys, error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("opening a key directory: no directory is named")
 	}
-	if err := os.Mkdir(cfg.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	k := &Keys{dir: filepath.Clean(cfg.Dir)}
+	err := os.Mkdir(k.dir, 0o700)
+	if err == nil {
+		err = syncDir(filepath.Dir(k.dir)) // else a power cut could take it, keys and all
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("making the key directory: %w", err)
 	}
-	k := &Keys{dir: filepath.Clean(cfg.Dir)}
 	if err := checkDir(k.dir); err != nil {
 		return nil, err
 	}
