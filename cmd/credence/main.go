@@ -148,17 +148,39 @@ To see all of it on this machine, without a network or an account:
 		p.tokenCommand(), p.nodeCommand(), p.explainCommand(), p.bundleCommand(), p.authorityCommand(),
 		p.svidCommand(), p.auditCommand(), p.statusCommand(), p.versionCommand(),
 	)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
-		checkArgs(c)
+		switch c.Name() {
+		case "help":
+			c.Args = knownTopic
+		case "completion":
+			c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() } // not runnable, it would ignore an unknown shell
+		}
 	}
+	checkArgs(root)
 	return root
 }
 
-// checkArgs makes a wrong number of arguments bad input.
+// knownTopic refuses help about what is no command.
+func knownTopic(cmd *cobra.Command, args []string) error {
+	_, rest, err := cmd.Root().Find(args)
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("unknown command %q", strings.Join(args, " "))
+	}
+	return err
+}
+
+// checkArgs makes an unknown verb, a wrong number of arguments and a missing
+// flag bad input.
 func checkArgs(c *cobra.Command) {
 	if check := c.Args; check != nil {
 		c.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
+			err := check(cmd, args)
+			if err == nil {
+				err = cmd.ValidateRequiredFlags()
+			}
+			if err != nil {
 				return input(fmt.Errorf("%w; see: %s --help", err, cmd.CommandPath()))
 			}
 			return nil
