@@ -100,7 +100,7 @@ func (s *Server) collect(st *state, all *identity.Resources, r resource.Resource
 	case r.Peer != nil:
 		r.Peer.Revision = revision
 		if err := r.Peer.ValidateFor(s.cfg.TrustDomain); err != nil {
-			return fmt.Errorf("Peer %s: %w", r.Name, err)
+			return fmt.Errorf("%s %s: %w", r.Kind, r.Name, err)
 		}
 		st.peers = append(st.peers, *r.Peer)
 		all.Peers = append(all.Peers, r.Name)
@@ -108,7 +108,7 @@ func (s *Server) collect(st *state, all *identity.Resources, r resource.Resource
 		r.Target.Revision = revision
 		wire, err := r.Target.Wire()
 		if err != nil {
-			return fmt.Errorf("Target %s: %w", r.Name, err)
+			return fmt.Errorf("%s %s: %w", r.Kind, r.Name, err)
 		}
 		st.policy.Targets[r.Name] = broker.Target{Name: r.Name, Revision: revision, Flow: r.Target.Flow, Settings: wire}
 		all.Targets = append(all.Targets, identity.Target{Name: r.Name, Revision: revision, Audience: r.Target.Settings.Audience()})

@@ -37,6 +37,12 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), log *
 			p.close()
 		}
 	}()
+	// Where callers cannot be told, nothing could be served: say so now.
+	self, err := caller.Open(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	self.Close()
 	td, err := identity.ParseTrustDomain(f.TrustDomain)
 	if err != nil {
 		return nil, err
@@ -71,16 +77,21 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), log *
 
 // readSmall reads a file of at most a megabyte.
 func readSmall(path string) ([]byte, error) {
+	text, err := readUpTo(path, maxConfig+1)
+	if err == nil && len(text) > maxConfig {
+		err = fmt.Errorf("%s: more than %d bytes", path, maxConfig)
+	}
+	return text, err
+}
+
+// readUpTo reads the beginning of a file.
+func readUpTo(path string, most int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(text) > maxConfig {
-		err = fmt.Errorf("%s: more than %d bytes", path, maxConfig)
-	}
-	return text, err
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // run serves until ctx ends or the agent cannot go on.
