@@ -94,6 +94,36 @@ func parseFile(path string, text []byte, into any) error {
 	return resource.YAMLError(path, err)
 }
 
+// inFile puts the place in a configuration before an error that begins with
+// the name of its field: the field's, or of what it stands in, or the file's
+// beginning.
+func inFile(file string, err error) error {
+	if err == nil {
+		return nil
+	}
+	line, column := 1, 1
+	field, _, _ := strings.Cut(err.Error(), ": ")
+	if text, e := readSmall(file); e == nil {
+		line, column = placeOf(text, field)
+	}
+	return fmt.Errorf("%s:%d:%d: %w", file, line, column, err)
+}
+
+var fieldPattern = regexp.MustCompile(`^[a-z_]+(\.[a-z_]+)*$`)
+
+func placeOf(text []byte, field string) (line, column int) {
+	for fieldPattern.MatchString(field) {
+		if path, err := yaml.PathString("$." + field); err == nil {
+			if node, err := path.ReadNode(bytes.NewReader(text)); err == nil {
+				at := node.GetToken().Position
+				return at.Line, at.Column
+			}
+		}
+		field = field[:max(0, strings.LastIndexByte(field, '.'))]
+	}
+	return 1, 1
+}
+
 var issuerPattern = regexp.MustCompile(`^https://[^\s?#@/]+(/[^\s?#]*[^\s?#/])?$`)
 
 // complete fills defaults in and holds the file's fields against each other.

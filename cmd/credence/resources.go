@@ -331,7 +331,7 @@ func (p *program) validateCommand() *cobra.Command {
 
 // validateOne tells what a file is by its first keys.
 func (p *program) validateOne(file string) ([]resource.Resource, *brokerFile, error) {
-	text, err := os.ReadFile(file)
+	text, err := readUpTo(file, resource.MaxBytes+1)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -353,12 +353,6 @@ func (p *program) validateOne(file string) ([]resource.Resource, *brokerFile, er
 	return nil, &f, inFile(file, f.complete())
 }
 
-func inFile(file string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w", file, err)
-}
 
 func hasKey(text []byte, key string) bool {
 	for line := range strings.Lines(string(text)) {
