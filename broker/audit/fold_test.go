@@ -181,6 +181,7 @@ func TestFoldWaitsForTheFirst(t *testing.T) {
 		defer cancel()
 		ask(short, context.DeadlineExceeded)
 		time.Sleep(time.Second)
+		synctest.Wait()
 		giveUp() // another takes the lead
 		synctest.Wait()
 		close(gate)
@@ -380,4 +381,32 @@ func TestStrangersTakeLittle(t *testing.T) {
 			t.Logf("%d bytes", info.Size())
 		})
 	}
+}
+
+// TestFoldWithoutRoom: when all that is remembered is still being written,
+// a denial gets a record of its own.
+func TestFoldWithoutRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		log := &memory{before: func(_ context.Context, events []audit.Event) error {
+			if events[0].Code == "slow" {
+				<-gate
+			}
+			return nil
+		}}
+		f := newFolder(t, audit.FolderConfig{Log: log, Keys: 1})
+		var wg sync.WaitGroup
+		wg.Go(func() { fold(t, f, denial("a", "1", "slow")) })
+		synctest.Wait()
+		fold(t, f, denial("a", "2", "other"))
+		fold(t, f, denial("a", "2", "other"))
+		close(gate)
+		wg.Wait()
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff([]string{"other×1", "other×1", "slow×1"}, log.counts()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
 }

@@ -256,3 +256,60 @@ func BenchmarkVerify(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)*10_000/b.Elapsed().Seconds(), "records/s")
 }
+
+func TestNothingToRead(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "absent")
+	for name, seq := range map[string]func(func(audit.Record, error) bool){
+		"read": audit.Read(t.Context(), dir, 0), "tail": audit.Tail(t.Context(), dir, 20),
+		"read of an empty one": audit.Read(t.Context(), t.TempDir(), 0), "tail of an empty one": audit.Tail(t.Context(), t.TempDir(), 20),
+	} {
+		n := 0
+		for _, err := range seq {
+			if n++; err == nil {
+				t.Errorf("%s: no error", name)
+			}
+		}
+		if n != 1 {
+			t.Errorf("%s: %d turns", name, n)
+		}
+	}
+}
+
+// TestReadersBesideAWriter look at the record while it grows.
+func TestReadersBesideAWriter(t *testing.T) {
+	dir := newDir(t)
+	l, err := audit.OpenOn(newDisk(nil), audit.Config{Dir: dir, MaxBytes: 20_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(written)
+		for i := range 1000 {
+			add(t, l, event(i), event(i))
+		}
+	})
+	for growing := true; growing; {
+		select {
+		case <-written:
+			growing = false
+		default:
+		}
+		known := l.Head()
+		if r := verified(t, dir, known); r.Records < known.Sequence {
+			t.Errorf("%d records where %d were durable", r.Records, known.Sequence)
+		}
+		tail := collect(t, audit.Tail(t.Context(), dir, 3))
+		if known.Sequence >= 3 && len(tail) < 3 {
+			t.Errorf("the last three are %v", tail)
+		}
+	}
+	wg.Wait()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r := verified(t, dir); r.Records != 2000 {
+		t.Errorf("%d records", r.Records)
+	}
+}
