@@ -21,6 +21,284 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type FetchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchRequest) Reset() {
+	*x = FetchRequest{}
+	mi := &file_agent_api_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchRequest) ProtoMessage() {}
+
+func (x *FetchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchRequest.ProtoReflect.Descriptor instead.
+func (*FetchRequest) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *FetchRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type FetchResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Expires int64                  `protobuf:"varint,1,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds
+	// Types that are valid to be assigned to Credential:
+	//
+	//	*FetchResponse_Aws
+	//	*FetchResponse_Bearer
+	Credential    isFetchResponse_Credential `protobuf_oneof:"credential"`
+	Flow          string                     `protobuf:"bytes,4,opt,name=flow,proto3" json:"flow,omitempty"`         // the target's
+	Endpoint      string                     `protobuf:"bytes,5,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // the target's, if it has one
+	CaFile        string                     `protobuf:"bytes,6,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchResponse) Reset() {
+	*x = FetchResponse{}
+	mi := &file_agent_api_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchResponse) ProtoMessage() {}
+
+func (x *FetchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchResponse.ProtoReflect.Descriptor instead.
+func (*FetchResponse) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FetchResponse) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *FetchResponse) GetCredential() isFetchResponse_Credential {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *FetchResponse) GetAws() *AWS {
+	if x != nil {
+		if x, ok := x.Credential.(*FetchResponse_Aws); ok {
+			return x.Aws
+		}
+	}
+	return nil
+}
+
+func (x *FetchResponse) GetBearer() *Bearer {
+	if x != nil {
+		if x, ok := x.Credential.(*FetchResponse_Bearer); ok {
+			return x.Bearer
+		}
+	}
+	return nil
+}
+
+func (x *FetchResponse) GetFlow() string {
+	if x != nil {
+		return x.Flow
+	}
+	return ""
+}
+
+func (x *FetchResponse) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *FetchResponse) GetCaFile() string {
+	if x != nil {
+		return x.CaFile
+	}
+	return ""
+}
+
+type isFetchResponse_Credential interface {
+	isFetchResponse_Credential()
+}
+
+type FetchResponse_Aws struct {
+	Aws *AWS `protobuf:"bytes,2,opt,name=aws,proto3,oneof"`
+}
+
+type FetchResponse_Bearer struct {
+	Bearer *Bearer `protobuf:"bytes,3,opt,name=bearer,proto3,oneof"`
+}
+
+func (*FetchResponse_Aws) isFetchResponse_Credential() {}
+
+func (*FetchResponse_Bearer) isFetchResponse_Credential() {}
+
+type AWS struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	AccessKeyId     string                 `protobuf:"bytes,1,opt,name=access_key_id,json=accessKeyId,proto3" json:"access_key_id,omitempty"`
+	SecretAccessKey string                 `protobuf:"bytes,2,opt,name=secret_access_key,json=secretAccessKey,proto3" json:"secret_access_key,omitempty"`
+	SessionToken    string                 `protobuf:"bytes,3,opt,name=session_token,json=sessionToken,proto3" json:"session_token,omitempty"`
+	Region          string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
+	AssumedRole     string                 `protobuf:"bytes,5,opt,name=assumed_role,json=assumedRole,proto3" json:"assumed_role,omitempty"` // ARN
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *AWS) Reset() {
+	*x = AWS{}
+	mi := &file_agent_api_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AWS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AWS) ProtoMessage() {}
+
+func (x *AWS) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AWS.ProtoReflect.Descriptor instead.
+func (*AWS) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AWS) GetAccessKeyId() string {
+	if x != nil {
+		return x.AccessKeyId
+	}
+	return ""
+}
+
+func (x *AWS) GetSecretAccessKey() string {
+	if x != nil {
+		return x.SecretAccessKey
+	}
+	return ""
+}
+
+func (x *AWS) GetSessionToken() string {
+	if x != nil {
+		return x.SessionToken
+	}
+	return ""
+}
+
+func (x *AWS) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *AWS) GetAssumedRole() string {
+	if x != nil {
+		return x.AssumedRole
+	}
+	return ""
+}
+
+type Bearer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Bearer) Reset() {
+	*x = Bearer{}
+	mi := &file_agent_api_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Bearer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Bearer) ProtoMessage() {}
+
+func (x *Bearer) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Bearer.ProtoReflect.Descriptor instead.
+func (*Bearer) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Bearer) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
 type AttestRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -30,7 +308,7 @@ type AttestRequest struct {
 
 func (x *AttestRequest) Reset() {
 	*x = AttestRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[0]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -42,7 +320,7 @@ func (x *AttestRequest) String() string {
 func (*AttestRequest) ProtoMessage() {}
 
 func (x *AttestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[0]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -55,7 +333,7 @@ func (x *AttestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestRequest.ProtoReflect.Descriptor instead.
 func (*AttestRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{0}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AttestRequest) GetPid() int32 {
@@ -74,7 +352,7 @@ type Values struct {
 
 func (x *Values) Reset() {
 	*x = Values{}
-	mi := &file_agent_api_agent_proto_msgTypes[1]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -86,7 +364,7 @@ func (x *Values) String() string {
 func (*Values) ProtoMessage() {}
 
 func (x *Values) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[1]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -99,7 +377,7 @@ func (x *Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Values.ProtoReflect.Descriptor instead.
 func (*Values) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{1}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Values) GetValues() []string {
@@ -120,7 +398,7 @@ type AttestResponse struct {
 
 func (x *AttestResponse) Reset() {
 	*x = AttestResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[2]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -132,7 +410,7 @@ func (x *AttestResponse) String() string {
 func (*AttestResponse) ProtoMessage() {}
 
 func (x *AttestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[2]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -145,7 +423,7 @@ func (x *AttestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestResponse.ProtoReflect.Descriptor instead.
 func (*AttestResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AttestResponse) GetNode() string {
@@ -173,7 +451,26 @@ var File_agent_api_agent_proto protoreflect.FileDescriptor
 
 const file_agent_api_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15agent/api/agent.proto\x12\x11credence.agent.v1\"!\n" +
+	"\x15agent/api/agent.proto\x12\x11credence.agent.v1\"&\n" +
+	"\fFetchRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"\xe1\x01\n" +
+	"\rFetchResponse\x12\x18\n" +
+	"\aexpires\x18\x01 \x01(\x03R\aexpires\x12*\n" +
+	"\x03aws\x18\x02 \x01(\v2\x16.credence.agent.v1.AWSH\x00R\x03aws\x123\n" +
+	"\x06bearer\x18\x03 \x01(\v2\x19.credence.agent.v1.BearerH\x00R\x06bearer\x12\x12\n" +
+	"\x04flow\x18\x04 \x01(\tR\x04flow\x12\x1a\n" +
+	"\bendpoint\x18\x05 \x01(\tR\bendpoint\x12\x17\n" +
+	"\aca_file\x18\x06 \x01(\tR\x06caFileB\f\n" +
+	"\n" +
+	"credential\"\xb5\x01\n" +
+	"\x03AWS\x12\"\n" +
+	"\raccess_key_id\x18\x01 \x01(\tR\vaccessKeyId\x12*\n" +
+	"\x11secret_access_key\x18\x02 \x01(\tR\x0fsecretAccessKey\x12#\n" +
+	"\rsession_token\x18\x03 \x01(\tR\fsessionToken\x12\x16\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\x12!\n" +
+	"\fassumed_role\x18\x05 \x01(\tR\vassumedRole\"\x1e\n" +
+	"\x06Bearer\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\"!\n" +
 	"\rAttestRequest\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\" \n" +
 	"\x06Values\x12\x16\n" +
@@ -185,7 +482,9 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x012V\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x012Y\n" +
+	"\vCredentials\x12J\n" +
+	"\x05Fetch\x12\x1f.credence.agent.v1.FetchRequest\x1a .credence.agent.v1.FetchResponse2V\n" +
 	"\x05Admin\x12M\n" +
 	"\x06Attest\x12 .credence.agent.v1.AttestRequest\x1a!.credence.agent.v1.AttestResponseB+Z)github.com/credence-id/credence/agent/apib\x06proto3"
 
@@ -201,23 +500,31 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_agent_api_agent_proto_goTypes = []any{
-	(*AttestRequest)(nil),  // 0: credence.agent.v1.AttestRequest
-	(*Values)(nil),         // 1: credence.agent.v1.Values
-	(*AttestResponse)(nil), // 2: credence.agent.v1.AttestResponse
-	nil,                    // 3: credence.agent.v1.AttestResponse.FactsEntry
+	(*FetchRequest)(nil),   // 0: credence.agent.v1.FetchRequest
+	(*FetchResponse)(nil),  // 1: credence.agent.v1.FetchResponse
+	(*AWS)(nil),            // 2: credence.agent.v1.AWS
+	(*Bearer)(nil),         // 3: credence.agent.v1.Bearer
+	(*AttestRequest)(nil),  // 4: credence.agent.v1.AttestRequest
+	(*Values)(nil),         // 5: credence.agent.v1.Values
+	(*AttestResponse)(nil), // 6: credence.agent.v1.AttestResponse
+	nil,                    // 7: credence.agent.v1.AttestResponse.FactsEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
-	3, // 0: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
-	1, // 1: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	0, // 2: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
-	2, // 3: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
-	3, // [3:4] is the sub-list for method output_type
-	2, // [2:3] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	2, // 0: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
+	3, // 1: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
+	7, // 2: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
+	5, // 3: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	0, // 4: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
+	4, // 5: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
+	1, // 6: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
+	6, // 7: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
+	6, // [6:8] is the sub-list for method output_type
+	4, // [4:6] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -225,15 +532,19 @@ func file_agent_api_agent_proto_init() {
 	if File_agent_api_agent_proto != nil {
 		return
 	}
+	file_agent_api_agent_proto_msgTypes[1].OneofWrappers = []any{
+		(*FetchResponse_Aws)(nil),
+		(*FetchResponse_Bearer)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   8,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_agent_api_agent_proto_goTypes,
 		DependencyIndexes: file_agent_api_agent_proto_depIdxs,

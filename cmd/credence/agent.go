@@ -17,6 +17,7 @@ import (
 	agentapi "github.com/credence-id/credence/agent/api"
 	"github.com/credence-id/credence/agent/attest/unix"
 	"github.com/credence-id/credence/agent/caller"
+	"github.com/credence-id/credence/agent/local"
 	"github.com/credence-id/credence/agent/workloadapi"
 	"github.com/credence-id/credence/broker/identity"
 )
@@ -99,6 +100,7 @@ func (p *agentParts) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	workload := workloadapi.New(workloadapi.Config{Agent: p.agent, Log: p.log}).GRPC()
+	agentapi.RegisterCredentialsServer(workload, local.NewService(p.agent, p.log))
 	admin := grpc.NewServer(grpc.Creds(caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid())))))
 	agentapi.RegisterAdminServer(admin, agentAdmin{agent: p.agent})
 	errs := make(chan error, 3)

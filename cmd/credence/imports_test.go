@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"agent/caller":                  {},
 	"agent/attest/*":                {"agent/caller"},
 	"agent/workloadapi":             {"agent", "agent/api", "agent/caller"},
+	"agent/local":                   {"agent", "agent/api", "agent/caller", "exchangers"},
 }
 
 func row(pkg string) (allowed []string, ok bool) {
