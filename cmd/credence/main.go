@@ -146,7 +146,7 @@ To see all of it on this machine, without a network or an account:
 		p.devCommand(), p.brokerCommand(), p.agentCommand(),
 		p.applyCommand(), p.planCommand(), p.getCommand(), p.deleteCommand(), p.validateCommand(),
 		p.tokenCommand(), p.nodeCommand(), p.explainCommand(), p.bundleCommand(), p.authorityCommand(),
-		p.svidCommand(), p.auditCommand(), p.statusCommand(), p.versionCommand(),
+		p.svidCommand(), p.credentialsCommand(), p.execCommand(), p.auditCommand(), p.statusCommand(), p.versionCommand(),
 	)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
