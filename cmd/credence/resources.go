@@ -58,7 +58,7 @@ func (p *program) readResources(names []string) ([]resource.Resource, error) {
 		return nil, input(errors.New("-f FILE, DIR or - is wanted"))
 	}
 	var all []resource.Resource
-	seen := make(map[string]string)
+	seen := make(seenNames)
 	for _, name := range names {
 		files, err := expand(name)
 		if err != nil {
@@ -69,17 +69,27 @@ func (p *program) readResources(names []string) ([]resource.Resource, error) {
 			if err != nil {
 				return nil, input(err)
 			}
-			for _, r := range parsed {
-				key := r.Kind + " " + r.Name
-				if first, twice := seen[key]; twice {
-					return nil, input(r.At("name", "it stands in "+first+" too: a name is used once per kind"))
-				}
-				seen[key] = file
-				all = append(all, r)
+			if err := seen.add(file, parsed); err != nil {
+				return nil, input(err)
 			}
+			all = append(all, parsed...)
 		}
 	}
 	return all, nil
+}
+
+// seenNames tells in which file each kind and name stands.
+type seenNames map[string]string
+
+func (s seenNames) add(file string, parsed []resource.Resource) error {
+	for _, r := range parsed {
+		key := r.Kind + " " + r.Name
+		if first, twice := s[key]; twice {
+			return r.At("name", "it stands in "+first+" too: a name is used once per kind")
+		}
+		s[key] = file
+	}
+	return nil
 }
 
 func expand(name string) ([]string, error) {
@@ -310,8 +320,12 @@ func (p *program) validateCommand() *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			var all []resource.Resource
 			var broker *brokerFile
+			seen := make(seenNames)
 			for _, file := range args {
 				found, f, err := p.validateOne(file)
+				if err == nil {
+					err = seen.add(file, found)
+				}
 				if err != nil {
 					return input(err)
 				}
@@ -352,7 +366,6 @@ func (p *program) validateOne(file string) ([]resource.Resource, *brokerFile, er
 	}
 	return nil, &f, inFile(file, f.complete())
 }
-
 
 func hasKey(text []byte, key string) bool {
 	for line := range strings.Lines(string(text)) {

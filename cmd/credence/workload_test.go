@@ -1,0 +1,137 @@
+package main_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	credence "github.com/credence-id/credence/cmd/credence"
+)
+
+// workload is a program that knows go-spiffe and a socket, and nothing of ours.
+//
+//	watch SOCKET         prints each X509-SVID that its open stream brings
+//	calls SOCKET TOKEN   calls each method once, and prints what comes
+func workload(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	var err error
+	switch {
+	case len(args) == 2 && args[0] == "watch":
+		err = watch(ctx, args[1])
+	case len(args) == 3 && args[0] == "calls":
+		err = calls(ctx, args[1], args[2])
+	default:
+		err = fmt.Errorf("arguments: %q", args)
+	}
+	if err != nil && ctx.Err() == nil {
+		fmt.Println("failed:", err)
+		return 1
+	}
+	return 0
+}
+
+func watch(ctx context.Context, socket string) error {
+	at := workloadapi.WithClientOptions(workloadapi.WithAddr(socket))
+	source, err := workloadapi.NewX509Source(ctx, at)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	svid, err := source.GetX509SVID()
+	if err != nil {
+		return err
+	}
+	tokens, err := workloadapi.NewJWTSource(ctx, at)
+	if err != nil {
+		return err
+	}
+	defer tokens.Close()
+	token, err := tokens.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "orders"})
+	if err != nil {
+		return err
+	}
+	fmt.Println("source", svid.ID, token.ID, token.Audience)
+	return workloadapi.WatchX509Context(ctx, printer{}, workloadapi.WithAddr(socket))
+}
+
+// printer prints what a stream brings, a line each.
+type printer struct{}
+
+func (printer) OnX509ContextUpdate(x *workloadapi.X509Context) {
+	leaf := x.DefaultSVID().Certificates[0]
+	fmt.Println("svid", x.DefaultSVID().ID, leaf.NotAfter.Sub(leaf.NotBefore).Round(10*time.Minute), fmt.Sprintf("%x", leaf.SerialNumber))
+}
+
+func (printer) OnX509ContextWatchError(err error) { fmt.Println("error", status.Code(err)) }
+
+func calls(ctx context.Context, socket, token string) error {
+	conn, err := grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true"), patience)
+	defer cancel()
+	c := workloadpb.NewSpiffeWorkloadAPIClient(conn)
+	say := func(method string, got any, err error) {
+		if err != nil {
+			got = status.Code(err)
+		}
+		fmt.Println(method, got)
+	}
+	x, err := c.FetchX509SVID(ctx, &workloadpb.X509SVIDRequest{})
+	first(x, err, "FetchX509SVID", say)
+	b, err := c.FetchX509Bundles(ctx, &workloadpb.X509BundlesRequest{})
+	first(b, err, "FetchX509Bundles", say)
+	j, err := c.FetchJWTSVID(ctx, &workloadpb.JWTSVIDRequest{Audience: []string{"orders"}})
+	say("FetchJWTSVID", fmt.Sprint(len(j.GetSvids()), " SVIDs"), err)
+	k, err := c.FetchJWTBundles(ctx, &workloadpb.JWTBundlesRequest{})
+	first(k, err, "FetchJWTBundles", say)
+	v, err := c.ValidateJWTSVID(ctx, &workloadpb.ValidateJWTSVIDRequest{Audience: "orders", Svid: token})
+	say("ValidateJWTSVID", v.GetSpiffeId(), err)
+	return nil
+}
+
+// first reports the first answer of a stream.
+func first[T any](stream grpc.ServerStreamingClient[T], err error, method string, say func(string, any, error)) {
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	say(method, "an answer", err)
+}
+
+// limited is credence on a disk that USR1 fills and USR2 empties.
+func limited() {
+	signal.Ignore(syscall.SIGXFSZ) // a full disk sends none
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1, syscall.SIGUSR2)
+	var free syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &free); err != nil {
+		panic(err)
+	}
+	go func() {
+		for s := range asked {
+			limit, word := free, "the disk has room"
+			if s == syscall.SIGUSR1 {
+				limit.Cur, word = 1, "the disk is full"
+			}
+			if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+				panic(err)
+			}
+			fmt.Println(word)
+		}
+	}()
+	credence.Main()
+}
