@@ -33,6 +33,9 @@ func (g Registry) parse(file string, doc *ast.MappingNode) (Resource, error) {
 	if !slices.Contains(Kinds, r.Kind) {
 		return Resource{}, at(file, "", member(doc, "kind"), fmt.Sprintf("kind: %q is none of %s", clip(r.Kind), strings.Join(Kinds, ", ")))
 	}
+	if err := r.checkName(); err != nil {
+		return Resource{}, err
+	}
 	var err error
 	switch r.Kind {
 	case "Identity":
@@ -50,6 +53,17 @@ func (g Registry) parse(file string, doc *ast.MappingNode) (Resource, error) {
 		return Resource{}, err
 	}
 	return r, nil
+}
+
+// checkName takes what can stand in a file name, a URL and a fact. A Peer's
+// name is its trust domain, and judged as one.
+func (r *Resource) checkName() error {
+	plain := func(c rune) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
+	bad := func(c rune) bool { return !plain(c) && c != '-' && c != '.' }
+	if r.Kind != "Peer" && (len(r.Name) > 63 || strings.IndexFunc(r.Name, bad) >= 0 || !plain(rune(r.Name[0]))) {
+		return at(r.file, "", member(r.node.(*ast.MappingNode), "name"), fmt.Sprintf("name: %q: 1 to 63 of a-z, 0-9, - and . are taken, the first a letter or digit", clip(r.Name)))
+	}
+	return nil
 }
 
 func clip(s string) string {

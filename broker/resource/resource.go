@@ -15,6 +15,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 
 	"github.com/credence-id/credence/broker/identity"
@@ -28,6 +29,8 @@ const (
 	MaxBytes     = 4 << 20
 	MaxDocuments = 10_000
 	maxDepth     = 24
+	maxIndent    = 16 * maxDepth
+	maxBlank     = 64 // blank lines in a row
 )
 
 // Kinds are the kinds of resource.
@@ -109,10 +112,14 @@ func documents(file string, text []byte) ([]*ast.MappingNode, error) {
 	if len(text) > MaxBytes {
 		return nil, &Error{File: file, Msg: fmt.Sprintf("%d bytes of YAML, at most %d are taken: split it", len(text), MaxBytes)}
 	}
-	if err := checkNesting(file, text); err != nil {
+	if err := checkText(file, text); err != nil {
 		return nil, err
 	}
-	parsed, err := parser.ParseBytes(text, 0)
+	tokens := lexer.Tokenize(string(text))
+	if err := checkTokens(file, tokens); err != nil {
+		return nil, err
+	}
+	parsed, err := parser.Parse(tokens, 0)
 	if err != nil {
 		return nil, yamlError(file, "", err)
 	}
@@ -124,8 +131,8 @@ func documents(file string, text []byte) ([]*ast.MappingNode, error) {
 		if d.Body == nil || d.Body.Type() == ast.NullType || d.Body.Type() == ast.CommentType {
 			continue
 		}
-		if err := refuseReferences(file, d.Body); err != nil {
-			return nil, err
+		if depthOf(d.Body) > maxDepth {
+			return nil, at(file, "", d.Body, fmt.Sprintf("nested deeper than %d", maxDepth))
 		}
 		switch m := d.Body.(type) {
 		case *ast.MappingNode:
@@ -137,62 +144,6 @@ func documents(file string, text []byte) ([]*ast.MappingNode, error) {
 		}
 	}
 	return docs, nil
-}
-
-// checkNesting bounds the depth before anything recursive sees the text.
-func checkNesting(file string, text []byte) error {
-	flow, line := 0, 1
-	indent, inIndent := 0, true
-	for _, c := range text {
-		switch {
-		case c == '\n':
-			line, indent, inIndent = line+1, 0, true
-			continue
-		case inIndent && (c == ' ' || c == '-' || c == '?'):
-			indent++
-		case c == '[' || c == '{':
-			flow++
-			inIndent = false
-		case (c == ']' || c == '}') && flow > 0:
-			flow--
-			inIndent = false
-		default:
-			inIndent = false
-		}
-		if flow > 4*maxDepth || indent > 16*maxDepth {
-			return &Error{File: file, Line: line, Column: 1, Msg: "nested too deep"}
-		}
-	}
-	return nil
-}
-
-// refuseReferences refuses anchors, aliases and merge keys: they make a short
-// text a long one, and a reader look elsewhere.
-func refuseReferences(file string, node ast.Node) error {
-	var bad ast.Node
-	depth := depthOf(node)
-	ast.Walk(visitor(func(n ast.Node) {
-		switch n.Type() {
-		case ast.AnchorType, ast.AliasType, ast.MergeKeyType, ast.TagType:
-			if bad == nil {
-				bad = n
-			}
-		}
-	}), node)
-	if bad != nil {
-		return at(file, "", bad, "anchors, aliases, merge keys and tags are not taken: write it out")
-	}
-	if depth > maxDepth {
-		return at(file, "", node, fmt.Sprintf("nested deeper than %d", maxDepth))
-	}
-	return nil
-}
-
-type visitor func(ast.Node)
-
-func (v visitor) Visit(n ast.Node) ast.Visitor {
-	v(n)
-	return v
 }
 
 func depthOf(n ast.Node) int {
@@ -230,13 +181,17 @@ func yamlError(file, resource string, err error) *Error {
 		own.File, own.Resource = file, resource
 		return own
 	}
-	e := &Error{File: file, Resource: resource, Msg: err.Error()}
+	e := &Error{File: file, Resource: resource}
 	var y yaml.Error
 	if errors.As(err, &y) {
+		// Not its Error: that prints the text around, which takes time that
+		// grows with the square of the text.
 		e.Msg = y.GetMessage()
 		if t := y.GetToken(); t != nil && t.Position != nil {
 			e.Line, e.Column = t.Position.Line, t.Position.Column
 		}
+	} else {
+		e.Msg = err.Error()
 	}
 	e.Msg = strings.Join(strings.Fields(e.Msg), " ")
 	return e

@@ -166,6 +166,10 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(whole))
 	f.Add([]byte("kind: Deny\nname: a\nmatch: [{node.name: 1}]\n"))
 	f.Add([]byte("kind: {a: b}\n? c\n"))
+	f.Add([]byte("kind: Deny\nname: |-\n  a\n  b\n"))
+	f.Add([]byte("kind: Deny\nname: a\nreason: >\n  \n\n\r\r\n\n  b\n"))
+	f.Add([]byte("kind: Deny\nname: a\nreason: [- - - [{[\n"))
+	f.Add([]byte("kind: Deny\nname: a\nreason: []]]]]]]]\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		all, err := registry().Parse("f", text)
 		if err != nil {
