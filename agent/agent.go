@@ -81,6 +81,7 @@ type Config struct {
 	Attestors   map[string]Attestor // by prefix, such as "workload.unix"
 	Exchanger   func(Target) (exchangers.Exchanger, error)
 	Version     string
+	Patience    time.Duration    // of a caller while the broker doesn't answer; 0 means 5 s
 	Log         *slog.Logger     // nil discards
 	Now         func() time.Time // nil means time.Now
 }
@@ -102,6 +103,9 @@ type Agent struct {
 	wanted  atomic.Pointer[map[string]bool]
 	ready   chan struct{}
 	once    sync.Once
+	poke    chan struct{}  // of capacity 1: the broker has been heard
+	ended   chan struct{}  // closed when Run ends
+	retired sync.WaitGroup // of links
 	sets    sets
 	tokens  tokens
 	sources sources
@@ -119,7 +123,10 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.TrustDomain.IsZero() || len(cfg.Broker) == 0 || cfg.Data == "" {
 		return nil, errors.New("making an agent: trust domain, broker and data directory are required")
 	}
-	a := &Agent{cfg: cfg, ready: make(chan struct{})}
+	if cfg.Patience <= 0 {
+		cfg.Patience = patience
+	}
+	a := &Agent{cfg: cfg, ready: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
 	a.wanted.Store(&map[string]bool{})
 	a.sets.init()
 	a.tokens.init()
@@ -142,12 +149,12 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 func (a *Agent) TrustDomain() spiffeid.TrustDomain { return a.cfg.TrustDomain }
 
 // Run joins, or goes on with the node's kept SVID, and serves until ctx ends.
-// An error wraps ErrFatal and names the way out; what a broker that is away
-// causes is not an error.
+// It is called once. An error wraps ErrFatal and names the way out; what a
+// broker that is away causes is not an error.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer a.sources.close()
+	defer a.stop()
 	if err := a.establish(ctx); err != nil {
 		return a.end(ctx, err)
 	}
@@ -160,10 +167,21 @@ func (a *Agent) Run(ctx context.Context) error {
 		})
 	}
 	running.Wait()
+	return a.end(ctx, context.Cause(ctx))
+}
+
+// stop lets everything go: nothing runs afterwards, nobody is served, and what
+// was not reported is on disk.
+func (a *Agent) stop() {
+	a.sets.end(fmt.Errorf("%w: it stops", ErrUnavailable))
+	a.tokens.forget(nil)
+	a.sources.end()
+	a.save(context.Background())
+	close(a.ended)
+	a.retired.Wait()
 	if l := a.link.Load(); l != nil {
 		l.close()
 	}
-	return a.end(ctx, context.Cause(ctx))
 }
 
 // end says how a run ended: a cancelled context is no error.
@@ -184,7 +202,10 @@ type link struct {
 	once sync.Once
 }
 
+// replace tells those who use it for long that there is a newer one.
+func (l *link) replace() { l.once.Do(func() { close(l.gone) }) }
+
 func (l *link) close() {
-	l.once.Do(func() { close(l.gone) })
+	l.replace()
 	_ = l.conn.Close()
 }

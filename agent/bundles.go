@@ -1,11 +1,14 @@
 package agent
 
 import (
-	"bytes"
+	"context"
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
@@ -45,6 +48,8 @@ type Bundle struct {
 	TrustDomain     spiffeid.TrustDomain
 	X509Authorities []*x509.Certificate
 	JWTAuthorities  map[string]crypto.PublicKey // by key ID
+
+	sum [sha256.Size]byte // of all of it
 }
 
 // bundles are ours and the peers', as the broker told them.
@@ -63,7 +68,17 @@ func (b *bundles) own(td spiffeid.TrustDomain, bundle *spiffebundle.Bundle) {
 }
 
 func bundleOf(b *spiffebundle.Bundle) *Bundle {
-	return &Bundle{b.TrustDomain(), b.X509Authorities(), b.JWTAuthorities()}
+	out := &Bundle{TrustDomain: b.TrustDomain(), X509Authorities: b.X509Authorities(), JWTAuthorities: b.JWTAuthorities()}
+	h := sha256.New()
+	for _, c := range out.X509Authorities {
+		fmt.Fprintf(h, "%d\x00%s", len(c.Raw), c.Raw)
+	}
+	for _, id := range slices.Sorted(maps.Keys(out.JWTAuthorities)) {
+		der, _ := x509.MarshalPKIXPublicKey(out.JWTAuthorities[id]) // what it doesn't take verifies nothing either
+		fmt.Fprintf(h, "%q %d\x00%s", id, len(der), der)
+	}
+	out.sum = [sha256.Size]byte(h.Sum(nil))
+	return out
 }
 
 func (b *bundles) put(td spiffeid.TrustDomain, bundle *Bundle) {
@@ -102,50 +117,41 @@ func (b *bundles) roots(td spiffeid.TrustDomain) []*x509.Certificate {
 	return nil
 }
 
-// take makes what a Watch message says of bundles true here. Our own is kept
-// on disk as well: it is what the next start verifies the broker by.
-func (a *Agent) take(m *api.WatchResponse) error {
+// take makes what a Watch message says of bundles true here. A document that
+// cannot be used leaves what is there: neither a peer's nor a full disk may
+// withhold an erasure or a local identity.
+func (a *Agent) take(ctx context.Context, m *api.WatchResponse) {
 	for _, in := range m.GetBundles() {
-		td, err := spiffeid.TrustDomainFromString(in.GetTrustDomain())
-		if err != nil {
-			return fmt.Errorf("the broker's bundle of %q: %w", in.GetTrustDomain(), err)
+		if err := a.takeBundle(in); err != nil {
+			a.cfg.Log.ErrorContext(ctx, "bundle not taken", "trust_domain", in.GetTrustDomain(), "error", err)
 		}
-		parsed, err := spiffebundle.Parse(td, in.GetDocument())
-		if err != nil {
-			return fmt.Errorf("the broker's bundle of %s: %w", td, err)
-		}
-		if td == a.cfg.TrustDomain {
-			if err := a.node.keepBundle(in.GetDocument(), parsed); err != nil {
-				return err
-			}
-		}
-		a.bundles.put(td, bundleOf(parsed))
 	}
 	for _, name := range m.GetRemoved() {
 		td, err := spiffeid.TrustDomainFromString(name)
-		if err != nil {
-			return fmt.Errorf("the broker removes %q: %w", name, err)
-		}
-		if td != a.cfg.TrustDomain {
+		if err == nil && td != a.cfg.TrustDomain {
 			a.bundles.remove(td)
 		}
 	}
-	return nil
 }
 
-func (b *Bundle) equal(o *Bundle) bool {
-	if len(b.X509Authorities) != len(o.X509Authorities) || len(b.JWTAuthorities) != len(o.JWTAuthorities) {
-		return false
+// takeBundle keeps our own on disk as well: it is what the next start verifies
+// the broker by.
+func (a *Agent) takeBundle(in *api.Bundle) error {
+	td, err := spiffeid.TrustDomainFromString(in.GetTrustDomain())
+	if err != nil {
+		return err
 	}
-	for i, c := range b.X509Authorities {
-		if !bytes.Equal(c.Raw, o.X509Authorities[i].Raw) {
-			return false
-		}
+	parsed, err := spiffebundle.Parse(td, in.GetDocument())
+	if err != nil {
+		return err
 	}
-	for id := range b.JWTAuthorities {
-		if _, ok := o.JWTAuthorities[id]; !ok {
-			return false
-		}
+	if td != a.cfg.TrustDomain {
+		a.bundles.put(td, bundleOf(parsed))
+		return nil
 	}
-	return true
+	if len(parsed.X509Authorities()) == 0 {
+		return errors.New("it has no X.509 authority, and would verify no broker any more")
+	}
+	a.bundles.put(td, bundleOf(parsed))
+	return a.node.keepBundle(in.GetDocument(), parsed)
 }

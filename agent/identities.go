@@ -9,16 +9,19 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/broker/api"
 )
 
-// askTime bounds how long a caller waits for the broker before it is told that
-// the agent cannot answer.
-const askTime = 5 * time.Second
+// A caller waits this long for the broker before it gets what others with the
+// same facts hold, and Config.Patience before it is told that the agent cannot
+// answer.
+const (
+	grace    = 300 * time.Millisecond
+	patience = 5 * time.Second
+)
 
 // An Attestation is what this node proved of a process.
 type Attestation struct {
@@ -49,7 +52,7 @@ func (a *Agent) Attest(ctx context.Context, p *caller.Process) (Attestation, err
 	slices.Sort(out.Unknown)
 	// Attesting took a while: it must still be the same process.
 	if err := p.Check(); err != nil {
-		return Attestation{}, &Denied{Reason: "the calling process is not the one that connected"}
+		return Attestation{}, errChanged()
 	}
 	return out, nil
 }
@@ -68,13 +71,17 @@ func (t Attestation) workload() *api.Workload {
 type Update struct {
 	SVIDs   []*SVID
 	Bundles map[spiffeid.TrustDomain]*Bundle
+
+	ends time.Time // of the SVID that ends first
 }
 
-// An Identities is one caller's view, for as long as its stream is open.
+// An Identities is one caller's view, for as long as its stream is open. It is
+// for one goroutine.
 type Identities struct {
 	agent  *Agent
 	proc   *caller.Process
 	set    *set
+	after  uint64 // a denial of the set counts from the next ask on
 	wanted *map[string]bool
 	last   [sha256.Size]byte
 	told   bool
@@ -97,39 +104,79 @@ func (i *Identities) Close() {
 // when it has changed. The error is ErrDenied when nothing is granted (any
 // more), ErrUnavailable when the broker has not answered and nothing is held.
 func (i *Identities) Next(ctx context.Context) (Update, error) {
-	deadline := time.After(askTime)
+	var waiting *wait
 	for {
 		if err := i.attest(ctx); err != nil {
 			return Update{}, err
 		}
 		// Ask for the bells before looking: nothing is missed.
 		granted, others := i.set.changed.wait(), i.agent.bundles.changed.wait()
-		u, state, err := i.agent.look(i.set)
+		u, held, err := i.agent.look(i.set, i.after)
 		if err != nil {
 			return Update{}, err
 		}
-		if state == held {
-			if sum := u.digest(); !i.told || sum != i.last {
-				if err := i.proc.Check(); err != nil {
-					return Update{}, &Denied{Reason: "the calling process is not the one that connected"}
-				}
-				i.told, i.last = true, sum
-				return u, nil
+		if !held {
+			if waiting == nil {
+				waiting = i.agent.newWait()
 			}
+			if err := waiting.until(ctx, i, granted, others); err != nil {
+				return Update{}, err
+			}
+			continue
 		}
-		var late <-chan time.Time
-		if !i.told {
-			late = deadline
+		waiting = nil
+		if sum := u.digest(); !i.told || sum != i.last {
+			if err := i.proc.Check(); err != nil {
+				return Update{}, errChanged()
+			}
+			i.told, i.last = true, sum
+			return u, nil
 		}
 		select {
 		case <-ctx.Done():
 			return Update{}, ctx.Err()
 		case <-granted:
 		case <-others:
-		case <-late:
-			return i.agent.offline(i.set)
+		case <-time.After(u.ends.Sub(i.agent.cfg.Now())):
 		}
 	}
+}
+
+func errChanged() error {
+	return &Denied{Reason: "the calling process is not the one that connected"}
+}
+
+// A wait is a caller's that has nothing yet.
+type wait struct {
+	lend, late <-chan time.Time
+	tried      bool
+}
+
+func (a *Agent) newWait() *wait {
+	return &wait{lend: time.After(min(grace, a.cfg.Patience)), late: time.After(a.cfg.Patience)}
+}
+
+// until returns when it is worth looking again, or with ErrUnavailable when
+// the caller has waited for long enough.
+func (w *wait) until(ctx context.Context, i *Identities, granted, others <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-granted:
+		if !w.tried && i.agent.sets.failure(i.set) != nil {
+			w.tried = true
+			i.agent.sets.lend(i.set, i.agent.cfg.Now())
+		}
+	case <-others:
+	case <-w.lend:
+		i.agent.sets.lend(i.set, i.agent.cfg.Now())
+	case <-w.late:
+		if err := i.agent.sets.failure(i.set); err != nil {
+			return fmt.Errorf("%w: %s", ErrUnavailable, status.Convert(err).Message())
+		}
+		return fmt.Errorf("%w: the broker has not answered", ErrUnavailable)
+	}
+	return nil
 }
 
 // attest proves the caller the first time, and again when other costly facts
@@ -143,46 +190,43 @@ func (i *Identities) attest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	next, err := i.agent.sets.use(t.workload(), i.agent.cfg.Now())
+	next, after, err := i.agent.sets.use(t.workload(), i.agent.cfg.Now())
 	if err != nil {
 		return err
 	}
 	i.Close()
-	i.set, i.wanted = next, wanted
+	i.set, i.after, i.wanted = next, after, wanted
 	return nil
 }
 
-// state is how far a set is.
-type state int
-
-const (
-	waiting state = iota // for the broker
-	held                 // SVIDs that may be served
-)
-
-// look says what a set holds. A set that is being asked about again serves
-// what it holds, for as long as that is valid.
-func (a *Agent) look(st *set) (Update, state, error) {
+// look returns what a set holds, and whether that is anything. A set that is
+// being asked about again serves what it holds, for as long as that is valid.
+// A denial counts if it came of an ask later than after.
+func (a *Agent) look(st *set, after uint64) (u Update, held bool, err error) {
 	now := a.cfg.Now()
 	a.sets.mu.Lock()
-	svids, denied, valid, failed := slices.Clone(st.svids), st.denied, st.valid(now), st.failed
+	svids, denied, valid, final := st.svids, st.denied, st.valid(now), a.sets.final
+	if st.deniedBy <= after {
+		denied = nil
+	}
 	a.sets.mu.Unlock()
-	if denied != nil {
-		return Update{}, waiting, denied
+	switch {
+	case final != nil:
+		return Update{}, false, final
+	case denied != nil:
+		return Update{}, false, denied
+	case !valid:
+		return Update{}, false, nil
 	}
-	if status.Code(failed) == codes.InvalidArgument {
-		return Update{}, waiting, fmt.Errorf("%w: the broker refuses what was attested: %s", ErrDenied, status.Convert(failed).Message())
-	}
-	if !valid {
-		return Update{}, waiting, nil
-	}
-	u := Update{SVIDs: svids, Bundles: make(map[spiffeid.TrustDomain]*Bundle)}
 	own, ok := a.bundles.get(a.cfg.TrustDomain)
 	if !ok || len(own.X509Authorities) == 0 {
-		return Update{}, waiting, nil
+		return Update{}, false, nil
 	}
-	u.Bundles[a.cfg.TrustDomain] = own
+	u = Update{SVIDs: svids, Bundles: map[spiffeid.TrustDomain]*Bundle{a.cfg.TrustDomain: own}, ends: svids[0].Certificates[0].NotAfter}
 	for _, v := range svids {
+		if end := v.Certificates[0].NotAfter; end.Before(u.ends) {
+			u.ends = end
+		}
 		for _, name := range v.FederatesWith {
 			td, err := spiffeid.TrustDomainFromString(name)
 			if err != nil {
@@ -194,64 +238,7 @@ func (a *Agent) look(st *set) (Update, state, error) {
 			}
 		}
 	}
-	return u, held, nil
-}
-
-// offline serves a caller whom the broker has not answered for from what
-// others with the same facts hold (decision 1): every fact that the granting
-// identity or a deny names has the same value, absences too, and none of these
-// is unknown.
-func (a *Agent) offline(st *set) (Update, error) {
-	now := a.cfg.Now()
-	a.sets.mu.Lock()
-	var found *set
-	for _, other := range a.sets.all {
-		if other != st && other.denied == nil && other.valid(now) && covers(other.svids, st.workload) {
-			found = other
-			break
-		}
-	}
-	failed := st.failed
-	a.sets.mu.Unlock()
-	if found != nil {
-		u, state, err := a.look(found)
-		if err == nil && state == held {
-			return u, nil
-		}
-	}
-	if failed != nil {
-		return Update{}, fmt.Errorf("%w: %s", ErrUnavailable, status.Convert(failed).Message())
-	}
-	return Update{}, fmt.Errorf("%w: the broker has not answered", ErrUnavailable)
-}
-
-// covers says whether all SVIDs were decided on facts that w has too.
-func covers(svids []*SVID, w *api.Workload) bool {
-	for _, v := range svids {
-		if len(v.depends) == 0 {
-			return false
-		}
-		for name, values := range v.depends {
-			if !strings.HasPrefix(name, "workload.") {
-				continue // the node's: the same for all on it
-			}
-			if unknown(w, name) || !slices.Equal(values.GetValues(), w.GetFacts()[name].GetValues()) {
-				return false
-			}
-		}
-	}
-	return len(svids) > 0
-}
-
-// unknown says whether a fact could not be proven, by itself or with all under
-// a prefix.
-func unknown(w *api.Workload, name string) bool {
-	for _, u := range w.GetUnknown() {
-		if name == u || strings.HasPrefix(name, u+".") {
-			return true
-		}
-	}
-	return false
+	return u, true, nil
 }
 
 // digest names what a workload would be told.
@@ -266,16 +253,7 @@ func (u Update) digest() [sha256.Size]byte {
 	}
 	slices.SortFunc(domains, spiffeid.TrustDomain.Compare)
 	for _, td := range domains {
-		fmt.Fprintf(h, "%s\x00", td)
-		for _, c := range u.Bundles[td].X509Authorities {
-			h.Write(c.Raw)
-		}
-		ids := make([]string, 0, len(u.Bundles[td].JWTAuthorities))
-		for id := range u.Bundles[td].JWTAuthorities {
-			ids = append(ids, id)
-		}
-		slices.Sort(ids)
-		fmt.Fprintf(h, "%q", ids)
+		fmt.Fprintf(h, "%s\x00%x", td, u.Bundles[td].sum)
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"sync/atomic"
 	"time"
@@ -43,11 +42,13 @@ func (a *Agent) dial(cert *tls.Certificate) (l *link, refusal func() error, err 
 	}, nil
 }
 
+const dialTime = 3 * time.Second
+
 // dialAny tries the brokers in order.
 func (a *Agent) dialAny(ctx context.Context, _ string) (net.Conn, error) {
 	var errs []error
 	for _, address := range a.cfg.Broker {
-		d := net.Dialer{Timeout: 5 * time.Second}
+		d := net.Dialer{Timeout: dialTime} // the next one gets its turn
 		conn, err := d.DialContext(ctx, "tcp", address)
 		if err == nil {
 			return conn, nil
@@ -58,15 +59,21 @@ func (a *Agent) dialAny(ctx context.Context, _ string) (net.Conn, error) {
 }
 
 // relink replaces the connection by one under the node's present SVID. Calls
-// under way on the old one get a moment to end.
+// under way on the old one get the time to end.
 func (a *Agent) relink() error {
 	next, _, err := a.dial(a.node.certificate())
 	if err != nil {
 		return err
 	}
 	if old := a.link.Swap(next); old != nil {
-		old.once.Do(func() { close(old.gone) })
-		time.AfterFunc(10*time.Second, func() { _ = old.conn.Close() })
+		old.replace()
+		a.retired.Go(func() {
+			select {
+			case <-time.After(callTime):
+			case <-a.ended:
+			}
+			old.close()
+		})
 	}
 	return nil
 }
@@ -74,7 +81,7 @@ func (a *Agent) relink() error {
 // establish goes on with the kept SVID, or joins, trying again while the
 // broker is away.
 func (a *Agent) establish(ctx context.Context) error {
-	wait := 100 * time.Millisecond
+	var p pause
 	for a.node.certificate() == nil {
 		err := a.join(ctx)
 		if err == nil {
@@ -83,13 +90,13 @@ func (a *Agent) establish(ctx context.Context) error {
 		if errors.Is(err, ErrFatal) || ctx.Err() != nil {
 			return err
 		}
+		p.longer(a.cfg.Now(), maxPause)
 		a.cfg.Log.WarnContext(ctx, "not joined yet", "error", err, "brokers", a.cfg.Broker)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(wait/2 + rand.N(wait)):
+		case <-time.After(p.until.Sub(a.cfg.Now())):
 		}
-		wait = min(2*wait, 15*time.Second)
 	}
 	return a.relink()
 }

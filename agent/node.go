@@ -32,10 +32,10 @@ const maxKept = 1 << 20
 type nodeState struct {
 	dir string
 
-	mu       sync.Mutex // guards what follows
-	cert     *tls.Certificate
-	obtained time.Time
-	bundle   *spiffebundle.Bundle // nil: the first contact is by pin
+	mu      sync.Mutex // guards what follows
+	cert    *tls.Certificate
+	renewAt time.Time
+	bundle  *spiffebundle.Bundle // nil: the first contact is by pin
 }
 
 func (n *nodeState) svidFile() string   { return filepath.Join(n.dir, "node.pem") }
@@ -79,8 +79,12 @@ func (n *nodeState) load(cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w; remove it to join again", n.svidFile(), err)
 	}
+	id, err := leafID(cert.Leaf)
+	if err != nil || id.TrustDomain() != cfg.TrustDomain {
+		return fmt.Errorf("%s: it is not the SVID of a node of %s; remove it to join again", n.svidFile(), cfg.TrustDomain)
+	}
 	if cfg.Now().Before(cert.Leaf.NotAfter) {
-		n.cert, n.obtained = &cert, cert.Leaf.NotBefore
+		n.cert, n.renewAt = &cert, halfLife(cert.Leaf.NotBefore, cert.Leaf.NotAfter)
 	}
 	return nil
 }
@@ -113,7 +117,7 @@ func (n *nodeState) drop() {
 // keep makes an answer of the broker the node's own, on disk first.
 func (a *Agent) keep(joined *api.Joined, key *ecdsa.PrivateKey) error {
 	cert := &tls.Certificate{PrivateKey: key, Certificate: joined.GetChain()}
-	if len(joined.GetChain()) == 0 || len(joined.GetChain()) > 8 {
+	if len(joined.GetChain()) == 0 || len(joined.GetChain()) > maxChain {
 		return fmt.Errorf("the broker sent a chain of %d certificates", len(joined.GetChain()))
 	}
 	leaf, err := x509.ParseCertificate(joined.GetChain()[0])
@@ -128,15 +132,21 @@ func (a *Agent) keep(joined *api.Joined, key *ecdsa.PrivateKey) error {
 	if id.String() != joined.GetNodeId() || id.TrustDomain() != a.cfg.TrustDomain || !key.PublicKey.Equal(leaf.PublicKey) {
 		return fmt.Errorf("the broker sent an SVID of %s that is not this node's", id)
 	}
+	if now := a.cfg.Now(); !now.Before(leaf.NotAfter) {
+		return fmt.Errorf("the node's SVID ended at %s, and it is %s here: is this machine's clock right?", leaf.NotAfter, now)
+	}
 	bundle, err := spiffebundle.Parse(a.cfg.TrustDomain, joined.GetBundle())
 	if err != nil {
 		return fmt.Errorf("parsing the trust bundle: %w", err)
+	}
+	if len(bundle.X509Authorities()) == 0 {
+		return errors.New("the broker sent a trust bundle without an X.509 authority")
 	}
 	if err := a.node.write(cert, key, joined.GetBundle()); err != nil {
 		return err
 	}
 	a.node.mu.Lock()
-	a.node.cert, a.node.obtained, a.node.bundle = cert, a.cfg.Now(), bundle
+	a.node.cert, a.node.renewAt, a.node.bundle = cert, halfLife(a.cfg.Now(), leaf.NotAfter), bundle
 	a.node.mu.Unlock()
 	a.bundles.own(a.cfg.TrustDomain, bundle)
 	return nil
@@ -188,7 +198,7 @@ func (a *Agent) keepNode(ctx context.Context) error {
 		wait = a.node.renewIn(a.cfg.Now())
 		if err != nil && ctx.Err() == nil {
 			a.cfg.Log.WarnContext(ctx, "node's SVID not renewed", "error", err)
-			wait = 5*time.Second + mathrand.N(5*time.Second)
+			wait = max(wait, maxPause/2+mathrand.N(maxPause/2))
 		}
 	}
 }
@@ -197,11 +207,16 @@ func (n *nodeState) renewIn(now time.Time) time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.cert == nil {
-		return time.Second
+		return time.Second // the watch loop is joining again
 	}
-	life := n.cert.Leaf.NotAfter.Sub(n.obtained)
-	at := n.obtained.Add(life/2 - mathrand.N(life/10+1))
-	return max(at.Sub(now), time.Second)
+	return max(n.renewAt.Sub(now), time.Second)
+}
+
+// ended says whether the SVID is over: no broker takes it any more.
+func (n *nodeState) ended(now time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.cert != nil && !now.Before(n.cert.Leaf.NotAfter)
 }
 
 func (a *Agent) renewNode(ctx context.Context) error {
@@ -209,6 +224,8 @@ func (a *Agent) renewNode(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	joined, err := api.NewNodeClient(a.link.Load().conn).Renew(ctx, &api.RenewRequest{PublicKey: der})
 	if err != nil {
 		return err

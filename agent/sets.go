@@ -2,12 +2,9 @@ package agent
 
 import (
 	"bytes"
-	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -15,8 +12,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/broker/api"
 )
@@ -24,13 +19,19 @@ import (
 // Bounds of what is kept.
 const (
 	maxSets  = 4096
-	idleLife = 5 * time.Minute // of a set that no stream uses
+	idleLife = 5 * time.Minute // of a set that nobody uses
 	batch    = 64              // items a call
-	spare    = 2               // keys sent where no number is known
-	mostKeys = 8
 )
 
-// An SVID is one identity of a workload.
+// Pauses between tries while the broker is away. One that a caller waits for is
+// never longer than hungryPause.
+const (
+	firstPause  = 100 * time.Millisecond
+	maxPause    = 10 * time.Second
+	hungryPause = time.Second
+)
+
+// An SVID is one identity of a workload. It is immutable.
 type SVID struct {
 	Identity      string
 	ID            spiffeid.ID
@@ -41,11 +42,13 @@ type SVID struct {
 	JWTAudiences  []string
 	Targets       []Target
 
-	digest   []byte
-	depends  map[string]*api.Values
-	obtained time.Time
-	renewAt  time.Time
+	digest  []byte
+	depends map[string]*api.Values
+	renewAt time.Time
 }
+
+// current says whether an SVID may still be served.
+func (v *SVID) current(now time.Time) bool { return now.Before(v.Certificates[0].NotAfter) }
 
 // set is what the broker granted on one set of facts.
 type set struct {
@@ -55,19 +58,49 @@ type set struct {
 
 	// Guarded by sets.mu.
 	svids    []*SVID
+	partial  []*SVID             // of an answer that asked for more keys: not served yet
+	lenders  [][sha256.Size]byte // sets that svids were borrowed from, see lend
 	denied   *Denied
-	answered bool // the broker has answered since it was last asked
-	keys     int  // to send at the next ask
+	deniedBy uint64 // the ask whose answer was the denial
+	failed   error  // of the last ask; nil: it was answered
+	due      bool   // the broker is to be asked
+	asking   bool   // a call is under way
+	asks     uint64 // begun
+	changes  uint64 // told by the broker, erasures too
+	erased   uint64 // times
+	keys     int    // to send at the next ask
 	users    int
 	lastUsed time.Time
-	failed   error // of the last ask
+	pause    pause // after an answer that could not be used
 }
 
 // sets are all sets of facts that this node serves.
 type sets struct {
-	mu   sync.Mutex // guards all, and the sets' fields
-	all  map[[sha256.Size]byte]*set
 	wake chan struct{} // of capacity 1
+
+	mu    sync.Mutex // guards what follows, and the sets' fields
+	all   map[[sha256.Size]byte]*set
+	pause pause // while the broker is away
+	final error // nobody is served any more; nil: the agent runs
+}
+
+// pause is how long to wait after failures, longer each time.
+type pause struct {
+	until  time.Time
+	length time.Duration
+}
+
+func (p *pause) longer(now time.Time, most time.Duration) {
+	p.length = min(max(2*p.length, firstPause), maxPause)
+	d := min(p.length, most)
+	p.until = now.Add(d/2 + rand.N(d/2+1))
+}
+
+// atMost brings the next try forward.
+func (p *pause) atMost(now time.Time, d time.Duration) {
+	if soon := now.Add(d/2 + rand.N(d/2+1)); soon.Before(p.until) {
+		p.until = soon
+	}
 }
 
 func (s *sets) init() {
@@ -82,323 +115,208 @@ func (s *sets) nudge() {
 	}
 }
 
-// use returns the set of a workload and holds it until release.
-func (s *sets) use(w *api.Workload, now time.Time) (*set, error) {
+// use returns the set of a workload and holds it until release. A denial by
+// an ask that had begun by then is older than the caller, and doesn't count
+// for it: policy may have changed. That is what after is for.
+func (s *sets) use(w *api.Workload, now time.Time) (st *set, after uint64, err error) {
 	id := api.WorkloadDigest(w)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.final != nil {
+		return nil, 0, s.final
+	}
 	st, ok := s.all[id]
 	if !ok {
 		if len(s.all) >= maxSets {
 			s.shed(now)
 		}
 		if len(s.all) >= maxSets {
-			return nil, fmt.Errorf("%w: it serves %d different workloads, and takes no more", ErrUnavailable, maxSets)
+			return nil, 0, fmt.Errorf("%w: it serves %d different workloads, and takes no more", ErrUnavailable, maxSets)
 		}
-		st = &set{id: id, workload: w, keys: spare}
+		st = &set{id: id, workload: w}
 		s.all[id] = st
-		defer s.nudge()
 	}
 	st.users++
 	st.lastUsed = now
-	if st.answered && (st.denied != nil || !st.valid(now)) {
-		// A denial is never served from memory: policy may have changed.
-		st.answered, st.denied, st.failed = false, nil, nil
+	if !st.valid(now) {
+		st.due = true
+		s.pause.atMost(now, hungryPause)
+		st.pause.atMost(now, hungryPause)
 		defer s.nudge()
 	}
-	return st, nil
+	return st, st.asks, nil
 }
 
-// shed drops what nobody uses. It must be called with mu held.
+// shed drops what nobody has used for a while, and at least the one that
+// nobody has used for longest. It must be called with mu held.
 func (s *sets) shed(now time.Time) {
+	var oldest *set
 	for id, st := range s.all {
-		if st.users == 0 && now.Sub(st.lastUsed) > idleLife/10 {
-			delete(s.all, id)
+		if st.users > 0 {
+			continue
 		}
+		if now.Sub(st.lastUsed) > idleLife/10 {
+			delete(s.all, id)
+		} else if oldest == nil || st.lastUsed.Before(oldest.lastUsed) {
+			oldest = st
+		}
+	}
+	if oldest != nil && len(s.all) >= maxSets {
+		delete(s.all, oldest.id)
 	}
 }
 
+// hold takes a set once more, for one who has it already.
+func (s *sets) hold(st *set) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.users++
+}
+
+// release lets a set go.
 func (s *sets) release(st *set, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.users--
 	st.lastUsed = now
+	s.forget(st, now)
 }
 
-// valid says whether every SVID may still be served. It must be called with
-// sets.mu held.
+// forget drops a set that nobody uses and that got nothing: a denial is never
+// served from memory, so there is nothing to keep. It must be called with mu
+// held.
+func (s *sets) forget(st *set, now time.Time) {
+	if st.users == 0 && !st.asking && !st.valid(now) && s.all[st.id] == st {
+		delete(s.all, st.id)
+	}
+}
+
+// valid says whether there are SVIDs and all may still be served. It must be
+// called with sets.mu held.
 func (st *set) valid(now time.Time) bool {
 	for _, v := range st.svids {
-		if !now.Before(v.Certificates[0].NotAfter) {
+		if !v.current(now) {
 			return false
 		}
 	}
 	return len(st.svids) > 0
 }
 
-// erase drops a set's SVIDs at once; an empty id means every set. With a
-// denial that is final, otherwise the broker is asked again.
-func (s *sets) erase(id []byte, final *Denied) {
+// erase drops the SVIDs of a set, and of those that borrowed from it, at once,
+// and has the broker asked again: another identity may be granted. It returns
+// the sets' ids. An empty id means every set.
+func (s *sets) erase(id []byte) [][]byte {
+	var ids [][]byte
 	s.each(id, func(st *set) {
-		st.svids, st.denied, st.failed = nil, final, nil
-		st.answered = final != nil
+		st.drop()
+		ids = append(ids, st.id[:])
 	})
+	return ids
+}
+
+// drop must be called with sets.mu held.
+func (st *set) drop() {
+	st.svids, st.partial, st.failed, st.lenders = nil, nil, nil, nil
+	st.erased++
+	st.changes++
+	st.due = true
 }
 
 // askAgain has a set decided again; what is held is served meanwhile.
 func (s *sets) askAgain(id []byte) {
-	s.each(id, func(st *set) { st.answered = false })
+	s.each(id, func(st *set) {
+		st.changes++
+		st.due = true
+	})
 }
 
+// each does something to a set, and to those that borrowed from it.
 func (s *sets) each(id []byte, do func(*set)) {
 	s.mu.Lock()
-	var rung []*set
+	defer s.mu.Unlock()
 	for _, st := range s.all {
-		if len(id) == 0 || bytes.Equal(id, st.id[:]) {
+		borrowed := func(from [sha256.Size]byte) bool { return bytes.Equal(id, from[:]) }
+		if len(id) == 0 || bytes.Equal(id, st.id[:]) || slices.ContainsFunc(st.lenders, borrowed) {
 			do(st)
-			rung = append(rung, st)
+			st.changed.ring()
 		}
-	}
-	s.mu.Unlock()
-	for _, st := range rung {
-		st.changed.ring()
 	}
 	s.nudge()
 }
 
-// due returns up to a batch of sets to ask the broker about, and how long to
-// wait for the next.
+// end drops everything for good: who calls from now on gets err.
+func (s *sets) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.final == nil { // the first reason stands
+		s.final = err
+	}
+	for _, st := range s.all {
+		st.drop()
+		st.changed.ring()
+	}
+}
+
+// back ends the pauses: the broker has been heard.
+func (s *sets) back() {
+	s.mu.Lock()
+	s.pause = pause{}
+	s.mu.Unlock()
+	s.nudge()
+}
+
+// due returns up to a batch of sets to ask the broker about, or how long to
+// wait for some.
 func (s *sets) due(now time.Time) (ask []*set, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	wait = time.Minute
+	if away := s.pause.until.Sub(now); away > 0 {
+		return nil, min(wait, away)
+	}
 	for id, st := range s.all {
-		if st.users == 0 && now.Sub(st.lastUsed) > idleLife {
+		if st.users == 0 && !st.asking && now.Sub(st.lastUsed) > idleLife {
 			delete(s.all, id)
 			continue
 		}
-		if len(ask) == batch {
-			return ask, 0
+		if st.asking {
+			continue // its answer wakes us
 		}
-		if !st.answered {
+		switch left := st.dueIn(now); {
+		case left > 0:
+			wait = min(wait, left)
+		case len(ask) < batch:
+			st.asking, st.due = true, false
+			st.asks++
 			ask = append(ask, st)
-			continue
-		}
-		if st.users == 0 {
-			continue
-		}
-		for _, v := range st.svids {
-			if !now.Before(v.renewAt) {
-				ask = append(ask, st)
-				break
-			}
-			wait = min(wait, v.renewAt.Sub(now))
+		default:
+			return ask, 0
 		}
 	}
 	return ask, wait
 }
 
-// tend asks the broker about the sets that are due, batch by batch, one call
-// at a time.
-func (a *Agent) tend(ctx context.Context) error {
-	var backoff time.Duration
-	for {
-		ask, wait := a.sets.due(a.cfg.Now())
-		if len(ask) > 0 {
-			if err := a.ask(ctx, ask); err != nil {
-				if ctx.Err() != nil {
-					return nil
-				}
-				a.cfg.Log.WarnContext(ctx, "SVIDs not obtained", "error", err, "workloads", len(ask))
-				backoff = min(max(2*backoff, 100*time.Millisecond), 10*time.Second)
-				wait = backoff/2 + rand.N(backoff)
-			} else {
-				backoff = 0
-				continue
-			}
-		}
-		if backoff > 0 {
-			// The broker is away: new callers don't shorten the pause.
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(wait):
-			}
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-a.sets.wake:
-		case <-time.After(wait):
+// dueIn says in how long the broker is to be asked about a set. It must be
+// called with sets.mu held.
+func (st *set) dueIn(now time.Time) time.Duration {
+	least := time.Hour
+	if st.due {
+		least = 0
+	} else if st.users > 0 { // what nobody uses is not renewed
+		for _, v := range st.svids {
+			least = min(least, v.renewAt.Sub(now))
 		}
 	}
+	return max(least, st.pause.until.Sub(now))
 }
 
-// question is one item of a call with the keys that it sent.
-type question struct {
-	set  *set
-	keys []*ecdsa.PrivateKey
-	held []*SVID
-}
-
-// ask puts one call and gives every set its answer, or its failure.
-func (a *Agent) ask(ctx context.Context, ask []*set) error {
-	request := &api.IssueX509Request{}
-	questions := make([]question, 0, len(ask))
-	for _, st := range ask {
-		q, item, err := a.question(st)
-		if err != nil {
-			return err
-		}
-		questions = append(questions, q)
-		request.Items = append(request.Items, item)
-	}
-	callCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	response, err := api.NewNodeClient(a.link.Load().conn).IssueX509(callCtx, request)
-	if err == nil && len(response.GetResults()) != len(questions) {
-		err = fmt.Errorf("the broker answered %d of %d", len(response.GetResults()), len(questions))
-	}
-	if err != nil {
-		if status.Code(err) == codes.InvalidArgument && len(ask) > 1 {
-			// One bad workload must not spoil the others.
-			return a.askEach(ctx, ask)
-		}
-		a.failed(ask, err)
-		if status.Code(err) == codes.InvalidArgument {
-			return nil // asking again would be refused again
-		}
-		return err
-	}
-	var errs []error
-	for i, q := range questions {
-		errs = append(errs, a.answer(q, response.GetResults()[i]))
-	}
-	return errors.Join(errs...)
-}
-
-func (a *Agent) askEach(ctx context.Context, ask []*set) error {
-	var errs []error
-	for _, st := range ask {
-		errs = append(errs, a.ask(ctx, []*set{st}))
-	}
-	return errors.Join(errs...)
-}
-
-func (a *Agent) question(st *set) (question, *api.IssueX509Request_Item, error) {
-	a.sets.mu.Lock()
-	q := question{set: st, held: slices.Clone(st.svids)}
-	n := st.keys
-	st.answered = true // unless something changes while we ask
-	a.sets.mu.Unlock()
-	item := &api.IssueX509Request_Item{Workload: st.workload}
-	now := a.cfg.Now()
-	for _, v := range q.held {
-		if now.Before(v.renewAt) {
-			item.Held = append(item.Held, &api.Held{Identity: v.Identity, Digest: v.digest, NotAfter: v.Certificates[0].NotAfter.Unix()})
+// hungry says whether a caller waits for one of these without anything to get.
+// It must be called with mu held.
+func (s *sets) hungry(asked []*set, now time.Time) bool {
+	for _, st := range asked {
+		if st.users > 0 && !st.valid(now) {
+			return true
 		}
 	}
-	for range n {
-		key, der, err := newKey()
-		if err != nil {
-			return question{}, nil, err
-		}
-		q.keys = append(q.keys, key)
-		item.PublicKeys = append(item.PublicKeys, der)
-	}
-	return q, item, nil
-}
-
-// failed wakes those who wait, with the reason; what is held stands.
-func (a *Agent) failed(ask []*set, err error) {
-	a.sets.mu.Lock()
-	for _, st := range ask {
-		st.failed = err
-		if status.Code(err) != codes.InvalidArgument {
-			st.answered = false
-		}
-	}
-	a.sets.mu.Unlock()
-	for _, st := range ask {
-		st.changed.ring()
-	}
-}
-
-// answer makes a result what the set holds.
-func (a *Agent) answer(q question, r *api.IssueX509Response_Result) error {
-	var next []*SVID
-	for _, m := range r.GetSvids() {
-		v, err := a.svid(q, m)
-		if err != nil {
-			a.failed([]*set{q.set}, err)
-			return err
-		}
-		next = append(next, v)
-	}
-	a.sets.mu.Lock()
-	st := q.set
-	st.failed = nil
-	st.svids = next
-	st.denied = nil
-	if d := r.GetDenial(); d != nil {
-		st.denied = &Denied{Record: d.GetRecord()}
-	}
-	st.keys = spare
-	if more := int(r.GetKeysNeeded()); more > 0 {
-		st.keys = min(len(q.keys)+more, mostKeys)
-		st.answered = len(q.keys) >= mostKeys // then no more can be had
-	}
-	a.sets.mu.Unlock()
-	if r.GetDenial() != nil {
-		a.tokens.forget(st.id[:])
-		a.sources.drop(st.id[:])
-	} else {
-		a.sources.retain(st.id, next)
-	}
-	st.changed.ring()
-	return nil
-}
-
-// svid reads one SVID of an answer, and holds it against what it must be.
-func (a *Agent) svid(q question, m *api.X509SVID) (*SVID, error) {
-	id, err := spiffeid.FromString(m.GetSpiffeId())
-	if err != nil || id.TrustDomain() != a.cfg.TrustDomain {
-		return nil, fmt.Errorf("the broker answered with an SVID of %q", m.GetSpiffeId())
-	}
-	v := &SVID{
-		Identity: m.GetIdentity(), ID: id, Hint: m.GetHint(), FederatesWith: m.GetFederatesWith(),
-		JWTAudiences: m.GetJwtAudiences(), digest: m.GetDigest(), depends: m.GetDepends(),
-	}
-	for _, t := range m.GetTargets() {
-		v.Targets = append(v.Targets, Target{t.GetName(), t.GetRevision(), t.GetProvider(), t.GetSettings()})
-	}
-	if len(m.GetChain()) == 0 {
-		i := slices.IndexFunc(q.held, func(h *SVID) bool { return h.Identity == v.Identity && h.ID == v.ID })
-		if i < 0 {
-			return nil, fmt.Errorf("the broker answered that we hold an SVID of %s, which we do not", id)
-		}
-		h := q.held[i]
-		v.Certificates, v.Key, v.obtained, v.renewAt = h.Certificates, h.Key, h.obtained, h.renewAt
-		return v, nil
-	}
-	if int(m.GetPublicKey()) >= len(q.keys) {
-		return nil, fmt.Errorf("the broker answered for key %d of %d", m.GetPublicKey(), len(q.keys))
-	}
-	for _, der := range m.GetChain() {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("parsing the SVID of %s: %w", id, err)
-		}
-		v.Certificates = append(v.Certificates, c)
-	}
-	key := q.keys[m.GetPublicKey()]
-	leaf := v.Certificates[0]
-	if named, err := leafID(leaf); err != nil || named != id || !key.PublicKey.Equal(leaf.PublicKey) {
-		return nil, fmt.Errorf("the broker's SVID is not the one of %s for our key", id)
-	}
-	v.Key, v.obtained = key, a.cfg.Now()
-	life := leaf.NotAfter.Sub(v.obtained)
-	v.renewAt = v.obtained.Add(life/2 - rand.N(life/10+1))
-	return v, nil
+	return false
 }

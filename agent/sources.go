@@ -3,10 +3,12 @@ package agent
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -15,6 +17,9 @@ import (
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/exchangers"
 )
+
+// idleSource is how long a session that nobody asks for is kept fresh.
+const idleSource = time.Hour
 
 type sourceKey struct {
 	id     spiffeid.ID
@@ -26,80 +31,107 @@ type sourceKey struct {
 type source struct {
 	*exchangers.Source
 	revision uint64 // of the Target
-	set      *set   // whose facts the exchange is made on
+
+	// Guarded by sources.mu.
+	set      *set // whose facts the next exchange is made on: the last caller's
+	lastUsed time.Time
 }
 
 type sources struct {
-	agent *Agent
-	mu    sync.Mutex // guards all
+	agent   *Agent
+	closing sync.WaitGroup
+
+	mu    sync.Mutex // guards all and ended
 	all   map[sourceKey]*source
+	ended bool
 }
 
 func (s *sources) init(a *Agent) {
 	s.agent, s.all = a, make(map[sourceKey]*source)
 }
 
-// remove closes the sources that match.
+// remove erases the sources that match. It doesn't wait for exchanges under
+// way: their results reach nobody.
 func (s *sources) remove(match func(sourceKey, *source) bool) {
 	s.mu.Lock()
-	var gone []*source
+	defer s.mu.Unlock()
 	for k, src := range s.all {
 		if match(k, src) {
-			gone = append(gone, src)
-			delete(s.all, k)
+			s.discard(k, src)
 		}
-	}
-	s.mu.Unlock()
-	for _, src := range gone {
-		src.Drop()
-		src.Close()
 	}
 }
 
-// drop erases the credentials that were obtained on a set of facts; an empty
+// discard must be called with mu held.
+func (s *sources) discard(k sourceKey, src *source) {
+	delete(s.all, k)
+	src.Drop()
+	s.closing.Go(src.Close)
+	s.agent.sets.release(src.set, s.agent.cfg.Now())
+}
+
+// drop erases the credentials that are kept fresh on a set of facts; an empty
 // id means all.
 func (s *sources) drop(set []byte) {
 	s.remove(func(_ sourceKey, src *source) bool { return len(set) == 0 || string(src.set.id[:]) == string(set) })
 }
 
-func (s *sources) dropAll() { s.drop(nil) }
-func (s *sources) close()   { s.drop(nil) }
+// end drops everything for good, and returns when no exchange is under way.
+func (s *sources) end() {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	s.drop(nil)
+	s.closing.Wait()
+}
+
+// sweep drops the sessions that nobody has asked for in a while.
+func (s *sources) sweep(now time.Time) {
+	s.remove(func(_ sourceKey, src *source) bool { return now.Sub(src.lastUsed) > idleSource })
+}
 
 // retain erases the credentials of a set whose identities no longer list their
 // target, or list another revision of it.
 func (s *sources) retain(set [sha256.Size]byte, svids []*SVID) {
 	s.remove(func(k sourceKey, src *source) bool {
-		if src.set.id != set {
-			return false
-		}
-		_, t, ok := findTarget(svids, k.target)
-		return !ok || t.Revision != src.revision
+		return src.set.id == set && !slices.ContainsFunc(svids, func(v *SVID) bool {
+			t, ok := v.target(k.target)
+			return ok && v.ID == k.id && t.Revision == src.revision
+		})
 	})
 }
 
-func findTarget(svids []*SVID, name string) (*SVID, Target, bool) {
-	for _, v := range svids {
-		if i := slices.IndexFunc(v.Targets, func(t Target) bool { return t.Name == name }); i >= 0 {
-			return v, v.Targets[i], true
-		}
+func (v *SVID) target(name string) (Target, bool) {
+	i := slices.IndexFunc(v.Targets, func(t Target) bool { return t.Name == name })
+	if i < 0 {
+		return Target{}, false
 	}
-	return nil, Target{}, false
+	return v.Targets[i], true
 }
 
 // Credential exchanges a caller's SVID, attested afresh, for what a target
 // gives: at once where one is held. The error is ErrDenied where no identity
 // of the caller lists the target, else usually an *exchangers.Error.
 func (a *Agent) Credential(ctx context.Context, p *caller.Process, target string) (exchangers.Credential, error) {
+	credential, err := a.credential(ctx, p, target)
+	if errors.Is(err, exchangers.ErrDropped) || errors.Is(err, exchangers.ErrClosed) {
+		// Something changed while it was made: what holds now decides.
+		credential, err = a.credential(ctx, p, target)
+	}
+	return credential, err
+}
+
+func (a *Agent) credential(ctx context.Context, p *caller.Process, target string) (exchangers.Credential, error) {
 	st, u, err := a.granted(ctx, p)
 	if err != nil {
 		return exchangers.Credential{}, err
 	}
-	defer a.sets.release(st, a.cfg.Now())
+	defer func() { a.sets.release(st, a.cfg.Now()) }()
 	v, t, ok := findTarget(u.SVIDs, target)
 	if !ok {
 		return exchangers.Credential{}, &Denied{Reason: fmt.Sprintf("no identity of this process lists the target %q (it lists: %s); the operator adds it to targets: of its Identity", target, listTargets(u.SVIDs))}
 	}
-	src, err := a.source(st, v, t)
+	src, err := a.sources.get(st, v, t)
 	if err != nil {
 		return exchangers.Credential{}, err
 	}
@@ -108,9 +140,19 @@ func (a *Agent) Credential(ctx context.Context, p *caller.Process, target string
 		return exchangers.Credential{}, fmt.Errorf("exchanging at %s as %s: %w", target, v.ID, err)
 	}
 	if err := p.Check(); err != nil {
-		return exchangers.Credential{}, &Denied{Reason: "the calling process is not the one that connected"}
+		return exchangers.Credential{}, errChanged()
 	}
 	return credential, nil
+}
+
+// findTarget returns the first identity that lists a target.
+func findTarget(svids []*SVID, name string) (*SVID, Target, bool) {
+	for _, v := range svids {
+		if t, ok := v.target(name); ok {
+			return v, t, true
+		}
+	}
+	return nil, Target{}, false
 }
 
 func listTargets(svids []*SVID) string {
@@ -126,42 +168,70 @@ func listTargets(svids []*SVID) string {
 	return strings.Join(names, ", ")
 }
 
-func (a *Agent) source(st *set, v *SVID, t Target) (*source, error) {
+// get returns the session of an identity with a target, from now on kept fresh
+// on the facts of st.
+func (s *sources) get(st *set, v *SVID, t Target) (*source, error) {
 	k := sourceKey{v.ID, t.Name}
-	s := &a.sources
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if src, ok := s.all[k]; ok && src.revision == t.Revision {
-		return src, nil
+	if s.ended {
+		return nil, fmt.Errorf("%w: it stops", ErrUnavailable)
 	}
-	if a.cfg.Exchanger == nil {
+	src, ok := s.all[k]
+	if ok && src.revision != t.Revision {
+		s.discard(k, src)
+		ok = false
+	}
+	if !ok {
+		var err error
+		if src, err = s.open(v, t); err != nil {
+			return nil, err
+		}
+		s.all[k] = src
+	}
+	if src.set != st {
+		s.agent.sets.hold(st)
+		if src.set != nil {
+			s.agent.sets.release(src.set, s.agent.cfg.Now())
+		}
+		src.set = st
+	}
+	src.lastUsed = s.agent.cfg.Now()
+	return src, nil
+}
+
+func (s *sources) open(v *SVID, t Target) (*source, error) {
+	cfg := s.agent.cfg
+	if cfg.Exchanger == nil {
 		return nil, fmt.Errorf("%w: this agent exchanges nothing", ErrUnavailable)
 	}
-	exchanger, err := a.cfg.Exchanger(t)
+	exchanger, err := cfg.Exchanger(t)
 	if err != nil {
 		return nil, fmt.Errorf("target %s: %w", t.Name, err)
 	}
-	if old, ok := s.all[k]; ok {
-		old.Drop()
-		go old.Close() // it waits for a call under way, which ends by its own limit
-	}
-	src := &source{revision: t.Revision, set: st}
+	src := &source{revision: t.Revision}
+	identity := v.Identity
 	src.Source = exchangers.NewSource(exchangers.SourceConfig{
-		Target: t.Name, Exchanger: exchanger, SVIDs: presented{a, st, v.ID, t.Name},
-		Report: func(e exchangers.Event) { a.spool.exchange(e, v.Identity) },
-		Log:    a.cfg.Log, Now: a.cfg.Now,
+		Target: t.Name, Exchanger: exchanger, SVIDs: presented{s, src, v.ID, t.Name},
+		Report: func(e exchangers.Event) { s.agent.spool.exchange(e, identity) },
+		Log:    cfg.Log, Now: cfg.Now,
 	})
-	s.all[k] = src
 	return src, nil
 }
 
 // presented is what an exchange may show: the identity's present SVID, or a
 // fresh token for the target.
 type presented struct {
-	agent  *Agent
-	set    *set
-	id     spiffeid.ID
-	target string
+	sources *sources
+	source  *source
+	id      spiffeid.ID
+	target  string
+}
+
+func (p presented) set() *set {
+	p.sources.mu.Lock()
+	defer p.sources.mu.Unlock()
+	return p.source.set
 }
 
 // ID is whom the exchange is for.
@@ -169,15 +239,15 @@ func (p presented) ID() spiffeid.ID { return p.id }
 
 // X509 is the SVID now held.
 func (p presented) X509(context.Context) (*x509svid.SVID, error) {
-	u, state, err := p.agent.look(p.set)
+	u, held, err := p.sources.agent.look(p.set(), 0)
 	if err != nil {
 		return nil, err
 	}
-	if state != held {
+	if !held {
 		return nil, fmt.Errorf("%w: no SVID of %s is held", ErrUnavailable, p.id)
 	}
 	for _, v := range u.SVIDs {
-		if v.ID == p.id {
+		if _, listed := v.target(p.target); listed && v.ID == p.id {
 			return &x509svid.SVID{ID: v.ID, Hint: v.Hint, Certificates: v.Certificates, PrivateKey: v.Key}, nil
 		}
 	}
@@ -186,7 +256,9 @@ func (p presented) X509(context.Context) (*x509svid.SVID, error) {
 
 // JWT asks the broker for a token for the target.
 func (p presented) JWT(ctx context.Context) (string, error) {
-	svids, _, err := p.agent.issueJWT(ctx, &api.IssueJWTRequest{Workload: p.set.workload, Target: p.target, SpiffeId: p.id.String()})
+	svids, _, err := p.sources.agent.issueJWT(ctx, &api.IssueJWTRequest{
+		Workload: p.set().workload, Target: p.target, SpiffeId: p.id.String(),
+	})
 	if err != nil {
 		return "", err
 	}

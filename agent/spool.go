@@ -27,7 +27,7 @@ import (
 // reports, never its workloads' credentials.
 const (
 	maxSpooled   = 4096
-	maxSpoolFile = 4 << 20
+	maxSpoolFile = 64 << 20 // more than maxSpooled can fill
 	shipAtOnce   = 128
 )
 
@@ -82,7 +82,7 @@ func (s *spool) exchange(e exchangers.Event, identity string) {
 	_, _ = rand.Read(id[:]) // never fails (crypto/rand.Read)
 	m := &api.Exchange{
 		Id: hex.EncodeToString(id[:]), SpiffeId: e.SPIFFEID.String(), Target: e.Target, Time: e.Time.Unix(), Ok: e.OK,
-		Class: string(e.Class), Code: e.Code, RequestId: e.RequestID, Identity: identity,
+		Class: string(e.Class), Code: exchangers.Clean(e.Code), RequestId: exchangers.Clean(e.RequestID), Identity: identity,
 	}
 	if !e.Expires.IsZero() {
 		m.Expires = e.Expires.Unix()
@@ -143,18 +143,29 @@ func (a *Agent) ship(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			a.save(ctx)
-			return nil
+			return nil // stop saves
 		case <-a.spool.wake:
 		case <-time.After(wait):
 		}
 		wait = time.Hour
 		a.save(ctx)
+		if n := a.spool.dropped(); n > 0 {
+			a.cfg.Log.WarnContext(ctx, "oldest reports dropped: the broker has been away for long", "reports", n)
+		}
 		if err := a.shipPending(ctx); err != nil && ctx.Err() == nil {
 			a.cfg.Log.WarnContext(ctx, "reports not shipped", "error", err)
-			wait = 5*time.Second + mathrand.N(10*time.Second)
+			wait = maxPause/2 + mathrand.N(maxPause)
 		}
 	}
+}
+
+// dropped returns how many were lost since it was last called.
+func (s *spool) dropped() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.lost
+	s.lost = 0
+	return n
 }
 
 func (a *Agent) save(ctx context.Context) {
@@ -169,7 +180,7 @@ func (a *Agent) shipPending(ctx context.Context) error {
 		if len(reports) == 0 {
 			return nil
 		}
-		callCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		callCtx, cancel := context.WithTimeout(ctx, callTime)
 		_, err := api.NewNodeClient(a.link.Load().conn).Report(callCtx, &api.ReportRequest{Exchanges: reports})
 		cancel()
 		// What the broker refuses as malformed it would refuse for ever.

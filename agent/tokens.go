@@ -3,8 +3,8 @@ package agent
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,13 +29,13 @@ type JWTSVID struct {
 
 type tokenKey struct {
 	set       [sha256.Size]byte
-	audiences string
+	audiences string // quoted, each
 	id        spiffeid.ID
 }
 
 type tokenEntry struct {
-	svids   []JWTSVID
-	renewAt time.Time
+	svids         []JWTSVID
+	renewAt, ends time.Time
 }
 
 // tokens are the JWT-SVIDs of the Workload API, each served until half of its
@@ -49,8 +49,6 @@ type tokens struct {
 }
 
 func (t *tokens) init() { t.all = make(map[tokenKey]tokenEntry) }
-
-func (t *tokens) clear() { t.forget(nil) }
 
 // forget drops the tokens of a set of facts; an empty id means all.
 func (t *tokens) forget(set []byte) {
@@ -68,15 +66,19 @@ func (t *tokens) forget(set []byte) {
 	}
 }
 
-func (t *tokens) get(k tokenKey, now time.Time) ([]JWTSVID, uint64) {
+// get returns what is held and still valid, and whether it is time to ask for
+// newer ones.
+func (t *tokens) get(k tokenKey, now time.Time) (held []JWTSVID, due bool, generation uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if e, ok := t.all[k]; ok && now.Before(e.renewAt) {
-		return e.svids, t.generation
+	e, ok := t.all[k]
+	if !ok || !now.Before(e.ends) {
+		return nil, true, t.generation
 	}
-	return nil, t.generation
+	return e.svids, !now.Before(e.renewAt), t.generation
 }
 
+// put keeps tokens, if nothing was forgotten since they were asked for.
 func (t *tokens) put(k tokenKey, svids []JWTSVID, now time.Time, generation uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -96,33 +98,40 @@ func (t *tokens) put(k tokenKey, svids []JWTSVID, now time.Time, generation uint
 			least = v.Expires
 		}
 	}
-	t.all[k] = tokenEntry{svids, now.Add(least.Sub(now) / 2)}
+	t.all[k] = tokenEntry{svids, now.Add(least.Sub(now) / 2), least}
 }
 
 // JWT returns JWT-SVIDs of a caller, attested afresh, for audiences: of one
 // identity, or with a zero id of all that may have them. The error is
-// ErrDenied where none may.
+// ErrDenied where none may. While the broker is away, those that are held are
+// served until they end.
 func (a *Agent) JWT(ctx context.Context, p *caller.Process, audiences []string, id spiffeid.ID) ([]JWTSVID, error) {
 	st, _, err := a.granted(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	defer a.sets.release(st, a.cfg.Now())
-	k := tokenKey{st.id, strings.Join(audiences, "\x00"), id}
-	cached, generation := a.tokens.get(k, a.cfg.Now())
-	if cached != nil {
-		return cached, nil
+	defer func() { a.sets.release(st, a.cfg.Now()) }()
+	k := tokenKey{st.id, fmt.Sprintf("%q", audiences), id}
+	held, due, generation := a.tokens.get(k, a.cfg.Now())
+	if !due {
+		return held, nil
 	}
 	request := &api.IssueJWTRequest{Workload: st.workload, Audiences: audiences}
 	if !id.IsZero() {
 		request.SpiffeId = id.String()
 	}
 	svids, single, err := a.issueJWT(ctx, request)
+	if errors.Is(err, ErrUnavailable) && held != nil {
+		// It may have been forgotten meanwhile.
+		if held, _, _ = a.tokens.get(k, a.cfg.Now()); held != nil {
+			return held, nil
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	if err := p.Check(); err != nil {
-		return nil, &Denied{Reason: "the calling process is not the one that connected"}
+		return nil, errChanged()
 	}
 	if !single {
 		a.tokens.put(k, svids, a.cfg.Now(), generation)
@@ -132,7 +141,7 @@ func (a *Agent) JWT(ctx context.Context, p *caller.Process, audiences []string, 
 
 // issueJWT asks the broker, and reads the answer.
 func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svids []JWTSVID, single bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	response, err := api.NewNodeClient(a.link.Load().conn).IssueJWT(ctx, request)
 	if err != nil {
@@ -150,8 +159,8 @@ func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svi
 	}
 	for _, m := range response.GetSvids() {
 		id, err := spiffeid.FromString(m.GetSpiffeId())
-		if err != nil || id.TrustDomain() != a.cfg.TrustDomain {
-			return nil, false, fmt.Errorf("the broker answered with a JWT-SVID of %q", m.GetSpiffeId())
+		if err != nil || id.TrustDomain() != a.cfg.TrustDomain || m.GetToken() == "" {
+			return nil, false, fmt.Errorf("the broker answered with a JWT-SVID of %q and %d bytes", m.GetSpiffeId(), len(m.GetToken()))
 		}
 		single = single || m.GetSingleUse()
 		svids = append(svids, JWTSVID{id, m.GetHint(), m.GetToken(), time.Unix(m.GetExpires(), 0)})

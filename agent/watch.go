@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"maps"
 	"time"
 
 	"google.golang.org/grpc"
@@ -16,44 +16,59 @@ import (
 )
 
 var connectParams = grpc.ConnectParams{
-	Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 10 * time.Second},
-	MinConnectTimeout: 5 * time.Second,
+	Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxPause},
+	MinConnectTimeout: maxPause,
 }
 
 // watch keeps one Watch stream to a broker, opening it again with pauses that
 // grow, until ctx ends or a person is needed.
 func (a *Agent) watch(ctx context.Context) error {
-	wait := 100 * time.Millisecond
+	var p pause
 	for {
-		started := time.Now()
+		started := a.cfg.Now()
 		err := a.watchOnce(ctx, a.link.Load())
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, errRelinked):
-			wait = 100 * time.Millisecond
+			p = pause{}
 			continue
 		case status.Code(err) == codes.PermissionDenied:
-			a.sets.erase(nil, &Denied{Reason: "this node has been evicted"})
-			a.tokens.clear()
-			a.sources.dropAll()
-			a.node.drop()
-			return fmt.Errorf("%w: the broker has evicted this node; credence node allow lets it come back", ErrFatal)
-		case status.Code(err) == codes.Unauthenticated:
+			return a.evicted()
+		case status.Code(err) == codes.Unauthenticated || a.node.ended(a.cfg.Now()):
 			if err := a.rejoin(ctx); err != nil {
 				return err
 			}
 		}
-		if time.Since(started) > time.Minute {
-			wait = 100 * time.Millisecond
+		if a.cfg.Now().Sub(started) > time.Minute {
+			p = pause{}
 		}
+		p.longer(a.cfg.Now(), maxPause)
 		a.cfg.Log.WarnContext(ctx, "not connected to a broker; serving what is held", "error", err)
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(wait/2 + rand.N(wait)):
+		case <-a.poke:
+		case <-time.After(p.until.Sub(a.cfg.Now())):
 		}
-		wait = min(2*wait, 10*time.Second)
+	}
+}
+
+// evicted erases everything that was granted on this node.
+func (a *Agent) evicted() error {
+	a.sets.end(&Denied{Reason: "this node has been evicted"})
+	a.tokens.forget(nil)
+	a.sources.drop(nil)
+	a.node.drop()
+	return fmt.Errorf("%w: the broker has evicted this node; credence node allow lets it come back", ErrFatal)
+}
+
+// heard notes that the broker answers: nobody waits for it any longer.
+func (a *Agent) heard() {
+	a.sets.back()
+	select {
+	case a.poke <- struct{}{}:
+	default:
 	}
 }
 
@@ -61,6 +76,10 @@ func (a *Agent) watch(ctx context.Context) error {
 var errRelinked = errors.New("relinked")
 
 func (a *Agent) watchOnce(ctx context.Context, l *link) error {
+	select {
+	case <-a.poke: // of before
+	default:
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -70,27 +89,20 @@ func (a *Agent) watchOnce(ctx context.Context, l *link) error {
 		case <-ctx.Done():
 		}
 	}()
+	l.conn.ResetConnectBackoff() // our own pauses decide when to try
 	stream, err := api.NewNodeClient(l.conn).Watch(ctx)
 	if err != nil {
 		return relinked(ctx, err)
 	}
-	if err := stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Since_{Since: &api.WatchRequest_Since{}}}); err != nil {
-		_, err = stream.Recv()
-		return relinked(ctx, err)
-	}
+	// A failed Send means that the stream has ended: Recv knows why.
+	_ = stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Since_{Since: &api.WatchRequest_Since{}}})
 	for first := true; ; first = false {
 		m, err := stream.Recv()
 		if err != nil {
 			return relinked(ctx, err)
 		}
-		if err := a.heed(m, first); err != nil {
-			return err
-		}
-		ack := &api.WatchRequest{Step: &api.WatchRequest_Acknowledged{Acknowledged: m.GetRevision()}}
-		if err := stream.Send(ack); err != nil {
-			_, err = stream.Recv()
-			return relinked(ctx, err)
-		}
+		a.heed(ctx, m, first)
+		_ = stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Acknowledged{Acknowledged: m.GetRevision()}})
 	}
 }
 
@@ -104,42 +116,51 @@ func relinked(ctx context.Context, err error) error {
 
 // heed does what a message says: erase first, then bundles, then what to ask
 // for again.
-func (a *Agent) heed(m *api.WatchResponse, first bool) error {
+func (a *Agent) heed(ctx context.Context, m *api.WatchResponse, first bool) {
 	for _, c := range m.GetChanges() {
 		if c.GetErase() {
 			a.erase(c.GetSet())
 		}
 	}
-	if err := a.take(m); err != nil {
-		return err
-	}
+	a.take(ctx, m)
 	if m.GetWantedSet() {
-		wanted := make(map[string]bool, len(m.GetWantedFacts()))
-		for _, name := range m.GetWantedFacts() {
-			wanted[name] = true
-		}
-		a.wanted.Store(&wanted)
-		a.bundles.changed.ring() // open streams attest again
+		a.want(m.GetWantedFacts())
 	}
 	for _, c := range m.GetChanges() {
 		if !c.GetErase() {
-			a.sets.askAgain(c.GetSet())
 			a.tokens.forget(c.GetSet())
+			a.sets.askAgain(c.GetSet())
 		}
 	}
 	if first {
 		// The broker remembers per stream what it decided: tell it what we
 		// hold by asking for everything again.
 		a.sets.askAgain(nil)
+		a.sets.back()
+		a.spool.nudge()
 		a.once.Do(func() { close(a.ready) })
 	}
-	return nil
 }
 
-// erase drops what was granted on a set of facts, credentials and all. The set
-// is asked for again: another identity may still be granted.
+// want notes which costly facts are wanted. If these are others than before,
+// open streams attest again.
+func (a *Agent) want(names []string) {
+	wanted := make(map[string]bool, len(names))
+	for _, name := range names {
+		wanted[name] = true
+	}
+	if !maps.Equal(wanted, *a.wanted.Load()) {
+		a.wanted.Store(&wanted)
+		a.bundles.changed.ring()
+	}
+}
+
+// erase drops what was granted on a set of facts, credentials and all.
 func (a *Agent) erase(set []byte) {
 	a.tokens.forget(set)
+	for _, id := range a.sets.erase(set) {
+		a.tokens.forget(id)
+		a.sources.drop(id)
+	}
 	a.sources.drop(set)
-	a.sets.erase(set, nil)
 }

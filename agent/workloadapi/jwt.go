@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/go-jose/go-jose/v4"
@@ -58,35 +59,31 @@ func checkAudiences(audiences []string) error {
 }
 
 // FetchJWTBundles streams the JWT bundles of our own trust domain and of those
-// that the caller's identities federate with (SPIFFE Workload API §6.2.2).
+// that the caller's identities federate with (SPIFFE Workload API §6.2.2). A
+// trust domain that makes no JWT-SVIDs has none; our own is there always.
 func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	var last map[string][]byte
-	return s.each(stream.Context(), func(u agent.Update) error {
-		bundles := make(map[string][]byte, len(u.Bundles))
-		for td, b := range u.Bundles {
-			document, err := jwks(b)
-			if err != nil {
-				return s.fail(stream.Context(), err)
-			}
-			bundles[td.IDString()] = document
+	return each(s, stream, jwtResponse)
+}
+
+func jwtResponse(own spiffeid.TrustDomain, u agent.Update) (*workload.JWTBundlesResponse, error) {
+	m := &workload.JWTBundlesResponse{Bundles: make(map[string][]byte, len(u.Bundles))}
+	for td, b := range u.Bundles {
+		if len(b.JWTAuthorities) == 0 && td != own {
+			continue
 		}
-		if last != nil && sameBundles(bundles, last) {
-			return nil
+		document, err := jwks(b)
+		if err != nil {
+			return nil, err
 		}
-		last = bundles
-		return stream.Send(&workload.JWTBundlesResponse{Bundles: bundles})
-	})
+		m.Bundles[td.IDString()] = document
+	}
+	return m, nil
 }
 
 // jwks is a trust domain's JWT authorities, and no key of another use.
 func jwks(b *agent.Bundle) ([]byte, error) {
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
-	ids := make([]string, 0, len(b.JWTAuthorities))
-	for id := range b.JWTAuthorities {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	for _, id := range ids {
+	for _, id := range slices.Sorted(maps.Keys(b.JWTAuthorities)) {
 		set.Keys = append(set.Keys, jose.JSONWebKey{Key: b.JWTAuthorities[id], KeyID: id, Use: "jwt-svid"})
 	}
 	document, err := json.Marshal(set)

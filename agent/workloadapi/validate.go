@@ -227,7 +227,7 @@ func checkTimes(claims map[string]any, now time.Time) error {
 	}
 	if raw, there := claims["nbf"]; there {
 		nbf, ok := raw.(float64)
-		if !ok || nbf > 1<<53 {
+		if !ok || nbf > 1<<53 || nbf < 0 {
 			return errors.New("its nbf is not a time")
 		}
 		if now.Add(leeway).Before(time.Unix(int64(nbf), 0)) {

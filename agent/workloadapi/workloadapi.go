@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/caller"
@@ -30,10 +31,12 @@ import (
 
 // Bounds of what callers send.
 const (
-	maxMessage   = 64 << 10
-	maxStreams   = 64 // open calls on one connection
-	maxAudiences = 16
-	maxAudience  = 1024
+	maxMessage     = 64 << 10
+	maxStreams     = 64 // open calls on one connection
+	maxConnections = 1024
+	maxPerUID      = 128 // so that no user can keep the others out
+	maxAudiences   = 16
+	maxAudience    = 1024
 )
 
 // An Agent is what the Workload API needs of one.
@@ -72,7 +75,7 @@ func New(cfg Config) *Server {
 // demand the same metadata.
 func (s *Server) GRPC() *grpc.Server {
 	g := grpc.NewServer(
-		grpc.Creds(caller.Credentials()),
+		grpc.Creds(newLimiter(maxConnections, maxPerUID)),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 			if err := CheckMetadata(ctx, info.FullMethod); err != nil {
 				return nil, err
@@ -121,8 +124,6 @@ func process(ctx context.Context) (*caller.Process, error) {
 // §6. A refused caller learns a record number and no rule.
 func (s *Server) fail(ctx context.Context, err error) error {
 	switch {
-	case err == nil:
-		return nil
 	case errors.Is(err, agent.ErrDenied):
 		return status.Error(codes.PermissionDenied, err.Error())
 	case ctx.Err() != nil:
@@ -134,22 +135,35 @@ func (s *Server) fail(ctx context.Context, err error) error {
 	return status.Error(codes.Unavailable, "the agent cannot answer: its log says why")
 }
 
-// each sends every update of a caller's view, the first at once, until the
-// stream ends.
-func (s *Server) each(ctx context.Context, send func(agent.Update) error) error {
+// each sends what every update of a caller's view comes to, the first at once,
+// until the stream ends. What comes to the same is not sent twice.
+func each[M proto.Message](s *Server, stream interface {
+	Context() context.Context
+	Send(M) error
+}, message func(own spiffeid.TrustDomain, u agent.Update) (M, error)) error {
+	ctx := stream.Context()
 	p, err := process(ctx)
 	if err != nil {
 		return err
 	}
 	view := s.cfg.Agent.Identities(p)
 	defer view.Close()
+	var last proto.Message
 	for {
 		u, err := view.Next(ctx)
 		if err != nil {
 			return s.fail(ctx, err)
 		}
-		if err := send(u); err != nil {
+		m, err := message(s.cfg.Agent.TrustDomain(), u)
+		if err != nil {
+			return s.fail(ctx, err)
+		}
+		if last != nil && proto.Equal(m, last) {
+			continue
+		}
+		if err := stream.Send(m); err != nil {
 			return err
 		}
+		last = m
 	}
 }

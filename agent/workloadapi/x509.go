@@ -1,15 +1,12 @@
 package workloadapi
 
 import (
-	"bytes"
 	"crypto/x509"
 	"fmt"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/agent"
 )
@@ -18,22 +15,17 @@ import (
 // needs (SPIFFE Workload API §5.2.1): whole, the first at once, then at each
 // change.
 func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	own := s.cfg.Agent.TrustDomain()
-	return s.each(stream.Context(), func(u agent.Update) error {
-		m, err := x509Response(own, u)
-		if err != nil {
-			return s.fail(stream.Context(), err)
-		}
-		return stream.Send(m)
-	})
+	return each(s, stream, x509Response)
 }
 
 func x509Response(own spiffeid.TrustDomain, u agent.Update) (*workload.X509SVIDResponse, error) {
-	bundle := derOf(u.Bundles[own].X509Authorities)
-	if len(bundle) == 0 {
-		return nil, status.Error(codes.Unavailable, "the trust domain's bundle is empty")
+	bundles, err := x509Bundles(own, u)
+	if err != nil {
+		return nil, err
 	}
-	m := &workload.X509SVIDResponse{FederatedBundles: make(map[string][]byte)}
+	m := &workload.X509SVIDResponse{FederatedBundles: bundles}
+	bundle := bundles[own.IDString()]
+	delete(bundles, own.IDString())
 	for _, v := range u.SVIDs {
 		key, err := x509.MarshalPKCS8PrivateKey(v.Key)
 		if err != nil {
@@ -43,11 +35,6 @@ func x509Response(own spiffeid.TrustDomain, u agent.Update) (*workload.X509SVIDR
 			SpiffeId: v.ID.String(), X509Svid: derOf(v.Certificates), X509SvidKey: key, Bundle: bundle, Hint: v.Hint,
 		})
 	}
-	for td, b := range u.Bundles {
-		if td != own {
-			m.FederatedBundles[td.IDString()] = derOf(b.X509Authorities)
-		}
-	}
 	return m, nil
 }
 
@@ -55,31 +42,25 @@ func x509Response(own spiffeid.TrustDomain, u agent.Update) (*workload.X509SVIDR
 // those that the caller's identities federate with (SPIFFE Workload API
 // §5.2.2).
 func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	var last map[string][]byte
-	return s.each(stream.Context(), func(u agent.Update) error {
-		bundles := make(map[string][]byte, len(u.Bundles))
-		for td, b := range u.Bundles {
-			bundles[td.IDString()] = derOf(b.X509Authorities)
-		}
-		if last != nil && sameBundles(bundles, last) {
-			return nil // an SVID was renewed, no bundle changed
-		}
-		last = bundles
-		return stream.Send(&workload.X509BundlesResponse{Bundles: bundles})
+	return each(s, stream, func(own spiffeid.TrustDomain, u agent.Update) (*workload.X509BundlesResponse, error) {
+		bundles, err := x509Bundles(own, u)
+		return &workload.X509BundlesResponse{Bundles: bundles}, err
 	})
 }
 
-func sameBundles(a, b map[string][]byte) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for td, document := range a {
-		other, ok := b[td]
-		if !ok || !bytes.Equal(document, other) {
-			return false
+// x509Bundles are bundles by the SPIFFE ID of their trust domain. One that is
+// empty is left out, and our own must not be.
+func x509Bundles(own spiffeid.TrustDomain, u agent.Update) (map[string][]byte, error) {
+	bundles := make(map[string][]byte, len(u.Bundles))
+	for td, b := range u.Bundles {
+		if der := derOf(b.X509Authorities); len(der) > 0 {
+			bundles[td.IDString()] = der
 		}
 	}
-	return true
+	if bundles[own.IDString()] == nil {
+		return nil, fmt.Errorf("%w: the bundle of %s is empty", agent.ErrUnavailable, own)
+	}
+	return bundles, nil
 }
 
 // derOf is certificates one after the other (SPIFFE Workload API §5.1).
