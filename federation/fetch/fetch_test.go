@@ -1,0 +1,421 @@
+package fetch_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	gofederation "github.com/spiffe/go-spiffe/v2/federation"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/federation"
+	"github.com/credence-id/credence/federation/fetch"
+)
+
+var _ federation.Fetcher = (*fetch.Client)(nil)
+
+const document = `{"spiffe_sequence":1,"keys":[]}`
+
+// serve starts a TLS server on loopback.
+func serve(t *testing.T, cert tls.Certificate, h http.Handler) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // most handshakes here are meant to fail
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
+}
+
+func reply(text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) }
+}
+
+func spiffeRequest(c *ca, url string) federation.Request {
+	return federation.Request{URL: url, AllowPrivate: true,
+		HTTPSSPIFFE: &federation.Authentication{EndpointID: endpoint, Bundle: c.bundle()}}
+}
+
+// refused wants an error that says why.
+func refused(t *testing.T, err error, why string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("fetched")
+	}
+	if !strings.Contains(err.Error(), why) {
+		t.Errorf("error %q does not tell of %q", err, why)
+	}
+}
+
+func TestSPIFFEAuthentication(t *testing.T) {
+	root, other := newCA(t), newCA(t)
+	otherID := spiffeid.RequireFromPath(partner, "/other")
+	withRaw := func(u string) tls.Certificate {
+		return root.issue(t, func(c *x509.Certificate) {
+			parsed, err := url.Parse(u)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.URIs = []*url.URL{parsed}
+		})
+	}
+	print := federation.Fingerprint(root.cert)
+	tests := []struct {
+		name string
+		cert tls.Certificate
+		auth federation.Authentication
+		why  string
+	}{
+		{"FC-15 right ID, host name plays no part", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, ""},
+		{"pinned anchor", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Fingerprint: print}, ""},
+		{"FED-31 other ID of the trust domain", root.svid(t, otherID), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, "not spiffe://partner.example/credence/broker"},
+		{"other ID under the pinned anchor", root.svid(t, otherID), federation.Authentication{EndpointID: endpoint, Fingerprint: print}, "not spiffe://partner.example/credence/broker"},
+		{"other CA", other.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, "unknown authority"},
+		{"other CA than the pinned", other.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Fingerprint: print}, "fingerprint"},
+		{"FC-17 web certificate", root.web(t, "127.0.0.1"), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, "0 URI SANs"},
+		{"ID without path", withRaw("spiffe://partner.example"), federation.Authentication{EndpointID: partner.ID(), Bundle: root.bundle()}, "no path"},
+		{"empty bundle", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: x509bundle.New(partner)}, "unknown authority"},
+		{"expired", root.issue(t, func(c *x509.Certificate) {
+			c.URIs, c.NotAfter = []*url.URL{endpoint.URL()}, time.Now().Add(-time.Second)
+		}), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, "expired"},
+		{"no way to verify", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint}, "bundle or a fingerprint"},
+		{"two ways to verify", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle(), Fingerprint: print}, "bundle or a fingerprint"},
+		{"no endpoint ID", root.svid(t, endpoint), federation.Authentication{Bundle: root.bundle()}, "endpoint ID"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := serve(t, tt.cert, reply(document))
+			resp, err := fetch.New(fetch.Config{}).Fetch(t.Context(), federation.Request{URL: s.URL, AllowPrivate: true, HTTPSSPIFFE: &tt.auth})
+			if tt.why != "" {
+				refused(t, err, tt.why)
+				return
+			}
+			if err != nil || string(resp.Document) != document || resp.PeerID != endpoint {
+				t.Errorf("got %+v, %v", resp, err)
+			}
+		})
+	}
+}
+
+func TestWebAuthentication(t *testing.T) {
+	root, other := newCA(t), newCA(t)
+	tests := []struct {
+		name string
+		cert tls.Certificate
+		why  string
+	}{
+		{"right host", root.web(t, "127.0.0.1"), ""},
+		{"FC-13 wrong host", root.web(t, "partner.example"), "doesn't contain any IP SANs"},
+		{"FC-14 unknown CA", other.web(t, "127.0.0.1"), "unknown authority"},
+		{"an X509-SVID", root.svid(t, endpoint), "doesn't contain any IP SANs"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := serve(t, tt.cert, reply(document))
+			resp, err := fetch.New(fetch.Config{Roots: root.pool()}).Fetch(t.Context(),
+				federation.Request{URL: s.URL, HTTPSWeb: &federation.HTTPSWeb{}, AllowPrivate: true})
+			if tt.why != "" {
+				refused(t, err, tt.why)
+				return
+			}
+			if err != nil || string(resp.Document) != document || !resp.PeerID.IsZero() {
+				t.Errorf("got %+v, %v", resp, err)
+			}
+		})
+	}
+	t.Run("system roots by default", func(t *testing.T) {
+		s := serve(t, root.web(t, "127.0.0.1"), reply(document))
+		_, err := fetch.New(fetch.Config{}).Fetch(t.Context(),
+			federation.Request{URL: s.URL, HTTPSWeb: &federation.HTTPSWeb{}, AllowPrivate: true})
+		refused(t, err, "certificate")
+	})
+}
+
+func TestRequestIsChecked(t *testing.T) {
+	web := &federation.HTTPSWeb{}
+	auth := &federation.Authentication{EndpointID: endpoint, Bundle: newCA(t).bundle()}
+	for name, req := range map[string]federation.Request{
+		"FC-03 http":             {URL: "http://127.0.0.1/b", HTTPSWeb: web, AllowPrivate: true},
+		"FC-04 user information": {URL: "https://u:secret@127.0.0.1/b", HTTPSWeb: web, AllowPrivate: true},
+		"no host":                {URL: "https:///b", HTTPSWeb: web},
+		"not a URL":              {URL: "https://secret\x7f/", HTTPSWeb: web},
+		"no profile":             {URL: "https://127.0.0.1/b"},
+		"both profiles":          {URL: "https://127.0.0.1/b", HTTPSWeb: web, HTTPSSPIFFE: auth},
+	} {
+		_, err := fetch.New(fetch.Config{}).Fetch(t.Context(), req)
+		if err == nil || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "refused") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAnswers(t *testing.T) {
+	big := strings.Repeat(" ", fetch.MaxBody-len(document))
+	var bomb bytes.Buffer
+	z := gzip.NewWriter(&bomb)
+	z.Write(make([]byte, 8<<20))
+	z.Close()
+	status := func(code int, text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code); io.WriteString(w, text) }
+	}
+	tests := []struct {
+		name   string
+		answer http.HandlerFunc
+		why    string
+	}{
+		{"FC-02 Content-Type is only a SHOULD", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, document)
+		}, ""},
+		{"1 MiB", reply(document + big), ""},
+		{"1 MiB and a byte", reply(document + big + " "), "larger"},
+		{"FC-29 64 MiB, length unknown", func(w http.ResponseWriter, _ *http.Request) {
+			for range 64 {
+				if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+					return
+				}
+			}
+		}, "larger"},
+		{"64 MiB announced", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(64<<20))
+			w.WriteHeader(http.StatusOK)
+		}, "larger"},
+		{"FC-06 500 with a body", status(500, document), "status is 500"},
+		{"404 with a body", status(404, document), "status is 404"},
+		{"203", status(203, document), "status is 203"},
+		{"FC-07 204", status(204, ""), "status is 204"},
+		{"304 not asked for", status(304, ""), "status is 304"},
+		{"302 to nowhere", status(302, document), "302"},
+		{"empty body", reply(""), "not JSON"},
+		{"HTML with 200", reply("<html>"), "not JSON"},
+		{"JSON and more", reply(document + "x"), "not JSON"},
+		{"gzip bomb", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			w.Write(bomb.Bytes())
+		}, "compressed"},
+		{"cut mid-body", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			io.WriteString(w, document)
+		}, "unexpected EOF"},
+		{"1 MiB of headers", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X", strings.Repeat("x", 1<<20))
+			io.WriteString(w, document)
+		}, "header"},
+	}
+	root := newCA(t)
+	cert := root.svid(t, endpoint)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := serve(t, cert, tt.answer)
+			resp, err := fetch.New(fetch.Config{}).Fetch(t.Context(), spiffeRequest(root, s.URL))
+			if tt.why != "" {
+				refused(t, err, tt.why)
+				return
+			}
+			if err != nil || !strings.HasPrefix(string(resp.Document), document) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestETag(t *testing.T) {
+	root := newCA(t)
+	s := serve(t, root.svid(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"v1"`)
+		if r.Header.Get("If-None-Match") == `"v1"` {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		io.WriteString(w, document)
+	}))
+	c := fetch.New(fetch.Config{})
+	first, err := c.Fetch(t.Context(), spiffeRequest(root, s.URL))
+	if err != nil || first.NotModified || first.ETag != `"v1"` {
+		t.Fatalf("got %+v, %v", first, err)
+	}
+	req := spiffeRequest(root, s.URL)
+	req.IfNoneMatch = first.ETag
+	second, err := c.Fetch(t.Context(), req)
+	if err != nil || !second.NotModified || second.Document != nil {
+		t.Errorf("got %+v, %v", second, err)
+	}
+}
+
+func TestRedirects(t *testing.T) {
+	root := newCA(t)
+	cert := root.svid(t, endpoint)
+	target := serve(t, cert, reply(document))
+	impostor := serve(t, root.svid(t, spiffeid.RequireFromPath(partner, "/other")), reply(document))
+	plain := httptest.NewServer(reply(document))
+	t.Cleanup(plain.Close)
+	s := serve(t, cert, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		to := map[string]string{
+			"/once": target.URL + "?token=secret2", "/other": impostor.URL, "/http": plain.URL, "/loop": "/loop",
+			"/user": strings.Replace(target.URL, "https://", "https://u:secret@", 1),
+			"/3":    "/2", "/2": "/once", "/4": "/3",
+			"/metadata": "https://169.254.169.254/latest", "/file": "file:///etc/passwd",
+		}[r.URL.Path]
+		code := http.StatusFound
+		if r.URL.Query().Has("permanent") {
+			code = http.StatusMovedPermanently
+		}
+		http.Redirect(w, r, to, code)
+	}))
+	tests := []struct{ name, path, why string }{
+		{"FC-08 once", "/once", ""},
+		{"three times", "/3", ""},
+		{"four times", "/4", "more than 3 redirects"},
+		{"FC-12 loop", "/loop", "more than 3 redirects"},
+		{"FC-10 to http", "/http", "scheme"},
+		{"to user information", "/user", "user information"},
+		{"FC-18 to another ID", "/other", "not spiffe://partner.example/credence/broker"},
+		{"to instance metadata", "/metadata", "169.254.169.254"},
+		{"to a file", "/file", "scheme"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var logged bytes.Buffer
+			c := fetch.New(fetch.Config{Log: slog.New(slog.NewTextHandler(&logged, nil))})
+			resp, err := c.Fetch(t.Context(), spiffeRequest(root, s.URL+tt.path+"?token=secret"))
+			if strings.Contains(fmt.Sprint(err, &logged), "secret") {
+				t.Errorf("a secret is told: %v, %s", err, &logged)
+			}
+			if tt.why != "" {
+				refused(t, err, tt.why)
+				return
+			}
+			if err != nil || string(resp.Document) != document {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestRedirectsAreForgotten(t *testing.T) { // FED-26, FC-09
+	root := newCA(t)
+	var asked, referred int
+	target := serve(t, root.svid(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Referer") != "" {
+			referred++
+		}
+		io.WriteString(w, document)
+	}))
+	s := serve(t, root.svid(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		http.Redirect(w, r, target.URL, http.StatusMovedPermanently)
+	}))
+	c := fetch.New(fetch.Config{})
+	for range 2 {
+		if _, err := c.Fetch(t.Context(), spiffeRequest(root, s.URL)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if asked != 2 || referred != 0 {
+		t.Errorf("the configured URL was asked %d times of 2, the target told of it %d times", asked, referred)
+	}
+}
+
+// TestSlowServersAreLeft gives a shorter time than fetch.Timeout, by which the
+// same context ends.
+func TestSlowServersAreLeft(t *testing.T) {
+	root := newCA(t)
+	release := make(chan struct{})
+	dribble := func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"keys":[`)
+		http.NewResponseController(w).Flush()
+		<-release
+	}
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // never says a word
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	s := serve(t, root.svid(t, endpoint), http.HandlerFunc(dribble))
+	t.Cleanup(func() { close(release) })
+	for name, url := range map[string]string{"mid-body": s.URL, "before TLS": "https://" + silent.Addr().String()} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			_, err := fetch.New(fetch.Config{}).Fetch(ctx, spiffeRequest(root, url))
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestTimeoutIsSetWithoutTheCallers(t *testing.T) {
+	// The resolver sees the context of the dial: its deadline is the fetch's.
+	left := make(chan time.Duration, 8)
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		deadline, ok := ctx.Deadline()
+		if !ok {
+			deadline = time.Now().Add(time.Hour)
+		}
+		select {
+		case left <- time.Until(deadline):
+		default:
+		}
+		return nil, errors.New("no name server")
+	}}
+	_, err := fetch.New(fetch.Config{Resolver: resolver}).Fetch(context.Background(),
+		federation.Request{URL: "https://partner.example/", HTTPSWeb: &federation.HTTPSWeb{}})
+	refused(t, err, "partner.example")
+	if got := <-left; got > fetch.Timeout {
+		t.Errorf("%s left for a fetch", got)
+	}
+}
+
+func TestNoProxyFromTheEnvironment(t *testing.T) {
+	t.Setenv("HTTPS_PROXY", "http://192.0.2.1:1")
+	root := newCA(t)
+	s := serve(t, root.svid(t, endpoint), reply(document))
+	if _, err := fetch.New(fetch.Config{}).Fetch(t.Context(), spiffeRequest(root, s.URL)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAgainstGoSPIFFEsHandler(t *testing.T) {
+	root := newCA(t)
+	theirs := spiffebundle.FromX509Authorities(partner, []*x509.Certificate{root.cert})
+	theirs.SetSequenceNumber(7)
+	h, err := gofederation.NewHandler(partner, theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, root.svid(t, endpoint), h)
+	resp, err := fetch.New(fetch.Config{}).Fetch(t.Context(), spiffeRequest(root, s.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := federation.ParseBundle(partner, resp.Document)
+	if err != nil || !b.Equal(theirs) {
+		t.Errorf("got %v, %v", b, err)
+	}
+	// FS-07: an empty one it serves as keys null, which is no bundle.
+	theirs.RemoveX509Authority(root.cert)
+	if resp, err = fetch.New(fetch.Config{}).Fetch(t.Context(), spiffeRequest(root, s.URL)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := federation.ParseBundle(partner, resp.Document); err == nil {
+		t.Error("keys null was taken for an empty bundle")
+	}
+}
