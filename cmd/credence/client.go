@@ -64,7 +64,7 @@ func reached(who, where string, err error) error {
 	}
 	switch status.Code(err) {
 	case codes.Unavailable:
-		return coded{exitUnreachable, fmt.Errorf("the %s at %s does not answer: %s", who, where, status.Convert(err).Message())}
+		return coded{exitUnreachable, fmt.Errorf("the %s at %s is not available: %s", who, where, status.Convert(err).Message())}
 	case codes.PermissionDenied, codes.Unauthenticated:
 		return coded{exitDenied, errors.New(status.Convert(err).Message())}
 	}

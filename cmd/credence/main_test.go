@@ -193,11 +193,14 @@ func freePort() (string, error) {
 //	oneline                          the last standard error is one line
 //	start NAME PATTERN PROGRAM ARG...  start it, wait until it prints PATTERN; $NAME is its first group
 //	await NAME PATTERN               wait until it has printed PATTERN since it was last awaited
-//	stop NAME, crash NAME            end it, politely or by SIGKILL
+//	finish NAME, crash NAME          end it, politely or by SIGKILL
 //	ends NAME N PATTERN              it ends by itself with code N and has printed PATTERN
 //	signal NAME SIGNAL PATTERN       send USR1 or USR2 to it and wait until it prints PATTERN
 //	joinfiles                        what token create printed last becomes agent.yaml and its token file
 //	big FILE BYTES TEXT              a file of that size which begins with TEXT
+//	append FILE LINE...              add lines to a file
+//	subst FILE                       put variables into a file
+//	lines FILE N                     the file has so many lines
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
@@ -215,6 +218,7 @@ func TestScripts(t *testing.T) {
 				os.RemoveAll(dir)
 			})
 			e.Setenv("D", dir)
+			e.Setenv("PID", strconv.Itoa(os.Getpid()))
 			e.Setenv("UID", strconv.Itoa(os.Getuid()))
 			for _, name := range []string{"PORT1", "PORT2"} {
 				port, err := freePort()
@@ -226,8 +230,9 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code": scriptCode, "oneline": scriptOneLine, "start": scriptStart, "await": scriptAwait, "stop": scriptStop,
+			"code": scriptCode, "oneline": scriptOneLine, "start": scriptStart, "await": scriptAwait, "finish": scriptFinish,
 			"crash": scriptCrash, "ends": scriptEnds, "signal": scriptSignal, "joinfiles": scriptJoinFiles, "big": scriptBig,
+			"append": scriptAppend, "subst": scriptSubst, "lines": scriptLines,
 		},
 	})
 }
@@ -309,8 +314,8 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 	sessionOf(ts).await(ts, args[0], args[1])
 }
 
-func scriptStop(ts *testscript.TestScript, neg bool, args []string) {
-	want(ts, neg, args, 1, "stop NAME")
+func scriptFinish(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 1, "finish NAME")
 	p := sessionOf(ts).process(ts, args[0])
 	code, err := p.stop()
 	ts.Check(err)
@@ -368,6 +373,25 @@ func scriptBig(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	text := append([]byte(args[2]+"\n"), bytes.Repeat([]byte("#"), size)...)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), text[:size], 0o600))
+}
+
+func scriptAppend(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 2, "append FILE LINE...")
+	text := ts.ReadFile(args[0]) + strings.Join(args[1:], "\n") + "\n"
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}
+
+func scriptSubst(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 1, "subst FILE")
+	text := os.Expand(ts.ReadFile(args[0]), ts.Getenv)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}
+
+func scriptLines(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 2, "lines FILE N")
+	if n := strings.Count(ts.ReadFile(args[0]), "\n"); strconv.Itoa(n) != args[1] {
+		ts.Fatalf("%s has %d lines; want %s", args[0], n, args[1])
+	}
 }
 
 // credenceCmd runs credence to its end, as a person would in a terminal.

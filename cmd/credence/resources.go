@@ -171,7 +171,7 @@ func (p *program) apply(cmd *cobra.Command, dry bool) error {
 	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
 		r, err := c.Apply(ctx, &api.ApplyRequest{Yaml: text, Owner: owner, File: "apply", DryRun: dry})
 		if status.Code(err) == codes.InvalidArgument {
-			return coded{exitDenied, errors.New(place(status.Convert(err).Message(), all))}
+			return coded{exitInput, errors.New(place(status.Convert(err).Message(), all))}
 		}
 		if err != nil {
 			return err
