@@ -24,7 +24,10 @@ func statusOf(ctx context.Context, log *slog.Logger, operator bool, err error) e
 	if err == nil {
 		return nil
 	}
-	if _, already := status.FromError(err); already {
+	// Only a status that is itself the error was made here or by gRPC; one
+	// that is wrapped is somebody else's answer to us, and its text not the
+	// caller's business.
+	if _, already := err.(interface{ GRPCStatus() *status.Status }); already {
 		return err
 	}
 	code, tell := kindOf(err)
@@ -52,6 +55,8 @@ func kindOf(err error) (code codes.Code, tell bool) {
 		return codes.PermissionDenied, false
 	case errors.Is(err, broker.ErrRequest):
 		return codes.InvalidArgument, true
+	case errors.Is(err, audit.ErrRefused):
+		return codes.InvalidArgument, false
 	case errors.Is(err, broker.ErrSpent), errors.Is(err, broker.ErrConflict):
 		return codes.FailedPrecondition, false
 	case errors.Is(err, broker.ErrNotFound):
@@ -73,6 +78,8 @@ func outermost(err error) string {
 		return "denied"
 	case errors.Is(err, broker.ErrRequest):
 		return err.Error()
+	case errors.Is(err, audit.ErrRefused):
+		return "the record takes no such event"
 	case errors.Is(err, broker.ErrSpent):
 		return "already spent"
 	case errors.Is(err, broker.ErrConflict):
