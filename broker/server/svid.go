@@ -85,11 +85,15 @@ func issuerOf(c *x509.Certificate, anchors []*x509.Certificate) *x509.Certificat
 // again every few seconds: the old one serves meanwhile.
 func (s *Server) keepOwn(ctx context.Context) {
 	for {
+		// Looked at each minute: a machine that slept counts no timers.
 		wait := s.svid.current.Load().renewAt.Sub(s.cfg.Now())
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(max(wait, time.Second)):
+		case <-time.After(min(max(wait, time.Second), time.Minute)):
+		}
+		if s.cfg.Now().Before(s.svid.current.Load().renewAt) {
+			continue
 		}
 		if err := s.renewOwn(ctx); err != nil {
 			s.cfg.Log.ErrorContext(ctx, "broker's SVID not renewed", "error", err)
