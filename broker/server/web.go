@@ -21,14 +21,25 @@ func (s *Server) handlers() error {
 	if err != nil {
 		return err
 	}
-	spiffe, web := http.NewServeMux(), http.NewServeMux()
-	spiffe.Handle(BundlePath, bundle)
-	web.Handle(BundlePath, bundle)
-	if s.cfg.OIDC != nil {
-		web.Handle("/", s.cfg.OIDC)
+	elsewhere := s.cfg.OIDC
+	if elsewhere == nil {
+		elsewhere = http.NotFoundHandler()
 	}
-	s.spiffe, s.web = spiffe, web
+	s.spiffe, s.web = at(bundle, http.NotFoundHandler()), at(bundle, elsewhere)
 	return nil
+}
+
+// at serves the bundle at its path and nowhere else. http.ServeMux would
+// redirect what is nearly it, for good (SPIFFE Federation §5.2.1.3 wants
+// redirects that are not remembered).
+func at(bundle, elsewhere http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == BundlePath {
+			bundle.ServeHTTP(w, r)
+			return
+		}
+		elsewhere.ServeHTTP(w, r)
+	})
 }
 
 // bundles are all that agents are told of: ours and the peers', by trust
