@@ -86,14 +86,15 @@ func (n nodeService) acknowledgements(stream grpc.BidiStreamingServer[api.WatchR
 }
 
 type watcher struct {
-	s       *Server
-	session *broker.Session
-	send    func(*api.WatchResponse) error
-	sent    map[string]string // trust domain to the bundle document last sent
-	wanted  []string
-	whole   bool          // a first message has been sent
-	paced   []*api.Change // to go out step by step
-	step    int
+	s        *Server
+	session  *broker.Session
+	send     func(*api.WatchResponse) error
+	sent     map[string]string // trust domain to the bundle document last sent
+	wanted   []string
+	revision uint64        // of the store, as last read
+	whole    bool          // a first message has been sent
+	paced    []*api.Change // to go out step by step
+	step     int
 }
 
 func (w *watcher) run(ctx context.Context, ended <-chan error) error {
@@ -126,11 +127,18 @@ func (w *watcher) run(ctx context.Context, ended <-chan error) error {
 
 // tell sends what the agent does not know yet, if anything.
 func (w *watcher) tell(ctx context.Context) (evicted bool, err error) {
-	revision, err := w.s.cfg.Store.Revision(ctx) // read first: what follows is at least as new
-	if err != nil {
+	// Read first: what follows is at least as new. Without the store the last
+	// one stands, so that erasures go out.
+	revision, err := w.s.cfg.Store.Revision(ctx)
+	switch {
+	case err == nil:
+		w.revision = revision
+	case !w.whole:
 		return false, err
+	default:
+		w.s.cfg.Log.WarnContext(ctx, "watch goes on without the store", "error", err)
 	}
-	m := &api.WatchResponse{Revision: revision, PolicyRevision: w.s.policyRevision()}
+	m := &api.WatchResponse{Revision: w.revision, PolicyRevision: w.s.policyRevision()}
 	changes, evicted := w.session.Take()
 	m.Changes = w.pace(changes)
 	w.bundles(m)
