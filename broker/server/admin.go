@@ -261,7 +261,15 @@ func (a adminService) ListAuthorities(context.Context, *api.ListAuthoritiesReque
 
 // TailAudit sends the last records and, if asked, follows.
 func (a adminService) TailAudit(r *api.TailAuditRequest, stream grpc.ServerStreamingServer[api.AuditRecord]) error {
-	ctx := stream.Context()
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	go func() { // ends with the call
+		select {
+		case <-a.s.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	send := func(record audit.Record) error {
 		text, err := json.Marshal(record)
 		if err != nil {
@@ -284,6 +292,19 @@ func (a adminService) TailAudit(r *api.TailAuditRequest, stream grpc.ServerStrea
 	return nil
 }
 
+// VerifyAudit reads the record from its first line to its last. What it finds
+// wrong is an answer, not an error.
+func (a adminService) VerifyAudit(context.Context, *api.VerifyAuditRequest) (*api.VerifyAuditResponse, error) {
+	report, err := audit.Verify(a.s.cfg.AuditDir, a.s.cfg.Audit.Head())
+	response := &api.VerifyAuditResponse{
+		Records: report.Records, Files: uint32(report.Files), Sequence: report.Head.Sequence, Head: report.Head.Hash[:],
+	}
+	if err != nil {
+		response.Problem = err.Error()
+	}
+	return response, nil
+}
+
 // Status says how the broker does.
 func (a adminService) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusResponse, error) {
 	revision, err := a.s.cfg.Store.Revision(ctx)
@@ -296,8 +317,12 @@ func (a adminService) Status(ctx context.Context, _ *api.StatusRequest) (*api.St
 			identities++
 		}
 	}
+	problem := ""
+	if a.s.behind.Load() {
+		problem = "resources are written that are not in force yet: the log says why"
+	}
 	return &api.StatusResponse{
-		TrustDomain: a.s.cfg.TrustDomain.Name(), Version: a.s.cfg.Version, Issuer: a.s.cfg.Issuer, StartedAt: a.s.started.Unix(),
+		Problem: problem, TrustDomain: a.s.cfg.TrustDomain.Name(), Version: a.s.cfg.Version, Issuer: a.s.cfg.Issuer, StartedAt: a.s.started.Unix(),
 		Revision: revision, Nodes: uint32(len(a.s.cfg.Broker.Nodes())), Identities: uint32(identities), Listen: a.s.cfg.Listen,
 	}, nil
 }

@@ -3,10 +3,11 @@ package server
 import (
 	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-
 	"fmt"
 	"time"
 
@@ -48,7 +49,7 @@ func (n nodeService) Join(stream grpc.BidiStreamingServer[api.JoinRequest, api.J
 	case <-ctx.Done():
 		return n.fail(ctx, ctx.Err())
 	}
-	first, err := recv(ctx, stream)
+	first, err := n.start(ctx, stream)
 	if err != nil {
 		return n.fail(ctx, err)
 	}
@@ -85,6 +86,14 @@ func (n nodeService) Join(stream grpc.BidiStreamingServer[api.JoinRequest, api.J
 		return n.fail(ctx, err)
 	}
 	return stream.Send(&api.JoinResponse{Step: &api.JoinResponse_Joined{Joined: n.joined(joined)}})
+}
+
+// start receives the first message. A place among the joins is not held open
+// for a stranger who says nothing.
+func (n nodeService) start(ctx context.Context, stream grpc.BidiStreamingServer[api.JoinRequest, api.JoinResponse]) (*api.JoinRequest, error) {
+	ctx, cancel := context.WithTimeout(ctx, n.s.cfg.JoinStart)
+	defer cancel()
+	return recv(ctx, stream)
 }
 
 // joinTime bounds a join from the outside; the broker bounds it tighter.
@@ -249,7 +258,7 @@ func (n nodeService) Report(ctx context.Context, r *api.ReportRequest) (*api.Rep
 			Kind: "exchange", OK: e.GetOk(), Node: node.ID, SPIFFEID: bounded(e.GetSpiffeId()), Identity: bounded(e.GetIdentity()),
 			Target: bounded(e.GetTarget()), Code: bounded(e.GetCode()), NotAfter: optionalTime(e.GetExpires()),
 			Detail: map[string]string{
-				"reported_at": time.Unix(e.GetTime(), 0).UTC().Format(time.RFC3339), "report": bounded(e.GetId()),
+				"reported_at": reportedTime(e.GetTime()).Format(time.RFC3339), "report": bounded(e.GetId()),
 				"class": bounded(e.GetClass()), "request_id": bounded(e.GetRequestId()),
 			},
 		})
@@ -261,7 +270,7 @@ func (n nodeService) Report(ctx context.Context, r *api.ReportRequest) (*api.Rep
 		}
 		events = append(events, audit.Event{
 			Kind: "refusal", Node: node.ID, Code: bounded(f.GetCode()), Facts: facts.Map(),
-			Detail: map[string]string{"reported_at": time.Unix(f.GetTime(), 0).UTC().Format(time.RFC3339), "report": bounded(f.GetId())},
+			Detail: map[string]string{"reported_at": reportedTime(f.GetTime()).Format(time.RFC3339), "report": bounded(f.GetId())},
 		})
 	}
 	if len(events) == 0 {
@@ -277,7 +286,13 @@ func optionalTime(unix int64) time.Time {
 	if unix == 0 {
 		return time.Time{}
 	}
-	return time.Unix(unix, 0).UTC()
+	return reportedTime(unix)
+}
+
+// reportedTime keeps a node's word within the years that the record can write.
+func reportedTime(unix int64) time.Time {
+	const year1, year9999 = -62135596800, 253402300799
+	return time.Unix(min(max(unix, year1), year9999), 0).UTC()
 }
 
 // bounded keeps a node's words short in the record.
@@ -301,6 +316,9 @@ func workload(m *api.Workload) (broker.Workload, [sha256.Size]byte, error) {
 	facts, err := identity.NewFacts("workload", plain(m.GetFacts()))
 	if err != nil {
 		return broker.Workload{}, [sha256.Size]byte{}, fmt.Errorf("%w: %w", broker.ErrRequest, err)
+	}
+	if len(m.GetProofs()) > 0 {
+		return broker.Workload{}, [sha256.Size]byte{}, fmt.Errorf("%w: proofs of attestors are not taken by this broker", broker.ErrRequest)
 	}
 	if len(m.GetUnknown()) > maxUnknown {
 		return broker.Workload{}, [sha256.Size]byte{}, fmt.Errorf("%w: more than %d unknown", broker.ErrRequest, maxUnknown)
@@ -349,8 +367,15 @@ func publicKey(der []byte) (crypto.PublicKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: parsing a public key: %w", broker.ErrRequest, err)
 	}
-	if k, ok := key.(*rsa.PublicKey); ok && (k.N.BitLen() < 2048 || k.N.BitLen() > 4096) {
-		return nil, fmt.Errorf("%w: an RSA key of %d bits, 2048 to 4096 are taken", broker.ErrRequest, k.N.BitLen())
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		if k.N.BitLen() >= 2048 && k.N.BitLen() <= 4096 {
+			return key, nil
+		}
+	case *ecdsa.PublicKey:
+		if k.Curve == elliptic.P256() || k.Curve == elliptic.P384() {
+			return key, nil
+		}
 	}
-	return key, nil
+	return nil, fmt.Errorf("%w: a public key of another kind: P-256, P-384 and RSA of 2048 to 4096 bits are taken", broker.ErrRequest)
 }

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/federation"
@@ -30,8 +32,9 @@ func (s *Server) policyRevision() uint64 { return s.state.Load().last }
 
 func (s *Server) wantedFacts() []string { return s.state.Load().policy.Set.WantedFacts() }
 
-// load makes the stored resources the policy.
+// load makes the stored resources the policy. The caller holds applying.
 func (s *Server) load(ctx context.Context) error {
+	s.behind.Store(true) // until all of it is in force
 	rows, last, err := s.cfg.Store.Resources(ctx)
 	if err != nil {
 		return err
@@ -40,10 +43,50 @@ func (s *Server) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading resources: %w", err)
 	}
-	return s.adopt(ctx, next)
+	if err := s.adopt(ctx, next); err != nil {
+		return err
+	}
+	s.behind.Store(false)
+	return nil
 }
 
-// adopt swaps the policy, tells every stream, and sets the peers.
+// catchUpEvery is how soon what is written but not in force is tried again.
+const catchUpEvery = time.Second
+
+// catchUp brings into force, until ctx ends, what was written and could not be
+// brought into force at once: a Deny that stands in the store and withholds
+// nothing would be worse than one that was refused.
+func (s *Server) catchUp(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(catchUpEvery):
+		}
+		if !s.behind.Load() {
+			continue
+		}
+		s.applying.Lock()
+		err := s.load(ctx)
+		s.applying.Unlock()
+		if err != nil {
+			s.cfg.Log.ErrorContext(ctx, "resources are written but not in force", "error", err)
+		}
+	}
+}
+
+// current returns what stands, to change it. The caller holds applying.
+func (s *Server) current(ctx context.Context) (*state, error) {
+	if s.behind.Load() {
+		if err := s.load(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s.state.Load(), nil
+}
+
+// adopt swaps the policy, tells every stream, and sets the peers. If that fails
+// the rest is in force.
 func (s *Server) adopt(ctx context.Context, next *state) error {
 	s.state.Store(next)
 	s.cfg.Broker.SetPolicy(next.policy)
@@ -125,8 +168,9 @@ type applied struct {
 // apply makes the broker hold the resources of a text: all of them or, on any
 // error, none. A dry run says what it would do.
 func (s *Server) apply(ctx context.Context, actor, owner, file string, text []byte, dry bool) ([]applied, error) {
-	if owner == "" {
-		owner = "default"
+	owner, err := checkOwner(owner)
+	if err != nil {
+		return nil, err
 	}
 	parsed, err := s.cfg.Resources.Parse(file, text)
 	if err != nil {
@@ -134,7 +178,10 @@ func (s *Server) apply(ctx context.Context, actor, owner, file string, text []by
 	}
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	now := s.state.Load()
+	now, err := s.current(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var changes []store.Change
 	var outcome []applied
 	for _, r := range parsed {
@@ -157,56 +204,91 @@ func (s *Server) apply(ctx context.Context, actor, owner, file string, text []by
 			changes = append(changes, store.Change{Kind: r.Kind, Name: r.Name, Owner: owner, Body: body})
 		}
 	}
-	return outcome, s.change(ctx, now, actor, changes, dry)
+	return outcome, s.change(ctx, now, actor, parsed, changes, dry)
+}
+
+// checkOwner takes a name of the form that resources have; none is "default".
+func checkOwner(owner string) (string, error) {
+	if owner == "" {
+		return "default", nil
+	}
+	if err := token.CheckName(owner); err != nil {
+		return "", fmt.Errorf("%w: owner: %w", broker.ErrRequest, err)
+	}
+	return owner, nil
 }
 
 // remove deletes one resource.
 func (s *Server) remove(ctx context.Context, actor, owner, kind, name string) error {
+	owner, err := checkOwner(owner)
+	if err != nil {
+		return err
+	}
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	now := s.state.Load()
+	now, err := s.current(ctx)
+	if err != nil {
+		return err
+	}
 	old, ok := now.find(kind, name)
 	if !ok {
-		return fmt.Errorf("deleting %s %s: %w", kind, name, broker.ErrNotFound)
-	}
-	if owner == "" {
-		owner = "default"
+		return fmt.Errorf("deleting %.60q %.60q: %w", kind, name, broker.ErrNotFound)
 	}
 	if old.row.Owner != owner {
 		return fmt.Errorf("deleting %s %s: %w: it belongs to owner %q; say --owner %s", kind, name, broker.ErrRequest, old.row.Owner, old.row.Owner)
 	}
-	return s.change(ctx, now, actor, []store.Change{{Kind: kind, Name: name, Owner: owner}}, false)
+	return s.change(ctx, now, actor, nil, []store.Change{{Kind: kind, Name: name, Owner: owner}}, false)
 }
 
 // change checks what would stand after the changes, records the act, writes
-// them, and adopts what stands. The caller holds applying.
-func (s *Server) change(ctx context.Context, now *state, actor string, changes []store.Change, dry bool) error {
-	rows := now.after(changes)
-	if _, err := s.compile(rows, now.last); err != nil {
-		return fmt.Errorf("%w: %w", broker.ErrRequest, err)
+// them, and adopts what stands. A mistake in what was parsed gets its place.
+// The caller holds applying.
+func (s *Server) change(ctx context.Context, now *state, actor string, parsed []resource.Resource, changes []store.Change, dry bool) error {
+	if _, err := s.compile(now.after(changes), now.last); err != nil {
+		return fmt.Errorf("%w: %w", broker.ErrRequest, resource.Locate(err, parsed))
 	}
 	if dry || len(changes) == 0 {
 		return nil
 	}
+	// From here on the caller's patience does not matter: what is written must
+	// come into force.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTime)
+	defer cancel()
+	// Recorded before it is done: an act that fails after this stands in the
+	// record without effect, but none has effect without standing there.
+	if _, err := s.cfg.Audit.Append(ctx, changeEvents(actor, changes, "")...); err != nil {
+		return fmt.Errorf("recording the change: %w", err)
+	}
+	if _, err := s.cfg.Store.Apply(ctx, now.last, actor, changes); err != nil {
+		s.behind.Store(true) // somebody else wrote, or we don't know
+		if _, unrecorded := s.cfg.Audit.Append(ctx, changeEvents(actor, changes, err.Error())...); unrecorded != nil {
+			s.cfg.Log.ErrorContext(ctx, "recording that a change failed", "error", unrecorded)
+		}
+		return err
+	}
+	if err := s.load(ctx); err != nil {
+		return fmt.Errorf("the change is written, and comes into force when this is mended: %w", err)
+	}
+	return nil
+}
+
+// changeTime bounds writing a change and bringing it into force.
+const changeTime = 30 * time.Second
+
+// changeEvents are the records of a change: of one that is about to be made
+// or, with a reason, of one that failed.
+func changeEvents(actor string, changes []store.Change, failed string) []audit.Event {
 	var events []audit.Event
 	for _, c := range changes {
 		kind := "apply"
 		if c.Body == nil {
 			kind = "delete"
 		}
-		events = append(events, audit.Event{Kind: kind, OK: true, Actor: actor, Detail: map[string]string{
+		events = append(events, audit.Event{Kind: kind, OK: failed == "", Actor: actor, Reason: failed, Detail: map[string]string{
 			"kind": c.Kind, "name": c.Name, "owner": c.Owner, "sha256": digest(c.Body),
 		}})
 	}
-	// Recorded before it is done: an act that fails after this stands in the
-	// record without effect, but none has effect without standing there.
-	if _, err := s.cfg.Audit.Append(ctx, events...); err != nil {
-		return fmt.Errorf("recording the change: %w", err)
-	}
-	if _, err := s.cfg.Store.Apply(ctx, now.last, actor, changes); err != nil {
-		return err
-	}
-	return s.load(ctx)
+	return events
 }
 
 func (st *state) find(kind, name string) (stored, bool) {

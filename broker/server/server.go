@@ -77,8 +77,32 @@ type Config struct {
 	AgentsAddress    string                           // where agents reach us, for a token's agent.yaml
 	Listen           map[string]string                // addresses by listener, for status
 	WebCertificate   func() (*tls.Certificate, error) // nil: no web listener
-	Log              *slog.Logger
-	Now              func() time.Time // nil means time.Now
+	JoinStart        time.Duration                    // how long a caller of Join may take to begin; 0: 3 s
+	Log              *slog.Logger                     // nil discards
+	Now              func() time.Time                 // nil means time.Now
+}
+
+func (c *Config) check() error {
+	for name, missing := range map[string]bool{
+		"TrustDomain": c.TrustDomain.IsZero(), "Broker": c.Broker == nil, "Authority": c.Authority == nil, "Store": c.Store == nil,
+		"Audit": c.Audit == nil, "AuditDir": c.AuditDir == "", "Peers": c.Peers == nil,
+		"AdminCredentials": c.AdminCredentials == nil, // gRPC takes none for "let everybody in"
+		"AdminActor":       c.AdminActor == nil,
+	} {
+		if missing {
+			return fmt.Errorf("making a server: %s is required", name)
+		}
+	}
+	if c.JoinStart == 0 {
+		c.JoinStart = 3 * time.Second
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
 }
 
 // Listeners are what a Server serves on. Each is closed when Run returns.
@@ -98,7 +122,8 @@ type Server struct {
 	closing chan struct{}
 	started time.Time
 
-	applying sync.Mutex // held while resources are changed: one writer at a time
+	applying sync.Mutex  // held while resources are changed: one writer at a time
+	behind   atomic.Bool // the store may hold what is not in force yet
 	state    atomic.Pointer[state]
 
 	spiffe, web http.Handler
@@ -107,11 +132,8 @@ type Server struct {
 // New returns a Server that holds the broker's own SVID and the resources in
 // the store.
 func New(ctx context.Context, cfg Config) (*Server, error) {
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
 	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), closing: make(chan struct{}), started: cfg.Now()}
 	if err := s.handlers(); err != nil {
@@ -130,8 +152,11 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 func (s *Server) SVID() *tls.Certificate { return s.svid.certificate() }
 
 // Run serves until ctx ends or a listener fails, then lets calls under way
-// finish for a moment, and closes everything.
+// finish for a moment, and closes everything. It is called once.
 func (s *Server) Run(ctx context.Context, l Listeners) error {
+	if l.Agents == nil || l.Admin == nil || l.Web != nil && s.cfg.WebCertificate == nil {
+		return errors.Join(errors.New("serving: listeners for agents and admin are required, and for web a certificate"), l.close())
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	agents, admin := s.agentsServer(), s.adminServer()
@@ -153,6 +178,7 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	}
 	running.Go(func() { s.keepOwn(ctx) })
 	running.Go(func() { s.follow(ctx) })
+	running.Go(func() { s.catchUp(ctx) })
 	var err error
 	select {
 	case <-ctx.Done():
@@ -163,6 +189,16 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	s.stop(agents, admin, web)
 	running.Wait()
 	return err
+}
+
+func (l Listeners) close() error {
+	var errs []error
+	for _, one := range []net.Listener{l.Agents, l.Admin, l.SPIFFE, l.Web} {
+		if one != nil {
+			errs = append(errs, one.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // quiet keeps strangers' failed handshakes out of the log but for those who
