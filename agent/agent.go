@@ -99,6 +99,7 @@ type Agent struct {
 	cfg     Config
 	node    nodeState
 	link    atomic.Pointer[link]
+	linking sync.Mutex // held while link is replaced
 	bundles bundles
 	wanted  atomic.Pointer[map[string]bool]
 	ready   chan struct{}

@@ -108,9 +108,7 @@ func (a *Agent) ask(ctx context.Context, ask []*set) {
 func (a *Agent) issueX509(ctx context.Context, request *api.IssueX509Request) (*api.IssueX509Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	conn := a.link.Load().conn
-	conn.ResetConnectBackoff() // our own pauses decide when to try
-	response, err := api.NewNodeClient(conn).IssueX509(ctx, request)
+	response, err := api.NewNodeClient(a.fresh().conn).IssueX509(ctx, request)
 	if err == nil && len(response.GetResults()) != len(request.GetItems()) {
 		err = fmt.Errorf("the broker answered %d of %d", len(response.GetResults()), len(request.GetItems()))
 	}

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
@@ -61,20 +62,42 @@ func (a *Agent) dialAny(ctx context.Context, _ string) (net.Conn, error) {
 // relink replaces the connection by one under the node's present SVID. Calls
 // under way on the old one get the time to end.
 func (a *Agent) relink() error {
+	a.linking.Lock()
+	defer a.linking.Unlock()
+	return a.replaceLink(callTime)
+}
+
+// fresh returns the connection; one that failed and waits by gRPC's own clock
+// is replaced: our pauses decide when to try.
+func (a *Agent) fresh() *link {
+	a.linking.Lock()
+	defer a.linking.Unlock()
+	if a.link.Load().conn.GetState() == connectivity.TransientFailure {
+		if err := a.replaceLink(0); err != nil {
+			a.cfg.Log.Warn("connection not replaced", "error", err)
+		}
+	}
+	return a.link.Load()
+}
+
+// replaceLink must be called with linking held.
+func (a *Agent) replaceLink(linger time.Duration) error {
 	next, _, err := a.dial(a.node.certificate())
 	if err != nil {
 		return err
 	}
-	if old := a.link.Swap(next); old != nil {
-		old.replace()
-		a.retired.Go(func() {
-			select {
-			case <-time.After(callTime):
-			case <-a.ended:
-			}
-			old.close()
-		})
+	old := a.link.Swap(next)
+	if old == nil {
+		return nil
 	}
+	old.replace()
+	a.retired.Go(func() {
+		select {
+		case <-time.After(linger):
+		case <-a.ended:
+		}
+		old.close()
+	})
 	return nil
 }
 

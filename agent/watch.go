@@ -26,7 +26,7 @@ func (a *Agent) watch(ctx context.Context) error {
 	var p pause
 	for {
 		started := a.cfg.Now()
-		err := a.watchOnce(ctx, a.link.Load())
+		err := a.watchOnce(ctx, a.fresh())
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -89,7 +89,6 @@ func (a *Agent) watchOnce(ctx context.Context, l *link) error {
 		case <-ctx.Done():
 		}
 	}()
-	l.conn.ResetConnectBackoff() // our own pauses decide when to try
 	stream, err := api.NewNodeClient(l.conn).Watch(ctx)
 	if err != nil {
 		return relinked(ctx, err)

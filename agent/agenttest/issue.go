@@ -1,0 +1,158 @@
+package agenttest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/broker/api"
+)
+
+// Record is of every denial.
+const Record = "r-4711"
+
+// A Grant is one identity of a workload.
+type Grant struct {
+	Identity      string
+	Path          string        // of the SPIFFE ID
+	TTL           time.Duration // 0: an hour
+	Hint          string
+	FederatesWith []string
+	Audiences     []string
+	Targets       []*api.Target
+	Depends       []string // names of facts; empty: workload.unix.uid
+}
+
+func (g Grant) digest() []byte {
+	text, err := json.Marshal(g)
+	must(err)
+	sum := sha256.Sum256(text)
+	return sum[:]
+}
+
+func (g Grant) depends(w *api.Workload) map[string]*api.Values {
+	names := g.Depends
+	if len(names) == 0 {
+		names = []string{"workload.unix.uid"}
+	}
+	m := make(map[string]*api.Values)
+	for _, name := range names {
+		m[name] = &api.Values{Values: w.GetFacts()[name].GetValues()}
+	}
+	return m
+}
+
+func (b *Broker) granted(w *api.Workload) []Grant {
+	b.mu.Lock()
+	decide := b.decide
+	b.mu.Unlock()
+	return decide(w)
+}
+
+// IssueX509 answers each item by what the test decides.
+func (b *Broker) IssueX509(_ context.Context, r *api.IssueX509Request) (*api.IssueX509Response, error) {
+	response := &api.IssueX509Response{}
+	for _, item := range r.GetItems() {
+		if item.GetWorkload().GetFacts()["workload.test.malformed"] != nil {
+			return nil, status.Error(codes.InvalidArgument, "a fact that no broker takes")
+		}
+		result, err := b.result(item)
+		if err != nil {
+			return nil, err
+		}
+		response.Results = append(response.Results, result)
+	}
+	return response, nil
+}
+
+func (b *Broker) result(item *api.IssueX509Request_Item) (*api.IssueX509Response_Result, error) {
+	grants := b.granted(item.GetWorkload())
+	result := &api.IssueX509Response_Result{}
+	if len(grants) == 0 {
+		result.Denial = &api.Denial{Record: Record, Code: "denied"}
+	}
+	for n, g := range grants {
+		svid := &api.X509SVID{
+			Identity: g.Identity, SpiffeId: spiffeid.RequireFromPath(b.TrustDomain, g.Path).String(), Hint: g.Hint, Digest: g.digest(),
+			FederatesWith: g.FederatesWith, Targets: g.Targets, JwtAudiences: g.Audiences, Depends: g.depends(item.GetWorkload()),
+		}
+		switch {
+		case holds(item.GetHeld(), svid):
+		case n >= len(item.GetPublicKeys()):
+			result.KeysNeeded++
+			continue
+		default:
+			if err := b.sign(svid, item, n, g.TTL); err != nil {
+				return nil, err
+			}
+		}
+		result.Svids = append(result.Svids, svid)
+	}
+	return result, nil
+}
+
+func holds(held []*api.Held, svid *api.X509SVID) bool {
+	for _, h := range held {
+		if h.GetIdentity() == svid.GetIdentity() && bytes.Equal(h.GetDigest(), svid.GetDigest()) {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *Broker) sign(svid *api.X509SVID, item *api.IssueX509Request_Item, n int, ttl time.Duration) error {
+	key, err := publicKey(item.GetPublicKeys()[n])
+	if err != nil {
+		return err
+	}
+	if ttl == 0 {
+		ttl = time.Hour
+	}
+	leaf := b.Sign(spiffeid.RequireFromString(svid.GetSpiffeId()), key, time.Now().Add(ttl))
+	svid.Chain, svid.PublicKey = [][]byte{leaf.Raw}, uint32(n)
+	return nil
+}
+
+// IssueJWT makes tokens for the identities that list the audience or target.
+func (b *Broker) IssueJWT(_ context.Context, r *api.IssueJWTRequest) (*api.IssueJWTResponse, error) {
+	response := &api.IssueJWTResponse{}
+	for _, g := range b.granted(r.GetWorkload()) {
+		id := spiffeid.RequireFromPath(b.TrustDomain, g.Path).String()
+		if r.GetSpiffeId() != "" && r.GetSpiffeId() != id || len(g.Audiences) == 0 && r.GetTarget() == "" {
+			continue
+		}
+		audiences := r.GetAudiences()
+		if r.GetTarget() != "" {
+			audiences = []string{"target:" + r.GetTarget()}
+		}
+		expires := time.Now().Add(5 * time.Minute)
+		response.Svids = append(response.Svids, &api.JWTSVID{
+			Identity: g.Identity, SpiffeId: id, Hint: g.Hint, Expires: expires.Unix(), Depends: g.depends(r.GetWorkload()),
+			Token: b.JWT(map[string]any{"sub": id, "aud": audiences, "exp": expires.Unix(), "jti": serial().String()}),
+		})
+	}
+	if len(response.Svids) == 0 {
+		response.Denial = &api.Denial{Record: Record, Code: "denied"}
+	}
+	return response, nil
+}
+
+// JWT signs claims as a JWT-SVID.
+func (ca *CA) JWT(claims map[string]any) string {
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: ca.JWTKey, KeyID: ca.JWTKeyID}}, (&jose.SignerOptions{}).WithType("JWT"))
+	must(err)
+	payload, err := json.Marshal(claims)
+	must(err)
+	signed, err := signer.Sign(payload)
+	must(err)
+	token, err := signed.CompactSerialize()
+	must(err)
+	return token
+}

@@ -1,0 +1,168 @@
+package agent_test
+
+import (
+	"context"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/agenttest"
+)
+
+func TestFirstContactByPin(t *testing.T) {
+	b, a := started(t)
+	if got, want := a.NodeID(), b.NodeID().String(); got != want {
+		t.Errorf("the node is %q, want %q", got, want)
+	}
+	joins := b.Joins()
+	if len(joins) != 1 || joins[0].GetMethod() != "token" || string(joins[0].GetEvidence()) != "token-1" {
+		t.Errorf("joins: %v", joins)
+	}
+}
+
+func TestFirstContactByBundle(t *testing.T) {
+	for name, text := range map[string]func(*agenttest.Broker) []byte{
+		"SPIFFE JSON": func(b *agenttest.Broker) []byte { return b.Document() },
+		"PEM": func(b *agenttest.Broker) []byte {
+			return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: b.Root.Raw})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := agenttest.NewBroker(t, domain).Start()
+			cfg := config(t, b)
+			cfg.CAPins, cfg.Bundle = nil, text(b)
+			run(t, cfg).ready()
+		})
+	}
+}
+
+func TestServersThatAreNoBroker(t *testing.T) {
+	for name, test := range map[string]struct {
+		broker func(b *agenttest.Broker)
+		agent  func(b *agenttest.Broker, c *agent.Config)
+		says   string
+	}{
+		"another root than the pinned": {
+			agent: func(_ *agenttest.Broker, c *agent.Config) { c.CAPins = []string{"sha256:" + strings.Repeat("0", 64)} },
+			says:  "credence token create",
+		},
+		"a workload of the same trust domain": {
+			broker: func(b *agenttest.Broker) {
+				b.Shows = b.Certificate(spiffeid.RequireFromPath(b.TrustDomain, "/shop/checkout"))
+			},
+			says: "not spiffe://example.org/credence/broker",
+		},
+		"a node of the same trust domain": {
+			broker: func(b *agenttest.Broker) { b.Shows = b.Certificate(b.NodeID()) },
+			says:   "not spiffe://example.org/credence/broker",
+		},
+		"the broker of another trust domain, whose pin is right": {
+			agent: func(_ *agenttest.Broker, c *agent.Config) {
+				c.TrustDomain = spiffeid.RequireTrustDomainFromString("other.example")
+			},
+			says: "not spiffe://other.example/credence/broker",
+		},
+		"a right name under another root, by bundle": {
+			agent: func(b *agenttest.Broker, c *agent.Config) {
+				c.CAPins, c.Bundle = nil, agenttest.NewCA(t, domain).Document()
+			},
+			says: "does not verify under our trust bundle",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := agenttest.NewBroker(t, domain)
+			if test.broker != nil {
+				test.broker(b)
+			}
+			b.Start()
+			cfg := config(t, b)
+			if test.agent != nil {
+				test.agent(b, &cfg)
+			}
+			err := run(t, cfg).ended()
+			if !errors.Is(err, agent.ErrFatal) || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("got %v, want ErrFatal that says %q", err, test.says)
+			}
+			if n := b.Calls("Join"); n != 0 {
+				t.Errorf("the evidence was sent %d times", n)
+			}
+		})
+	}
+}
+
+func TestSpentToken(t *testing.T) {
+	b := agenttest.NewBroker(t, domain).Start()
+	run(t, config(t, b)).ready().end()
+	err := run(t, config(t, b)).ended()
+	if !errors.Is(err, agent.ErrFatal) || !strings.Contains(err.Error(), "credence token create") {
+		t.Errorf("got %v, want ErrFatal with the way out", err)
+	}
+}
+
+func TestJoinWaitsForTheBroker(t *testing.T) {
+	b := agenttest.NewBroker(t, domain).Start()
+	b.Stop()
+	a := run(t, config(t, b))
+	v := a.view(t)
+	if _, err := v.try(5 * time.Second); !errors.Is(err, agent.ErrUnavailable) {
+		t.Errorf("before the node has joined: %v, want ErrUnavailable", err)
+	}
+	b.Start()
+	a.ready()
+}
+
+func TestNewRefuses(t *testing.T) {
+	ca := agenttest.NewCA(t, domain)
+	good := agent.Config{
+		TrustDomain: ca.TrustDomain, Broker: []string{"127.0.0.1:1"}, CAPins: []string{ca.Pin()},
+		Join: agent.Join{Evidence: func(context.Context) ([]byte, error) { return nil, nil }},
+	}
+	for name, test := range map[string]struct {
+		change func(*agent.Config)
+		files  map[string]string
+		says   string
+	}{
+		"no way to know the broker": {change: func(c *agent.Config) { c.CAPins = nil }, says: "any server could pose as the broker"},
+		"a pin in upper case":       {change: func(c *agent.Config) { c.CAPins[0] = strings.ToUpper(c.CAPins[0]) }, says: "64 lower-case hex digits"},
+		"a short pin":               {change: func(c *agent.Config) { c.CAPins[0] = c.CAPins[0][:70] }, says: "64 lower-case hex digits"},
+		"a bundle that is a key": {change: func(c *agent.Config) {
+			c.Bundle = []byte("-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n")
+		}, says: "only certificates"},
+		"an empty bundle":                 {change: func(c *agent.Config) { c.Bundle = []byte("\n") }, says: "holds no CA"},
+		"no broker":                       {change: func(c *agent.Config) { c.Broker = nil }, says: "required"},
+		"a kept SVID that is torn":        {files: map[string]string{"node.pem": "x"}, says: "remove it to join again"},
+		"a kept bundle that is torn":      {files: map[string]string{"bundle.json": "{"}, says: "bundle.json"},
+		"nothing amiss but a torn report": {files: map[string]string{"spool.jsonl": "{\"id\": "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := good
+			cfg.CAPins = []string{ca.Pin()}
+			cfg.Data = t.TempDir()
+			for file, text := range test.files {
+				if err := os.WriteFile(filepath.Join(cfg.Data, file), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if test.change != nil {
+				test.change(&cfg)
+			}
+			_, err := agent.New(cfg)
+			if test.says == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("got %v, want an error that says %q", err, test.says)
+			}
+		})
+	}
+}
