@@ -92,6 +92,8 @@ type env struct {
 	dir       string
 	ahead     atomic.Int64 // by which its clock is ahead
 	issuer    string
+	joinStart time.Duration
+	joinTime  time.Duration
 	peers     *documents
 	method    func(join.Rule) join.Method // of the rules' method fake
 	store     *store.Store
@@ -194,7 +196,7 @@ func (e *env) open() {
 	check(err)
 	e.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: e.methodOf, Issuer: e.authority, Store: e.store, Audit: e.audit,
-		Policy: &broker.Policy{Set: empty}, Log: log, Now: e.now, JoinTime: 5 * time.Second,
+		Policy: &broker.Policy{Set: empty}, Log: log, Now: e.now, JoinTime: e.joinTime,
 	})
 	check(err)
 	discovery, err := oidc.New(oidc.Config{Issuer: e.issuer, Keys: e.authority.OIDCKeys})
@@ -212,7 +214,7 @@ func (e *env) open() {
 			return fmt.Sprintf("uid:%d", p.UID())
 		},
 		WebCertificate: func() (*tls.Certificate, error) { return web, nil },
-		JoinStart:      time.Second, Log: log, Now: e.now,
+		JoinStart:      e.joinStart, Log: log, Now: e.now,
 	}
 	e.server, err = server.New(ctx, e.config)
 	check(err)

@@ -1,0 +1,212 @@
+package server_test
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+
+	"github.com/credence-id/credence/broker/api"
+)
+
+func TestMalformedRequestsOfNodesAreRefused(t *testing.T) {
+	e := newEnv(t)
+	e.apply(web)
+	n := e.join("n1")
+	good := spki(t, newKey(t).Public())
+	items := func(n int, change func(*api.IssueX509Request_Item)) *api.IssueX509Request {
+		r := &api.IssueX509Request{}
+		for range n {
+			item := &api.IssueX509Request_Item{Workload: process("33"), PublicKeys: [][]byte{good}}
+			if change != nil {
+				change(item)
+			}
+			r.Items = append(r.Items, item)
+		}
+		return r
+	}
+	facts := func(m map[string]*api.Values) *api.Workload { return &api.Workload{Facts: m} }
+	values := func(v ...string) *api.Values { return &api.Values{Values: v} }
+	key := func(pub crypto.PublicKey) func(*api.IssueX509Request_Item) {
+		return func(i *api.IssueX509Request_Item) { i.PublicKeys = [][]byte{spki(t, pub)} }
+	}
+	workload := func(w *api.Workload) func(*api.IssueX509Request_Item) {
+		return func(i *api.IssueX509Request_Item) { i.Workload = w }
+	}
+	small, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p521, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ed, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	many := map[string]*api.Values{}
+	for i := range 257 {
+		many[fmt.Sprint("workload.x.n", i)] = values("a")
+	}
+	var unknown []string
+	for i := range 65 {
+		unknown = append(unknown, fmt.Sprint("workload.x", i))
+	}
+	for name, c := range map[string]struct {
+		request *api.IssueX509Request
+		says    string
+	}{
+		"no item":                   {items(0, nil), "0 items"},
+		"65 items":                  {items(65, nil), "65 items"},
+		"9 keys":                    {items(1, func(i *api.IssueX509Request_Item) { i.PublicKeys = make([][]byte, 9) }), "9 keys"},
+		"an empty key":              {items(1, func(i *api.IssueX509Request_Item) { i.PublicKeys = [][]byte{{}} }), "public key of 0 bytes"},
+		"a long key":                {items(1, func(i *api.IssueX509Request_Item) { i.PublicKeys = [][]byte{make([]byte, 1025)} }), "1025 bytes"},
+		"the same key twice":        {items(1, func(i *api.IssueX509Request_Item) { i.PublicKeys = [][]byte{good, good} }), "twice"},
+		"RSA of 1024 bits":          {items(1, key(small.Public())), "of another kind"},
+		"P-521":                     {items(1, key(p521.Public())), "of another kind"},
+		"Ed25519":                   {items(1, key(ed)), "of another kind"},
+		"a life before now":         {items(1, func(i *api.IssueX509Request_Item) { i.Ttl = -1 }), "a life of -1"},
+		"a life for ever":           {items(1, func(i *api.IssueX509Request_Item) { i.Ttl = math.MaxInt64 }), "a life of"},
+		"a short digest held":       {items(1, func(i *api.IssueX509Request_Item) { i.Held = []*api.Held{{Digest: []byte("x")}} }), "held digest"},
+		"65 held":                   {items(1, func(i *api.IssueX509Request_Item) { i.Held = held(65) }), "65 held"},
+		"a node's fact":             {items(1, workload(facts(map[string]*api.Values{"node.name": values("n1")}))), "node.name"},
+		"a node's fact, hidden":     {items(1, workload(facts(map[string]*api.Values{"workload.unix.uid": values("33"), "node.fake.x": values("a")}))), "node.fake.x"},
+		"a person's fact":           {items(1, workload(facts(map[string]*api.Values{"user.email": values("a")}))), "user.email"},
+		"a fact without a value":    {items(1, workload(facts(map[string]*api.Values{"workload.a": values()}))), "no value"},
+		"a fact without a name":     {items(1, workload(facts(map[string]*api.Values{"workload.": values("a")}))), "workload."},
+		"257 facts":                 {items(1, workload(facts(many))), "257 facts"},
+		"64 KiB of a fact":          {items(1, workload(facts(map[string]*api.Values{"workload.a": values(strings.Repeat("x", 64<<10))}))), "bytes"},
+		"65 unknown":                {items(1, workload(&api.Workload{Unknown: unknown})), "more than 64 unknown"},
+		"an unknown of no name":     {items(1, workload(&api.Workload{Unknown: []string{""}})), "unknown"},
+		"an unknown of no kind":     {items(1, workload(&api.Workload{Unknown: []string{"unix"}})), "unknown"},
+		"a proof that nobody reads": {items(1, workload(&api.Workload{Proofs: map[string][]byte{"kubernetes": []byte("x")}})), "proofs"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := n.IssueX509(t.Context(), c.request)
+			if text := wantCode(t, err, codes.InvalidArgument); !strings.Contains(text, c.says) {
+				t.Errorf("it says %q", text)
+			}
+		})
+	}
+	if _, err := n.IssueX509(t.Context(), items(64, nil)); err != nil {
+		t.Errorf("64 items: %v", err)
+	}
+
+	for name, r := range map[string]*api.IssueJWTRequest{
+		"no audience and no target": {Workload: process("33")},
+		"an audience and a target":  {Workload: process("33"), Audiences: []string{"orders"}, Target: "t"},
+		"17 audiences":              {Workload: process("33"), Audiences: make([]string, 17)},
+		"an ID that is none":        {Workload: process("33"), Audiences: []string{"orders"}, SpiffeId: "spiffe://EXAMPLE.org/a"},
+		"a node's fact":             {Workload: facts(map[string]*api.Values{"node.name": values("n1")}), Audiences: []string{"orders"}},
+		"a life before now":         {Workload: process("33"), Audiences: []string{"orders"}, Ttl: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := n.IssueJWT(t.Context(), r)
+			wantCode(t, err, codes.InvalidArgument)
+		})
+	}
+	_, err = n.Renew(t.Context(), &api.RenewRequest{PublicKey: spki(t, p521.Public())})
+	wantCode(t, err, codes.InvalidArgument)
+}
+
+func held(n int) []*api.Held {
+	var all []*api.Held
+	for range n {
+		all = append(all, &api.Held{Digest: make([]byte, 32)})
+	}
+	return all
+}
+
+func TestADenialTellsARecordAndNoRule(t *testing.T) {
+	e := newEnv(t)
+	e.apply(web)
+	n := e.join("n1")
+	got, _, err := n.issue(t.Context(), t, "34")
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := got.GetDenial().GetRecord()
+	if d := got.GetDenial(); d.GetCode() != "denied" || len(got.GetSvids()) > 0 || !strings.HasPrefix(record, "r-") {
+		t.Errorf("it got %v", got)
+	}
+	found := false
+	for _, r := range e.records() {
+		found = found || r.Ref().ID() == record && r.Kind == "deny" && r.Node == n.id
+	}
+	if !found {
+		t.Errorf("%s is not the record of it", record)
+	}
+	jwt, err := n.IssueJWT(t.Context(), &api.IssueJWTRequest{Workload: process("34"), Audiences: []string{"orders"}})
+	if err != nil || jwt.GetDenial() == nil || len(jwt.GetSvids()) > 0 {
+		t.Errorf("a token: %v, %v", jwt, err)
+	}
+}
+
+func TestReportsAreTheNodesWord(t *testing.T) {
+	e := newEnv(t)
+	n := e.join("n1")
+	long := strings.Repeat("é", 300)
+	r, err := n.Report(t.Context(), &api.ReportRequest{
+		Exchanges: []*api.Exchange{
+			{Id: "1", SpiffeId: "spiffe://example.org/web", Target: "t", Ok: true, Expires: math.MaxInt64, Time: math.MinInt64},
+			{Id: "2", Code: long, Time: math.MaxInt64, Expires: -1},
+		},
+		Refusals: []*api.Refusal{{Id: "3", Code: "gone", Facts: process("1").GetFacts(), Time: math.MaxInt64}},
+	})
+	if err != nil || r.GetAccepted() != 3 {
+		t.Fatal(r, err)
+	}
+	var kinds []string
+	for _, record := range e.records() {
+		if record.Detail["report"] == "" {
+			continue
+		}
+		kinds = append(kinds, record.Kind)
+		if record.Node != n.id || len(record.Code) > 256+2 {
+			t.Errorf("record %+v", record)
+		}
+	}
+	if d := cmp.Diff([]string{"exchange", "exchange", "refusal"}, kinds); d != "" {
+		t.Error(d)
+	}
+	if r, err := n.Report(t.Context(), &api.ReportRequest{}); err != nil || r.GetAccepted() != 0 {
+		t.Errorf("an empty report: %v, %v", r, err)
+	}
+	_, err = n.Report(t.Context(), &api.ReportRequest{Exchanges: make([]*api.Exchange, 257)})
+	wantCode(t, err, codes.InvalidArgument)
+	_, err = n.Report(t.Context(), &api.ReportRequest{Refusals: []*api.Refusal{{Facts: map[string]*api.Values{"node.name": {Values: []string{"n2"}}}}}})
+	wantCode(t, err, codes.InvalidArgument)
+	// Within the bound of facts, and more than a record holds once it is JSON.
+	quotes := map[string]*api.Values{"workload.a": {Values: []string{strings.Repeat(`"`, 60<<10)}}}
+	_, err = n.Report(t.Context(), &api.ReportRequest{Refusals: []*api.Refusal{{Facts: quotes}}})
+	wantCode(t, err, codes.InvalidArgument)
+}
+
+func TestWhatCannotBeRecordedIsNotReleased(t *testing.T) {
+	e := newEnv(t)
+	e.apply(web)
+	n := e.join("n1")
+	if err := e.audit.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, _, err := n.issue(t.Context(), t, "33")
+	if err == nil {
+		t.Errorf("it got %v", got)
+	}
+	if _, err := n.IssueJWT(t.Context(), &api.IssueJWTRequest{Workload: process("33"), Audiences: []string{"orders"}}); err == nil {
+		t.Error("a token was released")
+	}
+	if _, err := n.Renew(t.Context(), &api.RenewRequest{PublicKey: spki(t, newKey(t).Public())}); err == nil {
+		t.Error("a node's SVID was released")
+	}
+}
