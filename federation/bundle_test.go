@@ -36,13 +36,16 @@ func vectorText(t testing.TB) *strings.Replacer {
 	}
 	b64 := base64.StdEncoding.EncodeToString
 	ec, rs := jwkMembers(t, ecKey.Public()), jwkMembers(t, rsaKey.Public())
-	weak := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 1023, 1), E: 65537}
+	modulus := func(bits int) *big.Int { return new(big.Int).SetBit(big.NewInt(1), bits-1, 1) }
+	weak, huge := &rsa.PublicKey{N: modulus(1024), E: 65537}, &rsa.PublicKey{N: modulus(4104), E: 65537}
+	one, even := &rsa.PublicKey{N: modulus(2048), E: 1}, &rsa.PublicKey{N: modulus(2048), E: 65536}
 	return strings.NewReplacer(
 		"$CA1", jwkMembers(t, ca1.cert.PublicKey), "$CA2", jwkMembers(t, ca2.cert.PublicKey),
 		"$DER1URL", base64.URLEncoding.EncodeToString(append(bytes.Clone(ca1.cert.Raw), 0xfb, 0xff)),
 		"$DER1", b64(ca1.cert.Raw), "$DER2", b64(ca2.cert.Raw),
 		"$LEAFK", jwkMembers(t, leaf.PublicKey), "$LEAFDER", b64(leaf.Raw), "$NOSIGN", x509Entry(t, noSign.cert),
-		"$EC", ec, "$RSA", rs, "$ED", jwkMembers(t, edKey), "$PRIV", jwkMembers(t, ecKey), "$WEAK", jwkMembers(t, weak),
+		"$EC", ec, "$RSA", rs, "$ED", jwkMembers(t, edKey), "$PRIV", jwkMembers(t, ecKey), "$WEAK", jwkMembers(t, weak), "$HUGE", jwkMembers(t, huge),
+		"$ONE", jwkMembers(t, one), "$EVEN", jwkMembers(t, even),
 		"$X", x509Entry(t, ca1.cert),
 		"$J", `{"use":"jwt-svid","kid":"j1",`+ec+`}`, "$W", `{"use":"wit-svid","kid":"w1",`+rs+`}`,
 	)
@@ -105,6 +108,9 @@ func TestParseBundleVectors(t *testing.T) {
 		{name: "oct without k", doc: `{"keys":[$X,{"use":"jwt-svid","kid":"o","kty":"oct"}]}`, want: content{X509: 1, Ignored: []int{1}}},
 		{name: "BC-42 wit without kid", doc: `{"keys":[{"use":"wit-svid",$RSA}]}`, want: content{Ignored: []int{0}}},
 		{name: "RSA of 1024 bits", doc: `{"keys":[{"use":"jwt-svid","kid":"w",$WEAK}]}`, want: content{Ignored: []int{0}}},
+		{name: "RSA of 4,104 bits", doc: `{"keys":[{"use":"jwt-svid","kid":"w",$HUGE}]}`, want: content{Ignored: []int{0}}},
+		{name: "RSA with exponent 1", doc: `{"keys":[{"use":"jwt-svid","kid":"w",$ONE}]}`, want: content{Ignored: []int{0}}},
+		{name: "RSA with an even exponent", doc: `{"keys":[{"use":"jwt-svid","kid":"w",$EVEN}]}`, want: content{Ignored: []int{0}}},
 		{name: "entries that are no objects", doc: `{"keys":[1,"a",null,[],$X]}`, want: content{X509: 1, Ignored: []int{0, 1, 2, 3}}},
 		{name: "BC-45 sequence 2^64", doc: `{"spiffe_sequence":18446744073709551616,"keys":[$X]}`, refused: true},
 		{name: "BC-46 sequence negative", doc: `{"spiffe_sequence":-1,"keys":[$X]}`, refused: true},

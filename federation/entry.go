@@ -25,7 +25,7 @@ const (
 
 const (
 	minRSA = 2048 // RFC 7518 §3.3
-	maxRSA = 8192 // a larger one only makes verifying slow
+	maxRSA = 4096 // a larger one only makes verifying slow
 	maxX5C = 100
 )
 

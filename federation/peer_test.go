@@ -51,6 +51,9 @@ func TestPeerValidate(t *testing.T) {
 			p.HTTPSSPIFFE.EndpointID = spiffeid.RequireFromPath(third, "/e")
 		}, "third.example"},
 		{"short fingerprint", func(p *federation.Peer) { p.HTTPSSPIFFE.Fingerprint = "sha256:abcd" }, "64"},
+		{"fingerprint in capitals", func(p *federation.Peer) {
+			p.HTTPSSPIFFE.Fingerprint = "sha256:" + strings.ToUpper(print[len("sha256:"):])
+		}, "lower-case"},
 		{"empty bundle file", func(p *federation.Peer) {
 			p.HTTPSSPIFFE.Fingerprint, p.HTTPSSPIFFE.BundleFile = "", "partner.json"
 		}, "partner.json"},

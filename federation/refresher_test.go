@@ -26,6 +26,7 @@ type endpoints struct {
 	docs map[string]string // by URL; none: the fetch fails
 	tags bool              // give ETags and heed If-None-Match
 	slow map[string]chan struct{}
+	deaf bool // goes on when its context ends
 	asks []ask
 }
 
@@ -51,7 +52,9 @@ func (e *endpoints) Fetch(ctx context.Context, req federation.Request) (federati
 	doc, ok := e.docs[req.URL]
 	slow := e.slow[req.URL]
 	e.mu.Unlock()
-	if slow != nil {
+	if slow != nil && e.deaf {
+		<-slow
+	} else if slow != nil {
 		select {
 		case <-slow:
 		case <-ctx.Done():
@@ -97,7 +100,7 @@ type memory struct {
 	mu    sync.Mutex
 	all   map[spiffeid.TrustDomain]federation.Stored
 	fail  error // of the next call that writes
-	saves int
+	loads int
 }
 
 func (m *memory) broken() error {
@@ -116,13 +119,13 @@ func (m *memory) SaveBundle(_ context.Context, s federation.Stored) error {
 		m.all = make(map[spiffeid.TrustDomain]federation.Stored)
 	}
 	m.all[s.TrustDomain] = s
-	m.saves++
 	return nil
 }
 
 func (m *memory) Bundles(context.Context) ([]federation.Stored, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.loads++
 	var all []federation.Stored
 	for _, s := range m.all {
 		all = append(all, s)
@@ -484,10 +487,18 @@ func TestSelfServingEndpointIsKnownByTheLatestBundle(t *testing.T) { // FED-32, 
 				check("after a restart", print(b))
 				peer.HTTPSSPIFFE = pinnedPeer(c).HTTPSSPIFFE
 				h.peers(t, peer)
-				check("after the operator gave a new bootstrap", print(c))
+				check("after the operator gave a new bootstrap, which failed", print(c))
 				if got := h.sequence(partner); got != "2" {
 					t.Errorf("sequence %s: the bundle must stay until the new bootstrap has worked", got)
 				}
+				h.endpoints.set(partnerURL, document(t, 3, 300, c, b))
+				wait(5 * time.Minute)
+				check("after the operator gave a new bootstrap", print(c))
+				if got := h.sequence(partner); got != "3" {
+					t.Errorf("sequence %s after the new bootstrap", got)
+				}
+				wait(5 * time.Minute)
+				check("after the new bootstrap was superseded", print(c, b))
 			})
 		})
 	}
@@ -549,7 +560,7 @@ func TestRemovalWhileFetching(t *testing.T) {
 		h := start(t, &memory{}, nil)
 		defer h.stop()
 		answer := make(chan struct{})
-		h.endpoints.slow = map[string]chan struct{}{partnerURL: answer}
+		h.endpoints.slow, h.endpoints.deaf = map[string]chan struct{}{partnerURL: answer}, true
 		h.endpoints.set(partnerURL, document(t, 1, 300, a))
 		h.peers(t, webPeer(partner, partnerURL))
 		refreshed := make(chan error, 1)
@@ -586,6 +597,44 @@ func TestAChangeVoidsTheFetchUnderWay(t *testing.T) {
 		synctest.Wait()
 		if got := h.sequence(partner); got != "1" {
 			t.Errorf("sequence %s: the old endpoint's answer was believed", got)
+		}
+	})
+}
+
+func TestAnETagIsItsEndpointsOwn(t *testing.T) {
+	a := newCA(t, nil)
+	const newURL = "https://new.partner.example/bundle"
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, &memory{}, nil)
+		defer h.stop()
+		h.endpoints.tags = true
+		h.endpoints.set(partnerURL, document(t, 1, 300, a))
+		h.endpoints.set(newURL, document(t, 2, 300, a))
+		h.peers(t, webPeer(partner, partnerURL))
+		h.peers(t, webPeer(partner, newURL))
+		if got := h.endpoints.last(t, newURL).IfNoneMatch; got != "" {
+			t.Errorf("the new endpoint was shown %s", got)
+		}
+	})
+}
+
+func TestRemovalEndsARefreshThatNobodyRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, err := federation.New(federation.Config{TrustDomain: example, Fetcher: &endpoints{}, Store: &memory{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.SetPeers(t.Context(), []federation.Peer{webPeer(partner, partnerURL)}); err != nil {
+			t.Fatal(err)
+		}
+		refreshed := make(chan error, 1)
+		go func() { refreshed <- r.Refresh(t.Context(), partner) }()
+		synctest.Wait()
+		if err := r.SetPeers(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-refreshed; err == nil {
+			t.Error("refreshing a removed peer went well")
 		}
 	})
 }
@@ -744,6 +793,10 @@ func TestSetPeersIsAllOrNothing(t *testing.T) {
 		}
 		if got := h.sequence(partner); got != "1" {
 			t.Errorf("sequence %s: a refused call removed a peer", got)
+		}
+		h.peers(t, webPeer(partner, partnerURL))
+		if h.store.loads != 1 {
+			t.Errorf("the store was read %d times", h.store.loads)
 		}
 	})
 }

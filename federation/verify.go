@@ -155,7 +155,7 @@ func PinnedBundle(td spiffeid.TrustDomain, shown []*x509.Certificate, fingerprin
 		return nil, err
 	}
 	b := x509bundle.New(td)
-	for _, cert := range shown[min(1, len(shown)):] {
+	for _, cert := range shown {
 		if Fingerprint(cert) == fingerprint && checkAuthority(cert) == nil {
 			b.AddX509Authority(cert)
 		}

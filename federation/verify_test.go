@@ -120,7 +120,8 @@ func (m mixedUp) GetX509BundleForTrustDomain(spiffeid.TrustDomain) (*x509bundle.
 
 func TestVerifyX509WantsItsInputs(t *testing.T) {
 	root := newCA(t, nil)
-	leaf := root.leaf(t, nil, "spiffe://example.org/w")
+	// Valid at the real present too, which crypto/x509 takes the zero time for.
+	leaf := root.leaf(t, func(c *x509.Certificate) { c.NotAfter = root.cert.NotAfter }, "spiffe://example.org/w")
 	bundle := x509bundle.FromX509Authorities(example, certs(root.cert))
 	wrong := mixedUp{x509bundle.FromX509Authorities(partner, certs(root.cert))}
 	for name, err := range map[string]error{

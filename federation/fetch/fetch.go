@@ -50,11 +50,12 @@ type Client struct {
 	resolver *net.Resolver
 	now      func() time.Time
 	log      *slog.Logger
+	timeout  time.Duration // Timeout
 }
 
 // New makes a Client.
 func New(cfg Config) *Client {
-	c := &Client{networks: cfg.AllowNetworks, roots: cfg.Roots, resolver: cfg.Resolver, now: cfg.Now, log: cfg.Log}
+	c := &Client{networks: cfg.AllowNetworks, roots: cfg.Roots, resolver: cfg.Resolver, now: cfg.Now, log: cfg.Log, timeout: Timeout}
 	if c.now == nil {
 		c.now = time.Now
 	}
@@ -69,7 +70,7 @@ func New(cfg Config) *Client {
 // the same rules of URL, address and TLS, and are forgotten afterwards (SPIFFE
 // Federation §5.2.1.4, §5.2.2.4). Errors do not hold what may be secret in a URL.
 func (c *Client) Fetch(ctx context.Context, req federation.Request) (federation.Response, error) {
-	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	resp, err := c.fetch(ctx, req)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -333,8 +334,6 @@ func TestRedirectsAreForgotten(t *testing.T) { // FED-26, FC-09
 	}
 }
 
-// TestSlowServersAreLeft gives a shorter time than fetch.Timeout, by which the
-// same context ends.
 func TestSlowServersAreLeft(t *testing.T) {
 	root := newCA(t)
 	release := make(chan struct{})
@@ -352,9 +351,9 @@ func TestSlowServersAreLeft(t *testing.T) {
 	t.Cleanup(func() { close(release) })
 	for name, url := range map[string]string{"mid-body": s.URL, "before TLS": "https://" + silent.Addr().String()} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			defer cancel()
-			_, err := fetch.New(fetch.Config{}).Fetch(ctx, spiffeRequest(root, url))
+			c := fetch.New(fetch.Config{})
+			fetch.SetTimeout(c, 100*time.Millisecond)
+			_, err := c.Fetch(t.Context(), spiffeRequest(root, url))
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("got %v", err)
 			}
@@ -362,35 +361,11 @@ func TestSlowServersAreLeft(t *testing.T) {
 	}
 }
 
-func TestTimeoutIsSetWithoutTheCallers(t *testing.T) {
-	// The resolver sees the context of the dial: its deadline is the fetch's.
-	left := make(chan time.Duration, 8)
-	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		deadline, ok := ctx.Deadline()
-		if !ok {
-			deadline = time.Now().Add(time.Hour)
-		}
-		select {
-		case left <- time.Until(deadline):
-		default:
-		}
-		return nil, errors.New("no name server")
-	}}
-	_, err := fetch.New(fetch.Config{Resolver: resolver}).Fetch(context.Background(),
-		federation.Request{URL: "https://partner.example/", HTTPSWeb: &federation.HTTPSWeb{}})
-	refused(t, err, "partner.example")
-	if got := <-left; got > fetch.Timeout {
-		t.Errorf("%s left for a fetch", got)
-	}
-}
-
-func TestNoProxyFromTheEnvironment(t *testing.T) {
-	t.Setenv("HTTPS_PROXY", "http://192.0.2.1:1")
-	root := newCA(t)
-	s := serve(t, root.svid(t, endpoint), reply(document))
-	if _, err := fetch.New(fetch.Config{}).Fetch(t.Context(), spiffeRequest(root, s.URL)); err != nil {
-		t.Error(err)
-	}
+// TestMain names a proxy, as the environment of a broker may: net/http reads it
+// once. With it, every test by name would end there.
+func TestMain(m *testing.M) {
+	os.Setenv("HTTPS_PROXY", "http://192.0.2.1:1")
+	os.Exit(m.Run())
 }
 
 func TestAgainstGoSPIFFEsHandler(t *testing.T) {
