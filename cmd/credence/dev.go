@@ -195,7 +195,7 @@ func (d *dev) start(ctx context.Context) (*devReport, error) {
 	}
 	jobCtx, cancel := context.WithTimeout(ctx, devReportTime)
 	defer cancel()
-	return d.mainJob(jobCtx)
+	return d.mainJob(jobCtx), ctx.Err()
 }
 
 // directories makes the state directory and the one of the sockets. The
@@ -217,6 +217,11 @@ func (d *dev) directories() (err error) {
 	if err := os.Chmod(d.dir, 0o711); err != nil {
 		return fmt.Errorf("--data %s: %w", d.dir, err)
 	}
+	unlock, err := lockState(d.dir)
+	if err != nil {
+		return err
+	}
+	d.cleanup = append(d.cleanup, unlock)
 	run, err := socketDir(d.dir)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/exchangers"
@@ -32,16 +35,17 @@ import (
 
 // mainJob is what dev shows: identity, exchange, protected calls, a peer. A
 // step that fails stands in the report with its error; the others go on.
-func (d *dev) mainJob(ctx context.Context) (*devReport, error) {
+func (d *dev) mainJob(ctx context.Context) *devReport {
 	r := &devReport{TrustDomain: devDomain, started: d.p.started}
-	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+d.own.socket("workload"))))
-	if err != nil {
-		return nil, fmt.Errorf("the demo workload got no X509-SVID: %w", err)
+	r.Workload.JWT.Aud = []string{}
+	source, err := x509Source(ctx, d.own.socket("workload"))
+	if err == nil {
+		defer source.Close()
+		r.Timing.FirstSVID = time.Since(d.p.started).Milliseconds()
+		err = d.identity(ctx, r, source)
 	}
-	defer source.Close()
-	r.Timing.FirstSVID = time.Since(d.p.started).Milliseconds()
-	if err := d.identity(ctx, r, source); err != nil {
-		return nil, err
+	if err != nil {
+		fmt.Fprintln(d.p.err, "credence: the demo workload got no SVID:", explainStatus(err))
 	}
 	var jobs sync.WaitGroup
 	jobs.Go(func() { d.meetPeer(ctx, r, source) })
@@ -52,7 +56,17 @@ func (d *dev) mainJob(ctx context.Context) (*devReport, error) {
 	jobs.Wait()
 	r.Timing.Total = time.Since(d.p.started).Milliseconds()
 	d.say("%s", r.verdict())
-	return r, nil
+	return r
+}
+
+// x509Source is a source of the X509-SVIDs at a socket. By itself one waits,
+// when denied, for the policy to change; here that ends it.
+func x509Source(ctx context.Context, socket string) (*workloadapi.X509Source, error) {
+	at := workloadapi.WithAddr("unix://" + socket)
+	if _, err := workloadapi.FetchX509Context(ctx, at); status.Code(err) == codes.PermissionDenied {
+		return nil, err
+	}
+	return workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(at))
 }
 
 // identity fills in who the demo workload is, from what it got.
@@ -64,7 +78,7 @@ func (d *dev) identity(ctx context.Context, r *devReport, source *workloadapi.X5
 	leaf := svid.Certificates[0]
 	r.Workload.SPIFFEID = svid.ID.String()
 	r.Workload.X509 = devX509{
-		Serial: fmt.Sprintf("%x", leaf.SerialNumber), NotAfter: leaf.NotAfter.UTC().Format(time.RFC3339),
+		Serial: serialText(leaf), NotAfter: leaf.NotAfter.UTC().Format(time.RFC3339),
 		ChainLength: len(svid.Certificates), KeyType: keyType(leaf),
 	}
 	d.say("the demo workload is %s: X509-SVID until %s", svid.ID, leaf.NotAfter.UTC().Format(time.RFC3339))
@@ -81,6 +95,9 @@ func (d *dev) identity(ctx context.Context, r *devReport, source *workloadapi.X5
 	d.say("and a JWT-SVID (%s) for audience %q until %s", r.Workload.JWT.Alg, "demo", token.Expiry.UTC().Format(time.RFC3339))
 	return nil
 }
+
+// serialText is a serial number as the broker's record has it.
+func serialText(c *x509.Certificate) string { return hex.EncodeToString(c.SerialNumber.Bytes()) }
 
 func keyType(c *x509.Certificate) string {
 	switch k := c.PublicKey.(type) {
@@ -194,7 +211,10 @@ func bearerWhoami(ctx context.Context, url string, token exchangers.Secret, root
 func (d *dev) meetPeer(ctx context.Context, r *devReport, own *workloadapi.X509Source) {
 	result := devPeerReport{TrustDomain: devPeer}
 	err := func() error {
-		partner, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+d.peer.socket("workload"))))
+		if own == nil {
+			return errors.New("the demo workload has no X509-SVID to show")
+		}
+		partner, err := x509Source(ctx, d.peer.socket("workload"))
 		if err != nil {
 			return fmt.Errorf("the peer's workload got no X509-SVID: %w", err)
 		}

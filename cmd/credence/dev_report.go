@@ -69,7 +69,7 @@ func (r *devReport) holds() bool {
 			return false
 		}
 	}
-	return len(r.Targets) == len(targetNames) && len(r.Peers) > 0
+	return r.Workload.X509.Serial != "" && r.Workload.JWT.Alg != "" && len(r.Targets) == len(targetNames) && len(r.Peers) > 0
 }
 
 func (r *devReport) verdict() string {

@@ -4,14 +4,34 @@ package main
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // longestSocket is the longest name of a socket below the directory.
 const longestSocket = len("/peer/agent-admin.sock")
+
+// lockState keeps a second dev from a state directory in use: it would take
+// down what the first one serves.
+func lockState(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close() // nothing was written
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = errors.New("another credence dev uses it: stop that one, or name another directory")
+		}
+		return nil, fmt.Errorf("--data %s: %w", dir, err)
+	}
+	return func() { _ = f.Close() }, nil
+}
 
 // socketDir is where the sockets of a state directory lie: in it, where every
 // user gets there and the path is short enough, else in one of ours under the

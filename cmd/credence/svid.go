@@ -96,7 +96,7 @@ func (p *program) svidX509(cmd *cobra.Command) error {
 		var rows [][]string
 		for _, s := range x.SVIDs {
 			leaf := s.Certificates[0]
-			r := row{s.ID.String(), s.Hint, fmt.Sprintf("%x", leaf.SerialNumber), leaf.NotAfter}
+			r := row{s.ID.String(), s.Hint, serialText(leaf), leaf.NotAfter}
 			all = append(all, r)
 			rows = append(rows, []string{r.SPIFFEID, r.Hint, r.Serial, when(r.NotAfter.Unix())})
 		}
