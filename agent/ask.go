@@ -39,6 +39,7 @@ func (a *Agent) tend(ctx context.Context) error {
 			return nil
 		case slots <- struct{}{}:
 		}
+		a.sources.sweep(a.cfg.Now())
 		ask, wait := a.sets.due(a.cfg.Now())
 		if len(ask) > 0 {
 			running.Go(func() {
@@ -49,7 +50,6 @@ func (a *Agent) tend(ctx context.Context) error {
 			continue
 		}
 		<-slots
-		a.sources.sweep(a.cfg.Now())
 		select {
 		case <-ctx.Done():
 			return nil

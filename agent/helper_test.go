@@ -58,7 +58,7 @@ func config(t *testing.T, b *agenttest.Broker) agent.Config {
 	return agent.Config{
 		TrustDomain: b.TrustDomain, Broker: []string{b.Address()}, CAPins: []string{b.Pin()},
 		Join: agent.Join{Method: "token", Evidence: func(context.Context) ([]byte, error) { return []byte("token-1"), nil }},
-		Data: filepath.Join(t.TempDir(), "data"), Patience: 2 * time.Second,
+		Data: filepath.Join(t.TempDir(), "data"), Patience: time.Second,
 		Attestors: map[string]agent.Attestor{"workload.unix": &facts{all: uid("1000")}},
 	}
 }

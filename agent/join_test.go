@@ -17,6 +17,7 @@ import (
 )
 
 func TestFirstContactByPin(t *testing.T) {
+	t.Parallel()
 	b, a := started(t)
 	if got, want := a.NodeID(), b.NodeID().String(); got != want {
 		t.Errorf("the node is %q, want %q", got, want)
@@ -28,6 +29,7 @@ func TestFirstContactByPin(t *testing.T) {
 }
 
 func TestFirstContactByBundle(t *testing.T) {
+	t.Parallel()
 	for name, text := range map[string]func(*agenttest.Broker) []byte{
 		"SPIFFE JSON": func(b *agenttest.Broker) []byte { return b.Document() },
 		"PEM": func(b *agenttest.Broker) []byte {
@@ -35,6 +37,7 @@ func TestFirstContactByBundle(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			b := agenttest.NewBroker(t, domain).Start()
 			cfg := config(t, b)
 			cfg.CAPins, cfg.Bundle = nil, text(b)
@@ -44,6 +47,7 @@ func TestFirstContactByBundle(t *testing.T) {
 }
 
 func TestServersThatAreNoBroker(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		broker func(b *agenttest.Broker)
 		agent  func(b *agenttest.Broker, c *agent.Config)
@@ -77,6 +81,7 @@ func TestServersThatAreNoBroker(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			b := agenttest.NewBroker(t, domain)
 			if test.broker != nil {
 				test.broker(b)
@@ -98,6 +103,7 @@ func TestServersThatAreNoBroker(t *testing.T) {
 }
 
 func TestSpentToken(t *testing.T) {
+	t.Parallel()
 	b := agenttest.NewBroker(t, domain).Start()
 	run(t, config(t, b)).ready().end()
 	err := run(t, config(t, b)).ended()
@@ -107,6 +113,7 @@ func TestSpentToken(t *testing.T) {
 }
 
 func TestJoinWaitsForTheBroker(t *testing.T) {
+	t.Parallel()
 	b := agenttest.NewBroker(t, domain).Start()
 	b.Stop()
 	a := run(t, config(t, b))
@@ -119,6 +126,7 @@ func TestJoinWaitsForTheBroker(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
+	t.Parallel()
 	ca := agenttest.NewCA(t, domain)
 	good := agent.Config{
 		TrustDomain: ca.TrustDomain, Broker: []string{"127.0.0.1:1"}, CAPins: []string{ca.Pin()},

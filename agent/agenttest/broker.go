@@ -136,18 +136,21 @@ func (b *Broker) Before(method string, f func(context.Context) error) {
 	b.before[method] = f
 }
 
-// Hold makes calls of a method wait: entered tells of each, until release.
+// Hold makes calls of a method wait until release: entered tells of each.
 func (b *Broker) Hold(method string) (entered <-chan struct{}, release func()) {
 	in, out := make(chan struct{}, 64), make(chan struct{})
 	b.Before(method, func(ctx context.Context) error {
-		in <- struct{}{}
+		select {
+		case in <- struct{}{}:
+		default: // nobody counts that far
+		}
 		select {
 		case <-out:
 		case <-ctx.Done():
 		}
 		return nil
 	})
-	return in, sync.OnceFunc(func() { b.Before(method, nil); close(out) })
+	return in, sync.OnceFunc(func() { close(out) })
 }
 
 // Calls is how often a method was called.

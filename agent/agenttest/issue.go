@@ -28,6 +28,8 @@ type Grant struct {
 	Audiences     []string
 	Targets       []*api.Target
 	Depends       []string // names of facts; empty: workload.unix.uid
+
+	Spoil func(*api.X509SVID) `json:"-"` // changes the answer; nil: it is good
 }
 
 func (g Grant) digest() []byte {
@@ -92,6 +94,9 @@ func (b *Broker) result(item *api.IssueX509Request_Item) (*api.IssueX509Response
 			if err := b.sign(svid, item, n, g.TTL); err != nil {
 				return nil, err
 			}
+		}
+		if g.Spoil != nil {
+			g.Spoil(svid)
 		}
 		result.Svids = append(result.Svids, svid)
 	}

@@ -1,0 +1,235 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/agenttest"
+	"github.com/credence-id/credence/broker/api"
+)
+
+func TestRestartTakesUpTheKeptSVID(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain).Start()
+	cfg := config(t, b)
+	run(t, cfg).ready().end()
+	cfg.CAPins = []string{"sha256:" + strings.Repeat("0", 64)} // the kept bundle replaces it
+	cfg.Join.Evidence = func(context.Context) ([]byte, error) {
+		t.Error("evidence was made")
+		return nil, errors.New("none")
+	}
+	a := run(t, cfg).ready()
+	if a.NodeID() != b.NodeID().String() || len(b.Joins()) != 1 {
+		t.Errorf("the node is %q after %d joins", a.NodeID(), len(b.Joins()))
+	}
+}
+
+func TestRestartWithAnExpiredSVIDJoinsAgain(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain).Start()
+	cfg := config(t, b)
+	run(t, cfg).ready().end()
+	b.Token = "token-2"
+	cfg.Join.Evidence = func(context.Context) ([]byte, error) { return []byte("token-2"), nil }
+	// Two hours later for us; the broker's own certificate must stand, so the
+	// clock goes on only until the kept SVID has been looked at.
+	var passed bool
+	cfg.Now = func() time.Time {
+		if passed {
+			return time.Now()
+		}
+		return time.Now().Add(2 * time.Hour)
+	}
+	a, err := agent.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	passed = true
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	b.Await("the node joins again", func() bool { return len(b.Joins()) == 2 })
+	cancel()
+	<-done
+}
+
+func TestKeptFiles(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain).Start()
+	cfg := config(t, b)
+	run(t, cfg).ready().end()
+	info, err := os.Stat(cfg.Data)
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the data directory: %v %v", info.Mode(), err)
+	}
+	for _, name := range []string{"node.pem", "bundle.json", "spool.jsonl"} {
+		info, err := os.Stat(filepath.Join(cfg.Data, name))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", name, info, err)
+		}
+	}
+}
+
+func TestAKeptSVIDOfAnotherTrustDomainIsRefused(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain).Start()
+	cfg := config(t, b)
+	run(t, cfg).ready().end()
+	cfg.TrustDomain = agenttest.NewCA(t, "other.example").TrustDomain
+	if _, err := agent.New(cfg); err == nil || !strings.Contains(err.Error(), "other.example") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestNodeRenewsAtHalfOfItsLife(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain)
+	b.NodeTTL = 3 * time.Second // renewed after a bit more than one
+	b.Start()
+	b.Grant(grant("/a"))
+	a := run(t, config(t, b)).ready()
+	v := a.view(t)
+	v.next()
+	b.Await("two renewals", func() bool { return b.Calls("Renew") >= 2 })
+	// The first certificate is no longer taken by now: what works is the new
+	// connection.
+	b.Await("a new stream each time", func() bool { return b.Calls("Watch") >= 3 && b.Watching() >= 1 })
+	if len(b.Joins()) != 1 {
+		t.Errorf("%d joins", len(b.Joins()))
+	}
+	b.Grant(grant("/b"))
+	b.Push(change(nil, false))
+	if got := paths(v.next()); len(got) != 1 || got[0] != "/b" {
+		t.Errorf("after renewals: %v", got)
+	}
+}
+
+func TestNodeThatTheBrokerForgotJoinsAgain(t *testing.T) {
+	t.Parallel()
+	b, a := started(t)
+	b.Forget()
+	b.EndWatch(status.Error(codes.Unavailable, "restarting"))
+	if err := a.ended(); !errors.Is(err, agent.ErrFatal) || !strings.Contains(err.Error(), "credence token create") {
+		t.Errorf("got %v: the token is spent, so a person is needed", err)
+	}
+}
+
+func TestEviction(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain).Start()
+	b.Grant(grant("/a"))
+	cfg := config(t, b)
+	a := run(t, cfg).ready()
+	v := a.view(t)
+	v.next()
+	b.EndWatch(status.Error(codes.PermissionDenied, "this node has been evicted"))
+	if err := a.ended(); !errors.Is(err, agent.ErrFatal) || !strings.Contains(err.Error(), "credence node allow") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := v.try(time.Second); !errors.Is(err, agent.ErrDenied) {
+		t.Errorf("an open stream of an evicted node: %v, want ErrDenied", err)
+	}
+	if _, err := a.view(t).try(time.Second); !errors.Is(err, agent.ErrDenied) {
+		t.Errorf("a new stream of an evicted node: %v, want ErrDenied", err)
+	}
+	if _, err := os.Stat(filepath.Join(cfg.Data, "node.pem")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the node's SVID is still there: %v", err)
+	}
+}
+
+func TestWatchReconnects(t *testing.T) {
+	t.Parallel()
+	b, a := started(t)
+	b.Grant(grant("/a"))
+	v := a.view(t)
+	v.next()
+	// What changed while the stream was away is learnt by asking again.
+	b.Grant(grant("/b"))
+	b.EndWatch(status.Error(codes.Unavailable, "restarting"))
+	if got := paths(v.next()); len(got) != 1 || got[0] != "/b" {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestBundlesOfTheBroker(t *testing.T) {
+	t.Parallel()
+	b, a := started(t)
+	g := grant("/a")
+	g.FederatesWith = []string{"peer.example", "absent.example"}
+	b.Grant(g)
+	v := a.view(t)
+	if u := v.next(); len(u.Bundles) != 1 {
+		t.Errorf("bundles before the peer's is known: %v", u.Bundles)
+	}
+	peer, stranger := agenttest.NewCA(t, "peer.example"), agenttest.NewCA(t, "stranger.example")
+	b.AddBundle("stranger.example", stranger.Document())
+	v.quiet()
+	b.AddBundle("peer.example", peer.Document())
+	u := v.next()
+	if got := u.Bundles[peer.TrustDomain]; len(u.Bundles) != 2 || got == nil || !got.X509Authorities[0].Equal(peer.Root) {
+		t.Errorf("bundles: %v", u.Bundles)
+	}
+	b.AddBundle("peer.example", peer.Document())
+	v.quiet()
+	// A malformed bundle neither replaces the good one nor keeps the rest of
+	// its message from being heeded.
+	b.Push(&api.WatchResponse{
+		Bundles: []*api.Bundle{{TrustDomain: "peer.example", Document: []byte("{")}, {TrustDomain: domain, Document: []byte(`{"keys":[]}`)}},
+		Removed: []string{"stranger.example", domain}, Changes: []*api.Change{{Set: digest(uid("1000"))}},
+	})
+	v.quiet()
+	b.Push(&api.WatchResponse{Removed: []string{"peer.example"}})
+	if u := v.next(); len(u.Bundles) != 1 || u.Bundles[b.TrustDomain] == nil {
+		t.Errorf("bundles after the peer's was removed: %v", u.Bundles)
+	}
+}
+
+func TestANewJWTKeyUnderAnOldNameIsTold(t *testing.T) {
+	t.Parallel()
+	b, a := started(t)
+	b.Grant(grant("/a"))
+	v := a.view(t)
+	v.next()
+	other := agenttest.NewCA(t, domain)
+	bundle := b.Bundle()
+	if err := bundle.AddJWTAuthority(b.JWTKeyID, other.JWTKey.Public()); err != nil {
+		t.Fatal(err)
+	}
+	document, err := bundle.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.AddBundle(domain, document)
+	v.next()
+}
+
+func TestTheBundleKeptIsTheBrokersLast(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain).Start()
+	cfg := config(t, b)
+	a := run(t, cfg).ready()
+	bundle := b.Bundle()
+	bundle.AddX509Authority(agenttest.NewCA(t, domain).Root)
+	document, err := bundle.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.AddBundle(domain, document)
+	b.Await("it is acknowledged", func() bool { return b.Acknowledged() == 2 })
+	a.end()
+	kept, err := os.ReadFile(filepath.Join(cfg.Data, "bundle.json"))
+	if err != nil || string(kept) != string(document) {
+		t.Errorf("kept %s: %v", kept, err)
+	}
+}
