@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
 	"github.com/credence-id/credence/broker"
@@ -74,7 +73,7 @@ func (s *Server) fetchPeers(ctx context.Context, outcome []applied) []string {
 		if o.kind != "Peer" {
 			continue
 		}
-		td, err := spiffeid.TrustDomainFromString(o.name)
+		td, err := identity.ParseTrustDomain(o.name)
 		if err == nil {
 			err = s.cfg.Peers.Refresh(ctx, td)
 		}
@@ -228,7 +227,7 @@ func (a adminService) ShowBundle(ctx context.Context, r *api.ShowBundleRequest) 
 		}
 		return &api.ShowBundleResponse{TrustDomain: a.s.cfg.TrustDomain.Name(), Document: document}, nil
 	}
-	td, err := spiffeid.TrustDomainFromString(r.GetTrustDomain())
+	td, err := identity.ParseTrustDomain(r.GetTrustDomain())
 	if err != nil {
 		return nil, a.fail(ctx, fmt.Errorf("%w: %w", broker.ErrRequest, err))
 	}
