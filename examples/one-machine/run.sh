@@ -3,7 +3,7 @@
 # its reason. Needs credence on the PATH; leaves nothing behind.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-dir=$(mktemp -d /tmp/cred-XXXXXX)
+dir=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$dir"' EXIT
 cd "$dir"
 
