@@ -90,7 +90,9 @@ func (d *documents) set(url string, document []byte) {
 type env struct {
 	t         *testing.T
 	dir       string
-	ahead     atomic.Int64 // by which its clock is ahead
+	ahead     atomic.Int64                       // by which its clock is ahead
+	leaving   atomic.Pointer[context.CancelFunc] // hangs up the next operator
+	recording atomic.Pointer[func()]             // called at the next record
 	issuer    string
 	joinStart time.Duration
 	joinTime  time.Duration
@@ -181,7 +183,7 @@ func (e *env) open() {
 	var err error
 	e.store, err = store.Open(ctx, store.Config{Dir: e.dir, Now: e.now})
 	check(err)
-	e.audit, err = audit.Open(audit.Config{Dir: e.auditDir(), Now: e.now})
+	e.audit, err = audit.Open(audit.Config{Dir: e.auditDir(), Now: e.auditNow})
 	check(err)
 	keys, err := disk.New(disk.Config{Dir: filepath.Join(e.dir, "keys")})
 	check(err)
@@ -209,15 +211,29 @@ func (e *env) open() {
 		RefreshHint: 300 * time.Second, AgentsAddress: e.listeners.Agents.Addr().String(),
 		Listen:           map[string]string{"agents": e.listeners.Agents.Addr().String()},
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(uint32(os.Getuid()))),
-		AdminActor: func(ctx context.Context) string {
-			p, _ := caller.FromContext(ctx)
-			return fmt.Sprintf("uid:%d", p.UID())
-		},
-		WebCertificate: func() (*tls.Certificate, error) { return web, nil },
-		JoinStart:      e.joinStart, Log: log, Now: e.now,
+		AdminActor:       e.actor,
+		WebCertificate:   func() (*tls.Certificate, error) { return web, nil },
+		JoinStart:        e.joinStart, Log: log, Now: e.now,
 	}
 	e.server, err = server.New(ctx, e.config)
 	check(err)
+}
+
+// actor names the caller; one that is leaving has left when it returns.
+func (e *env) actor(ctx context.Context) string {
+	if hangUp := e.leaving.Swap(nil); hangUp != nil {
+		e.recording.Store(new(func() { (*hangUp)(); <-ctx.Done() }))
+	}
+	p, _ := caller.FromContext(ctx)
+	return fmt.Sprintf("uid:%d", p.UID())
+}
+
+// auditNow is the clock that the record reads when it writes.
+func (e *env) auditNow() time.Time {
+	if do := e.recording.Swap(nil); do != nil {
+		(*do)()
+	}
+	return e.now()
 }
 
 func (e *env) auditDir() string { return filepath.Join(e.dir, "audit") }
