@@ -12,6 +12,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -104,6 +105,9 @@ func (b *Broker) join(ctx context.Context, r JoinRequest) (Joined, error) {
 	node, err := b.newNode(rule, proof)
 	if err != nil {
 		return Joined{}, err
+	}
+	if known, ok := b.node(node.ID); ok && !known.EvictedAt.IsZero() {
+		return Joined{}, fmt.Errorf("%w: %s was evicted at %s", ErrConflict, node.ID, known.EvictedAt.UTC().Format(time.RFC3339))
 	}
 	return b.admit(ctx, node, key, r.PublicKey, audit.Event{
 		Kind: "join", Detail: map[string]string{"method": r.Method, "rule": rule.Name, "agent": fmt.Sprintf("%.64s", r.Version)},
@@ -243,6 +247,9 @@ func (b *Broker) Node(id spiffeid.ID, serial *big.Int) (Node, error) {
 	case !slices.Equal(n.Serial, serial.Bytes()) && !slices.Equal(n.PreviousSerial, serial.Bytes()):
 		return Node{}, fmt.Errorf("node %s: %w: its SVID has been replaced twice", id, ErrNotFound)
 	}
+	// The one that it shows is the one that it has: a renewal must not push it
+	// out, however many answers were lost before.
+	n.Serial = serial.Bytes()
 	return n, nil
 }
 
