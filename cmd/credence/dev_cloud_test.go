@@ -78,7 +78,7 @@ func (t identityToken) GetIdentityToken() ([]byte, error) { return []byte(t), ni
 
 func (d *devRun) awsWhoami(ctx context.Context, web *http.Client, token string) (string, error) {
 	s := d.json.Sandbox.AWS
-	options := sts.Options{Region: s.Region, BaseEndpoint: aws.String(s.STSURL), HTTPClient: web}
+	options := sts.Options{Region: s.Region, BaseEndpoint: aws.String(s.STSURL), HTTPClient: web, Retryer: aws.NopRetryer{}}
 	provider := stscreds.NewWebIdentityRoleProvider(sts.New(options), s.WebIdentityRoleARN, identityToken(token))
 	options.Credentials = aws.NewCredentialsCache(provider)
 	out, err := sts.New(options).GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})

@@ -430,9 +430,10 @@ func (d *devRun) openStream(t *testing.T) {
 		t.Errorf("a JWT-SVID while denied: exit code %d: %s", code, out)
 	}
 
+	seen = w.length()
 	d.admin(t, "delete", "deny", "broken")
 	d.apply(t, original, "--owner", "dev")
-	if _, err := w.await(`^svid spiffe://dev.example/demo/workload 1h0m0s (\S+)$`, w.length()); err != nil {
+	if _, err := w.await(`^svid spiffe://dev.example/demo/workload 1h0m0s (\S+)$`, seen); err != nil { // go-spiffe takes its time to come back
 		t.Error(err)
 	}
 }
