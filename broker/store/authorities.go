@@ -16,13 +16,18 @@ func (s *Store) Authorities(ctx context.Context) ([]authority.Record, authority.
 	fail := func(err error) ([]authority.Record, authority.Publication, error) {
 		return nil, authority.Publication{}, fmt.Errorf("reading authorities: %w", err)
 	}
+	tx, err := s.read.BeginTx(ctx, nil) // both as they were at one time
+	if err != nil {
+		return fail(err)
+	}
+	defer tx.Rollback()
 	var sequence int64
-	err := s.read.QueryRowContext(ctx, `SELECT sequence, digest FROM publication`).Scan(&sequence, &p.Digest)
+	err = tx.QueryRowContext(ctx, `SELECT sequence, digest FROM publication`).Scan(&sequence, &p.Digest)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return fail(err)
 	}
 	p.Sequence = uint64(sequence)
-	rows, err := s.read.QueryContext(ctx, `SELECT id, purpose, alg, state, broker, key_ref, public_key, chain,
+	rows, err := tx.QueryContext(ctx, `SELECT id, purpose, alg, state, broker, key_ref, public_key, chain,
 		published_at, activated_at, last_expiry, not_after FROM authority ORDER BY id`)
 	if err != nil {
 		return fail(err)
@@ -54,7 +59,9 @@ func (s *Store) Authorities(ctx context.Context) ([]authority.Record, authority.
 	return all, p, nil
 }
 
-// SaveAuthorities replaces the given records and the publication.
+// SaveAuthorities replaces the given records and the publication, in one
+// transaction. It refuses a second active authority of one use, algorithm and
+// broker.
 func (s *Store) SaveAuthorities(ctx context.Context, changed []authority.Record, p authority.Publication) error {
 	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
 		// Two rows may change places as the active one: first let go of all.
@@ -70,7 +77,8 @@ func (s *Store) SaveAuthorities(ctx context.Context, changed []authority.Record,
 			}
 			const write = `INSERT INTO authority (id, purpose, alg, state, revision, broker, key_ref, public_key, chain, published_at, activated_at, last_expiry, not_after)
 				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-				ON CONFLICT (id) DO UPDATE SET state = $4, revision = $5, chain = $9, published_at = $10, activated_at = $11, last_expiry = $12, not_after = $13`
+				ON CONFLICT (id) DO UPDATE SET purpose = $2, alg = $3, state = $4, revision = $5, broker = $6, key_ref = $7, public_key = $8, chain = $9,
+					published_at = $10, activated_at = $11, last_expiry = $12, not_after = $13`
 			_, err := tx.ExecContext(ctx, write, r.ID, string(r.Use), r.Alg, string(r.State), revision, r.Broker, r.KeyRef, bytesOf(r.PublicKey), bytesOf(chain),
 				millis(r.PublishedAt), millis(r.ActivatedAt), millis(r.LastExpiry), millis(r.NotAfter))
 			if err != nil {

@@ -51,28 +51,30 @@ func scanNode(row interface{ Scan(...any) error }) (broker.Node, error) {
 	return n, nil
 }
 
-// SaveNode writes a node that joined or renewed. It refuses with
-// broker.ErrConflict where its durable key is banned.
+// SaveNode writes a node that joined or renewed, and returns it with its new
+// revision. It refuses with broker.ErrConflict where its durable key is banned
+// or another than the one that has its ID; and, unless n.Revision is zero (a
+// join), where that is not what stands: whoever renews does so on what it read,
+// and an eviction or a new join in between wins.
 func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error) {
 	facts, err := n.Facts.MarshalJSON()
 	if err != nil {
 		return broker.Node{}, fmt.Errorf("saving node %s: %w", n.ID, err)
 	}
+	// What cannot be read back would keep the next broker from starting.
+	if _, err := identity.ParseFacts("node", facts); err != nil {
+		return broker.Node{}, fmt.Errorf("saving node %s: %w", n.ID, err)
+	}
 	err = s.revise(ctx, func(tx *sql.Tx, revision int64) error {
-		var since int64
-		err := tx.QueryRowContext(ctx, `SELECT banned_at FROM banned WHERE durable_key = $1`, n.DurableKey).Scan(&since)
-		if err == nil {
-			return fmt.Errorf("%w: it was evicted at %s", broker.ErrConflict, fromMillis(since).UTC().Format(time.RFC3339))
-		}
-		if !errors.Is(err, sql.ErrNoRows) {
+		if err := admissible(ctx, tx, n); err != nil {
 			return err
 		}
-		n.Revision = uint64(revision)
 		const write = `INSERT INTO node (` + nodeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL)
 			ON CONFLICT (id) DO UPDATE SET revision = $2, name = $3, method = $4, join_rule = $5, durable_key = $6, facts = $7,
 				joined_at = $8, serial = $9, previous_serial = $10, expires_at = $11, evicted_at = NULL`
-		_, err = tx.ExecContext(ctx, write, n.ID, revision, n.Name, n.Method, n.JoinRule, n.DurableKey, facts,
+		_, err := tx.ExecContext(ctx, write, n.ID, revision, n.Name, n.Method, n.JoinRule, n.DurableKey, facts,
 			millis(n.JoinedAt), bytesOf(n.Serial), bytesOf(n.PreviousSerial), millis(n.ExpiresAt))
+		n.Revision = uint64(revision)
 		return err
 	})
 	if err != nil {
@@ -82,11 +84,37 @@ func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 	return n, nil
 }
 
-// EvictNode marks the node evicted and bans its durable key.
+// admissible says whether a node may be written over what stands.
+func admissible(ctx context.Context, tx *sql.Tx, n broker.Node) error {
+	var since int64
+	err := tx.QueryRowContext(ctx, `SELECT banned_at FROM banned WHERE durable_key = $1`, n.DurableKey).Scan(&since)
+	if err == nil {
+		return fmt.Errorf("%w: it was evicted at %s", broker.ErrConflict, fromMillis(since).Format(time.RFC3339))
+	}
+	if !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	var revision int64
+	var key string
+	err = tx.QueryRowContext(ctx, `SELECT revision, durable_key FROM node WHERE id = $1`, n.ID).Scan(&revision, &key)
+	switch {
+	case err != nil && !errors.Is(err, sql.ErrNoRows):
+		return err
+	case n.Revision != 0 && n.Revision != uint64(revision):
+		return fmt.Errorf("%w: it stands at revision %d, not %d", broker.ErrConflict, revision, n.Revision)
+	case err == nil && key != n.DurableKey:
+		return fmt.Errorf("%w: another machine has its ID", broker.ErrConflict)
+	}
+	return nil
+}
+
+// EvictNode marks the node evicted and bans its durable key. A node that is
+// evicted already stays evicted since then. The error wraps broker.ErrNotFound
+// if there is no such node.
 func (s *Store) EvictNode(ctx context.Context, id string, at time.Time) (broker.Node, error) {
 	var n broker.Node
 	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
-		row := tx.QueryRowContext(ctx, `UPDATE node SET revision = $1, evicted_at = $2 WHERE id = $3 RETURNING `+nodeColumns, revision, millis(at), id)
+		row := tx.QueryRowContext(ctx, `UPDATE node SET revision = $1, evicted_at = COALESCE(evicted_at, $2) WHERE id = $3 RETURNING `+nodeColumns, revision, millis(at), id)
 		var err error
 		if n, err = scanNode(row); err != nil {
 			if errors.Is(err, sql.ErrNoRows) {

@@ -29,24 +29,33 @@ type Change struct {
 
 // Apply writes all changes in one transaction, each under a revision of its
 // own, and returns the resources as written. It refuses with
-// broker.ErrConflict if another change has been written since base, and if a
-// resource belongs to another owner; with broker.ErrNotFound if what it should
-// delete is not there.
+// broker.ErrConflict if base, which Resources returned, is no longer the last
+// resource written, and if a resource belongs to another owner; with
+// broker.ErrNotFound if what it should delete is not there. Without changes it
+// does nothing.
 func (s *Store) Apply(ctx context.Context, base uint64, actor string, changes []Change) ([]Resource, error) {
+	if len(changes) == 0 {
+		return nil, nil
+	}
 	var written []Resource
-	err := s.inTx(ctx, func(tx *sql.Tx) error {
-		written = nil
+	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
 		var last int64
 		if err := tx.QueryRowContext(ctx, `SELECT COALESCE(MAX(revision), 0) FROM resource`).Scan(&last); err != nil {
 			return err
 		}
-		if uint64(last) > base {
-			return fmt.Errorf("%w: revision %d was written meanwhile", broker.ErrConflict, last)
+		if uint64(last) != base {
+			return fmt.Errorf("%w: they stand at revision %d, not %d", broker.ErrConflict, last, base)
 		}
-		for _, c := range changes {
-			r, err := s.applyOne(ctx, tx, actor, c)
+		for i, c := range changes {
+			if i > 0 {
+				var err error
+				if revision, err = next(ctx, tx); err != nil {
+					return err
+				}
+			}
+			r, err := s.applyOne(ctx, tx, revision, actor, c)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s %s: %w", c.Kind, c.Name, err)
 			}
 			written = append(written, r)
 		}
@@ -58,33 +67,32 @@ func (s *Store) Apply(ctx context.Context, base uint64, actor string, changes []
 	return written, nil
 }
 
-func (s *Store) applyOne(ctx context.Context, tx *sql.Tx, actor string, c Change) (Resource, error) {
+func (s *Store) applyOne(ctx context.Context, tx *sql.Tx, revision int64, actor string, c Change) (Resource, error) {
+	if c.Body != nil && len(c.Body) == 0 {
+		return Resource{}, errors.New("its text is empty")
+	}
 	const current = `SELECT owner, body IS NULL FROM resource WHERE kind = $1 AND name = $2 ORDER BY revision DESC LIMIT 1`
 	var owner string
 	var gone bool
 	err := tx.QueryRowContext(ctx, current, c.Kind, c.Name).Scan(&owner, &gone)
-	if errors.Is(err, sql.ErrNoRows) {
-		gone, err = true, nil
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		gone = true
+	case err != nil:
 		return Resource{}, err
 	}
 	if gone && c.Body == nil {
-		return Resource{}, fmt.Errorf("%s %s: %w", c.Kind, c.Name, broker.ErrNotFound)
+		return Resource{}, broker.ErrNotFound
 	}
 	if !gone && owner != c.Owner {
-		return Resource{}, fmt.Errorf("%s %s: %w: it belongs to owner %q, not %q", c.Kind, c.Name, broker.ErrConflict, owner, c.Owner)
+		return Resource{}, fmt.Errorf("%w: it belongs to owner %q, not %q", broker.ErrConflict, owner, c.Owner)
 	}
-	revision, err := next(ctx, tx)
-	if err != nil {
-		return Resource{}, err
-	}
-	now := s.now()
+	at := millis(s.now())
 	const insert = `INSERT INTO resource (kind, name, revision, owner, body, actor, written_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`
-	if _, err := tx.ExecContext(ctx, insert, c.Kind, c.Name, revision, c.Owner, c.Body, actor, millis(now)); err != nil {
+	if _, err := tx.ExecContext(ctx, insert, c.Kind, c.Name, revision, c.Owner, c.Body, actor, at); err != nil {
 		return Resource{}, err
 	}
-	return Resource{c.Kind, c.Name, uint64(revision), c.Owner, c.Body, actor, now}, nil
+	return Resource{c.Kind, c.Name, uint64(revision), c.Owner, c.Body, actor, fromMillis(at)}, nil
 }
 
 // Resources returns every resource that stands, by kind and name, and the

@@ -22,7 +22,8 @@ import (
 	"strings"
 	"time"
 
-	_ "modernc.org/sqlite" // the embedded engine
+	"modernc.org/sqlite" // the embedded engine
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // schemaVersion is what this program writes and reads.
@@ -39,7 +40,7 @@ var ErrLocked = errors.New("the directory is in use by another broker")
 
 // Config says where the database is.
 type Config struct {
-	Dir string           // data directory; made with mode 0700 where it is absent
+	Dir string           // data directory, required; made with mode 0700 where it is absent
 	Now func() time.Time // nil means time.Now
 }
 
@@ -53,14 +54,19 @@ type Store struct {
 }
 
 // Open opens the database in a directory, making it where it is absent. It
-// refuses a directory that another broker has (ErrLocked) and a database of a
-// newer version (ErrNewer), and changes nothing then.
+// refuses a directory that others may write or own, one that another broker has
+// (ErrLocked), and a database of a newer version (ErrNewer), and changes
+// nothing then. What others may read of the directory is its owner's choice:
+// its files have mode 0600 whatever they had before.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("opening the store: %w", err)
+	if cfg.Dir == "" {
+		return nil, errors.New("opening the store: no directory is named")
+	}
+	if err := makeDir(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("opening the store in %s: %w", cfg.Dir, err)
 	}
 	lock, err := lockDir(cfg.Dir)
 	if err != nil {
@@ -73,18 +79,15 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) open(ctx context.Context, path string) error {
-	// A file that we make ourselves, so that it is never readable by others,
-	// not for a moment.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
+func (s *Store) open(ctx context.Context, path string) (err error) {
+	if err := makeFiles(path); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	const pragmas = "?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)"
-	name := "file:" + strings.ReplaceAll(strings.ReplaceAll(path, "%", "%25"), "?", "%3f") + pragmas
+	// fullfsync: without it darwin's disks keep in their caches what they said
+	// they wrote.
+	const pragmas = "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
+		"&_pragma=fullfsync(1)&_pragma=checkpoint_fullfsync(1)&_pragma=foreign_keys(1)"
+	name := "file:" + escape.Replace(path) + pragmas
 	if s.write, err = sql.Open("sqlite", name+"&_txlock=immediate"); err != nil {
 		return err
 	}
@@ -94,6 +97,36 @@ func (s *Store) open(ctx context.Context, path string) error {
 	}
 	s.read.SetMaxOpenConns(4)
 	return s.migrate(ctx)
+}
+
+// escape keeps a path whole in a URI.
+var escape = strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23")
+
+// makeFiles makes the database before the engine does, so that it is never
+// readable by others, not for a moment; the engine gives the files beside it
+// the same mode. A backup that was copied back may have any.
+func makeFiles(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
+		return err
+	}
+	for _, beside := range []string{"-wal", "-shm"} {
+		if err := os.Chmod(path+beside, 0o600); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return syncDir(filepath.Dir(path)) // else a power cut could take the file, commits and all
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // migrate brings the schema to schemaVersion, one numbered text at a time, all
@@ -113,6 +146,9 @@ func (s *Store) migrate(ctx context.Context) error {
 		}
 		if version > schemaVersion {
 			return fmt.Errorf("%w: its schema is %d, this program knows up to %d; run the newer program, or restore a backup from before it", ErrNewer, version, schemaVersion)
+		}
+		if version == schemaVersion {
+			return nil
 		}
 		for v := version + 1; v <= schemaVersion; v++ {
 			text, err := schema.ReadFile(fmt.Sprintf("schema/%03d.sql", v))
@@ -155,16 +191,32 @@ func (s *Store) Revision(ctx context.Context) (uint64, error) {
 func (s *Store) inTx(ctx context.Context, do func(*sql.Tx) error) error {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
-		return err
+		return wayOut(err)
 	}
+	defer tx.Rollback() // after Commit it does nothing
 	if err := do(tx); err != nil {
-		return errors.Join(err, tx.Rollback())
+		return wayOut(err)
 	}
-	return tx.Commit()
+	return wayOut(tx.Commit())
 }
 
-// revise runs do in one transaction under a new revision: the row lock makes
-// revisions commit in order.
+// wayOut says what an operator can do about the engine's error.
+func wayOut(err error) error {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Code() & 0xff { // the rest tells kinds of a kind
+	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR:
+		return fmt.Errorf("%w: nothing was written; is there room on the disk, and is it sound?", err)
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return fmt.Errorf("%w: the file is damaged or no database of ours; restore a backup", err)
+	}
+	return err
+}
+
+// revise runs do in one transaction under a new revision: the row lock, taken
+// first thing, makes revisions commit in order.
 func (s *Store) revise(ctx context.Context, do func(tx *sql.Tx, revision int64) error) error {
 	return s.inTx(ctx, func(tx *sql.Tx) error {
 		revision, err := next(ctx, tx)
@@ -192,5 +244,5 @@ func fromMillis(ms int64) time.Time {
 	if ms == 0 {
 		return time.Time{}
 	}
-	return time.UnixMilli(ms)
+	return time.UnixMilli(ms).UTC()
 }

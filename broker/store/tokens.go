@@ -27,7 +27,11 @@ func (s *Store) CreateToken(ctx context.Context, t Token) error {
 		return fmt.Errorf("creating a token: %w", err)
 	}
 	const insert = `INSERT INTO join_token (hash, node_name, labels, expires_at, created_by) VALUES ($1, $2, $3, $4, $5)`
-	if _, err := s.write.ExecContext(ctx, insert, t.Hash, t.Node, labels, millis(t.ExpiresAt), t.CreatedBy); err != nil {
+	err = s.revise(ctx, func(tx *sql.Tx, _ int64) error {
+		_, err := tx.ExecContext(ctx, insert, t.Hash, t.Node, labels, millis(t.ExpiresAt), t.CreatedBy)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("creating a token: %w", err)
 	}
 	return nil
@@ -39,7 +43,9 @@ func (s *Store) CreateToken(ctx context.Context, t Token) error {
 func (s *Store) SpendToken(ctx context.Context, hash []byte, by string, now time.Time) (node string, labels map[string]string, err error) {
 	const spend = `UPDATE join_token SET spent_at = $1, spent_by = $2 WHERE hash = $3 AND spent_at IS NULL AND expires_at > $1 RETURNING node_name, labels`
 	var text []byte
-	err = s.write.QueryRowContext(ctx, spend, millis(now), by, hash).Scan(&node, &text)
+	err = s.revise(ctx, func(tx *sql.Tx, _ int64) error {
+		return tx.QueryRowContext(ctx, spend, millis(now), by, hash).Scan(&node, &text)
+	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", nil, fmt.Errorf("spending a token: %w", s.whyNot(ctx, hash))
 	}
@@ -63,7 +69,7 @@ func (s *Store) whyNot(ctx context.Context, hash []byte) error {
 	case err != nil:
 		return err
 	case spent.Valid:
-		return fmt.Errorf("%w: at %s", broker.ErrSpent, fromMillis(spent.Int64).UTC().Format(time.RFC3339))
+		return fmt.Errorf("%w: at %s", broker.ErrSpent, fromMillis(spent.Int64).Format(time.RFC3339))
 	}
-	return fmt.Errorf("%w: it expired at %s", broker.ErrSpent, fromMillis(expires).UTC().Format(time.RFC3339))
+	return fmt.Errorf("%w: it expired at %s", broker.ErrSpent, fromMillis(expires).Format(time.RFC3339))
 }

@@ -1,0 +1,11 @@
+package store
+
+import "context"
+
+// Pragma asks the connections that write and read what is in force.
+func (s *Store) Pragma(ctx context.Context, name string) (write, read string, err error) {
+	if err = s.write.QueryRowContext(ctx, "PRAGMA "+name).Scan(&write); err == nil {
+		err = s.read.QueryRowContext(ctx, "PRAGMA "+name).Scan(&read)
+	}
+	return write, read, err
+}

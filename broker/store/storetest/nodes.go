@@ -1,0 +1,133 @@
+package storetest
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/identity"
+)
+
+// node is one that joins by a token.
+func (e *env) node(name string) broker.Node {
+	e.Helper()
+	facts, err := identity.NewFacts("node", map[string][]string{
+		"node.name": {name}, "node.token.site": {"a", "b\x00\"\\ü"}, "node.token.app.kubernetes.io/name": {""},
+	})
+	e.must(err)
+	return broker.Node{
+		ID: "spiffe://example.org/credence/node/" + name, Name: name, Method: "token", DurableKey: "token:" + name,
+		Facts: facts, JoinedAt: e.time, Serial: []byte{0, 1, 255}, ExpiresAt: e.time.Add(4 * time.Hour),
+	}
+}
+
+func nodes(e *env) {
+	n := e.node("n2")
+	saved, err := e.SaveNode(e.Context(), n)
+	e.must(err)
+	n.Revision = 1
+	e.equal(saved, n)
+	first, err := e.SaveNode(e.Context(), e.node("n1"))
+	e.must(err)
+
+	n.PreviousSerial, n.Serial, n.ExpiresAt = n.Serial, []byte{2}, n.ExpiresAt.Add(time.Hour)
+	renewed, err := e.SaveNode(e.Context(), n)
+	e.must(err)
+	n.Revision = 3
+	e.equal(renewed, n)
+	got, err := e.Nodes(e.Context())
+	e.must(err)
+	e.equal(got, []broker.Node{first, n}) // by ID
+}
+
+func staleRenewal(e *env) {
+	read, err := e.SaveNode(e.Context(), e.node("n1"))
+	e.must(err)
+	rejoined, err := e.SaveNode(e.Context(), e.node("n1")) // a join knows no revision
+	e.must(err)
+	_, err = e.SaveNode(e.Context(), read)
+	e.conflict(err)
+	_, err = e.SaveNode(e.Context(), rejoined)
+	e.must(err)
+	unknown := e.node("n3")
+	unknown.Revision = 2
+	_, err = e.SaveNode(e.Context(), unknown)
+	e.conflict(err)
+}
+
+func evicted(e *env) {
+	n, err := e.SaveNode(e.Context(), e.node("n1"))
+	e.must(err)
+	out, err := e.EvictNode(e.Context(), n.ID, e.time)
+	e.must(err)
+	n.Revision, n.EvictedAt = 2, e.time
+	e.equal(out, n)
+	got, err := e.Nodes(e.Context())
+	e.must(err)
+	e.equal(got, []broker.Node{n})
+	_, err = e.SaveNode(e.Context(), e.node("n1")) // joins anew
+	e.conflict(err)
+	_, err = e.SaveNode(e.Context(), out) // renews, knowing the newest
+	e.conflict(err)
+	elsewhere := e.node("n2")
+	elsewhere.DurableKey = n.DurableKey // under another name
+	_, err = e.SaveNode(e.Context(), elsewhere)
+	e.conflict(err)
+	again, err := e.EvictNode(e.Context(), n.ID, e.time.Add(time.Hour))
+	e.must(err)
+	if !again.EvictedAt.Equal(e.time) {
+		e.Errorf("it is now evicted since %s, it was since %s", again.EvictedAt, e.time)
+	}
+	_, err = e.EvictNode(e.Context(), e.node("nobody").ID, e.time)
+	e.refused(err, broker.ErrNotFound)
+}
+
+func renewalAgainstEviction(e *env) {
+	for i := range 20 {
+		n, err := e.SaveNode(e.Context(), e.node(fmt.Sprintf("n%d", i)))
+		e.must(err)
+		var both sync.WaitGroup
+		var evicting error
+		both.Go(func() { _, evicting = e.EvictNode(e.Context(), n.ID, e.time) })
+		both.Go(func() { _, _ = e.SaveNode(e.Context(), n) }) // before the eviction, or not at all
+		both.Wait()
+		e.must(evicting)
+	}
+	all, err := e.Nodes(e.Context())
+	e.must(err)
+	e.equal(len(all), 20)
+	for _, n := range all {
+		if n.EvictedAt.IsZero() {
+			e.Errorf("%s is back", n.ID)
+		}
+	}
+}
+
+func otherMachine(e *env) {
+	_, err := e.SaveNode(e.Context(), e.node("n1"))
+	e.must(err)
+	before := e.state()
+	other := e.node("n1")
+	other.DurableKey = "other:n1"
+	_, err = e.SaveNode(e.Context(), other)
+	e.conflict(err)
+	e.unchanged(before)
+}
+
+func oversizedFacts(e *env) {
+	n := e.node("n1")
+	large, err := identity.NewFacts("node", map[string][]string{"node.fake.large": {strings.Repeat("x", identity.MaxFactsBytes-100)}})
+	e.must(err)
+	larger, err := identity.NewFacts("node", map[string][]string{"node.fake.more": {strings.Repeat("x", 200)}})
+	e.must(err)
+	n.Facts, err = large.Join(larger)
+	e.must(err)
+	if _, err := e.SaveNode(e.Context(), n); err == nil {
+		e.Error("it is saved")
+	}
+	e.reopen()
+	e.equal(e.revision(), uint64(0))
+	e.unchanged(state{})
+}
