@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
@@ -62,9 +63,7 @@ func NewMethod(cfg Config) join.Method { return method{cfg} }
 
 // Join spends the token that evidence is.
 func (m method) Join(ctx context.Context, evidence []byte, _ join.Challenge) (join.Proof, error) {
-	text := string(evidence)
-	secret, ok := strings.CutPrefix(text, Prefix)
-	if raw, err := base64.RawURLEncoding.DecodeString(secret); !ok || err != nil || len(raw) != entropy {
+	if !wellFormed(evidence) {
 		return join.Proof{}, fmt.Errorf("%w: it is not a join token", join.ErrEvidence)
 	}
 	hash := sha256.Sum256(evidence)
@@ -86,6 +85,17 @@ func (m method) Join(ctx context.Context, evidence []byte, _ join.Challenge) (jo
 	return join.Proof{Name: name, Facts: f, DurableKey: name}, nil
 }
 
+// wellFormed says whether evidence has the form of New's tokens: only such are
+// worth a look at the store.
+func wellFormed(evidence []byte) bool {
+	secret, ok := strings.CutPrefix(string(evidence), Prefix)
+	if !ok || len(secret) != base64.RawURLEncoding.EncodedLen(entropy) {
+		return false
+	}
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(secret)
+	return err == nil && len(raw) == entropy
+}
+
 // CheckName refuses a node name that cannot be one segment of a SPIFFE ID's
 // path (SPIFFE-ID §2.2) of at most 63 bytes.
 func CheckName(name string) error {
@@ -95,7 +105,7 @@ func CheckName(name string) error {
 	return nil
 }
 
-// CheckLabels refuses labels that cannot be facts.
+// CheckLabels refuses labels that cannot be facts, or not survive being kept.
 func CheckLabels(labels map[string]string) error {
 	if len(labels) > 16 {
 		return fmt.Errorf("%d labels: at most 16 are taken", len(labels))
@@ -104,8 +114,8 @@ func CheckLabels(labels map[string]string) error {
 		if err := identity.CheckFactName("node.token." + label); err != nil || strings.IndexFunc(label, notSegment) >= 0 {
 			return fmt.Errorf("label %.80q: letters, digits, . - _ are taken", label)
 		}
-		if value == "" || len(value) > 256 {
-			return fmt.Errorf("label %s: a value has 1 to 256 bytes", label)
+		if value == "" || len(value) > 256 || !utf8.ValidString(value) {
+			return fmt.Errorf("label %s: a value has 1 to 256 bytes of UTF-8", label)
 		}
 	}
 	return nil
