@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -141,7 +142,6 @@ func newEnv(t *testing.T, changes ...func(*env)) *env {
 	e := &env{t: t, dir: dir, peers: &documents{m: map[string][]byte{}}, log: &logBuffer{}}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	e.listen()
-	e.issuer = "https://" + e.listeners.Web.Addr().String() + "/td"
 	for _, change := range changes {
 		change(e)
 	}
@@ -149,6 +149,9 @@ func newEnv(t *testing.T, changes ...func(*env)) *env {
 	e.run()
 	return e
 }
+
+// withIssuer lets it sign JWT-SVIDs. Making their keys takes most of a test.
+func withIssuer(e *env) { e.issuer = "https://" + e.listeners.Web.Addr().String() + "/td" }
 
 func (e *env) listen() {
 	var err error
@@ -193,7 +196,7 @@ func (e *env) open() {
 	check(err)
 	peers, err := federation.New(federation.Config{TrustDomain: td, Fetcher: e.peers, Store: e.store, Now: e.now, Log: log})
 	check(err)
-	policy := identity.Config{TrustDomain: td, JWT: true, DNSSuffixes: []string{"example.org"}}
+	policy := identity.Config{TrustDomain: td, JWT: e.issuer != "", DNSSuffixes: []string{"example.org"}}
 	empty, err := identity.NewSet(policy, identity.Resources{})
 	check(err)
 	e.broker, err = broker.New(ctx, broker.Config{
@@ -201,8 +204,11 @@ func (e *env) open() {
 		Policy: &broker.Policy{Set: empty}, Log: log, Now: e.now, JoinTime: e.joinTime,
 	})
 	check(err)
-	discovery, err := oidc.New(oidc.Config{Issuer: e.issuer, Keys: e.authority.OIDCKeys})
-	check(err)
+	var discovery http.Handler
+	if e.issuer != "" {
+		discovery, err = oidc.New(oidc.Config{Issuer: e.issuer, Keys: e.authority.OIDCKeys})
+		check(err)
+	}
 	web, pool := webCertificate(t)
 	e.webCA = pool
 	e.config = server.Config{

@@ -193,7 +193,8 @@ func TestReportsAreTheNodesWord(t *testing.T) {
 }
 
 func TestWhatCannotBeRecordedIsNotReleased(t *testing.T) {
-	e := newEnv(t)
+	e := newEnv(t, withIssuer)
+	e.ready()
 	e.apply(web)
 	n := e.join("n1")
 	if err := e.audit.Close(); err != nil {

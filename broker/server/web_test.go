@@ -59,7 +59,7 @@ func do(t *testing.T, c *http.Client, method, url string, header http.Header) (*
 
 // SPIFFE Federation §4, §5.2.1.3, §5.2.2.3; rows FED-01, FED-19 to FED-22.
 func TestTheBundleIsServedByBothProfiles(t *testing.T) {
-	e := newEnv(t)
+	e := newEnv(t, withIssuer)
 	e.ready()
 	for name, address := range map[string]string{"https_spiffe": e.listeners.SPIFFE.Addr().String(), "https_web": e.listeners.Web.Addr().String()} {
 		t.Run(name, func(t *testing.T) {
@@ -109,7 +109,7 @@ func TestTheBundleIsServedByBothProfiles(t *testing.T) {
 
 // Rows TDB-04 to TDB-12, TDB-18, TDB-19.
 func TestTheBundleHasItsForm(t *testing.T) {
-	e := newEnv(t)
+	e := newEnv(t, withIssuer)
 	e.ready()
 	_, body := do(t, e.client(nil), "GET", "https://"+e.listeners.Web.Addr().String()+server.BundlePath, nil)
 	var b struct {
@@ -141,7 +141,7 @@ func TestTheBundleHasItsForm(t *testing.T) {
 }
 
 func TestGoSPIFFEFetchesTheBundle(t *testing.T) {
-	e := newEnv(t)
+	e := newEnv(t, withIssuer)
 	e.ready()
 	own, _ := e.authority.Document()
 	web := "https://" + e.listeners.Web.Addr().String() + server.BundlePath
@@ -199,7 +199,7 @@ func TestTheSPIFFEListenerShowsTheAnchor(t *testing.T) {
 
 // Rows OIDC-01 to OIDC-06.
 func TestARelyingPartyBelievesATokenOfOurs(t *testing.T) {
-	e := newEnv(t)
+	e := newEnv(t, withIssuer)
 	e.ready()
 	e.apply(strings.Replace(web, "[orders]", "[orders, billing]", 1))
 	n := e.join("n1")
