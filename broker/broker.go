@@ -58,10 +58,13 @@ type Store interface {
 	Nodes(context.Context) ([]Node, error)
 	// SaveNode writes a node that joined or renewed, and returns it with its
 	// new revision. It refuses with ErrConflict where the durable key is
-	// banned.
+	// banned, or another than the one that has the ID; and, unless the node's
+	// revision is zero (a join), where that is not what stands.
 	SaveNode(context.Context, Node) (Node, error)
 	// EvictNode marks the node evicted and bans its durable key.
 	EvictNode(ctx context.Context, id string, at time.Time) (Node, error)
+	// AllowNode forgets an evicted node and lifts its ban.
+	AllowNode(ctx context.Context, id string) error
 }
 
 // A Node is a machine that joined.

@@ -877,6 +877,94 @@ func (x *EvictNodeResponse) GetRevision() uint64 {
 	return 0
 }
 
+type AllowNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowNodeRequest) Reset() {
+	*x = AllowNodeRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowNodeRequest) ProtoMessage() {}
+
+func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowNodeRequest.ProtoReflect.Descriptor instead.
+func (*AllowNodeRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AllowNodeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AllowNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type AllowNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowNodeResponse) Reset() {
+	*x = AllowNodeResponse{}
+	mi := &file_broker_api_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowNodeResponse) ProtoMessage() {}
+
+func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowNodeResponse.ProtoReflect.Descriptor instead.
+func (*AllowNodeResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{15}
+}
+
 type ExplainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // SPIFFE ID of a joined node, whose facts are added; or none
@@ -890,7 +978,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[14]
+	mi := &file_broker_api_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +990,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[14]
+	mi := &file_broker_api_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1003,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{14}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExplainRequest) GetNode() string {
@@ -964,7 +1052,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[15]
+	mi := &file_broker_api_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1064,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[15]
+	mi := &file_broker_api_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1077,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{15}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExplainResponse) GetText() string {
@@ -1022,7 +1110,7 @@ type ShowBundleRequest struct {
 
 func (x *ShowBundleRequest) Reset() {
 	*x = ShowBundleRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[16]
+	mi := &file_broker_api_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1122,7 @@ func (x *ShowBundleRequest) String() string {
 func (*ShowBundleRequest) ProtoMessage() {}
 
 func (x *ShowBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[16]
+	mi := &file_broker_api_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1135,7 @@ func (x *ShowBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowBundleRequest.ProtoReflect.Descriptor instead.
 func (*ShowBundleRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{16}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ShowBundleRequest) GetTrustDomain() string {
@@ -1070,7 +1158,7 @@ type ShowBundleResponse struct {
 
 func (x *ShowBundleResponse) Reset() {
 	*x = ShowBundleResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[17]
+	mi := &file_broker_api_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1170,7 @@ func (x *ShowBundleResponse) String() string {
 func (*ShowBundleResponse) ProtoMessage() {}
 
 func (x *ShowBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[17]
+	mi := &file_broker_api_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1183,7 @@ func (x *ShowBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowBundleResponse.ProtoReflect.Descriptor instead.
 func (*ShowBundleResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{17}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ShowBundleResponse) GetTrustDomain() string {
@@ -1151,7 +1239,7 @@ type AuthorityInfo struct {
 
 func (x *AuthorityInfo) Reset() {
 	*x = AuthorityInfo{}
-	mi := &file_broker_api_admin_proto_msgTypes[18]
+	mi := &file_broker_api_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1251,7 @@ func (x *AuthorityInfo) String() string {
 func (*AuthorityInfo) ProtoMessage() {}
 
 func (x *AuthorityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[18]
+	mi := &file_broker_api_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1264,7 @@ func (x *AuthorityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityInfo.ProtoReflect.Descriptor instead.
 func (*AuthorityInfo) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{18}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AuthorityInfo) GetId() string {
@@ -1257,7 +1345,7 @@ type ListAuthoritiesRequest struct {
 
 func (x *ListAuthoritiesRequest) Reset() {
 	*x = ListAuthoritiesRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[19]
+	mi := &file_broker_api_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1357,7 @@ func (x *ListAuthoritiesRequest) String() string {
 func (*ListAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[19]
+	mi := &file_broker_api_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1370,7 @@ func (x *ListAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{19}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{21}
 }
 
 type ListAuthoritiesResponse struct {
@@ -1294,7 +1382,7 @@ type ListAuthoritiesResponse struct {
 
 func (x *ListAuthoritiesResponse) Reset() {
 	*x = ListAuthoritiesResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[20]
+	mi := &file_broker_api_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1394,7 @@ func (x *ListAuthoritiesResponse) String() string {
 func (*ListAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[20]
+	mi := &file_broker_api_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1407,7 @@ func (x *ListAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{20}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListAuthoritiesResponse) GetAuthorities() []*AuthorityInfo {
@@ -1339,7 +1427,7 @@ type TailAuditRequest struct {
 
 func (x *TailAuditRequest) Reset() {
 	*x = TailAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[21]
+	mi := &file_broker_api_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1439,7 @@ func (x *TailAuditRequest) String() string {
 func (*TailAuditRequest) ProtoMessage() {}
 
 func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[21]
+	mi := &file_broker_api_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1452,7 @@ func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
 func (*TailAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{21}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TailAuditRequest) GetLast() uint32 {
@@ -1390,7 +1478,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_broker_api_admin_proto_msgTypes[22]
+	mi := &file_broker_api_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1490,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[22]
+	mi := &file_broker_api_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1503,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{22}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AuditRecord) GetJson() []byte {
@@ -1433,7 +1521,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[23]
+	mi := &file_broker_api_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1533,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[23]
+	mi := &file_broker_api_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1546,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{23}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{25}
 }
 
 type VerifyAuditResponse struct {
@@ -1474,7 +1562,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[24]
+	mi := &file_broker_api_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1574,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[24]
+	mi := &file_broker_api_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1587,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{24}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VerifyAuditResponse) GetRecords() uint64 {
@@ -1545,7 +1633,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[25]
+	mi := &file_broker_api_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1645,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[25]
+	mi := &file_broker_api_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1658,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{25}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{27}
 }
 
 type StatusResponse struct {
@@ -1590,7 +1678,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[26]
+	mi := &file_broker_api_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1690,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[26]
+	mi := &file_broker_api_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1703,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{26}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StatusResponse) GetTrustDomain() string {
@@ -1694,7 +1782,7 @@ type ApplyResponse_Applied struct {
 
 func (x *ApplyResponse_Applied) Reset() {
 	*x = ApplyResponse_Applied{}
-	mi := &file_broker_api_admin_proto_msgTypes[27]
+	mi := &file_broker_api_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1794,7 @@ func (x *ApplyResponse_Applied) String() string {
 func (*ApplyResponse_Applied) ProtoMessage() {}
 
 func (x *ApplyResponse_Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[27]
+	mi := &file_broker_api_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1925,11 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"/\n" +
 	"\x11EvictNodeResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"\x8f\x02\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\":\n" +
+	"\x10AllowNodeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x13\n" +
+	"\x11AllowNodeResponse\"\x8f\x02\n" +
 	"\x0eExplainRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12C\n" +
 	"\x05facts\x18\x02 \x03(\v2-.credence.broker.v1.ExplainRequest.FactsEntryR\x05facts\x12\x18\n" +
@@ -1906,14 +1998,15 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\aproblem\x18\t \x01(\tR\aproblem\x1a9\n" +
 	"\vListenEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\xa6\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\x80\t\n" +
 	"\x05Admin\x12L\n" +
 	"\x05Apply\x12 .credence.broker.v1.ApplyRequest\x1a!.credence.broker.v1.ApplyResponse\x12F\n" +
 	"\x03Get\x12\x1e.credence.broker.v1.GetRequest\x1a\x1f.credence.broker.v1.GetResponse\x12O\n" +
 	"\x06Delete\x12!.credence.broker.v1.DeleteRequest\x1a\".credence.broker.v1.DeleteResponse\x12^\n" +
 	"\vCreateToken\x12&.credence.broker.v1.CreateTokenRequest\x1a'.credence.broker.v1.CreateTokenResponse\x12X\n" +
 	"\tListNodes\x12$.credence.broker.v1.ListNodesRequest\x1a%.credence.broker.v1.ListNodesResponse\x12X\n" +
-	"\tEvictNode\x12$.credence.broker.v1.EvictNodeRequest\x1a%.credence.broker.v1.EvictNodeResponse\x12R\n" +
+	"\tEvictNode\x12$.credence.broker.v1.EvictNodeRequest\x1a%.credence.broker.v1.EvictNodeResponse\x12X\n" +
+	"\tAllowNode\x12$.credence.broker.v1.AllowNodeRequest\x1a%.credence.broker.v1.AllowNodeResponse\x12R\n" +
 	"\aExplain\x12\".credence.broker.v1.ExplainRequest\x1a#.credence.broker.v1.ExplainResponse\x12[\n" +
 	"\n" +
 	"ShowBundle\x12%.credence.broker.v1.ShowBundleRequest\x1a&.credence.broker.v1.ShowBundleResponse\x12j\n" +
@@ -1934,7 +2027,7 @@ func file_broker_api_admin_proto_rawDescGZIP() []byte {
 	return file_broker_api_admin_proto_rawDescData
 }
 
-var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_broker_api_admin_proto_goTypes = []any{
 	(*Resource)(nil),                // 0: credence.broker.v1.Resource
 	(*ApplyRequest)(nil),            // 1: credence.broker.v1.ApplyRequest
@@ -1950,63 +2043,67 @@ var file_broker_api_admin_proto_goTypes = []any{
 	(*ListNodesResponse)(nil),       // 11: credence.broker.v1.ListNodesResponse
 	(*EvictNodeRequest)(nil),        // 12: credence.broker.v1.EvictNodeRequest
 	(*EvictNodeResponse)(nil),       // 13: credence.broker.v1.EvictNodeResponse
-	(*ExplainRequest)(nil),          // 14: credence.broker.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 15: credence.broker.v1.ExplainResponse
-	(*ShowBundleRequest)(nil),       // 16: credence.broker.v1.ShowBundleRequest
-	(*ShowBundleResponse)(nil),      // 17: credence.broker.v1.ShowBundleResponse
-	(*AuthorityInfo)(nil),           // 18: credence.broker.v1.AuthorityInfo
-	(*ListAuthoritiesRequest)(nil),  // 19: credence.broker.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil), // 20: credence.broker.v1.ListAuthoritiesResponse
-	(*TailAuditRequest)(nil),        // 21: credence.broker.v1.TailAuditRequest
-	(*AuditRecord)(nil),             // 22: credence.broker.v1.AuditRecord
-	(*VerifyAuditRequest)(nil),      // 23: credence.broker.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),     // 24: credence.broker.v1.VerifyAuditResponse
-	(*StatusRequest)(nil),           // 25: credence.broker.v1.StatusRequest
-	(*StatusResponse)(nil),          // 26: credence.broker.v1.StatusResponse
-	(*ApplyResponse_Applied)(nil),   // 27: credence.broker.v1.ApplyResponse.Applied
-	nil,                             // 28: credence.broker.v1.CreateTokenRequest.LabelsEntry
-	nil,                             // 29: credence.broker.v1.NodeInfo.FactsEntry
-	nil,                             // 30: credence.broker.v1.ExplainRequest.FactsEntry
-	nil,                             // 31: credence.broker.v1.StatusResponse.ListenEntry
-	(*Values)(nil),                  // 32: credence.broker.v1.Values
+	(*AllowNodeRequest)(nil),        // 14: credence.broker.v1.AllowNodeRequest
+	(*AllowNodeResponse)(nil),       // 15: credence.broker.v1.AllowNodeResponse
+	(*ExplainRequest)(nil),          // 16: credence.broker.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 17: credence.broker.v1.ExplainResponse
+	(*ShowBundleRequest)(nil),       // 18: credence.broker.v1.ShowBundleRequest
+	(*ShowBundleResponse)(nil),      // 19: credence.broker.v1.ShowBundleResponse
+	(*AuthorityInfo)(nil),           // 20: credence.broker.v1.AuthorityInfo
+	(*ListAuthoritiesRequest)(nil),  // 21: credence.broker.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil), // 22: credence.broker.v1.ListAuthoritiesResponse
+	(*TailAuditRequest)(nil),        // 23: credence.broker.v1.TailAuditRequest
+	(*AuditRecord)(nil),             // 24: credence.broker.v1.AuditRecord
+	(*VerifyAuditRequest)(nil),      // 25: credence.broker.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),     // 26: credence.broker.v1.VerifyAuditResponse
+	(*StatusRequest)(nil),           // 27: credence.broker.v1.StatusRequest
+	(*StatusResponse)(nil),          // 28: credence.broker.v1.StatusResponse
+	(*ApplyResponse_Applied)(nil),   // 29: credence.broker.v1.ApplyResponse.Applied
+	nil,                             // 30: credence.broker.v1.CreateTokenRequest.LabelsEntry
+	nil,                             // 31: credence.broker.v1.NodeInfo.FactsEntry
+	nil,                             // 32: credence.broker.v1.ExplainRequest.FactsEntry
+	nil,                             // 33: credence.broker.v1.StatusResponse.ListenEntry
+	(*Values)(nil),                  // 34: credence.broker.v1.Values
 }
 var file_broker_api_admin_proto_depIdxs = []int32{
-	27, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
+	29, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
 	0,  // 1: credence.broker.v1.GetResponse.resources:type_name -> credence.broker.v1.Resource
-	28, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
-	29, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
+	30, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
+	31, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
 	9,  // 4: credence.broker.v1.ListNodesResponse.nodes:type_name -> credence.broker.v1.NodeInfo
-	30, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
-	18, // 6: credence.broker.v1.ListAuthoritiesResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	31, // 7: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
-	32, // 8: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
-	32, // 9: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
+	32, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
+	20, // 6: credence.broker.v1.ListAuthoritiesResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
+	33, // 7: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
+	34, // 8: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
+	34, // 9: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
 	1,  // 10: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
 	3,  // 11: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
 	5,  // 12: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
 	7,  // 13: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
 	10, // 14: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
 	12, // 15: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
-	14, // 16: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
-	16, // 17: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
-	19, // 18: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
-	21, // 19: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
-	23, // 20: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
-	25, // 21: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
-	2,  // 22: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
-	4,  // 23: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
-	6,  // 24: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
-	8,  // 25: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
-	11, // 26: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
-	13, // 27: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
-	15, // 28: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
-	17, // 29: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
-	20, // 30: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
-	22, // 31: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
-	24, // 32: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
-	26, // 33: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
-	22, // [22:34] is the sub-list for method output_type
-	10, // [10:22] is the sub-list for method input_type
+	14, // 16: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
+	16, // 17: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
+	18, // 18: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
+	21, // 19: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
+	23, // 20: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
+	25, // 21: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
+	27, // 22: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
+	2,  // 23: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
+	4,  // 24: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
+	6,  // 25: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
+	8,  // 26: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
+	11, // 27: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
+	13, // 28: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
+	15, // 29: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
+	17, // 30: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
+	19, // 31: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
+	22, // 32: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
+	24, // 33: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
+	26, // 34: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
+	28, // 35: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
+	23, // [23:36] is the sub-list for method output_type
+	10, // [10:23] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -2024,7 +2121,7 @@ func file_broker_api_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_admin_proto_rawDesc), len(file_broker_api_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const (
 	Admin_CreateToken_FullMethodName     = "/credence.broker.v1.Admin/CreateToken"
 	Admin_ListNodes_FullMethodName       = "/credence.broker.v1.Admin/ListNodes"
 	Admin_EvictNode_FullMethodName       = "/credence.broker.v1.Admin/EvictNode"
+	Admin_AllowNode_FullMethodName       = "/credence.broker.v1.Admin/AllowNode"
 	Admin_Explain_FullMethodName         = "/credence.broker.v1.Admin/Explain"
 	Admin_ShowBundle_FullMethodName      = "/credence.broker.v1.Admin/ShowBundle"
 	Admin_ListAuthorities_FullMethodName = "/credence.broker.v1.Admin/ListAuthorities"
@@ -46,6 +47,7 @@ type AdminClient interface {
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	EvictNode(ctx context.Context, in *EvictNodeRequest, opts ...grpc.CallOption) (*EvictNodeResponse, error)
+	AllowNode(ctx context.Context, in *AllowNodeRequest, opts ...grpc.CallOption) (*AllowNodeResponse, error)
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 	ShowBundle(ctx context.Context, in *ShowBundleRequest, opts ...grpc.CallOption) (*ShowBundleResponse, error)
 	ListAuthorities(ctx context.Context, in *ListAuthoritiesRequest, opts ...grpc.CallOption) (*ListAuthoritiesResponse, error)
@@ -116,6 +118,16 @@ func (c *adminClient) EvictNode(ctx context.Context, in *EvictNodeRequest, opts 
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(EvictNodeResponse)
 	err := c.cc.Invoke(ctx, Admin_EvictNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) AllowNode(ctx context.Context, in *AllowNodeRequest, opts ...grpc.CallOption) (*AllowNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AllowNodeResponse)
+	err := c.cc.Invoke(ctx, Admin_AllowNode_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -204,6 +216,7 @@ type AdminServer interface {
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	EvictNode(context.Context, *EvictNodeRequest) (*EvictNodeResponse, error)
+	AllowNode(context.Context, *AllowNodeRequest) (*AllowNodeResponse, error)
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	ShowBundle(context.Context, *ShowBundleRequest) (*ShowBundleResponse, error)
 	ListAuthorities(context.Context, *ListAuthoritiesRequest) (*ListAuthoritiesResponse, error)
@@ -237,6 +250,9 @@ func (UnimplementedAdminServer) ListNodes(context.Context, *ListNodesRequest) (*
 }
 func (UnimplementedAdminServer) EvictNode(context.Context, *EvictNodeRequest) (*EvictNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method EvictNode not implemented")
+}
+func (UnimplementedAdminServer) AllowNode(context.Context, *AllowNodeRequest) (*AllowNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AllowNode not implemented")
 }
 func (UnimplementedAdminServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
@@ -385,6 +401,24 @@ func _Admin_EvictNode_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_AllowNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AllowNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).AllowNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_AllowNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).AllowNode(ctx, req.(*AllowNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ExplainRequest)
 	if err := dec(in); err != nil {
@@ -516,6 +550,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "EvictNode",
 			Handler:    _Admin_EvictNode_Handler,
+		},
+		{
+			MethodName: "AllowNode",
+			Handler:    _Admin_AllowNode_Handler,
 		},
 		{
 			MethodName: "Explain",

@@ -171,19 +171,26 @@ func unix(t time.Time) int64 {
 
 // EvictNode shuts a node out and bans its return.
 func (a adminService) EvictNode(ctx context.Context, r *api.EvictNodeRequest) (*api.EvictNodeResponse, error) {
-	id := r.GetId()
-	if !strings.Contains(id, "://") {
-		node, err := identity.NodeID(a.s.cfg.TrustDomain, id)
-		if err != nil {
-			return nil, a.fail(ctx, fmt.Errorf("%w: %w", broker.ErrRequest, err))
-		}
-		id = node.String()
+	n, err := a.findNode(r.GetId())
+	if err == nil {
+		n, err = a.s.cfg.Broker.Evict(ctx, n.ID, a.s.cfg.AdminActor(ctx), r.GetReason())
 	}
-	n, err := a.s.cfg.Broker.Evict(ctx, id, a.s.cfg.AdminActor(ctx), r.GetReason())
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
 	return &api.EvictNodeResponse{Revision: n.Revision}, nil
+}
+
+// AllowNode lets an evicted node join again.
+func (a adminService) AllowNode(ctx context.Context, r *api.AllowNodeRequest) (*api.AllowNodeResponse, error) {
+	n, err := a.findNode(r.GetId())
+	if err == nil {
+		err = a.s.cfg.Broker.Allow(ctx, n.ID, a.s.cfg.AdminActor(ctx), r.GetReason())
+	}
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return &api.AllowNodeResponse{}, nil
 }
 
 // Explain says why a workload gets what it gets, or what was nearest.

@@ -58,7 +58,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 	for name, c := range map[string]struct{ yaml, says string }{
 		"the second is malformed":    {web + "---\nkind: Deny\n", "test.yaml:7:5: name: is missing"},
 		"the second names no target": {web + "---\n" + linked, `test.yaml:15:5: Identity linked: targets[0]: there is no Target "t1"`},
-		"a Peer that is ours":        {web + "---\nkind: Peer\nname: example.org\nurl: https://example.org/b\nhttps_web: {}\n", "Peer example.org"},
+		"a Peer that is ours":        {web + "---\nkind: Peer\nname: example.org\nurl: https://example.org/b\nhttps_web: {}\n", "test.yaml:7:1: Peer example.org"},
 		"a method that is not built": {web + "---\nkind: JoinRule\nname: r\ntpm: {}\nallow: [{node.tpm.ek: a}]\n", `"tpm" is neither a field of a JoinRule nor a join method that this program has (fake)`},
 		"a flow that is not built":   {web + "---\nkind: Target\nname: t\noauth: {}\n", `"oauth" is neither a field of a Target nor a flow that this program has (cloud)`},
 		"a reserved path":            {strings.ReplaceAll(web, "/web", "/credence/broker"), "/credence/"},
@@ -278,8 +278,11 @@ func TestAdministrativeActsStandInTheRecord(t *testing.T) {
 	}
 	_, err := e.admin().EvictNode(t.Context(), &api.EvictNodeRequest{Id: "nobody"})
 	wantCode(t, err, codes.NotFound)
-	_, err = e.admin().EvictNode(t.Context(), &api.EvictNodeRequest{Id: "a/b"})
-	wantCode(t, err, codes.InvalidArgument)
+	_, err = e.admin().AllowNode(t.Context(), &api.AllowNodeRequest{Id: "nobody"})
+	wantCode(t, err, codes.NotFound)
+	if _, err := e.admin().AllowNode(t.Context(), &api.AllowNodeRequest{Id: "n1", Reason: "found"}); err != nil {
+		t.Fatal(err)
+	}
 	var kinds []string
 	for _, r := range e.records() {
 		kinds = append(kinds, r.Kind)
@@ -287,7 +290,7 @@ func TestAdministrativeActsStandInTheRecord(t *testing.T) {
 			t.Errorf("%s was done by %q", r.Kind, r.Actor)
 		}
 	}
-	if d := cmp.Diff([]string{"apply", "token", "join", "delete", "evict"}, kinds); d != "" {
+	if d := cmp.Diff([]string{"apply", "token", "join", "delete", "evict", "allow"}, kinds); d != "" {
 		t.Error(d)
 	}
 }

@@ -178,6 +178,13 @@ func TestOnlyNodesThatStandAreServed(t *testing.T) {
 		wantRefused(t, out)
 		_, err := joinOnce(t.Context(), e.stranger(), &api.JoinRequest_Start{Method: "token", Evidence: []byte(e.token("n2")), PublicKey: spki(t, newKey(t).Public())})
 		wantCode(t, err, codes.FailedPrecondition)
+		if _, err := e.admin().AllowNode(t.Context(), &api.AllowNodeRequest{Id: "n2"}); err != nil {
+			t.Fatal(err)
+		}
+		wantRefused(t, out) // its former SVID stays without effect
+		e.join("n2")
+		_, err = e.admin().AllowNode(t.Context(), &api.AllowNodeRequest{Id: "n2"})
+		wantCode(t, err, codes.NotFound) // it is not evicted
 	})
 }
 

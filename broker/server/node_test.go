@@ -211,3 +211,25 @@ func TestWhatCannotBeRecordedIsNotReleased(t *testing.T) {
 		t.Error("a node's SVID was released")
 	}
 }
+
+// An SVID's record names the very text that granted it, also after others
+// changed.
+func TestTheRecordNamesTheRevision(t *testing.T) {
+	e := newEnv(t)
+	e.apply(web)
+	e.apply(web + "hint: a\n")
+	e.apply(target)
+	n := e.join("n1")
+	if got, _, err := n.issue(t.Context(), t, "33"); err != nil || len(got.GetSvids()) != 1 {
+		t.Fatal(got, err)
+	}
+	r, err := e.admin().Get(t.Context(), &api.GetRequest{Kind: "Identity", Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	records := e.records()
+	last := records[len(records)-1]
+	if want := r.GetResources()[0].GetRevision(); last.Kind != "issue.x509" || last.Identity != "web" || last.Revision != want {
+		t.Errorf("the record has %s by %s, revision %d, of %d", last.Kind, last.Identity, last.Revision, want)
+	}
+}

@@ -100,15 +100,17 @@ func (s *Server) compile(rows []store.Resource, last uint64) (*state, error) {
 		Revision: last, Targets: map[string]broker.Target{}, X509: map[string]identity.X509{},
 	}}
 	var all identity.Resources
+	known := make(map[[2]string]stored)
+	if now := s.state.Load(); now != nil {
+		for _, k := range now.resources {
+			known[[2]string{k.row.Kind, k.row.Name}] = k
+		}
+	}
 	for _, row := range rows {
-		parsed, err := s.cfg.Resources.Parse(row.Kind+" "+row.Name, row.Body)
+		r, err := s.parsed(row, known[[2]string{row.Kind, row.Name}])
 		if err != nil {
 			return nil, err
 		}
-		if len(parsed) != 1 || parsed[0].Kind != row.Kind || parsed[0].Name != row.Name {
-			return nil, fmt.Errorf("%s %s: it does not hold what its name says", row.Kind, row.Name)
-		}
-		r := parsed[0]
 		st.resources = append(st.resources, stored{row, r})
 		if err := s.collect(st, &all, r, row.Revision); err != nil {
 			return nil, err
@@ -126,32 +128,52 @@ func (s *Server) compile(rows []store.Resource, last uint64) (*state, error) {
 	return st, nil
 }
 
+// parsed reads a row, or takes what it was read as before.
+func (s *Server) parsed(row store.Resource, known stored) (resource.Resource, error) {
+	if known.row.Body != nil && bytes.Equal(known.row.Body, row.Body) {
+		return known.resource, nil
+	}
+	parsed, err := s.cfg.Resources.Parse(row.Kind+" "+row.Name, row.Body)
+	if err != nil {
+		return resource.Resource{}, err
+	}
+	if len(parsed) != 1 || parsed[0].Kind != row.Kind || parsed[0].Name != row.Name {
+		return resource.Resource{}, fmt.Errorf("%s %s: it does not hold what its name says", row.Kind, row.Name)
+	}
+	return parsed[0], nil
+}
+
+// collect adds one resource to what they mean together. The resource is shared
+// with other states: its revision is set in copies.
 func (s *Server) collect(st *state, all *identity.Resources, r resource.Resource, revision uint64) error {
 	switch {
 	case r.Identity != nil:
-		r.Identity.Revision = revision
-		all.Identities = append(all.Identities, *r.Identity)
-		if r.Identity.X509 != nil {
-			st.policy.X509[r.Name] = *r.Identity.X509
+		i := *r.Identity
+		i.Revision = revision
+		all.Identities = append(all.Identities, i)
+		if i.X509 != nil {
+			st.policy.X509[r.Name] = *i.X509
 		}
 	case r.Deny != nil:
-		r.Deny.Revision = revision
-		all.Denies = append(all.Denies, *r.Deny)
+		d := *r.Deny
+		d.Revision = revision
+		all.Denies = append(all.Denies, d)
 	case r.JoinRule != nil:
-		r.JoinRule.Revision = revision
-		st.policy.Rules = append(st.policy.Rules, *r.JoinRule)
+		j := *r.JoinRule
+		j.Revision = revision
+		st.policy.Rules = append(st.policy.Rules, j)
 	case r.Peer != nil:
-		r.Peer.Revision = revision
-		if err := r.Peer.ValidateFor(s.cfg.TrustDomain); err != nil {
-			return fmt.Errorf("%s %s: %w", r.Kind, r.Name, err)
+		p := *r.Peer
+		p.Revision = revision
+		if err := p.ValidateFor(s.cfg.TrustDomain); err != nil {
+			return &identity.Error{Kind: "Peer", Name: r.Name, Msg: err.Error()}
 		}
-		st.peers = append(st.peers, *r.Peer)
+		st.peers = append(st.peers, p)
 		all.Peers = append(all.Peers, r.Name)
 	case r.Target != nil:
-		r.Target.Revision = revision
 		wire, err := r.Target.Wire()
 		if err != nil {
-			return fmt.Errorf("%s %s: %w", r.Kind, r.Name, err)
+			return &identity.Error{Kind: "Target", Name: r.Name, Msg: err.Error()}
 		}
 		st.policy.Targets[r.Name] = broker.Target{Name: r.Name, Revision: revision, Flow: r.Target.Flow, Settings: wire}
 		all.Targets = append(all.Targets, identity.Target{Name: r.Name, Revision: revision, Audience: r.Target.Settings.Audience()})

@@ -118,8 +118,23 @@ func (p *program) nodeCommand() *cobra.Command {
 			})
 		},
 	}
+	allow := &cobra.Command{
+		Use: "allow NODE", Short: "Let an evicted node join again, by a new token", Args: cobra.ExactArgs(1),
+		Example: "  credence node allow build-7 --reason 'reinstalled'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			reason, _ := cmd.Flags().GetString("reason")
+			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
+				if _, err := c.AllowNode(ctx, &api.AllowNodeRequest{Id: args[0], Reason: reason}); err != nil {
+					return err
+				}
+				fmt.Fprintf(p.out, "%s may join again: credence token create --node NAME\n", args[0])
+				return nil
+			})
+		},
+	}
 	evict.Flags().String("reason", "", "for the record")
-	return group("node", "Nodes", addOutput(addAdmin(list), "table", "json"), addAdmin(evict))
+	allow.Flags().String("reason", "", "for the record")
+	return group("node", "Nodes", addOutput(addAdmin(list), "table", "json"), addAdmin(evict), addAdmin(allow))
 }
 
 func nodeState(n *api.NodeInfo) string {

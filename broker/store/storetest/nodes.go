@@ -84,6 +84,21 @@ func evicted(e *env) {
 	e.refused(err, broker.ErrNotFound)
 }
 
+func allowed(e *env) {
+	n, err := e.SaveNode(e.Context(), e.node("n1"))
+	e.must(err)
+	e.refused(e.AllowNode(e.Context(), n.ID), broker.ErrNotFound) // it is welcome already
+	_, err = e.EvictNode(e.Context(), n.ID, e.time)
+	e.must(err)
+	e.must(e.AllowNode(e.Context(), n.ID))
+	e.refused(e.AllowNode(e.Context(), n.ID), broker.ErrNotFound)
+	all, err := e.Nodes(e.Context())
+	e.must(err)
+	e.equal(len(all), 0)
+	_, err = e.SaveNode(e.Context(), e.node("n1"))
+	e.must(err)
+}
+
 func renewalAgainstEviction(e *env) {
 	for i := range 20 {
 		n, err := e.SaveNode(e.Context(), e.node(fmt.Sprintf("n%d", i)))

@@ -38,6 +38,7 @@ func Run(t *testing.T, open Open) {
 		"a node comes back":                     nodes,
 		"a renewal on an old state is refused":  staleRenewal,
 		"an evicted node stays out":             evicted,
+		"an evicted node is allowed back":       allowed,
 		"a renewal never undoes an eviction":    renewalAgainstEviction,
 		"an ID belongs to one durable key":      otherMachine,
 		"facts that cannot be read back":        oversizedFacts,
