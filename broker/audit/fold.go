@@ -314,11 +314,17 @@ func (f *Folder) Close() error {
 	return nil
 }
 
-// keyOf digests what makes two denials the same. Lengths go before strings,
-// so that no two sets of facts read alike.
+// keyOf digests what makes two denials the same: node, kind, code, facts and
+// detail, in which the caller says what was asked and under which policy; but
+// not target and audiences, which a workload could vary without end. Lengths go
+// before strings, so that no two sets of facts read alike.
 func keyOf(e Event) (key foldKey) {
 	h := sha256.New()
 	writeAll(h, []string{e.Kind, e.Node, e.Code})
+	for _, name := range slices.Sorted(maps.Keys(e.Detail)) {
+		writeAll(h, []string{name, e.Detail[name]})
+	}
+	writeAll(h, nil) // facts begin
 	for _, name := range slices.Sorted(maps.Keys(e.Facts)) {
 		writeAll(h, []string{name})
 		writeAll(h, slices.Sorted(slices.Values(e.Facts[name])))
