@@ -43,7 +43,7 @@ func checkText(file string, text []byte) error {
 // short text a long one and a reader look elsewhere, and two readers differ
 // over keys that are not text and over directives.
 func checkTokens(file string, tokens token.Tokens) error {
-	flow, line, entries := 0, 0, 0
+	documents, flow, line, entries := 1, 0, 0, 0
 	for _, t := range tokens {
 		msg := ""
 		switch t.Type {
@@ -53,6 +53,10 @@ func checkTokens(file string, tokens token.Tokens) error {
 			msg = "a key marked by a question mark is not taken: keys are plain text"
 		case token.DirectiveType:
 			msg = "directives are not taken"
+		case token.DocumentHeaderType:
+			if documents++; documents > MaxDocuments+1 { // the first may have no header
+				msg = fmt.Sprintf("more than %d documents are not taken: split it", MaxDocuments)
+			}
 		case token.SequenceStartType, token.MappingStartType:
 			if flow++; flow > maxDepth {
 				msg = "nested too deep"

@@ -27,7 +27,7 @@ func TestWhatTakesTooLongIsRefusedFirst(t *testing.T) {
 		"deep, by indentation":           {head + ladder(30), "nested deeper than 24"},
 		"an error far into a long line":  {head + "m: [" + many("]"), "f:3:"},
 		"an error before long lines":     {head + "m: [" + many("[a]\n"), "f:4:1"},
-		"more documents than are taken":  {strings.Repeat("---\n"+head, resource.MaxDocuments+1), "10001 documents"},
+		"more documents than are taken":  {strings.Repeat("---\n"+head, resource.MaxDocuments+1), "more than 10000 documents"},
 		"a directive":                    {"%TAG ! x\n---\n" + head, "directives are not taken"},
 		"a tag":                          {"kind: !!str Deny\n", "f:1:7: anchors, aliases, merge keys and tags"},
 		"an alias":                       {head + "a: *b\n", "f:3:4: anchors, aliases"},

@@ -17,6 +17,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
@@ -119,31 +120,54 @@ func documents(file string, text []byte) ([]*ast.MappingNode, error) {
 	if err := checkTokens(file, tokens); err != nil {
 		return nil, err
 	}
-	parsed, err := parser.Parse(tokens, 0)
-	if err != nil {
-		return nil, yamlError(file, "", err)
-	}
-	if len(parsed.Docs) > MaxDocuments {
-		return nil, &Error{File: file, Msg: fmt.Sprintf("%d documents, at most %d are taken: split it", len(parsed.Docs), MaxDocuments)}
-	}
 	var docs []*ast.MappingNode
-	for _, d := range parsed.Docs {
-		if d.Body == nil || d.Body.Type() == ast.NullType || d.Body.Type() == ast.CommentType {
-			continue
+	for _, one := range split(tokens) {
+		parsed, err := parser.Parse(one, 0)
+		if err != nil {
+			return nil, yamlError(file, "", err)
 		}
-		if depthOf(d.Body) > maxDepth {
-			return nil, at(file, "", d.Body, fmt.Sprintf("nested deeper than %d", maxDepth))
-		}
-		switch m := d.Body.(type) {
-		case *ast.MappingNode:
-			docs = append(docs, m)
-		case *ast.MappingValueNode:
-			docs = append(docs, ast.Mapping(m.Start, false, m))
-		default:
-			return nil, at(file, "", d.Body, "a resource is a mapping that begins with kind: and name:")
+		for _, d := range parsed.Docs {
+			m, err := mapping(file, d.Body)
+			if err != nil {
+				return nil, err
+			}
+			if m != nil {
+				docs = append(docs, m)
+			}
 		}
 	}
 	return docs, nil
+}
+
+// split gives each document's tokens: the parser's time grows faster than
+// their number.
+func split(tokens token.Tokens) []token.Tokens {
+	var all []token.Tokens
+	from := 0
+	for i, t := range tokens {
+		if t.Type == token.DocumentHeaderType && i > from {
+			all = append(all, tokens[from:i])
+			from = i
+		}
+	}
+	return append(all, tokens[from:])
+}
+
+// mapping is a document's body as a mapping, nil for one that says nothing.
+func mapping(file string, body ast.Node) (*ast.MappingNode, error) {
+	if body == nil || body.Type() == ast.NullType || body.Type() == ast.CommentType {
+		return nil, nil
+	}
+	if depthOf(body) > maxDepth {
+		return nil, at(file, "", body, fmt.Sprintf("nested deeper than %d", maxDepth))
+	}
+	switch m := body.(type) {
+	case *ast.MappingNode:
+		return m, nil
+	case *ast.MappingValueNode:
+		return ast.Mapping(m.Start, false, m), nil
+	}
+	return nil, at(file, "", body, "a resource is a mapping that begins with kind: and name:")
 }
 
 func depthOf(n ast.Node) int {
@@ -167,6 +191,9 @@ func depthOf(n ast.Node) int {
 
 func at(file, resource string, node ast.Node, msg string) *Error {
 	e := &Error{File: file, Resource: resource, Msg: msg}
+	if m, ok := node.(*ast.MappingNode); ok && !m.IsFlowStyle && len(m.Values) > 0 {
+		node = m.Values[0].Key // its own token is the first colon
+	}
 	if t := node.GetToken(); t != nil && t.Position != nil {
 		e.Line, e.Column = t.Position.Line, t.Position.Column
 	}
@@ -200,13 +227,13 @@ func yamlError(file, resource string, err error) *Error {
 // At is an Error at the place of a field, such as "x509.ttl" or
 // "match[0].node.name"; at the resource itself where there is no such field.
 func (r Resource) At(field, msg string) *Error {
-	e := at(r.file, r.Kind+" "+r.Name, r.node, msg)
-	if n := find(r.node, field); n != nil {
-		e = at(r.file, r.Kind+" "+r.Name, n, field+": "+msg)
-	} else if field != "" {
-		e.Msg = field + ": " + msg
+	if field != "" {
+		msg = field + ": " + msg
 	}
-	return e
+	if n := find(r.node, field); n != nil {
+		return at(r.file, r.Kind+" "+r.Name, n, msg)
+	}
+	return at(r.file, r.Kind+" "+r.Name, r.node, msg)
 }
 
 // find follows a field's path as far as the text goes.
