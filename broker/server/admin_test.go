@@ -56,9 +56,9 @@ func (e *env) wantStands(want ...string) {
 func TestApplyIsAllOrNothing(t *testing.T) {
 	e := newEnv(t)
 	for name, c := range map[string]struct{ yaml, says string }{
-		"the second is malformed":    {web + "---\nkind: Deny\n", "test.yaml:7:5: name: is missing"},
+		"the second is malformed":    {web + "---\nkind: Deny\n", "test.yaml:7:1: name: is missing"},
 		"the second names no target": {web + "---\n" + linked, `test.yaml:15:5: Identity linked: targets[0]: there is no Target "t1"`},
-		"a Peer that is ours":        {web + "---\nkind: Peer\nname: example.org\nurl: https://example.org/b\nhttps_web: {}\n", "test.yaml:7:1: Peer example.org"},
+		"a Peer that is ours":        {web + "---\nkind: Peer\nname: example.org\nurl: https://example.org/b\nhttps_web: {}\n", "test.yaml:7:1: Peer example.org: peer example.org"},
 		"a method that is not built": {web + "---\nkind: JoinRule\nname: r\ntpm: {}\nallow: [{node.tpm.ek: a}]\n", `"tpm" is neither a field of a JoinRule nor a join method that this program has (fake)`},
 		"a flow that is not built":   {web + "---\nkind: Target\nname: t\noauth: {}\n", `"oauth" is neither a field of a Target nor a flow that this program has (cloud)`},
 		"a reserved path":            {strings.ReplaceAll(web, "/web", "/credence/broker"), "/credence/"},
