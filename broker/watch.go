@@ -2,16 +2,17 @@ package broker
 
 import (
 	"crypto/sha256"
-	"errors"
-	"slices"
 	"time"
 
 	"github.com/credence-id/credence/broker/identity"
 )
 
-// maxSets bounds what is remembered for one node. Past it the agent is told to
+// Bounds of what is remembered for one session. Past them the agent is told to
 // ask for everything again at a change: more work, never a missed denial.
-const maxSets = 4096
+const (
+	maxSets      = 4096
+	maxSetsBytes = 8 << 20
+)
 
 // A Session is one agent's Watch stream. The broker remembers for it, in
 // memory only, what it decided, and tells it what a change of policy did to
@@ -23,16 +24,23 @@ type Session struct {
 
 	// Guarded by broker.mu.
 	sets         map[[sha256.Size]byte]decided
-	overflow     bool // more sets were decided than are kept
+	bytes        int  // of sets
+	overflow     bool // more was decided than is kept
 	acknowledged uint64
-	changes      []Change
+	pending      map[[sha256.Size]byte]pending // by set; zero: all
 	evicted      bool
 }
 
 type decided struct {
 	workload Workload
 	digest   [sha256.Size]byte
+	bytes    int
 }
+
+// pending is what an agent is yet to be told about a set: to erase, and then
+// perhaps to ask again. There is one for a set, so that an agent which doesn't
+// listen costs no more than what is remembered for it.
+type pending struct{ erase, ask bool }
 
 // A Change tells an agent what to do with the SVIDs that it got for one set of
 // facts: ask again, or erase them at once.
@@ -43,7 +51,9 @@ type Change struct {
 
 // Watch opens a session for a node. Close it.
 func (b *Broker) Watch(node string) *Session {
-	s := &Session{broker: b, node: node, wake: make(chan struct{}, 1), sets: make(map[[sha256.Size]byte]decided)}
+	s := &Session{broker: b, node: node, wake: make(chan struct{}, 1)}
+	s.forget()
+	s.pending = make(map[[sha256.Size]byte]pending)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sessions[node] = append(b.sessions[node], s)
@@ -85,17 +95,35 @@ func (s *Session) Wake() <-chan struct{} { return s.wake }
 func (s *Session) Take() (changes []Change, evicted bool) {
 	s.broker.mu.Lock()
 	defer s.broker.mu.Unlock()
-	changes, s.changes = s.changes, nil
-	slices.SortStableFunc(changes, func(x, y Change) int {
-		switch {
-		case x.Erase == y.Erase:
-			return 0
-		case x.Erase:
-			return -1
+	for set, p := range s.pending {
+		if p.erase {
+			changes = append(changes, Change{Set: set, Erase: true})
 		}
-		return 1
-	})
+	}
+	for set, p := range s.pending {
+		if p.ask {
+			changes = append(changes, Change{Set: set})
+		}
+	}
+	clear(s.pending)
 	return changes, s.evicted
+}
+
+// tell notes a change. To erase undoes what was to be asked before; what is to
+// be asked after it stays. The caller holds broker.mu.
+func (s *Session) tell(set [sha256.Size]byte, erase bool) {
+	if s.evicted {
+		return // it has been told to erase all, and nothing is asked any more
+	}
+	p := s.pending[set]
+	p.erase, p.ask = p.erase || erase, !erase
+	s.pending[set] = p
+	s.signal()
+}
+
+// forget drops what was decided. The caller holds broker.mu.
+func (s *Session) forget() {
+	s.sets, s.bytes, s.overflow = make(map[[sha256.Size]byte]decided), 0, false
 }
 
 // signal must be called with broker.mu held.
@@ -107,8 +135,10 @@ func (s *Session) signal() {
 }
 
 func (s *Session) evict() {
+	clear(s.pending)
+	s.tell([sha256.Size]byte{}, true)
 	s.evicted = true
-	s.changes = []Change{{Erase: true}}
+	s.forget()
 	s.signal()
 }
 
@@ -121,15 +151,40 @@ func (b *Broker) remember(node string, p *Policy, set [sha256.Size]byte, w Workl
 	moved := b.policy.Load() != p
 	for _, s := range b.sessions[node] {
 		if moved {
-			s.changes = append(s.changes, Change{Set: set})
-			s.signal()
+			s.tell(set, false)
 		}
-		if _, known := s.sets[set]; !known && len(s.sets) >= maxSets {
-			s.overflow = true
-			continue
-		}
-		s.sets[set] = decided{w, digest}
+		s.remember(set, decided{w, digest, w.bytes()})
 	}
+}
+
+func (s *Session) remember(set [sha256.Size]byte, d decided) {
+	old, known := s.sets[set]
+	bytes := s.bytes - old.bytes + d.bytes
+	if s.evicted || !known && len(s.sets) >= maxSets || bytes > maxSetsBytes {
+		s.overflow = true
+		s.drop(set)
+		return
+	}
+	s.sets[set], s.bytes = d, bytes
+}
+
+func (s *Session) drop(set [sha256.Size]byte) {
+	s.bytes -= s.sets[set].bytes
+	delete(s.sets, set)
+}
+
+// bytes is about what a workload takes in memory.
+func (w Workload) bytes() (n int) {
+	for name, values := range w.Facts.All() {
+		n += len(name)
+		for _, v := range values {
+			n += 16 + len(v)
+		}
+	}
+	for _, name := range w.Unknown {
+		n += 16 + len(name)
+	}
+	return n
 }
 
 // SetPolicy makes p the policy that decisions are made on, and tells every
@@ -147,33 +202,28 @@ func (b *Broker) SetPolicy(p *Policy) {
 	}
 }
 
-// reconsider decides again on every set of facts of a session. Denials go
-// first.
+// reconsider decides again on every set of facts of a session.
 func (s *Session) reconsider(p *Policy, node Node, now time.Time) {
-	var again []Change
 	for set, d := range s.sets {
 		decisions, err := p.Set.Decide(identity.Request{
 			NodeID: node.ID, Node: node.Facts, Workload: d.workload.Facts, Unknown: d.workload.Unknown, Time: now,
 		})
-		switch {
-		case errors.Is(err, identity.ErrDenied):
-			s.changes = append(s.changes, Change{Set: set, Erase: true})
-			delete(s.sets, set)
-		case err != nil:
-			again = append(again, Change{Set: set})
-		default:
-			if digest := decisionsDigest(p, decisions); digest != d.digest {
-				s.sets[set] = decided{d.workload, digest}
-				again = append(again, Change{Set: set})
-			}
+		if err != nil { // nothing is granted any more
+			s.tell(set, true)
+			s.drop(set)
+			continue
+		}
+		if digest := decisionsDigest(p, decisions); digest != d.digest {
+			d.digest = digest
+			s.sets[set] = d
+			s.tell(set, false)
 		}
 	}
 	if s.overflow {
-		again = append(again, Change{})
-	}
-	s.changes = append(s.changes, again...)
-	if len(s.changes) > 0 {
-		s.signal()
+		// What it asks for again is remembered anew: sets of processes that
+		// are long gone make room.
+		s.tell([sha256.Size]byte{}, false)
+		s.forget()
 	}
 }
 
