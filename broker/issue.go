@@ -9,12 +9,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/identity"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Bounds of one call.
@@ -23,6 +27,8 @@ const (
 	MaxKeys      = 8
 	MaxAudiences = 16
 	maxHeld      = 64
+	maxTarget    = 63       // bytes; no Target has a longer name
+	maxAsked     = 16 << 10 // bytes of all audiences together, as the record writes them
 )
 
 // A Workload is what an agent attested of one process.
@@ -95,6 +101,9 @@ func (b *Broker) IssueX509(ctx context.Context, node Node, items []X509Item) ([]
 	if len(items) == 0 || len(items) > MaxItems {
 		return nil, fmt.Errorf("issuing to %s: %w: %d items, 1 to %d are taken", node.ID, ErrRequest, len(items), MaxItems)
 	}
+	if err := b.standing(node.ID); err != nil {
+		return nil, fmt.Errorf("issuing: %w", err)
+	}
 	policy := b.policy.Load()
 	results := make([]X509Result, len(items))
 	var events []audit.Event
@@ -109,33 +118,40 @@ func (b *Broker) IssueX509(ctx context.Context, node Node, items []X509Item) ([]
 		results[i] = result
 		events = append(events, recorded...)
 	}
-	if len(events) > 0 {
-		if _, err := b.cfg.Audit.Append(ctx, events...); err != nil {
-			return nil, fmt.Errorf("recording what was issued to %s: %w", node.ID, err)
-		}
+	if err := b.release(ctx, node, events); err != nil {
+		return nil, err
 	}
 	return results, nil
+}
+
+// release makes it durable what is about to be released. It refuses if that
+// fails, and if the node has been evicted meanwhile.
+func (b *Broker) release(ctx context.Context, node Node, events []audit.Event) error {
+	if len(events) > 0 {
+		if _, err := b.cfg.Audit.Append(ctx, events...); err != nil {
+			return fmt.Errorf("recording what was issued to %s: %w", node.ID, err)
+		}
+	}
+	if err := b.standing(node.ID); err != nil {
+		return fmt.Errorf("issuing: %w", err)
+	}
+	return nil
 }
 
 func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509Item) (X509Result, []audit.Event, error) {
 	request := b.request(node, item.Workload)
 	request.TTL = item.TTL
-	index := make(map[identity.KeyDigest]int, len(item.Keys))
-	for i, key := range item.Keys {
-		digest, err := identity.DigestKey(key)
-		if err != nil {
-			return X509Result{}, nil, fmt.Errorf("%w: key %d: %w", ErrRequest, i, err)
-		}
-		if _, twice := index[digest]; twice {
-			return X509Result{}, nil, fmt.Errorf("%w: key %d is there twice", ErrRequest, i)
-		}
-		index[digest] = i
-		request.Keys = append(request.Keys, digest)
+	index, err := indexKeys(item.Keys)
+	if err != nil {
+		return X509Result{}, nil, err
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(index), func(x, y identity.KeyDigest) int { return index[x] - index[y] }) {
+		request.Keys = append(request.Keys, key)
 	}
 	result := X509Result{Revision: p.Revision}
-	decisions, err := p.Set.Decide(request)
+	decisions, held, err := decideX509(p, request, item.Held)
 	if errors.Is(err, identity.ErrDenied) {
-		result.Denial, err = b.deny(ctx, node, request, "x509")
+		result.Denial, err = b.deny(ctx, p, node, request, "x509")
 		return result, nil, err
 	}
 	if err != nil {
@@ -143,9 +159,9 @@ func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509I
 	}
 	b.remember(node.ID, p, item.Set, item.Workload, decisionsDigest(p, decisions))
 	var events []audit.Event
-	for _, d := range decisions {
+	for i, d := range decisions {
 		svid := X509SVID{Decision: d, Digest: decisionDigest(p, d), Targets: targetsOf(p, d)}
-		if holds(item.Held, d, svid.Digest, request.Time) {
+		if held[i] {
 			result.SVIDs = append(result.SVIDs, svid)
 			continue
 		}
@@ -163,9 +179,56 @@ func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509I
 	return result, events, nil
 }
 
-// holds says whether the agent holds exactly what is granted, and for a while
+// indexKeys finds the place of each key among those that were sent.
+func indexKeys(keys []crypto.PublicKey) (map[identity.KeyDigest]int, error) {
+	index := make(map[identity.KeyDigest]int, len(keys))
+	for i, key := range keys {
+		digest, err := identity.DigestKey(key)
+		if err != nil {
+			return nil, fmt.Errorf("%w: key %d: %w", ErrRequest, i, err)
+		}
+		if _, twice := index[digest]; twice {
+			return nil, fmt.Errorf("%w: key %d is there twice", ErrRequest, i)
+		}
+		index[digest] = i
+	}
+	return index, nil
+}
+
+// decideX509 decides, and says of which decisions the agent holds the SVID.
+// Those need no key: if they took one that another decision lacks, it decides
+// again with keys of nobody's in their places.
+func decideX509(p *Policy, r identity.Request, holds []Held) (decisions []identity.Decision, held []bool, err error) {
+	decisions, err = p.Set.Decide(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	wasted, lacking := false, false
+	held = make([]bool, len(decisions))
+	for i, d := range decisions {
+		held[i] = isHeld(holds, d, decisionDigest(p, d), r.Time)
+		wasted = wasted || held[i] && !d.Grant.IsZero()
+		lacking = lacking || !held[i] && d.Grant.IsZero()
+	}
+	if !wasted || !lacking {
+		return decisions, held, nil
+	}
+	var keys []identity.KeyDigest
+	for i, left := 0, r.Keys; i < len(decisions) && len(left) > 0; i++ {
+		if held[i] {
+			keys = append(keys, sha256.Sum256(fmt.Appendf(nil, "held %d", i))) // no key has this digest
+			continue
+		}
+		keys, left = append(keys, left[0]), left[1:]
+	}
+	r.Keys = keys
+	decisions, err = p.Set.Decide(r)
+	return decisions, held, err
+}
+
+// isHeld says whether the agent holds exactly what is granted, and for a while
 // yet.
-func holds(held []Held, d identity.Decision, digest [sha256.Size]byte, now time.Time) bool {
+func isHeld(held []Held, d identity.Decision, digest [sha256.Size]byte, now time.Time) bool {
 	for _, h := range held {
 		if h.Identity == d.Identity && h.Digest == digest && h.NotAfter.After(now.Add(time.Minute)) {
 			return true
@@ -180,18 +243,31 @@ func (b *Broker) IssueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 	if len(r.Audiences) > MaxAudiences || (len(r.Audiences) == 0) == (r.Target == "") {
 		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w: give 1 to %d audiences, or a target", node.ID, ErrRequest, MaxAudiences)
 	}
+	if asked, err := json.Marshal(r.Audiences); err != nil || len(asked) > maxAsked || len(r.Target) > maxTarget {
+		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w: at most %d bytes of audiences, or %d of a target's name, are taken", node.ID, ErrRequest, maxAsked, maxTarget)
+	}
+	if err := b.standing(node.ID); err != nil {
+		return nil, nil, fmt.Errorf("issuing a JWT-SVID: %w", err)
+	}
 	policy := b.policy.Load()
-	request := b.request(node, r.Workload)
+	whole := b.request(node, r.Workload)
+	request := whole
 	request.Audiences, request.Target, request.SPIFFEID = r.Audiences, r.Target, r.SPIFFEID
 	request.ToFile, request.TTL = r.ToFile, r.TTL
 	decisions, err := policy.Set.Decide(request)
 	if errors.Is(err, identity.ErrDenied) {
-		denial, err := b.deny(ctx, node, request, "jwt")
+		denial, err := b.deny(ctx, policy, node, request, "jwt")
 		return nil, denial, err
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w: %w", node.ID, ErrRequest, err)
 	}
+	// What a session remembers is what the facts give, not what was asked for.
+	all, err := policy.Set.Decide(whole)
+	if err != nil {
+		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w", node.ID, err)
+	}
+	b.remember(node.ID, policy, r.Set, r.Workload, decisionsDigest(policy, all))
 	var svids []JWTSVID
 	var events []audit.Event
 	for _, d := range decisions {
@@ -206,8 +282,8 @@ func (b *Broker) IssueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 		svids = append(svids, JWTSVID{Decision: d, Token: token, Expires: expires})
 		events = append(events, issued("issue.jwt", node, request, d, id, expires, []byte(token)))
 	}
-	if _, err := b.cfg.Audit.Append(ctx, events...); err != nil {
-		return nil, nil, fmt.Errorf("recording what was issued to %s: %w", node.ID, err)
+	if err := b.release(ctx, node, events); err != nil {
+		return nil, nil, err
 	}
 	return svids, nil, nil
 }
@@ -216,17 +292,17 @@ func (b *Broker) request(node Node, w Workload) identity.Request {
 	return identity.Request{NodeID: node.ID, Node: node.Facts, Workload: w.Facts, Unknown: w.Unknown, Time: b.cfg.Now()}
 }
 
-// deny records a denial; one node's repeated denial on the same facts is one
-// record with a count.
-func (b *Broker) deny(ctx context.Context, node Node, r identity.Request, what string) (*Denial, error) {
+// deny records a denial; one node's repeated denial on the same facts, under
+// the same policy, is one record with a count.
+func (b *Broker) deny(ctx context.Context, p *Policy, node Node, r identity.Request, what string) (*Denial, error) {
 	event := audit.Event{
 		Kind: "deny", Node: node.ID, Code: "denied", Facts: r.Workload.Map(),
-		Audiences: r.Audiences, Target: r.Target, Detail: map[string]string{"asked": what},
+		Audiences: r.Audiences, Target: r.Target, Detail: map[string]string{"asked": what, "policy": strconv.FormatUint(p.Revision, 10)},
 	}
 	if len(r.Unknown) > 0 {
 		event.Detail["unknown"] = strings.Join(r.Unknown, " ")
 	}
-	ref, err := b.denials.Append(ctx, event)
+	ref, err := b.denials.Append(ctx, fit(event))
 	if err != nil {
 		return nil, fmt.Errorf("recording a denial: %w", err)
 	}
@@ -242,10 +318,29 @@ func issued(kind string, node Node, r identity.Request, d identity.Decision, ser
 			facts[name] = values
 		}
 	}
-	return audit.Event{
+	return fit(audit.Event{
 		Kind: kind, OK: true, Node: node.ID, SPIFFEID: d.ID.String(), Identity: d.Identity, Revision: d.Revision,
 		Serial: serial, NotAfter: notAfter, Digest: digestText(released), Audiences: d.Grant.Audiences(), Target: r.Target, Facts: facts,
+	})
+}
+
+// maxPart bounds what one part of a record, which a node has a say in, adds to
+// it.
+const maxPart = 16 << 10
+
+// fit keeps a record within audit.MaxLine: a node's long facts would else keep
+// its workloads, and those asked for in the same call, from any answer. What is
+// too long is recorded by its digest; a piece of it would say what nobody said.
+func fit(e audit.Event) audit.Event {
+	if text, err := json.Marshal(e.Facts); err != nil || len(text) > maxPart {
+		e.Facts = map[string][]string{"sha256": {digestText(text)}} // no fact has this name
 	}
+	if text, err := json.Marshal(e.Detail["unknown"]); err != nil || len(text) > maxPart {
+		e.Detail = maps.Clone(e.Detail)
+		e.Detail["unknown_sha256"] = digestText([]byte(e.Detail["unknown"]))
+		delete(e.Detail, "unknown")
+	}
+	return e
 }
 
 func targetsOf(p *Policy, d identity.Decision) []Target {
@@ -274,11 +369,17 @@ func decisionDigest(p *Policy, d identity.Decision) [sha256.Size]byte {
 	return sha256.Sum256(text)
 }
 
+// decisionsDigest names what an agent knows of a set of facts. It holds more
+// than what is served: an agent lends an SVID to processes that are equal in
+// what it depends on, and must hear when that grows.
 func decisionsDigest(p *Policy, decisions []identity.Decision) [sha256.Size]byte {
 	h := sha256.New()
 	for _, d := range decisions {
 		sum := decisionDigest(p, d)
 		h.Write(sum[:])
+		for _, name := range slices.Sorted(maps.Keys(d.Depends)) { // of the same facts: their values are
+			fmt.Fprintf(h, "%q", name)
+		}
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }

@@ -71,7 +71,7 @@ func joinFailure(r JoinRequest, err error) string {
 	case errors.Is(err, identity.ErrDenied):
 		return method + ": not allowed"
 	case errors.Is(err, ErrConflict):
-		return method + ": banned"
+		return method + ": banned, or another's name"
 	case errors.Is(err, ErrRequest):
 		return method + ": bad request"
 	}
@@ -165,6 +165,11 @@ func (b *Broker) newNode(rule join.Rule, p join.Proof) (Node, error) {
 	if err != nil {
 		return Node{}, err
 	}
+	for name := range p.Facts.All() { // no driver speaks for another
+		if !strings.HasPrefix(name, "node."+rule.Method+".") {
+			return Node{}, fmt.Errorf("join method %s proved %q, which is not its to prove", rule.Method, name)
+		}
+	}
 	own := map[string][]string{
 		"node.method": {rule.Method}, "node.id": {id}, "node.name": {p.Name},
 	}
@@ -184,7 +189,9 @@ func (b *Broker) newNode(rule join.Rule, p join.Proof) (Node, error) {
 	}, nil
 }
 
-// Renew signs a node's own SVID anew; its facts stay as they were proven.
+// Renew signs a node's own SVID anew; its facts stay as they were proven. The
+// node is as Node returned it: if it was evicted or joined anew since then, the
+// error wraps ErrConflict.
 func (b *Broker) Renew(ctx context.Context, node Node, pub crypto.PublicKey) (Joined, error) {
 	key, err := identity.DigestKey(pub)
 	if err != nil {
@@ -197,9 +204,16 @@ func (b *Broker) Renew(ctx context.Context, node Node, pub crypto.PublicKey) (Jo
 	return joined, nil
 }
 
-// admit signs a node's SVID, keeps the node, records it, and only then lets
+// admit signs a node's SVID, records it, keeps the node, and only then lets
 // the SVID go.
 func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, pub crypto.PublicKey, event audit.Event) (Joined, error) {
+	known, ok := b.node(node.ID)
+	if ok && !known.EvictedAt.IsZero() { // the store holds this too; here nothing is signed or recorded first
+		return Joined{}, fmt.Errorf("%w: it was evicted at %s", ErrConflict, known.EvictedAt.UTC().Format(time.RFC3339))
+	}
+	if event.Kind == "join" {
+		node.Serial = known.Serial
+	}
 	now := b.cfg.Now()
 	id, err := spiffeid.FromString(node.ID)
 	if err != nil {
@@ -214,14 +228,11 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 		return Joined{}, err
 	}
 	node.PreviousSerial, node.Serial = node.Serial, chain[0].SerialNumber.Bytes()
-	if known, ok := b.node(node.ID); ok && event.Kind == "join" {
-		node.PreviousSerial = known.Serial
-	}
 	node.ExpiresAt = chain[0].NotAfter
 	event.OK, event.Node, event.SPIFFEID, event.Identity = true, node.ID, node.ID, "node"
 	event.Serial, event.NotAfter = serialText(chain[0].SerialNumber), chain[0].NotAfter
 	event.Digest, event.Facts = digestText(chain[0].Raw), node.Facts.Map()
-	if _, err := b.cfg.Audit.Append(ctx, event); err != nil {
+	if _, err := b.cfg.Audit.Append(ctx, fit(event)); err != nil {
 		return Joined{}, fmt.Errorf("recording: %w", err)
 	}
 	saved, err := b.cfg.Store.SaveNode(ctx, node)
@@ -229,28 +240,57 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 		return Joined{}, err
 	}
 	b.mu.Lock()
-	b.nodes[saved.ID] = saved
-	b.mu.Unlock()
+	defer b.mu.Unlock()
+	b.keep(saved)
+	if event.Kind == "join" { // it may have proved other facts
+		for _, s := range b.sessions[saved.ID] {
+			s.reconsider(b.policy.Load(), saved, now)
+		}
+	}
 	return Joined{saved, chain}, nil
+}
+
+// keep takes over what the store has, unless what is known is newer: two calls
+// may return from the store in another order than they were in it. The caller
+// holds mu.
+func (b *Broker) keep(n Node) {
+	if n.Revision > b.nodes[n.ID].Revision {
+		b.nodes[n.ID] = n
+	}
 }
 
 // Node returns the node that may act under a certificate: it stands in the
 // table, is not evicted, and the serial is its last or last but one. The error
 // wraps ErrNotFound otherwise.
+//
+// The Serial of the returned node is the one shown, for Renew: an agent that
+// never got its last SVID keeps the one it has, however often answers are
+// lost.
 func (b *Broker) Node(id spiffeid.ID, serial *big.Int) (Node, error) {
 	n, ok := b.node(id.String())
-	switch {
+	switch shown := serial.Bytes(); {
 	case !ok:
 		return Node{}, fmt.Errorf("node %s: %w: it has not joined", id, ErrNotFound)
 	case !n.EvictedAt.IsZero():
 		return Node{}, fmt.Errorf("node %s: %w: it is evicted", id, ErrNotFound)
-	case !slices.Equal(n.Serial, serial.Bytes()) && !slices.Equal(n.PreviousSerial, serial.Bytes()):
-		return Node{}, fmt.Errorf("node %s: %w: its SVID has been replaced twice", id, ErrNotFound)
+	case len(shown) == 0: // or it would equal a previous one that there is not
+		return Node{}, fmt.Errorf("node %s: %w: its SVID has no serial", id, ErrNotFound)
+	case slices.Equal(n.Serial, shown):
+		return n, nil
+	case slices.Equal(n.PreviousSerial, shown):
+		n.Serial, n.PreviousSerial = n.PreviousSerial, n.Serial
+		return n, nil
 	}
-	// The one that it shows is the one that it has: a renewal must not push it
-	// out, however many answers were lost before.
-	n.Serial = serial.Bytes()
-	return n, nil
+	return Node{}, fmt.Errorf("node %s: %w: its SVID has been replaced twice", id, ErrNotFound)
+}
+
+// standing refuses a node that was evicted while its request was on its way.
+func (b *Broker) standing(id string) error {
+	n, ok := b.node(id)
+	if !ok || !n.EvictedAt.IsZero() {
+		return fmt.Errorf("node %s: %w: it has not joined, or is evicted", id, ErrNotFound)
+	}
+	return nil
 }
 
 func (b *Broker) node(id string) (Node, bool) {
@@ -283,7 +323,7 @@ func (b *Broker) Evict(ctx context.Context, id, actor, reason string) (Node, err
 		return Node{}, fmt.Errorf("evicting %s: %w", id, err)
 	}
 	b.mu.Lock()
-	b.nodes[id] = n
+	b.keep(n)
 	for _, s := range b.sessions[id] {
 		s.evict()
 	}
