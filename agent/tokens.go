@@ -152,7 +152,7 @@ func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svi
 		return nil, false, fmt.Errorf("%w: %s", ErrUnavailable, s.Message())
 	}
 	if d := response.GetDenial(); d != nil {
-		return nil, false, &Denied{Record: d.GetRecord(), Reason: "no identity of this process may have this token"}
+		return nil, false, &Denied{Record: d.GetRecord(), Reason: notListed(request)}
 	}
 	if len(response.GetSvids()) == 0 {
 		return nil, false, fmt.Errorf("%w: the broker answered with nothing", ErrUnavailable)
@@ -166,4 +166,12 @@ func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svi
 		svids = append(svids, JWTSVID{id, m.GetHint(), m.GetToken(), time.Unix(m.GetExpires(), 0)})
 	}
 	return svids, single, nil
+}
+
+// notListed names the field of an Identity that would have to grant a token.
+func notListed(r *api.IssueJWTRequest) string {
+	if r.GetTarget() != "" {
+		return "no identity of this process lists the target in targets"
+	}
+	return "no identity of this process lists the audience in jwt.audiences"
 }
