@@ -91,7 +91,8 @@ func validate(token, audience string, bundles map[spiffeid.TrustDomain]*agent.Bu
 // header checks what must hold before anything else is looked at.
 func header(token string) (jose.SignatureAlgorithm, string, error) {
 	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
+	// encoding/base64 skips line ends.
+	if len(parts) != 3 || strings.ContainsAny(token, "\r\n") {
 		return "", "", errors.New("it is not a JWS in compact form")
 	}
 	fields, err := object(parts[0])
