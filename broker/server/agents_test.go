@@ -3,6 +3,7 @@ package server_test
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"strings"
 	"testing"
 	"time"
 
@@ -168,6 +169,9 @@ func TestOnlyNodesThatStandAreServed(t *testing.T) {
 		}
 		cert := &tls.Certificate{Certificate: got.GetSvids()[0].GetChain(), PrivateKey: key}
 		wantRefused(t, api.NewNodeClient(e.dial(cert)))
+		if !strings.Contains(e.log.String(), "not a node: spiffe://example.org/web") {
+			t.Error("only the node table kept it out")
+		}
 	})
 	t.Run("the broker's own SVID", func(t *testing.T) { wantRefused(t, api.NewNodeClient(e.dial(e.server.SVID()))) })
 	t.Run("an evicted node", func(t *testing.T) {
