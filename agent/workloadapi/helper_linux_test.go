@@ -82,6 +82,11 @@ func leave() error {
 	if err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: os.Getenv("SOCKET")}); err != nil {
 		return err
 	}
+	// The server speaks first, once it has looked at us: what is executed
+	// before that is simply who calls.
+	if _, _, err := syscall.Recvfrom(fd, make([]byte, 1), syscall.MSG_PEEK); err != nil {
+		return err
+	}
 	if err := syscall.Dup2(fd, 3); err != nil {
 		return err
 	}
