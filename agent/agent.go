@@ -104,7 +104,7 @@ type Agent struct {
 	wanted  atomic.Pointer[map[string]bool]
 	ready   chan struct{}
 	once    sync.Once
-	poke    chan struct{}  // of capacity 1: the broker has been heard
+	poke    chan struct{}  // of capacity 1, see rest
 	ended   chan struct{}  // closed when Run ends
 	retired sync.WaitGroup // of links
 	sets    sets

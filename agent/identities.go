@@ -159,7 +159,9 @@ func (a *Agent) newWait() *wait {
 // until returns when it is worth looking again, or with ErrUnavailable when
 // the caller has waited for long enough.
 func (w *wait) until(ctx context.Context, i *Identities, granted, others <-chan struct{}) error {
+	i.agent.wanting()
 	select {
+	case <-time.After(hungryPause):
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-granted:

@@ -130,14 +130,45 @@ func TestEraseWhileTheBrokerIsAskedAndAway(t *testing.T) {
 	asked, release := b.Hold("IssueX509")
 	b.Push(change(nil, false)) // an ask on its way, which will be granted
 	<-asked
-	b.Push(change(nil, true))
-	b.Await("the erasure is acknowledged", func() bool { return b.Acknowledged() == 9 })
+	erasure := change(nil, true)
+	erasure.Revision = 10
+	b.Push(erasure)
+	b.Await("the erasure is acknowledged", func() bool { return b.Acknowledged() == 10 })
 	// The answer that comes now was asked for before the erasure; later ones
 	// fail.
 	b.Before("IssueX509", func(context.Context) error { return status.Error(codes.Unavailable, "away") })
 	release()
 	if u, err := v.try(5 * time.Second); !errors.Is(err, agent.ErrUnavailable) {
 		t.Errorf("an erased identity came back: %v %v", paths(u), err)
+	}
+}
+
+func TestADenialFromBeforeAChangeEndsNoStream(t *testing.T) {
+	t.Parallel()
+	b, a := started(t)
+	b.Grant(grant("/a"))
+	v := a.view(t)
+	v.next()
+	deciding, decided := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	b.Decide(func(*api.Workload) []agenttest.Grant {
+		grants := []agenttest.Grant{grant("/b")}
+		once.Do(func() { // under the policy of before
+			close(deciding)
+			<-decided
+			grants = nil
+		})
+		return grants
+	})
+	b.Push(change(nil, false))
+	<-deciding
+	again := change(nil, false)
+	again.Revision = 10
+	b.Push(again)
+	b.Await("the second change is heeded", func() bool { return b.Acknowledged() == 10 })
+	close(decided)
+	if diff := cmp.Diff([]string{"/b"}, paths(v.next())); diff != "" {
+		t.Error(diff)
 	}
 }
 

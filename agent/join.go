@@ -115,10 +115,9 @@ func (a *Agent) establish(ctx context.Context) error {
 		}
 		p.longer(a.cfg.Now(), maxPause)
 		a.cfg.Log.WarnContext(ctx, "not joined yet", "error", err, "brokers", a.cfg.Broker)
-		select {
-		case <-ctx.Done():
+		a.rest(ctx, p)
+		if ctx.Err() != nil {
 			return ctx.Err()
-		case <-time.After(p.until.Sub(a.cfg.Now())):
 		}
 	}
 	return a.relink()

@@ -125,6 +125,40 @@ func TestNodeThatTheBrokerForgotJoinsAgain(t *testing.T) {
 	}
 }
 
+func TestNodeWhoseSVIDEndedJoinsAgain(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain)
+	b.NodeTTL = 2 * time.Second
+	b.Start()
+	cfg := config(t, b)
+	cfg.Patience = 8 * time.Second
+	joined := make(chan struct{})
+	cfg.Join.Evidence = func(context.Context) ([]byte, error) {
+		select {
+		case <-joined:
+			return []byte("token-2"), nil
+		default:
+			close(joined)
+			return []byte("token-1"), nil
+		}
+	}
+	b.Before("Renew", func(context.Context) error { return status.Error(codes.Unavailable, "no") })
+	a := run(t, cfg).ready()
+	ends := time.Now().Add(b.NodeTTL)
+	b.Stop() // for longer than the SVID lives: no TLS server takes it then
+	select {
+	case <-time.After(time.Until(ends)):
+	case <-a.done:
+	}
+	b.Token = "token-2"
+	b.Grant(grant("/a"))
+	b.Start()
+	a.view(t).next() // a caller ends the long pause
+	if len(b.Joins()) != 2 {
+		t.Errorf("%d joins", len(b.Joins()))
+	}
+}
+
 func TestEviction(t *testing.T) {
 	t.Parallel()
 	b := agenttest.NewBroker(t, domain).Start()

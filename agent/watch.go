@@ -45,12 +45,33 @@ func (a *Agent) watch(ctx context.Context) error {
 		}
 		p.longer(a.cfg.Now(), maxPause)
 		a.cfg.Log.WarnContext(ctx, "not connected to a broker; serving what is held", "error", err)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-a.poke:
-		case <-time.After(p.until.Sub(a.cfg.Now())):
-		}
+		a.rest(ctx, p)
+	}
+}
+
+// rest pauses. Where the broker has been heard or a caller waits for it, it
+// does so for no longer than hungryPause.
+func (a *Agent) rest(ctx context.Context, p pause) {
+	full := p.until.Sub(a.cfg.Now())
+	short := time.After(min(full, hungryPause))
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(full):
+		return
+	case <-a.poke:
+	}
+	select {
+	case <-ctx.Done():
+	case <-short:
+	}
+}
+
+// wanting ends a long rest.
+func (a *Agent) wanting() {
+	select {
+	case a.poke <- struct{}{}:
+	default:
 	}
 }
 
@@ -63,23 +84,16 @@ func (a *Agent) evicted() error {
 	return fmt.Errorf("%w: the broker has evicted this node; credence node allow lets it come back", ErrFatal)
 }
 
-// heard notes that the broker answers: nobody waits for it any longer.
+// heard notes that the broker answers.
 func (a *Agent) heard() {
 	a.sets.back()
-	select {
-	case a.poke <- struct{}{}:
-	default:
-	}
+	a.wanting()
 }
 
 // errRelinked says that the connection was replaced by a newer one.
 var errRelinked = errors.New("relinked")
 
 func (a *Agent) watchOnce(ctx context.Context, l *link) error {
-	select {
-	case <-a.poke: // of before
-	default:
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
