@@ -141,13 +141,11 @@ func (b *Broker) release(ctx context.Context, node Node, events []audit.Event) e
 func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509Item) (X509Result, []audit.Event, error) {
 	request := b.request(node, item.Workload)
 	request.TTL = item.TTL
-	index, err := indexKeys(item.Keys)
+	digests, err := digestKeys(item.Keys)
 	if err != nil {
 		return X509Result{}, nil, err
 	}
-	for _, key := range slices.SortedFunc(maps.Keys(index), func(x, y identity.KeyDigest) int { return index[x] - index[y] }) {
-		request.Keys = append(request.Keys, key)
-	}
+	request.Keys = digests
 	result := X509Result{Revision: p.Revision}
 	decisions, held, err := decideX509(p, request, item.Held)
 	if errors.Is(err, identity.ErrDenied) {
@@ -169,7 +167,7 @@ func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509I
 			result.KeysNeeded++
 			continue
 		}
-		svid.PublicKey = index[d.Grant.Key()]
+		svid.PublicKey = slices.Index(digests, d.Grant.Key())
 		if svid.Chain, err = b.cfg.Issuer.SignX509(ctx, d.Grant, item.Keys[svid.PublicKey]); err != nil {
 			return result, nil, err
 		}
@@ -179,20 +177,19 @@ func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509I
 	return result, events, nil
 }
 
-// indexKeys finds the place of each key among those that were sent.
-func indexKeys(keys []crypto.PublicKey) (map[identity.KeyDigest]int, error) {
-	index := make(map[identity.KeyDigest]int, len(keys))
+func digestKeys(keys []crypto.PublicKey) ([]identity.KeyDigest, error) {
+	digests := make([]identity.KeyDigest, 0, len(keys))
 	for i, key := range keys {
 		digest, err := identity.DigestKey(key)
 		if err != nil {
 			return nil, fmt.Errorf("%w: key %d: %w", ErrRequest, i, err)
 		}
-		if _, twice := index[digest]; twice {
+		if slices.Contains(digests, digest) {
 			return nil, fmt.Errorf("%w: key %d is there twice", ErrRequest, i)
 		}
-		index[digest] = i
+		digests = append(digests, digest)
 	}
-	return index, nil
+	return digests, nil
 }
 
 // decideX509 decides, and says of which decisions the agent holds the SVID.

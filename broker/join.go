@@ -140,6 +140,9 @@ func allowed(rule join.Rule, p join.Proof) error {
 	if rule.Method == tokenMethod {
 		return nil
 	}
+	if len(rule.Allow) == 0 {
+		return fmt.Errorf("%w: join rule %s allows nobody", identity.ErrDenied, rule.Name)
+	}
 	ok, err := identity.Matches(rule.Allow, p.Facts)
 	if err != nil {
 		return fmt.Errorf("join rule %s: %w", rule.Name, err)
