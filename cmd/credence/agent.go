@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -60,8 +61,13 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), log *
 			return []byte(strings.TrimSpace(string(text))), err
 		}
 	}
+	// The node's own state is nobody's business; the sockets beside it are every
+	// user's.
+	if err := os.MkdirAll(f.Data, 0o711); err != nil {
+		return nil, err
+	}
 	p.agent, err = agent.New(agent.Config{
-		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: f.Data,
+		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
 		Join:      agent.Join{Method: f.Join.Method, Evidence: evidence},
 		Attestors: map[string]agent.Attestor{"workload.unix": unix.New(unix.Config{})},
 		Exchanger: exchanger, Version: version(), Log: log,

@@ -225,6 +225,9 @@ func (p *program) agentCommand() *cobra.Command {
 				return input(err)
 			}
 			fmt.Fprintf(p.err, "agent of %s: export %s=unix://%s\n", f.TrustDomain, workloadVariable, absolute(f.Socket))
+			if err := checkTraversable(f.Socket); err != nil {
+				fmt.Fprintln(p.err, "warning:", err)
+			}
 			return input(a.run(cmd.Context()))
 		},
 	}
@@ -335,6 +338,16 @@ func checkSocket(path string) error {
 		return err
 	}
 	return l.Close()
+}
+
+// checkTraversable says whether every user gets to a socket: whom it serves is
+// the Identities' to say, not a directory's.
+func checkTraversable(socket string) error {
+	dir := filepath.Dir(absolute(socket))
+	if _, err := os.Stat(dir); err == nil && !traversable(dir) {
+		return fmt.Errorf("other users' programs cannot reach %s: a directory above it lacks their x bit; open it, or name another socket", socket)
+	}
+	return nil
 }
 
 func checkReach(ctx context.Context, address string) error {
