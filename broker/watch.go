@@ -64,10 +64,13 @@ func (b *Broker) Watch(node string) *Session {
 }
 
 // Connected says whether a node has a session open.
-func (b *Broker) Connected(node string) bool {
+func (b *Broker) Connected(node string) bool { return b.Sessions(node) > 0 }
+
+// Sessions says how many a node has open.
+func (b *Broker) Sessions(node string) int {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return len(b.sessions[node]) > 0
+	return len(b.sessions[node])
 }
 
 // Close forgets what was decided for the session.

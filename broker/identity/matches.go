@@ -6,8 +6,9 @@ import (
 )
 
 // Matches says whether one of the items is true of f: what a JoinRule allows.
-// No items match nothing. It compiles the items on each call, so it is for
-// what happens seldom; an item that can't be compiled is an error.
+// It compiles the items on each call, so it is for
+// what happens seldom; an item that can't be compiled is an error, and so is no
+// item at all.
 func Matches(items []Item, f Facts) (bool, error) {
 	alternatives, err := compileAllow(items)
 	if err != nil {

@@ -41,6 +41,10 @@ func (b *bell) ring() {
 	}
 }
 
+// maxWatches bounds the streams of one node, each of which is remembered what
+// was decided for. An agent has one, and two while it changes connections.
+const maxWatches = 8
+
 // A change that touches many sets is paced, so that its renewals don't come
 // all at once; erasures never are.
 const (
@@ -64,6 +68,9 @@ func (n nodeService) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api
 	node := callerNode(ctx)
 	session := n.s.cfg.Broker.Watch(node.ID)
 	defer session.Close()
+	if n.s.cfg.Broker.Sessions(node.ID) > maxWatches { // counted with this one: never more, however many come at once
+		return status.Errorf(codes.ResourceExhausted, "this node watches %d times already", maxWatches)
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- n.acknowledgements(stream, session) }()
 	w := watcher{s: n.s, session: session, send: stream.Send, sent: map[string]string{}}

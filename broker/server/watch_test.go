@@ -173,6 +173,24 @@ func TestAnEvictionEndsTheStream(t *testing.T) {
 	wantCode(t, err, codes.PermissionDenied)
 }
 
+func TestANodeWatchesAFewTimesAtMost(t *testing.T) {
+	e := newEnv(t)
+	n := e.join("n1")
+	for range 8 {
+		n.watch(t)
+	}
+	stream, err := n.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Since_{Since: &api.WatchRequest_Since{}}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = stream.Recv()
+	wantCode(t, err, codes.ResourceExhausted)
+	e.join("n2").watch(t) // another node is not held to it
+}
+
 func TestAWatchBeginsWithSince(t *testing.T) {
 	e := newEnv(t)
 	n := e.join("n1")
