@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -75,11 +76,7 @@ func (b *Broker) NodeID() spiffeid.ID {
 // Start listens, on the same port as before if it is started again.
 func (b *Broker) Start() *Broker {
 	b.t.Helper()
-	address := b.address
-	if address == "" {
-		address = "127.0.0.1:0"
-	}
-	l, err := net.Listen("tcp", address)
+	l, err := listen(b.address)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -421,4 +418,19 @@ func (b *Broker) Report(_ context.Context, r *api.ReportRequest) (*api.ReportRes
 	b.reports = append(b.reports, r.GetExchanges()...)
 	b.note()
 	return &api.ReportResponse{Accepted: uint64(len(r.GetExchanges()))}, nil
+}
+
+// listen listens where the broker did before, or on a port below those that
+// the system gives to clients: one of these could take it while the broker is
+// away, even an agent that dials it, by connecting to itself.
+func listen(address string) (l net.Listener, err error) {
+	if address != "" {
+		return net.Listen("tcp", address)
+	}
+	for range 100 {
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(18000))); err == nil {
+			return l, nil
+		}
+	}
+	return nil, err
 }
