@@ -40,7 +40,7 @@ type Broker struct {
 	address string
 
 	mu      sync.Mutex // guards what follows
-	server  *grpc.Server
+	stop    func()
 	decide  func(*api.Workload) []Grant
 	before  map[string]func(context.Context) error
 	calls   map[string]int
@@ -88,12 +88,16 @@ func (b *Broker) Start() *Broker {
 		Certificates: []tls.Certificate{*b.Shows}, VerifyPeerCertificate: b.verify,
 	})), grpc.UnaryInterceptor(b.unary), grpc.StreamInterceptor(b.stream))
 	api.RegisterNodeServer(server, b)
-	b.mu.Lock()
-	b.address, b.server = l.Addr().String(), server
-	b.mu.Unlock()
 	served := make(chan struct{})
+	stop := func() {
+		server.Stop()
+		<-served // only then is the port free: Stop may come before Serve
+	}
+	b.mu.Lock()
+	b.address, b.stop = l.Addr().String(), stop
+	b.mu.Unlock()
 	go func() { _ = server.Serve(l); close(served) }()
-	b.t.Cleanup(func() { server.Stop(); <-served })
+	b.t.Cleanup(stop)
 	return b
 }
 
@@ -107,9 +111,9 @@ func (b *Broker) Certificate(id spiffeid.ID) *tls.Certificate {
 // Stop is the broker being away.
 func (b *Broker) Stop() {
 	b.mu.Lock()
-	server := b.server
+	stop := b.stop
 	b.mu.Unlock()
-	server.Stop()
+	stop()
 }
 
 // Address is where agents find it.
