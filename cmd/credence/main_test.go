@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -23,14 +24,15 @@ import (
 	credence "github.com/credence-id/credence/cmd/credence"
 )
 
-// TestMain makes the test binary three programs: credence; limited, which is
-// credence on a disk that can be filled; and workload, somebody's program that
-// uses go-spiffe.
+// TestMain makes the test binary four programs: credence; limited, which is
+// credence on a disk that can be filled; workload, somebody's program that
+// uses go-spiffe; and whoami, somebody's that uses the AWS SDK.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"credence": credence.Main,
 		"limited":  limited,
 		"workload": func() { os.Exit(workload(os.Args[1:])) },
+		"whoami":   func() { os.Exit(whoami(os.Args[1:])) },
 	})
 }
 
@@ -195,7 +197,10 @@ func freePort() (string, error) {
 //	await NAME PATTERN               wait until it has printed PATTERN since it was last awaited
 //	finish NAME, crash NAME          end it, politely or by SIGKILL
 //	ends NAME N PATTERN              it ends by itself with code N and has printed PATTERN
-//	signal NAME SIGNAL PATTERN       send USR1 or USR2 to it and wait until it prints PATTERN
+//	signal NAME SIGNAL PATTERN       send USR1, USR2 or TERM to it and wait until it prints PATTERN
+//	fromjson FILE NAME A.B.C         $NAME is that member of a JSON file
+//	empty DIR                        the directory has nothing in it
+//	tokenfile DIR                    it holds one secret of exec's, which only its owner may read
 //	joinfiles                        what token create printed last becomes agent.yaml and its token file
 //	big FILE BYTES TEXT              a file of that size which begins with TEXT
 //	append FILE LINE...              add lines to a file
@@ -232,7 +237,8 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": scriptCode, "oneline": scriptOneLine, "start": scriptStart, "await": scriptAwait, "finish": scriptFinish,
 			"crash": scriptCrash, "ends": scriptEnds, "signal": scriptSignal, "joinfiles": scriptJoinFiles, "big": scriptBig,
-			"append": scriptAppend, "subst": scriptSubst, "lines": scriptLines,
+			"append": scriptAppend, "subst": scriptSubst, "lines": scriptLines, "fromjson": scriptFromJSON, "empty": scriptEmpty,
+			"tokenfile": scriptTokenFile,
 		},
 	})
 }
@@ -299,7 +305,10 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	cmd := exec.Command(path, args[3:]...)
 	cmd.Args[0] = args[2]
-	cmd.Dir, cmd.Env = ts.MkAbs("."), append(os.Environ(), "HOME="+ts.Getenv("HOME"))
+	cmd.Dir, cmd.Env = ts.MkAbs("."), os.Environ()
+	for _, name := range []string{"HOME", "TMPDIR", "AWS_EC2_METADATA_DISABLED"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
 	p, err := spawn(cmd)
 	ts.Check(err)
 	s := sessionOf(ts)
@@ -342,8 +351,8 @@ func scriptEnds(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func scriptSignal(ts *testscript.TestScript, neg bool, args []string) {
-	want(ts, neg, args, 3, "signal NAME USR1|USR2 PATTERN")
-	signal, ok := map[string]os.Signal{"USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2}[args[1]]
+	want(ts, neg, args, 3, "signal NAME USR1|USR2|TERM PATTERN")
+	signal, ok := map[string]os.Signal{"USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2, "TERM": syscall.SIGTERM}[args[1]]
 	if !ok {
 		ts.Fatalf("which signal is %s?", args[1])
 	}
@@ -391,6 +400,47 @@ func scriptLines(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 2, "lines FILE N")
 	if n := strings.Count(ts.ReadFile(args[0]), "\n"); strconv.Itoa(n) != args[1] {
 		ts.Fatalf("%s has %d lines; want %s", args[0], n, args[1])
+	}
+}
+
+func scriptFromJSON(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 3, "fromjson FILE NAME A.B.C")
+	var v any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &v))
+	for _, name := range strings.Split(args[2], ".") {
+		members, _ := v.(map[string]any)
+		v = members[name]
+	}
+	text, ok := v.(string)
+	if !ok || text == "" {
+		ts.Fatalf("%s has no text at %s", args[0], args[2])
+	}
+	ts.Setenv(args[1], text)
+}
+
+func scriptEmpty(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 1, "empty DIR")
+	entries, err := os.ReadDir(args[0])
+	ts.Check(err)
+	if len(entries) > 0 {
+		ts.Fatalf("%s holds %s", args[0], entries)
+	}
+}
+
+func scriptTokenFile(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 1, "tokenfile DIR")
+	found, err := filepath.Glob(filepath.Join(args[0], "credence-exec-*", "token"))
+	ts.Check(err)
+	if len(found) != 1 {
+		ts.Fatalf("%s holds the secrets %s", args[0], found)
+	}
+	info, err := os.Stat(found[0])
+	ts.Check(err)
+	dir, err := os.Stat(filepath.Dir(found[0]))
+	ts.Check(err)
+	text := ts.ReadFile(found[0])
+	if info.Mode().Perm() != 0o600 || dir.Mode().Perm() != 0o700 || len(text) < 32 || strings.ContainsAny(text, "\r\n") {
+		ts.Fatalf("%s: mode %s in %s, %d bytes", found[0], info.Mode(), dir.Mode(), len(text))
 	}
 }
 
