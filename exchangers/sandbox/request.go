@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -35,6 +36,9 @@ func ReadForm(r *http.Request) (map[string]string, error) {
 	b, err := ReadBody(r, "application/x-www-form-urlencoded")
 	if err != nil {
 		return nil, err
+	}
+	if bytes.IndexByte(b, ';') >= 0 { // once a separator too: whoever escapes it is understood everywhere
+		return nil, fmt.Errorf("%w: a semicolon that is not escaped", ErrBody)
 	}
 	form := map[string]string{}
 	for pair := range strings.SplitSeq(string(b), "&") {

@@ -34,6 +34,7 @@ func TestReadForm(t *testing.T) {
 		"no value":         {form, "a", sandbox.ErrEmpty},
 		"empty body":       {form, "", sandbox.ErrEmpty},
 		"bad escape":       {form, "a=%zz", sandbox.ErrBody},
+		"bare semicolon":   {form, "a=1;b=2", sandbox.ErrBody},
 		"huge":             {form, "a=" + strings.Repeat("x", sandbox.MaxBody), sandbox.ErrTooLarge},
 	} {
 		t.Run(name, func(t *testing.T) {
