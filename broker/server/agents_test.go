@@ -15,7 +15,7 @@ import (
 )
 
 // handshake connects by bare TLS.
-func handshake(t *testing.T, address string, config *tls.Config) (tls.ConnectionState, error) {
+func handshake(t testing.TB, address string, config *tls.Config) (tls.ConnectionState, error) {
 	t.Helper()
 	config.InsecureSkipVerify = true
 	if config.NextProtos == nil {

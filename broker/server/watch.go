@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -85,6 +87,9 @@ func (n nodeService) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api
 func (n nodeService) acknowledgements(stream grpc.BidiStreamingServer[api.WatchRequest, api.WatchResponse], session *broker.Session) error {
 	for {
 		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil // the node has said its last: the stream ends in order
+		}
 		if err != nil {
 			return err
 		}

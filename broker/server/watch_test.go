@@ -20,11 +20,11 @@ const deny = "kind: Deny\nname: incident\nmatch: [{node.name: n1}]\nspiffe_ids: 
 
 // A watch is a node's open stream.
 type watch struct {
-	t      *testing.T
+	t      testing.TB
 	stream grpc.BidiStreamingClient[api.WatchRequest, api.WatchResponse]
 }
 
-func (n *node) watch(t *testing.T) (watch, *api.WatchResponse) {
+func (n *node) watch(t testing.TB) (watch, *api.WatchResponse) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	t.Cleanup(cancel)
