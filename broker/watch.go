@@ -2,6 +2,7 @@ package broker
 
 import (
 	"crypto/sha256"
+	"slices"
 	"time"
 
 	"github.com/credence-id/credence/broker/identity"
@@ -27,6 +28,8 @@ type Session struct {
 	bytes        int  // of sets
 	overflow     bool // more was decided than is kept
 	acknowledged uint64
+	bundle       sentBundle
+	holds        uint64                        // sequence number of our bundle that the agent serves
 	pending      map[[sha256.Size]byte]pending // by set; zero: all
 	evicted      bool
 }
@@ -230,12 +233,41 @@ func (s *Session) reconsider(p *Policy, node Node, now time.Time) {
 	}
 }
 
+// sentBundle is our bundle as it was last sent, and the revision whose
+// acknowledgement means that it arrived.
+type sentBundle struct{ sequence, revision uint64 }
+
+// SendingBundle notes that our own bundle of that sequence number goes out in
+// a message of that revision. Call it before the message is sent.
+func (s *Session) SendingBundle(sequence, revision uint64) {
+	s.broker.mu.Lock()
+	defer s.broker.mu.Unlock()
+	s.bundle = sentBundle{sequence, revision}
+}
+
 // Acknowledge notes that the agent holds and serves everything up to a
 // revision.
 func (s *Session) Acknowledge(revision uint64) {
 	s.broker.mu.Lock()
 	defer s.broker.mu.Unlock()
 	s.acknowledged = max(s.acknowledged, revision)
+	if s.bundle.sequence != 0 && revision >= s.bundle.revision {
+		s.holds = s.bundle.sequence
+	}
+}
+
+// Holding says how many nodes are connected, and how many of these serve our
+// bundle of that sequence number or a newer one.
+func (b *Broker) Holding(sequence uint64) (connected, holding int) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for _, sessions := range b.sessions {
+		connected++
+		if !slices.ContainsFunc(sessions, func(s *Session) bool { return s.holds < sequence }) {
+			holding++
+		}
+	}
+	return connected, holding
 }
 
 // Acknowledged returns the revision up to which a connected node serves

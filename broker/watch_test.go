@@ -296,6 +296,40 @@ func TestRejoined(t *testing.T) {
 	e.equal(e.told(session), []broker.Change{{Set: set(1), Erase: true}})
 }
 
+// A node holds a bundle once it has acknowledged the message that brought it,
+// on each of its streams.
+func TestHolding(t *testing.T) {
+	e := newEnv(t)
+	one, two := e.caller("n1"), e.caller("n2")
+	want := func(sequence uint64, connected, holding int) {
+		t.Helper()
+		c, h := e.Holding(sequence)
+		e.equal([]int{c, h}, []int{connected, holding})
+	}
+	want(1, 0, 0)
+	a, b, again := e.Watch(one.ID), e.Watch(two.ID), e.Watch(two.ID)
+	want(1, 2, 0)
+	a.Acknowledge(9) // nothing was sent
+	want(1, 2, 0)
+	a.SendingBundle(5, 10)
+	a.Acknowledge(9) // of the message before
+	want(5, 2, 0)
+	a.Acknowledge(10)
+	want(5, 2, 1)
+	want(6, 2, 0)
+	for _, s := range []*broker.Session{b, again} {
+		want(5, 2, 1)
+		s.SendingBundle(6, 11)
+		s.Acknowledge(11)
+	}
+	want(5, 2, 2)
+	want(6, 2, 1)
+	a.SendingBundle(7, 12)
+	want(5, 2, 2) // it still holds what it held
+	a.Close()
+	want(6, 1, 1)
+}
+
 func TestSessions(t *testing.T) {
 	e := newEnv(t)
 	n := e.caller("n1")

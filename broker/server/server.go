@@ -50,6 +50,7 @@ type Authority interface {
 	broker.Issuer
 	x509bundle.Source
 	Document() (document []byte, ok bool) // the SPIFFE bundle
+	Bundle() *authority.Bundle            // the same, in its parts
 	Changed() <-chan struct{}             // closed at the bundle's next change
 	Pin() string
 	List() []authority.Status

@@ -194,11 +194,14 @@ func (w *watcher) pace(changes []broker.Change) []*api.Change {
 // bundles adds the bundles that changed since they were last sent, and the
 // trust domains that went.
 func (w *watcher) bundles(m *api.WatchResponse) {
-	have := w.s.bundles()
+	have, own := w.s.bundles()
 	for _, td := range slices.Sorted(maps.Keys(have)) {
 		if document, ok := w.sent[td]; !ok || document != have[td] {
 			m.Bundles = append(m.Bundles, &api.Bundle{TrustDomain: td, Document: []byte(have[td])})
 			w.sent[td] = have[td]
+			if td == w.s.cfg.TrustDomain.Name() {
+				w.session.SendingBundle(own, m.Revision)
+			}
 		}
 	}
 	for td := range w.sent {

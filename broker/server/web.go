@@ -43,9 +43,9 @@ func at(bundle, elsewhere http.Handler) http.Handler {
 }
 
 // bundles are all that agents are told of: ours and the peers', by trust
-// domain name.
-func (s *Server) bundles() map[string]string {
-	all := make(map[string]string)
+// domain name, and the sequence number of ours.
+func (s *Server) bundles() (all map[string]string, own uint64) {
+	all = make(map[string]string)
 	for _, b := range s.cfg.Peers.Set().All() {
 		// What our edge understood of it, and not the peer's own text: an agent's
 		// parser must not fall over an entry that ours ignores.
@@ -56,8 +56,7 @@ func (s *Server) bundles() map[string]string {
 		}
 		all[b.TrustDomain().Name()] = string(document)
 	}
-	if document, ok := s.cfg.Authority.Document(); ok {
-		all[s.cfg.TrustDomain.Name()] = string(document)
-	}
-	return all
+	b := s.cfg.Authority.Bundle()
+	all[s.cfg.TrustDomain.Name()] = string(b.Document)
+	return all, b.Sequence
 }

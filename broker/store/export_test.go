@@ -9,3 +9,6 @@ func (s *Store) Pragma(ctx context.Context, name string) (write, read string, er
 	}
 	return write, read, err
 }
+
+// SchemaVersion is the newest schema that this program knows.
+const SchemaVersion = schemaVersion

@@ -27,7 +27,7 @@ import (
 )
 
 // schemaVersion is what this program writes and reads.
-const schemaVersion = 1
+const schemaVersion = 2
 
 //go:embed schema/*.sql
 var schema embed.FS

@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -256,7 +257,7 @@ func TestNewerSchema(t *testing.T) {
 	if d := cmp.Diff(before, bytesOf(t, dir)); d != "" {
 		t.Error("the files changed: ", d)
 	}
-	alter(t, dir, `UPDATE head SET schema_version = 1`) // and it let the directory go
+	alter(t, dir, fmt.Sprintf(`UPDATE head SET schema_version = %d`, store.SchemaVersion)) // and it let the directory go
 	if got := names(t, open(t, dir)); !cmp.Equal(got, []string{"a"}) {
 		t.Errorf("resources %v", got)
 	}

@@ -50,6 +50,7 @@ func Run(t *testing.T, open Open) {
 		"one authority is active":               uniqueActive,
 		"two authorities change places":         changePlaces,
 		"bundles come back":                     bundles,
+		"a confirmed anchor stays confirmed":    confirmed,
 		"a restart keeps everything":            restart,
 		"an ended call writes nothing":          cancelled,
 	} {
