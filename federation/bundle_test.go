@@ -23,7 +23,7 @@ import (
 func vectorText(t testing.TB) *strings.Replacer {
 	t.Helper()
 	ca1, ca2 := newCA(t, nil), newCA(t, nil)
-	leaf := ca1.leaf(t, nil, "spiffe://partner.example/w")
+	leaf := ca1.Leaf(t, nil, "spiffe://partner.example/w")
 	noSign := newCA(t, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign })
 	ecKey := newKey(t)
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -40,13 +40,13 @@ func vectorText(t testing.TB) *strings.Replacer {
 	weak, huge := &rsa.PublicKey{N: modulus(1024), E: 65537}, &rsa.PublicKey{N: modulus(4104), E: 65537}
 	one, even := &rsa.PublicKey{N: modulus(2048), E: 1}, &rsa.PublicKey{N: modulus(2048), E: 65536}
 	return strings.NewReplacer(
-		"$CA1", jwkMembers(t, ca1.cert.PublicKey), "$CA2", jwkMembers(t, ca2.cert.PublicKey),
-		"$DER1URL", base64.URLEncoding.EncodeToString(append(bytes.Clone(ca1.cert.Raw), 0xfb, 0xff)),
-		"$DER1", b64(ca1.cert.Raw), "$DER2", b64(ca2.cert.Raw),
-		"$LEAFK", jwkMembers(t, leaf.PublicKey), "$LEAFDER", b64(leaf.Raw), "$NOSIGN", x509Entry(t, noSign.cert),
+		"$CA1", jwkMembers(t, ca1.Cert.PublicKey), "$CA2", jwkMembers(t, ca2.Cert.PublicKey),
+		"$DER1URL", base64.URLEncoding.EncodeToString(append(bytes.Clone(ca1.Cert.Raw), 0xfb, 0xff)),
+		"$DER1", b64(ca1.Cert.Raw), "$DER2", b64(ca2.Cert.Raw),
+		"$LEAFK", jwkMembers(t, leaf.PublicKey), "$LEAFDER", b64(leaf.Raw), "$NOSIGN", x509Entry(t, noSign.Cert),
 		"$EC", ec, "$RSA", rs, "$ED", jwkMembers(t, edKey), "$PRIV", jwkMembers(t, ecKey), "$WEAK", jwkMembers(t, weak), "$HUGE", jwkMembers(t, huge),
 		"$ONE", jwkMembers(t, one), "$EVEN", jwkMembers(t, even),
-		"$X", x509Entry(t, ca1.cert),
+		"$X", x509Entry(t, ca1.Cert),
 		"$J", `{"use":"jwt-svid","kid":"j1",`+ec+`}`, "$W", `{"use":"wit-svid","kid":"w1",`+rs+`}`,
 	)
 }
@@ -248,7 +248,7 @@ func TestMarshalOfAnEmptyBundleHasAnArray(t *testing.T) {
 
 func TestParseAny(t *testing.T) {
 	ca1, ca2 := newCA(t, nil), newCA(t, nil)
-	leaf := ca1.leaf(t, nil, "spiffe://partner.example/w")
+	leaf := ca1.Leaf(t, nil, "spiffe://partner.example/w")
 	key := "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
 	tests := []struct {
 		name    string
@@ -256,12 +256,12 @@ func TestParseAny(t *testing.T) {
 		want    int
 		refused bool
 	}{
-		{"PEM of two CAs", "\n" + string(pemOf(ca1.cert, ca2.cert)), 2, false},
-		{"SPIFFE bundle", `{"keys":[` + x509Entry(t, ca1.cert) + `]}`, 1, false},
-		{"PEM of a leaf", string(pemOf(ca1.cert, leaf)), 0, true},
-		{"PEM with a private key", string(pemOf(ca1.cert)) + key, 0, true},
-		{"PEM cut short", string(pemOf(ca1.cert, ca2.cert)[:900]), 0, true},
-		{"text after PEM", string(pemOf(ca1.cert)) + "more", 0, true},
+		{"PEM of two CAs", "\n" + string(pemOf(ca1.Cert, ca2.Cert)), 2, false},
+		{"SPIFFE bundle", `{"keys":[` + x509Entry(t, ca1.Cert) + `]}`, 1, false},
+		{"PEM of a leaf", string(pemOf(ca1.Cert, leaf)), 0, true},
+		{"PEM with a private key", string(pemOf(ca1.Cert)) + key, 0, true},
+		{"PEM cut short", string(pemOf(ca1.Cert, ca2.Cert)[:900]), 0, true},
+		{"text after PEM", string(pemOf(ca1.Cert)) + "more", 0, true},
 		{"nothing", "", 0, true},
 		{"text", "hello", 0, true},
 	}

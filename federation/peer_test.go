@@ -11,7 +11,7 @@ import (
 
 func TestPeerValidate(t *testing.T) {
 	root := newCA(t, nil)
-	print := federation.Fingerprint(root.cert)
+	print := federation.Fingerprint(root.Cert)
 	tests := []struct {
 		name string
 		edit func(*federation.Peer)
@@ -19,10 +19,10 @@ func TestPeerValidate(t *testing.T) {
 	}{
 		{"by fingerprint", func(*federation.Peer) {}, ""},
 		{"by SPIFFE bundle", func(p *federation.Peer) {
-			p.HTTPSSPIFFE.Fingerprint, p.HTTPSSPIFFE.Bundle = "", []byte(`{"keys":[`+x509Entry(t, root.cert)+`]}`)
+			p.HTTPSSPIFFE.Fingerprint, p.HTTPSSPIFFE.Bundle = "", []byte(`{"keys":[`+x509Entry(t, root.Cert)+`]}`)
 		}, ""},
 		{"by PEM", func(p *federation.Peer) {
-			p.HTTPSSPIFFE.Fingerprint, p.HTTPSSPIFFE.Bundle = "", pemOf(root.cert)
+			p.HTTPSSPIFFE.Fingerprint, p.HTTPSSPIFFE.Bundle = "", pemOf(root.Cert)
 		}, ""},
 		{"endpoint elsewhere", func(p *federation.Peer) {
 			p.HTTPSSPIFFE = &federation.HTTPSSPIFFE{EndpointID: spiffeid.RequireFromPath(third, "/e")}
@@ -46,7 +46,7 @@ func TestPeerValidate(t *testing.T) {
 		{"no endpoint ID", func(p *federation.Peer) { p.HTTPSSPIFFE.EndpointID = spiffeid.ID{} }, "endpoint_id"},
 		{"endpoint ID without path", func(p *federation.Peer) { p.HTTPSSPIFFE.EndpointID = partner.ID() }, "path"},
 		{"no bootstrap", func(p *federation.Peer) { p.HTTPSSPIFFE.Fingerprint = "" }, "fingerprint"},
-		{"two bootstraps", func(p *federation.Peer) { p.HTTPSSPIFFE.Bundle = pemOf(root.cert) }, "both"},
+		{"two bootstraps", func(p *federation.Peer) { p.HTTPSSPIFFE.Bundle = pemOf(root.Cert) }, "both"},
 		{"bootstrap for an endpoint elsewhere", func(p *federation.Peer) {
 			p.HTTPSSPIFFE.EndpointID = spiffeid.RequireFromPath(third, "/e")
 		}, "third.example"},

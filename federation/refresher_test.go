@@ -211,14 +211,14 @@ func webPeer(td spiffeid.TrustDomain, url string) federation.Peer {
 
 func pinnedPeer(anchor *ca) federation.Peer {
 	return federation.Peer{TrustDomain: partner, URL: partnerURL, HTTPSSPIFFE: &federation.HTTPSSPIFFE{
-		EndpointID: endpoint, Fingerprint: federation.Fingerprint(anchor.cert)}}
+		EndpointID: endpoint, Fingerprint: federation.Fingerprint(anchor.Cert)}}
 }
 
 func document(t testing.TB, sequence, hint int, cas ...*ca) string {
 	t.Helper()
 	var entries []string
 	for _, c := range cas {
-		entries = append(entries, x509Entry(t, c.cert))
+		entries = append(entries, x509Entry(t, c.Cert))
 	}
 	return fmt.Sprintf(`{"spiffe_sequence":%d,"spiffe_refresh_hint":%d,"keys":[%s]}`, sequence, hint, strings.Join(entries, ","))
 }
@@ -451,12 +451,12 @@ func TestSelfServingEndpointIsKnownByTheLatestBundle(t *testing.T) { // FED-32, 
 	print := func(cas ...*ca) []string {
 		var prints []string
 		for _, c := range cas {
-			prints = append(prints, federation.Fingerprint(c.cert))
+			prints = append(prints, federation.Fingerprint(c.Cert))
 		}
 		return prints
 	}
 	bundled := pinnedPeer(a)
-	bundled.HTTPSSPIFFE = &federation.HTTPSSPIFFE{EndpointID: endpoint, Bundle: pemOf(a.cert)}
+	bundled.HTTPSSPIFFE = &federation.HTTPSSPIFFE{EndpointID: endpoint, Bundle: pemOf(a.Cert)}
 	for name, peer := range map[string]federation.Peer{"by fingerprint": pinnedPeer(a), "by bundle": bundled} {
 		t.Run(name, func(t *testing.T) {
 			store := &memory{}
@@ -506,7 +506,7 @@ func TestSelfServingEndpointIsKnownByTheLatestBundle(t *testing.T) { // FED-32, 
 
 func TestEndpointInAnotherTrustDomain(t *testing.T) { // FED-29
 	a, b, ours := newCA(t, nil), newCA(t, nil), newCA(t, nil)
-	own := x509bundle.FromX509Authorities(example, certs(ours.cert))
+	own := x509bundle.FromX509Authorities(example, certs(ours.Cert))
 	at := func(id spiffeid.ID) federation.Peer {
 		return federation.Peer{TrustDomain: partner, URL: partnerURL, HTTPSSPIFFE: &federation.HTTPSSPIFFE{EndpointID: id}}
 	}
@@ -522,11 +522,11 @@ func TestEndpointInAnotherTrustDomain(t *testing.T) { // FED-29
 		h.endpoints.set(thirdURL, document(t, 1, 300, b))
 		h.peers(t, at(spiffeid.RequireFromPath(third, "/e")), webPeer(third, thirdURL))
 		wait(time.Minute)
-		if auth := h.endpoints.last(t, partnerURL).HTTPSSPIFFE; !auth.Bundle.HasX509Authority(b.cert) || auth.Bundle.TrustDomain() != third {
+		if auth := h.endpoints.last(t, partnerURL).HTTPSSPIFFE; !auth.Bundle.HasX509Authority(b.Cert) || auth.Bundle.TrustDomain() != third {
 			t.Errorf("endpoint of %s is verified by the bundle of %s", third, auth.Bundle.TrustDomain())
 		}
 		h.peers(t, at(spiffeid.RequireFromPath(example, "/e")))
-		if auth := h.endpoints.last(t, partnerURL).HTTPSSPIFFE; !auth.Bundle.HasX509Authority(ours.cert) {
+		if auth := h.endpoints.last(t, partnerURL).HTTPSSPIFFE; !auth.Bundle.HasX509Authority(ours.Cert) {
 			t.Error("endpoint of our own trust domain is not verified by our bundle")
 		}
 	})
@@ -803,12 +803,12 @@ func TestSetPeersIsAllOrNothing(t *testing.T) {
 
 func TestAlarms(t *testing.T) {
 	a, b := newCA(t, nil), newCA(t, nil)
-	priv := fmt.Sprintf(`{"spiffe_sequence":3,"keys":[%s,{"use":"jwt-svid","kid":"k",%s}]}`, x509Entry(t, a.cert), jwkMembers(t, newKey(t)))
+	priv := fmt.Sprintf(`{"spiffe_sequence":3,"keys":[%s,{"use":"jwt-svid","kid":"k",%s}]}`, x509Entry(t, a.Cert), jwkMembers(t, newKey(t)))
 	tests := []struct{ name, before, after, alarm string }{
 		{"closed", document(t, 1, 300, a), document(t, 2, 300), "holds no key"},
 		{"every key", document(t, 1, 300, a), document(t, 2, 300, b), "every key"},
 		{"sequence stands still", document(t, 1, 300, a), document(t, 1, 300, a, b), "did not grow"},
-		{"sequence is gone", document(t, 1, 300, a), `{"keys":[` + x509Entry(t, a.cert) + `]}`, "did not grow"},
+		{"sequence is gone", document(t, 1, 300, a), `{"keys":[` + x509Entry(t, a.Cert) + `]}`, "did not grow"},
 		{"private key", document(t, 1, 300, a), priv, "private"},
 	}
 	for _, tt := range tests {
@@ -835,7 +835,7 @@ func TestAlarms(t *testing.T) {
 
 func TestAClosedDomainVerifiesNothing(t *testing.T) { // TDB-17, FC-27
 	a := newCA(t, nil)
-	leaf := a.leaf(t, nil, "spiffe://partner.example/w")
+	leaf := a.Leaf(t, nil, "spiffe://partner.example/w")
 	synctest.Test(t, func(t *testing.T) {
 		h := start(t, &memory{}, nil)
 		defer h.stop()

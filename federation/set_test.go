@@ -19,7 +19,7 @@ var (
 func bundleOf(td spiffeid.TrustDomain, cas ...*ca) *federation.Bundle {
 	b := spiffebundle.New(td)
 	for _, c := range cas {
-		b.AddX509Authority(c.cert)
+		b.AddX509Authority(c.Cert)
 	}
 	return &federation.Bundle{Bundle: b}
 }
@@ -29,7 +29,7 @@ func TestSetKeepsTrustDomainsApart(t *testing.T) {
 	a, b := newCA(t, nil), newCA(t, nil)
 	set.Put(bundleOf(partner, a))
 	set.Put(bundleOf(third, b))
-	leaf := b.leaf(t, nil, "spiffe://partner.example/w")
+	leaf := b.Leaf(t, nil, "spiffe://partner.example/w")
 	if _, _, err := federation.VerifyX509(certs(leaf), &set, epoch); err == nil {
 		t.Error("an SVID of one trust domain verified by another's bundle")
 	}

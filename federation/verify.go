@@ -3,10 +3,12 @@ package federation
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,12 +19,14 @@ import (
 
 const (
 	maxChain       = 10
-	maxID          = 2048 // SPIFFE-ID §2.3
-	maxTrustDomain = 255  // SPIFFE-ID §2.1
 	fingerprintTag = "sha256:"
 )
 
-var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+var (
+	oidKeyUsage       = asn1.ObjectIdentifier{2, 5, 29, 15}
+	oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidExtKeyUsage    = asn1.ObjectIdentifier{2, 5, 29, 37}
+)
 
 // VerifyX509 validates a shown X509-SVID, leaf first, at now, by the bundle of
 // the leaf's own trust domain and no other (X509-SVID §5). Beyond what
@@ -39,7 +43,7 @@ func VerifyX509(certs []*x509.Certificate, bundles x509bundle.Source, now time.T
 	case bundles == nil || now.IsZero(): // crypto/x509 takes the zero time for the present
 		return spiffeid.ID{}, nil, errors.New("verifying an X509-SVID: no bundles or no time given")
 	}
-	id, err := leafID(certs[0])
+	id, err := LeafID(certs[0])
 	if err != nil {
 		return spiffeid.ID{}, nil, fmt.Errorf("verifying an X509-SVID: %w", err)
 	}
@@ -68,38 +72,66 @@ func verifyFor(id spiffeid.ID, certs []*x509.Certificate, bundles x509bundle.Sou
 	return chains, nil
 }
 
-// CheckLeaf says whether cert has the form of a workload's X509-SVID (X509-SVID
-// §5.2) and is valid at now. It does not say who signed it.
+// CheckLeaf says whether cert is fit to be shown as an X509-SVID of ours: it
+// has the form that an issuer must give it (CheckForm) and is valid at now. It
+// does not say who signed it.
 func CheckLeaf(cert *x509.Certificate, now time.Time) error {
-	id, err := leafID(cert)
-	switch {
-	case err != nil:
+	id, err := CheckForm(cert)
+	if err != nil {
 		return err
-	case cert.IsCA || cert.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
-		return fmt.Errorf("%s: certificate is a signing one, which authenticates nobody", id)
-	case now.Before(cert.NotBefore) || now.After(cert.NotAfter):
+	}
+	if now.Before(cert.NotBefore) || now.After(cert.NotAfter) {
 		return fmt.Errorf("%s: certificate is valid from %s to %s", id,
 			cert.NotBefore.Format(time.RFC3339), cert.NotAfter.Format(time.RFC3339))
 	}
 	return nil
 }
 
-// leafID is the SPIFFE ID of a workload's certificate.
-func leafID(cert *x509.Certificate) (spiffeid.ID, error) {
+// CheckForm returns whose X509-SVID cert is, if it has the form that an issuer
+// must give a workload's (X509-SVID §3.1, §4). That is more than a validator
+// may ask of a peer's (§5.2): of those see VerifyX509.
+func CheckForm(cert *x509.Certificate) (spiffeid.ID, error) {
+	id, err := LeafID(cert)
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	usage, uses := extension(cert, oidKeyUsage), extension(cert, oidExtKeyUsage)
+	switch {
+	case cert.IsCA || cert.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return spiffeid.ID{}, fmt.Errorf("%s: certificate is a signing one, which authenticates nobody", id)
+	case usage == nil || !usage.Critical || cert.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return spiffeid.ID{}, fmt.Errorf("%s: certificate has no critical key usage digitalSignature", id)
+	case uses != nil && (!slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageServerAuth) || !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageClientAuth)):
+		return spiffeid.ID{}, fmt.Errorf("%s: certificate is not for both servers and clients", id)
+	case len(cert.Subject.Names) == 0 && !extension(cert, oidSubjectAltName).Critical:
+		return spiffeid.ID{}, fmt.Errorf("%s: certificate has no subject and its SAN is not critical", id)
+	case len(cert.UnhandledCriticalExtensions) > 0:
+		return spiffeid.ID{}, fmt.Errorf("%s: certificate has a critical extension that nobody knows", id)
+	}
+	return id, nil
+}
+
+func extension(cert *x509.Certificate, id asn1.ObjectIdentifier) *pkix.Extension {
+	i := slices.IndexFunc(cert.Extensions, func(x pkix.Extension) bool { return x.Id.Equal(id) })
+	if i < 0 {
+		return nil
+	}
+	return &cert.Extensions[i]
+}
+
+// LeafID is the SPIFFE ID in a workload's certificate, as it stands there byte
+// for byte: its one URI SAN (X509-SVID §2), with a path (§5.2). It says nothing
+// of whether the certificate may be believed.
+func LeafID(cert *x509.Certificate) (spiffeid.ID, error) {
 	raw, err := uriSAN(cert)
 	if err != nil {
 		return spiffeid.ID{}, err
 	}
-	if len(raw) > maxID {
-		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID is longer than %d bytes", maxID)
+	id, err := ParseID(raw)
+	if err != nil {
+		return spiffeid.ID{}, fmt.Errorf("URI SAN: %w", err)
 	}
-	id, err := spiffeid.FromString(raw)
-	switch {
-	case err != nil:
-		return spiffeid.ID{}, fmt.Errorf("URI SAN %q: %w", clip(raw), err)
-	case len(id.TrustDomain().Name()) > maxTrustDomain:
-		return spiffeid.ID{}, fmt.Errorf("trust domain is longer than %d bytes", maxTrustDomain)
-	case id.Path() == "":
+	if id.Path() == "" {
 		return spiffeid.ID{}, fmt.Errorf("%s is a trust domain's ID, not a workload's: it has no path", id)
 	}
 	return id, nil

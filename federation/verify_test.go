@@ -2,8 +2,6 @@ package federation_test
 
 import (
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"strings"
 	"testing"
 	"time"
@@ -12,73 +10,27 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/federation"
+	"github.com/credence-id/credence/federation/federationtest"
 )
 
 func certs(all ...*x509.Certificate) []*x509.Certificate { return all }
 
-// TestVerifyX509Vectors are the certificate vectors of section B: one fault each.
+// TestVerifyX509Vectors are the certificate vectors of section B, as peers show
+// them.
 func TestVerifyX509Vectors(t *testing.T) {
-	root, other := newCA(t, nil), newCA(t, nil)
-	mid := root.sub(t, func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 0, true })
-	deep := mid.sub(t, nil)
-	oldMid := root.sub(t, func(c *x509.Certificate) { c.NotAfter = epoch.Add(-time.Minute) })
-	const w = "spiffe://example.org/w"
-	good := root.leaf(t, nil, w)
-	selfLeaf := (*ca)(nil).leaf(t, nil, w)
-	usage := func(u x509.KeyUsage) func(*x509.Certificate) {
-		return func(c *x509.Certificate) { c.KeyUsage = u }
-	}
-	tests := []struct {
-		name  string
-		shown []*x509.Certificate
-		ok    bool
-	}{
-		{"good", certs(good), true},
-		{"XC-17 under an intermediate with pathLen 0", certs(mid.leaf(t, nil, w), mid.cert), true},
-		{"XC-73 root appended", certs(good, root.cert), true},
-		{"XC-22 no SAN", certs(root.leaf(t, nil)), false},
-		{"XC-23 DNS SAN only", certs(root.leaf(t, func(c *x509.Certificate) { c.DNSNames = []string{"a.example"} })), false},
-		{"XC-24 two SPIFFE IDs", certs(root.leaf(t, nil, w, "spiffe://example.org/x")), false},
-		{"XC-25 two URIs", certs(root.leaf(t, nil, w, "https://example.org/w")), false},
-		{"one URI twice", certs(root.leaf(t, nil, w, w)), false},
-		{"XC-29 scheme https", certs(root.leaf(t, nil, "https://example.org/w")), false},
-		{"XC-30 scheme in capitals", certs(root.leaf(t, nil, "SPIFFE://example.org/w")), false},
-		{"XC-32 no path", certs(root.leaf(t, nil, "spiffe://example.org")), false},
-		{"XC-33 slash only", certs(root.leaf(t, nil, "spiffe://example.org/")), false},
-		{"XC-34 trailing slash", certs(root.leaf(t, nil, w+"/")), false},
-		{"XC-35 percent", certs(root.leaf(t, nil, "spiffe://example.org/%77")), false},
-		{"XC-37 fragment", certs(root.leaf(t, nil, w+"#f")), false},
-		{"XC-38 empty fragment", certs(root.leaf(t, nil, w+"#")), false},
-		{"empty query", certs(root.leaf(t, nil, w+"?")), false},
-		{"XC-39 port", certs(root.leaf(t, nil, "spiffe://example.org:8080/w")), false},
-		{"XC-40 user", certs(root.leaf(t, nil, "spiffe://u@example.org/w")), false},
-		{"XC-48 2,048 bytes", certs(root.leaf(t, nil, "spiffe://example.org/"+strings.Repeat("a", 2027))), true},
-		{"2,049 bytes", certs(root.leaf(t, nil, "spiffe://example.org/"+strings.Repeat("a", 2028))), false},
-		{"XC-52 signed by another's CA", certs(other.leaf(t, nil, w)), false},
-		{"ID of a trust domain without bundle", certs(root.leaf(t, nil, "spiffe://other.example/w")), false},
-		{"XC-54 leaf is a CA", certs(root.leaf(t, func(c *x509.Certificate) { c.IsCA = true }, w)), false},
-		{"XC-56 keyCertSign", certs(root.leaf(t, usage(x509.KeyUsageDigitalSignature|x509.KeyUsageCertSign), w)), false},
-		{"XC-57 cRLSign", certs(root.leaf(t, usage(x509.KeyUsageDigitalSignature|x509.KeyUsageCRLSign), w)), false},
-		{"XC-64 unknown critical extension", certs(root.leaf(t, func(c *x509.Certificate) {
-			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{
-				Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}})
-		}, w)), false},
-		{"XC-66 expired", certs(root.leaf(t, func(c *x509.Certificate) { c.NotAfter = epoch.Add(-time.Second) }, w)), false},
-		{"XC-67 not yet valid", certs(root.leaf(t, func(c *x509.Certificate) { c.NotBefore = epoch.Add(time.Minute) }, w)), false},
-		{"XC-69 self-signed", certs(selfLeaf), false},
-		{"XC-72 root first", certs(root.cert, good), false},
-		{"XC-74 empty chain", nil, false},
-		{"XC-82 path length", certs(deep.leaf(t, nil, w), deep.cert, mid.cert), false},
-		{"XC-83 expired intermediate", certs(oldMid.leaf(t, nil, w), oldMid.cert), false},
-		{"eleven certificates", append(certs(good), certs(root.cert, root.cert, root.cert, root.cert, root.cert,
-			root.cert, root.cert, root.cert, root.cert, root.cert)...), false},
-	}
-	bundle := x509bundle.FromX509Authorities(example, certs(root.cert))
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			id, chains, err := federation.VerifyX509(tt.shown, bundle, epoch)
-			if (err == nil) != tt.ok {
-				t.Fatalf("error %v, want ok = %v", err, tt.ok)
+	for _, v := range federationtest.X509Vectors(t, epoch, "/w") {
+		t.Run(v.Name, func(t *testing.T) {
+			shown, err := parseAll(v.Shown)
+			var id spiffeid.ID
+			var chains [][]*x509.Certificate
+			if err == nil {
+				id, chains, err = federation.VerifyX509(shown, v.Bundle, epoch)
+			}
+			if (err == nil) != v.Peer {
+				t.Fatalf("error %v, want accepted = %v", err, v.Peer)
+			}
+			if err == nil && id.String() != v.ID {
+				t.Errorf("accepted as %s", id)
 			}
 			if err != nil && (!id.IsZero() || chains != nil) {
 				t.Errorf("a refusal names %s", id)
@@ -87,27 +39,85 @@ func TestVerifyX509Vectors(t *testing.T) {
 	}
 }
 
-func TestVerifyX509RefusesALeafAmongTheAuthorities(t *testing.T) { // XC-70
-	leaf := (*ca)(nil).leaf(t, nil, "spiffe://example.org/w")
-	bundle := x509bundle.FromX509Authorities(example, certs(leaf))
-	if _, _, err := federation.VerifyX509(certs(leaf), bundle, epoch); err == nil {
-		t.Error("a leaf verified by itself")
+// TestCheckLeafVectors are the same, as if we were about to show them
+// ourselves: then an issuer's duties count too.
+func TestCheckLeafVectors(t *testing.T) {
+	for _, v := range federationtest.X509Vectors(t, epoch, "/w") {
+		t.Run(v.Name, func(t *testing.T) {
+			shown, err := parseAll(v.Shown)
+			if err == nil && len(shown) == 0 {
+				return // endpoint's to refuse
+			}
+			if err == nil {
+				err = federation.CheckLeaf(shown[0], epoch)
+			}
+			if (err == nil) != v.Own {
+				t.Errorf("error %v, want fit = %v", err, v.Own)
+			}
+		})
 	}
 }
 
-func TestVerifyX509RefusesALongTrustDomain(t *testing.T) { // ID-103
-	root := newCA(t, nil)
-	name := strings.Repeat(strings.Repeat("a", 63)+".", 4) // 256 with its last letter
-	for _, tt := range []struct {
-		name string
-		ok   bool
-	}{{name[:255-1] + "b", true}, {name[:255] + "b", false}} {
-		td := spiffeid.RequireTrustDomainFromString(tt.name)
-		bundle := x509bundle.FromX509Authorities(td, certs(root.cert))
-		_, _, err := federation.VerifyX509(certs(root.leaf(t, nil, "spiffe://"+tt.name+"/w")), bundle, epoch)
-		if (err == nil) != tt.ok {
-			t.Errorf("trust domain of %d bytes: %v", len(tt.name), err)
+func parseAll(ders [][]byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for _, der := range ders {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
 		}
+		all = append(all, cert)
+	}
+	return all, nil
+}
+
+// TestSPIFFEIDVectorsInCertificates are the vectors of section A as the URI SAN
+// of a leaf that their own trust domain's CA signed.
+func TestSPIFFEIDVectorsInCertificates(t *testing.T) {
+	refused := map[string]bool{
+		"ID-001": true, // no leaf's: it has no path
+		// Legal names of trust domains, but crypto/x509 parses no certificate
+		// with them: we refuse more than we must.
+		"ID-016": true, "ID-017": true, "ID-018": true, "ID-019": true,
+	}
+	root := newCA(t, nil)
+	for _, v := range federationtest.SPIFFEIDs(t) {
+		t.Run(v.ID, func(t *testing.T) {
+			td := example
+			if id, err := spiffeid.FromString(v.Input); err == nil {
+				td = id.TrustDomain()
+			}
+			der := root.Issue(t, nil, v.Input).Certificate[0]
+			shown, err := parseAll([][]byte{der})
+			var id spiffeid.ID
+			if err == nil {
+				id, _, err = federation.VerifyX509(shown, root.Bundle(td), epoch)
+			}
+			if want := v.Valid() && !refused[v.ID]; (err == nil) != want || (want && id.String() != v.Input) {
+				t.Errorf("%.80q gave %q, %v: %s", v.Input, id, err, v.Reason)
+			}
+		})
+	}
+}
+
+func TestParseIDVectors(t *testing.T) {
+	for _, v := range federationtest.SPIFFEIDs(t) {
+		t.Run(v.ID, func(t *testing.T) {
+			id, err := federation.ParseID(v.Input)
+			if (err == nil) != v.Valid() || (err == nil && id.String() != v.Input) {
+				t.Errorf("%.80q gave %q, %v: %s", v.Input, id, err, v.Reason)
+			}
+		})
+	}
+}
+
+func TestParseTrustDomainVectors(t *testing.T) {
+	for _, v := range federationtest.TrustDomains(t) {
+		t.Run(v.ID, func(t *testing.T) {
+			td, err := federation.ParseTrustDomain(v.Input)
+			if (err == nil) != v.Valid() || (err == nil && td.Name() != v.Input) {
+				t.Errorf("%.80q gave %q, %v: %s", v.Input, td, err, v.Reason)
+			}
+		})
 	}
 }
 
@@ -121,9 +131,9 @@ func (m mixedUp) GetX509BundleForTrustDomain(spiffeid.TrustDomain) (*x509bundle.
 func TestVerifyX509WantsItsInputs(t *testing.T) {
 	root := newCA(t, nil)
 	// Valid at the real present too, which crypto/x509 takes the zero time for.
-	leaf := root.leaf(t, func(c *x509.Certificate) { c.NotAfter = root.cert.NotAfter }, "spiffe://example.org/w")
-	bundle := x509bundle.FromX509Authorities(example, certs(root.cert))
-	wrong := mixedUp{x509bundle.FromX509Authorities(partner, certs(root.cert))}
+	leaf := root.Leaf(t, func(c *x509.Certificate) { c.NotAfter = root.Cert.NotAfter }, "spiffe://example.org/w")
+	bundle := x509bundle.FromX509Authorities(example, certs(root.Cert))
+	wrong := mixedUp{x509bundle.FromX509Authorities(partner, certs(root.Cert))}
 	for name, err := range map[string]error{
 		"no bundles":              second(federation.VerifyX509(certs(leaf), nil, epoch)),
 		"no time":                 second(federation.VerifyX509(certs(leaf), bundle, time.Time{})),
@@ -140,25 +150,25 @@ func second(_ spiffeid.ID, _ [][]*x509.Certificate, err error) error { return er
 
 func TestPinnedBundle(t *testing.T) {
 	root, other := newCA(t, nil), newCA(t, nil)
-	mid := root.sub(t, nil)
-	leaf := mid.leaf(t, nil, "spiffe://partner.example/w")
-	chain := certs(leaf, mid.cert, root.cert)
+	mid := root.Sub(t, nil)
+	leaf := mid.Leaf(t, nil, "spiffe://partner.example/w")
+	chain := certs(leaf, mid.Cert, root.Cert)
 	tests := []struct {
 		name  string
 		shown []*x509.Certificate
 		print string
 		ok    bool
 	}{
-		{"the anchor", chain, federation.Fingerprint(root.cert), true},
-		{"an intermediate", chain, federation.Fingerprint(mid.cert), true},
-		{"a CA that signed nothing here", append(chain[:3:3], other.cert), federation.Fingerprint(other.cert), false},
-		{"a CA that is not shown", chain, federation.Fingerprint(other.cert), false},
+		{"the anchor", chain, federation.Fingerprint(root.Cert), true},
+		{"an intermediate", chain, federation.Fingerprint(mid.Cert), true},
+		{"a CA that signed nothing here", append(chain[:3:3], other.Cert), federation.Fingerprint(other.Cert), false},
+		{"a CA that is not shown", chain, federation.Fingerprint(other.Cert), false},
 		{"the leaf", chain, federation.Fingerprint(leaf), false},
 		{"the leaf, shown twice", append(chain[:3:3], leaf), federation.Fingerprint(leaf), false},
-		{"nothing shown", nil, federation.Fingerprint(root.cert), false},
+		{"nothing shown", nil, federation.Fingerprint(root.Cert), false},
 		{"no fingerprint", chain, "", false},
-		{"upper case", chain, "sha256:" + strings.ToUpper(federation.Fingerprint(root.cert)[7:]), false},
-		{"too short", chain, federation.Fingerprint(root.cert)[:70], false},
+		{"upper case", chain, "sha256:" + strings.ToUpper(federation.Fingerprint(root.Cert)[7:]), false},
+		{"too short", chain, federation.Fingerprint(root.Cert)[:70], false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -1,56 +1,40 @@
 package identity_test
 
 import (
-	"encoding/json"
-	"os"
 	"strings"
 	"testing"
 
-	"github.com/credence-id/credence/broker/identity"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/federation/federationtest"
 )
 
-type vector struct{ ID, Input, Spec, Reason string }
-
-func vectors(t testing.TB) (ids, trustDomains []vector) {
-	t.Helper()
-	data, err := os.ReadFile("testdata/spiffe-id-vectors.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all struct{ SpiffeIDs, TrustDomains []vector }
-	if err := json.Unmarshal(data, &all); err != nil {
-		t.Fatal(err)
-	}
-	if len(all.SpiffeIDs) == 0 || len(all.TrustDomains) == 0 {
-		t.Fatal("no vectors")
-	}
-	return all.SpiffeIDs, all.TrustDomains
-}
-
 func TestParseIDVectors(t *testing.T) {
-	ids, _ := vectors(t)
-	for _, v := range ids {
-		id, err := identity.ParseID(v.Input)
-		if v.Spec == "valid" && (err != nil || id.String() != v.Input) {
-			t.Errorf("%s: %.80q gave %q, %v: %s", v.ID, v.Input, id, err, v.Reason)
-		}
-		if v.Spec != "valid" && err == nil { // also what may be taken: two spellings of one ID are two IDs
-			t.Errorf("%s: %.80q was taken: %s", v.ID, v.Input, v.Reason)
-		}
+	for _, v := range federationtest.SPIFFEIDs(t) {
+		t.Run(v.ID, func(t *testing.T) {
+			id, err := identity.ParseID(v.Input)
+			if v.Valid() && (err != nil || id.String() != v.Input) {
+				t.Errorf("%.80q gave %q, %v: %s", v.Input, id, err, v.Reason)
+			}
+			if !v.Valid() && err == nil { // also what may be taken: two spellings of one ID are two IDs
+				t.Errorf("%.80q was taken: %s", v.Input, v.Reason)
+			}
+		})
 	}
 }
 
 func TestParseTrustDomainVectors(t *testing.T) {
-	_, tds := vectors(t)
-	for _, v := range tds {
-		td, err := identity.ParseTrustDomain(v.Input)
-		if v.Spec == "valid" && (err != nil || td.Name() != v.Input) {
-			t.Errorf("%s: %.80q gave %q, %v: %s", v.ID, v.Input, td, err, v.Reason)
-		}
-		if v.Spec != "valid" && err == nil {
-			t.Errorf("%s: %.80q was taken: %s", v.ID, v.Input, v.Reason)
-		}
+	for _, v := range federationtest.TrustDomains(t) {
+		t.Run(v.ID, func(t *testing.T) {
+			td, err := identity.ParseTrustDomain(v.Input)
+			if v.Valid() && (err != nil || td.Name() != v.Input) {
+				t.Errorf("%.80q gave %q, %v: %s", v.Input, td, err, v.Reason)
+			}
+			if !v.Valid() && err == nil {
+				t.Errorf("%.80q was taken: %s", v.Input, v.Reason)
+			}
+		})
 	}
 }
 
@@ -116,8 +100,7 @@ func TestReservedIDs(t *testing.T) {
 }
 
 func FuzzParseID(f *testing.F) {
-	ids, _ := vectors(f)
-	for _, v := range ids {
+	for _, v := range federationtest.SPIFFEIDs(f) {
 		f.Add(v.Input)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"federation":                    {},
 	"federation/fetch":              {"federation"},
 	"federation/endpoint":           {"federation", "federation/fetch"},
+	"federation/federationtest":     {}, // authorities and vectors for tests
 	"exchangers":                    {},
 	"exchangers/*":                  {"exchangers"},
 	"exchangers/sandbox":            {},

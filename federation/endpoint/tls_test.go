@@ -81,7 +81,7 @@ func bundleOf(sequence uint64, cas ...*ca) *spiffebundle.Bundle {
 	b.SetSequenceNumber(sequence)
 	b.SetRefreshHint(time.Minute)
 	for _, c := range cas {
-		b.AddX509Authority(c.cert)
+		b.AddX509Authority(c.Cert)
 	}
 	return b
 }
@@ -91,16 +91,16 @@ func TestGoSPIFFEFetchesByEitherProfile(t *testing.T) {
 	var p published
 	want := bundleOf(1, root)
 	p.publish(t, want)
-	p.show(root.svid(t, brokerID))
-	byWeb := func() (*tls.Certificate, error) { cert := root.web(t, "127.0.0.1"); return &cert, nil }
+	p.show(root.SVID(t, brokerID))
+	byWeb := func() (*tls.Certificate, error) { cert := root.Web(t, "127.0.0.1"); return &cert, nil }
 	for name, get := range map[string]func() (*spiffebundle.Bundle, error){
 		"https_spiffe": func() (*spiffebundle.Bundle, error) {
 			return gofederation.FetchBundle(t.Context(), partner, p.serve(t, endpoint.SPIFFEServerTLS(p.getCert)),
-				gofederation.WithSPIFFEAuth(root.bundle(), brokerID))
+				gofederation.WithSPIFFEAuth(root.Bundle(partner), brokerID))
 		},
 		"https_web": func() (*spiffebundle.Bundle, error) {
 			return gofederation.FetchBundle(t.Context(), partner, p.serve(t, endpoint.WebServerTLS(byWeb)),
-				gofederation.WithWebPKIRoots(root.pool()))
+				gofederation.WithWebPKIRoots(root.Pool()))
 		},
 	} {
 		if got, err := get(); err != nil || !got.Equal(want) {
@@ -119,10 +119,10 @@ func (w watcher) OnError(error)                           {}
 func TestGoSPIFFEWatchesOverARotation(t *testing.T) {
 	first, second := newCA(t), newCA(t)
 	trusted := spiffebundle.New(partner)
-	trusted.AddX509Authority(first.cert)
+	trusted.AddX509Authority(first.Cert)
 	var p published
 	p.publish(t, bundleOf(1, first))
-	p.show(first.svid(t, brokerID))
+	p.show(first.SVID(t, brokerID))
 	at := p.serve(t, endpoint.SPIFFEServerTLS(p.getCert))
 	ctx, cancel := context.WithCancel(t.Context())
 	w := watcher{make(chan *spiffebundle.Bundle)}
@@ -145,7 +145,7 @@ func TestGoSPIFFEWatchesOverARotation(t *testing.T) {
 	next(1)
 	p.publish(t, bundleOf(2, first, second)) // published before its first use
 	next(2)
-	p.show(second.svid(t, brokerID))
+	p.show(second.SVID(t, brokerID))
 	p.publish(t, bundleOf(3, second))
 	next(3)
 	p.publish(t, bundleOf(4)) // FS-07: keys is an array also now
@@ -158,7 +158,7 @@ func TestOurClientFollowsARotation(t *testing.T) {
 	first, second := newCA(t), newCA(t)
 	var p published
 	p.publish(t, bundleOf(1, first, second))
-	p.show(first.svid(t, brokerID))
+	p.show(first.SVID(t, brokerID))
 	at := p.serve(t, endpoint.SPIFFEServerTLS(p.getCert))
 	get := func(auth federation.Authentication, tag string) federation.Response {
 		t.Helper()
@@ -170,12 +170,12 @@ func TestOurClientFollowsARotation(t *testing.T) {
 		}
 		return resp
 	}
-	met := get(federation.Authentication{Fingerprint: federation.Fingerprint(first.cert)}, "")
+	met := get(federation.Authentication{Fingerprint: federation.Fingerprint(first.Cert)}, "")
 	b, err := federation.ParseBundle(partner, met.Document)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.show(second.svid(t, brokerID))
+	p.show(second.SVID(t, brokerID))
 	if again := get(federation.Authentication{Bundle: b.X509Bundle()}, met.ETag); !again.NotModified {
 		t.Error("the same document was sent again")
 	}
@@ -203,7 +203,7 @@ func dial(t *testing.T, at string, config *tls.Config) (tls.ConnectionState, err
 func TestTLSIsMozillaIntermediate(t *testing.T) { // FED-12, FS-10
 	root := newCA(t)
 	var p published
-	p.show(root.svid(t, brokerID))
+	p.show(root.SVID(t, brokerID))
 	for name, config := range map[string]*tls.Config{
 		"spiffe": endpoint.SPIFFEServerTLS(p.getCert), "web": endpoint.WebServerTLS(p.getCert),
 	} {
@@ -233,7 +233,7 @@ func TestTLSIsMozillaIntermediate(t *testing.T) { // FED-12, FS-10
 func TestNoClientCertificateIsAskedFor(t *testing.T) { // FED-19, FS-02
 	root := newCA(t)
 	var p published
-	p.show(root.svid(t, brokerID))
+	p.show(root.SVID(t, brokerID))
 	at := p.serve(t, endpoint.SPIFFEServerTLS(p.getCert))
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		asked := false
@@ -251,7 +251,7 @@ func TestNoClientCertificateIsAskedFor(t *testing.T) { // FED-19, FS-02
 func TestSessionsAreNotResumed(t *testing.T) {
 	root := newCA(t)
 	var p published
-	p.show(root.svid(t, brokerID))
+	p.show(root.SVID(t, brokerID))
 	p.publish(t, bundleOf(1, root))
 	at := p.serve(t, endpoint.SPIFFEServerTLS(p.getCert))
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
@@ -271,7 +271,7 @@ func TestSessionsAreNotResumed(t *testing.T) {
 func TestOnlyAValidSVIDIsShown(t *testing.T) { // FED-30
 	root := newCA(t)
 	edited := func(edit func(*x509.Certificate)) *tls.Certificate {
-		cert := root.issue(t, func(c *x509.Certificate) {
+		cert := root.Issue(t, func(c *x509.Certificate) {
 			c.URIs = []*url.URL{brokerID.URL()}
 			edit(c)
 		})
@@ -322,7 +322,7 @@ func TestServerIsBounded(t *testing.T) {
 	}
 	root := newCA(t)
 	var p published
-	p.show(root.svid(t, brokerID))
+	p.show(root.SVID(t, brokerID))
 	p.publish(t, bundleOf(1, root))
 	at := p.serve(t, endpoint.SPIFFEServerTLS(p.getCert))
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}

@@ -55,7 +55,7 @@ func TestAddresses(t *testing.T) {
 func TestPrivateAddressNeedsPermission(t *testing.T) {
 	root := newCA(t)
 	var asked atomic.Int32
-	s := serve(t, root.svid(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	s := serve(t, root.SVID(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		asked.Add(1)
 		io.WriteString(w, document)
 	}))
@@ -108,7 +108,7 @@ func nameServer(t *testing.T, addrs ...string) *net.Resolver {
 
 func TestRebindingNameGainsNothing(t *testing.T) {
 	root := newCA(t)
-	s := serve(t, root.svid(t, endpoint), reply(document))
+	s := serve(t, root.SVID(t, endpoint), reply(document))
 	_, port, err := net.SplitHostPort(s.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/federation"
+	"github.com/credence-id/credence/federation/federationtest"
 	"github.com/credence-id/credence/federation/fetch"
 )
 
@@ -51,7 +53,7 @@ func reply(text string) http.HandlerFunc {
 
 func spiffeRequest(c *ca, url string) federation.Request {
 	return federation.Request{URL: url, AllowPrivate: true,
-		HTTPSSPIFFE: &federation.Authentication{EndpointID: endpoint, Bundle: c.bundle()}}
+		HTTPSSPIFFE: &federation.Authentication{EndpointID: endpoint, Bundle: c.Bundle(partner)}}
 }
 
 // refused wants an error that says why.
@@ -69,7 +71,7 @@ func TestSPIFFEAuthentication(t *testing.T) {
 	root, other := newCA(t), newCA(t)
 	otherID := spiffeid.RequireFromPath(partner, "/other")
 	withRaw := func(u string) tls.Certificate {
-		return root.issue(t, func(c *x509.Certificate) {
+		return root.Issue(t, func(c *x509.Certificate) {
 			parsed, err := url.Parse(u)
 			if err != nil {
 				t.Fatal(err)
@@ -77,28 +79,28 @@ func TestSPIFFEAuthentication(t *testing.T) {
 			c.URIs = []*url.URL{parsed}
 		})
 	}
-	print := federation.Fingerprint(root.cert)
+	print := federation.Fingerprint(root.Cert)
 	tests := []struct {
 		name string
 		cert tls.Certificate
 		auth federation.Authentication
 		why  string
 	}{
-		{"FC-15 right ID, host name plays no part", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, ""},
-		{"pinned anchor", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Fingerprint: print}, ""},
-		{"FED-31 other ID of the trust domain", root.svid(t, otherID), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, "not spiffe://partner.example/credence/broker"},
-		{"other ID under the pinned anchor", root.svid(t, otherID), federation.Authentication{EndpointID: endpoint, Fingerprint: print}, "not spiffe://partner.example/credence/broker"},
-		{"other CA", other.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, "unknown authority"},
-		{"other CA than the pinned", other.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Fingerprint: print}, "fingerprint"},
-		{"FC-17 web certificate", root.web(t, "127.0.0.1"), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, "0 URI SANs"},
-		{"ID without path", withRaw("spiffe://partner.example"), federation.Authentication{EndpointID: partner.ID(), Bundle: root.bundle()}, "no path"},
-		{"empty bundle", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: x509bundle.New(partner)}, "unknown authority"},
-		{"expired", root.issue(t, func(c *x509.Certificate) {
+		{"FC-15 right ID, host name plays no part", root.SVID(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: root.Bundle(partner)}, ""},
+		{"pinned anchor", root.SVID(t, endpoint), federation.Authentication{EndpointID: endpoint, Fingerprint: print}, ""},
+		{"FED-31 other ID of the trust domain", root.SVID(t, otherID), federation.Authentication{EndpointID: endpoint, Bundle: root.Bundle(partner)}, "not spiffe://partner.example/credence/broker"},
+		{"other ID under the pinned anchor", root.SVID(t, otherID), federation.Authentication{EndpointID: endpoint, Fingerprint: print}, "not spiffe://partner.example/credence/broker"},
+		{"other CA", other.SVID(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: root.Bundle(partner)}, "unknown authority"},
+		{"other CA than the pinned", other.SVID(t, endpoint), federation.Authentication{EndpointID: endpoint, Fingerprint: print}, "fingerprint"},
+		{"FC-17 web certificate", root.Web(t, "127.0.0.1"), federation.Authentication{EndpointID: endpoint, Bundle: root.Bundle(partner)}, "0 URI SANs"},
+		{"ID without path", withRaw("spiffe://partner.example"), federation.Authentication{EndpointID: partner.ID(), Bundle: root.Bundle(partner)}, "no path"},
+		{"empty bundle", root.SVID(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: x509bundle.New(partner)}, "unknown authority"},
+		{"expired", root.Issue(t, func(c *x509.Certificate) {
 			c.URIs, c.NotAfter = []*url.URL{endpoint.URL()}, time.Now().Add(-time.Second)
-		}), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle()}, "expired"},
-		{"no way to verify", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint}, "bundle or a fingerprint"},
-		{"two ways to verify", root.svid(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: root.bundle(), Fingerprint: print}, "bundle or a fingerprint"},
-		{"no endpoint ID", root.svid(t, endpoint), federation.Authentication{Bundle: root.bundle()}, "endpoint ID"},
+		}), federation.Authentication{EndpointID: endpoint, Bundle: root.Bundle(partner)}, "expired"},
+		{"no way to verify", root.SVID(t, endpoint), federation.Authentication{EndpointID: endpoint}, "bundle or a fingerprint"},
+		{"two ways to verify", root.SVID(t, endpoint), federation.Authentication{EndpointID: endpoint, Bundle: root.Bundle(partner), Fingerprint: print}, "bundle or a fingerprint"},
+		{"no endpoint ID", root.SVID(t, endpoint), federation.Authentication{Bundle: root.Bundle(partner)}, "endpoint ID"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -115,6 +117,34 @@ func TestSPIFFEAuthentication(t *testing.T) {
 	}
 }
 
+// TestCertificateVectorsAtEndpoints are the vectors of section B, shown by a
+// server of https_spiffe.
+func TestCertificateVectorsAtEndpoints(t *testing.T) {
+	var shown atomic.Pointer[tls.Certificate]
+	s := httptest.NewUnstartedServer(reply(document))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	// Here, since httptest parses what stands in Certificates.
+	s.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		return &tls.Config{Certificates: []tls.Certificate{*shown.Load()}}, nil
+	}}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	for _, v := range federationtest.X509Vectors(t, time.Now(), "/credence/broker") {
+		t.Run(v.Name, func(t *testing.T) {
+			id, err := federation.ParseID(v.ID)
+			if err != nil {
+				id = spiffeid.RequireFromPath(v.Bundle.TrustDomain(), "/credence/broker")
+			}
+			shown.Store(&tls.Certificate{Certificate: v.Shown, PrivateKey: v.Key})
+			got, err := fetch.New(fetch.Config{}).Fetch(t.Context(), federation.Request{URL: s.URL, AllowPrivate: true,
+				HTTPSSPIFFE: &federation.Authentication{EndpointID: id, Bundle: v.Bundle}})
+			if (err == nil) != v.Peer || (err == nil && got.PeerID != id) {
+				t.Errorf("got %+v, %v, want accepted = %v", got, err, v.Peer)
+			}
+		})
+	}
+}
+
 func TestWebAuthentication(t *testing.T) {
 	root, other := newCA(t), newCA(t)
 	tests := []struct {
@@ -122,15 +152,15 @@ func TestWebAuthentication(t *testing.T) {
 		cert tls.Certificate
 		why  string
 	}{
-		{"right host", root.web(t, "127.0.0.1"), ""},
-		{"FC-13 wrong host", root.web(t, "partner.example"), "doesn't contain any IP SANs"},
-		{"FC-14 unknown CA", other.web(t, "127.0.0.1"), "unknown authority"},
-		{"an X509-SVID", root.svid(t, endpoint), "doesn't contain any IP SANs"},
+		{"right host", root.Web(t, "127.0.0.1"), ""},
+		{"FC-13 wrong host", root.Web(t, "partner.example"), "doesn't contain any IP SANs"},
+		{"FC-14 unknown CA", other.Web(t, "127.0.0.1"), "unknown authority"},
+		{"an X509-SVID", root.SVID(t, endpoint), "doesn't contain any IP SANs"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := serve(t, tt.cert, reply(document))
-			resp, err := fetch.New(fetch.Config{Roots: root.pool()}).Fetch(t.Context(),
+			resp, err := fetch.New(fetch.Config{Roots: root.Pool()}).Fetch(t.Context(),
 				federation.Request{URL: s.URL, HTTPSWeb: &federation.HTTPSWeb{}, AllowPrivate: true})
 			if tt.why != "" {
 				refused(t, err, tt.why)
@@ -142,7 +172,7 @@ func TestWebAuthentication(t *testing.T) {
 		})
 	}
 	t.Run("system roots by default", func(t *testing.T) {
-		s := serve(t, root.web(t, "127.0.0.1"), reply(document))
+		s := serve(t, root.Web(t, "127.0.0.1"), reply(document))
 		_, err := fetch.New(fetch.Config{}).Fetch(t.Context(),
 			federation.Request{URL: s.URL, HTTPSWeb: &federation.HTTPSWeb{}, AllowPrivate: true})
 		refused(t, err, "certificate")
@@ -151,7 +181,7 @@ func TestWebAuthentication(t *testing.T) {
 
 func TestRequestIsChecked(t *testing.T) {
 	web := &federation.HTTPSWeb{}
-	auth := &federation.Authentication{EndpointID: endpoint, Bundle: newCA(t).bundle()}
+	auth := &federation.Authentication{EndpointID: endpoint, Bundle: newCA(t).Bundle(partner)}
 	for name, req := range map[string]federation.Request{
 		"FC-03 http":             {URL: "http://127.0.0.1/b", HTTPSWeb: web, AllowPrivate: true},
 		"FC-04 user information": {URL: "https://u:secret@127.0.0.1/b", HTTPSWeb: web, AllowPrivate: true},
@@ -221,7 +251,7 @@ func TestAnswers(t *testing.T) {
 		}, "header"},
 	}
 	root := newCA(t)
-	cert := root.svid(t, endpoint)
+	cert := root.SVID(t, endpoint)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := serve(t, cert, tt.answer)
@@ -239,7 +269,7 @@ func TestAnswers(t *testing.T) {
 
 func TestETag(t *testing.T) {
 	root := newCA(t)
-	s := serve(t, root.svid(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := serve(t, root.SVID(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"v1"`)
 		if r.Header.Get("If-None-Match") == `"v1"` {
 			w.WriteHeader(http.StatusNotModified)
@@ -262,9 +292,9 @@ func TestETag(t *testing.T) {
 
 func TestRedirects(t *testing.T) {
 	root := newCA(t)
-	cert := root.svid(t, endpoint)
+	cert := root.SVID(t, endpoint)
 	target := serve(t, cert, reply(document))
-	impostor := serve(t, root.svid(t, spiffeid.RequireFromPath(partner, "/other")), reply(document))
+	impostor := serve(t, root.SVID(t, spiffeid.RequireFromPath(partner, "/other")), reply(document))
 	plain := httptest.NewServer(reply(document))
 	t.Cleanup(plain.Close)
 	s := serve(t, cert, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -313,13 +343,13 @@ func TestRedirects(t *testing.T) {
 func TestRedirectsAreForgotten(t *testing.T) { // FED-26, FC-09
 	root := newCA(t)
 	var asked, referred int
-	target := serve(t, root.svid(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	target := serve(t, root.SVID(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Referer") != "" {
 			referred++
 		}
 		io.WriteString(w, document)
 	}))
-	s := serve(t, root.svid(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := serve(t, root.SVID(t, endpoint), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked++
 		http.Redirect(w, r, target.URL, http.StatusMovedPermanently)
 	}))
@@ -347,7 +377,7 @@ func TestSlowServersAreLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	s := serve(t, root.svid(t, endpoint), http.HandlerFunc(dribble))
+	s := serve(t, root.SVID(t, endpoint), http.HandlerFunc(dribble))
 	t.Cleanup(func() { close(release) })
 	for name, url := range map[string]string{"mid-body": s.URL, "before TLS": "https://" + silent.Addr().String()} {
 		t.Run(name, func(t *testing.T) {
@@ -370,13 +400,13 @@ func TestMain(m *testing.M) {
 
 func TestAgainstGoSPIFFEsHandler(t *testing.T) {
 	root := newCA(t)
-	theirs := spiffebundle.FromX509Authorities(partner, []*x509.Certificate{root.cert})
+	theirs := spiffebundle.FromX509Authorities(partner, []*x509.Certificate{root.Cert})
 	theirs.SetSequenceNumber(7)
 	h, err := gofederation.NewHandler(partner, theirs)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := serve(t, root.svid(t, endpoint), h)
+	s := serve(t, root.SVID(t, endpoint), h)
 	resp, err := fetch.New(fetch.Config{}).Fetch(t.Context(), spiffeRequest(root, s.URL))
 	if err != nil {
 		t.Fatal(err)
@@ -386,7 +416,7 @@ func TestAgainstGoSPIFFEsHandler(t *testing.T) {
 		t.Errorf("got %v, %v", b, err)
 	}
 	// FS-07: an empty one it serves as keys null, which is no bundle.
-	theirs.RemoveX509Authority(root.cert)
+	theirs.RemoveX509Authority(root.Cert)
 	if resp, err = fetch.New(fetch.Config{}).Fetch(t.Context(), spiffeRequest(root, s.URL)); err != nil {
 		t.Fatal(err)
 	}
