@@ -2,15 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"strings"
-	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -74,48 +69,4 @@ func reached(who, where string, err error) error {
 func addAdmin(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().String("admin", "", "the broker's admin socket: a path or unix:///path (default $"+adminVariable+")")
 	return cmd
-}
-
-// addOutput gives a verb -o; the first form is the default.
-func addOutput(cmd *cobra.Command, forms ...string) *cobra.Command {
-	cmd.Flags().StringP("output", "o", forms[0], "one of "+strings.Join(forms, ", "))
-	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		got, _ := cmd.Flags().GetString("output")
-		for _, f := range forms {
-			if got == f {
-				return nil
-			}
-		}
-		return input(fmt.Errorf("-o %s: %s writes %s", got, cmd.CommandPath(), strings.Join(forms, ", ")))
-	}
-	return cmd
-}
-
-func outputOf(cmd *cobra.Command) string {
-	form, _ := cmd.Flags().GetString("output")
-	return form
-}
-
-func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(v)
-}
-
-// table writes rows under a head.
-func table(w io.Writer, head string, rows [][]string) error {
-	t := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
-	fmt.Fprintln(t, strings.ReplaceAll(head, "|", "\t"))
-	for _, r := range rows {
-		fmt.Fprintln(t, strings.Join(r, "\t"))
-	}
-	return t.Flush()
-}
-
-func when(unix int64) string {
-	if unix == 0 {
-		return "-"
-	}
-	return time.Unix(unix, 0).UTC().Format("2006-01-02 15:04:05Z")
 }

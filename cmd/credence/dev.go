@@ -94,6 +94,7 @@ type dev struct {
 	flags devFlags
 	dir   string // state
 	log   *slog.Logger
+	busy  *progress // while it starts
 
 	web   *devWeb
 	own   *devSide
@@ -108,10 +109,11 @@ type dev struct {
 
 func (p *program) dev(ctx context.Context, f devFlags) (err error) {
 	ctx, stop := context.WithCancel(ctx)
-	d := &dev{p: p, flags: f, stop: stop, failed: make(chan error, 16)}
+	d := &dev{p: p, flags: f, stop: stop, failed: make(chan error, 16), busy: p.startProgress("starting")}
 	defer func() { d.close() }()
 	d.log = slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: slog.LevelError}))
 	report, err := d.start(ctx)
+	d.busy.stop()
 	if err != nil {
 		if ctx.Err() != nil {
 			return coded{code: 130}
@@ -168,9 +170,12 @@ func (d *dev) close() {
 
 // say tells a step to a person.
 func (d *dev) say(format string, args ...any) {
-	if !d.flags.json {
-		fmt.Fprintf(d.p.out, "%7.3fs  %s\n", time.Since(d.p.started).Seconds(), fmt.Sprintf(format, args...))
+	if d.flags.json {
+		return
 	}
+	d.busy.print(func() {
+		fmt.Fprintf(d.p.out, "%7.3fs  %s\n", time.Since(d.p.started).Seconds(), fmt.Sprintf(format, args...))
+	})
 }
 
 // start brings everything up and runs the main job once.
@@ -341,12 +346,12 @@ func (d *dev) agents(ctx context.Context) error {
 		}
 		f.Trust.CAPin = []string{s.broker.authority.Pin()}
 		f.Join.Method = "token"
-		a, err := newAgent(f, func(ctx context.Context) ([]byte, error) { return s.joinToken(ctx) }, d.log.With("trust_domain", s.domain))
+		a, err := newAgent(f, s.joinToken, d.log.With("trust_domain", s.domain))
 		if err != nil {
 			return input(fmt.Errorf("agent of %s: %w", s.domain, err))
 		}
 		s.agent = a
-		d.goOn(ctx, "agent of "+s.domain, a.run)
+		d.goOn(ctx, "agent of "+s.domain, func(ctx context.Context) error { return d.keepAgent(ctx, s, f, a) })
 	}
 	if err := d.applyResources(ctx); err != nil {
 		return err
@@ -362,6 +367,42 @@ func (d *dev) agents(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// keepAgent runs an agent. An evicted one ends; dev waits until its node is
+// allowed back, and has it join again as an operator would.
+func (d *dev) keepAgent(ctx context.Context, s *devSide, f agentFile, a *agentParts) error {
+	for {
+		err := a.run(ctx)
+		a.close()
+		if ctx.Err() != nil || !s.evicted(ctx) {
+			return err
+		}
+		d.say("node %s of %s is evicted: its SVIDs and credentials are erased; let it come back with: credence node allow %[1]s", devNode, s.domain)
+		for s.evicted(ctx) {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+		if a, err = newAgent(f, s.joinToken, d.log.With("trust_domain", s.domain)); err != nil {
+			return err
+		}
+		d.say("node %s of %s is allowed back and joins again", devNode, s.domain)
+	}
+}
+
+// evicted says whether the side's node stands evicted.
+func (s *devSide) evicted(ctx context.Context) (evicted bool) {
+	err := s.admin(ctx, func(ctx context.Context, c api.AdminClient) error {
+		r, err := c.ListNodes(ctx, &api.ListNodesRequest{Id: devNode})
+		for _, n := range r.GetNodes() {
+			evicted = n.GetEvictedAt() != 0
+		}
+		return err
+	})
+	return err == nil && evicted
 }
 
 // admin calls a side's broker over its admin socket.

@@ -63,14 +63,16 @@ func (p *program) credentialsCommand() *cobra.Command {
 		Short: "Exchange this process's SVID, and print what a target's tools want",
 		Long: `Credentials exchanges the SVID of this process, this program as the user that
 runs it, at a target that its identity lists. For AWS it prints what a
-credential_process prints; for GCP and Azure the access token.
+credential_process prints; for GCP and Azure the access token. The agent makes
+the exchange and keeps the credential until half its life is over. A target that
+is not granted, and a cloud that refuses, end it with 4.
 
 In ~/.aws/config:
 
   [profile orders]
-  credential_process = credence credentials aws-orders`,
+  credential_process = credence credentials aws-web-identity`,
 		Example: "  credence credentials aws-roles-anywhere\n  credence credentials gcp",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeFirst(completeNamed("Target")),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, conn, err := credentialsClient(cmd)
 			if err != nil {
@@ -108,8 +110,12 @@ exit code is the command's (125 if exec itself fails), and nothing is left.
 
 The agent attests this program, not the command: uid, gid, groups and cgroup are
 the same, but path and sha256 are those of credence. An Identity that names the
-command's own path or sha256 does not match here.`,
-		Example: "  credence exec --target aws-web-identity -- aws sts get-caller-identity",
+command's own path or sha256 does not match here.
+
+With the AWS CLI at hand:
+
+  credence exec --target aws-web-identity -- aws sts get-caller-identity`,
+		Example: "  credence exec --target aws-web-identity -- env",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			target, _ := cmd.Flags().GetString("target")
@@ -127,6 +133,7 @@ command's own path or sha256 does not match here.`,
 	cmd.Flags().String("target", "", "an AWS target that the identity lists")
 	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+workloadVariable+")")
 	_ = cmd.MarkFlagRequired("target")
+	completeFlag(cmd, "target", completeNamed("Target"))
 	return cmd
 }
 

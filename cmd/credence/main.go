@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -45,6 +46,7 @@ type program struct {
 	in      io.Reader
 	out     io.Writer // results
 	err     io.Writer // everything else
+	color   string    // auto, always, never
 	started time.Time
 }
 
@@ -53,9 +55,6 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	p := &program{in: in, out: out, err: errs, started: time.Now()}
 	root := p.root()
 	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errs)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -131,14 +130,25 @@ func (p *program) root() *cobra.Command {
 lets peers in other trust domains verify it, and exchanges it for credentials
 of AWS, GCP and Azure. No stored secret anywhere.
 
-To see all of it on this machine, without a network or an account:
+To see all of it on this machine, without a network or an account, run
+"credence dev". It prints the two addresses that every other example needs:
+CREDENCE_ADMIN, the broker's admin socket, for the operator's verbs, and
+SPIFFE_ENDPOINT_SOCKET, the agent's, for the workload's.
 
-  credence dev`,
+Exit codes: 0 done; 1 done, and the answer is no; 2 bad input; 3 broker or agent
+not reached; 4 denied. exec: the command's own, 125 if exec itself fails.`,
+		Example:       "  credence dev --once",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetIn(p.in)
+	root.SetOut(p.out)
+	root.SetErr(p.err)
+	root.PersistentFlags().StringVar(&p.color, "color", "auto", "auto: on a terminal, unless NO_COLOR is set; always; never")
+	_ = root.RegisterFlagCompletionFunc("color", cobra.FixedCompletions([]string{"auto", "always", "never"}, cobra.ShellCompDirectiveNoFileComp))
+	root.PersistentPreRunE = p.checkColor
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return input(fmt.Errorf("%w; see: %s --help", err, cmd.CommandPath()))
 	})
@@ -155,11 +165,29 @@ To see all of it on this machine, without a network or an account:
 		case "help":
 			c.Args = knownTopic
 		case "completion":
-			c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() } // not runnable, it would ignore an unknown shell
+			shells(c)
 		}
 	}
 	checkArgs(root)
 	return root
+}
+
+// shells gives the completion of each shell an example, and drops the one that
+// no Unix needs.
+func shells(completion *cobra.Command) {
+	completion.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() } // not runnable, it would ignore an unknown shell
+	for _, c := range completion.Commands() {
+		switch c.Name() {
+		case "bash":
+			c.Example = "  source <(credence completion bash)"
+		case "zsh":
+			c.Example = "  credence completion zsh > _credence       # into a directory of $fpath"
+		case "fish":
+			c.Example = "  credence completion fish > credence.fish  # into ~/.config/fish/completions"
+		default:
+			completion.RemoveCommand(c)
+		}
+	}
 }
 
 // knownTopic refuses help about what is no command.
@@ -209,11 +237,18 @@ func version() string {
 }
 
 func (p *program) versionCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(p.out, "credence", version())
-			return err
+		Long: `Version prints the version of this program, or the revision that it was built
+from. It asks nobody.`,
+		Example: "  credence version\n  credence version -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := map[string]string{"version": version(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH}
+			return p.show(cmd, v, func() error {
+				_, err := fmt.Fprintln(p.out, "credence", version())
+				return err
+			})
 		},
 	}
+	return addOutput(cmd)
 }

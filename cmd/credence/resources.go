@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/broker/api"
-	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/resource"
 )
 
@@ -24,8 +23,13 @@ func (p *program) applyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|DIR|-",
 		Short: "Make the broker hold the resources of a file, all or none",
-		Example: `  credence apply -f identities.yaml
-  credence apply -f - <<EOF
+		Long: `Apply checks the resources of files and has the broker hold them: all of them or,
+where one is refused, none. It touches only what the owner, --owner, wrote
+before; what is not in the files stays. Workloads feel it at once: agents ask
+again for what a change concerns. plan says first what apply would do.
+
+A mistake is told with its file, line and field; nothing is changed then (2).`,
+		Example: `  credence apply -f - <<'EOF'
   kind: Deny
   name: incident-1
   match: [{node.name: build-7}]
@@ -39,8 +43,16 @@ func (p *program) applyCommand() *cobra.Command {
 func (p *program) planCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "plan -f FILE|DIR|-", Short: "Say what apply would change", Args: cobra.NoArgs,
-		Example: "  credence plan -f identities.yaml",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return p.apply(cmd, true) },
+		Long: `Plan checks the resources of files as apply would, with the broker and what it
+holds, and says what would be created or changed, line by line. It changes
+nothing.`,
+		Example: `  credence plan -f - <<'EOF'
+  kind: Identity
+  name: web
+  spiffe_id: /web
+  match: [{node.name: dev, workload.unix.user: www-data}]
+  EOF`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.apply(cmd, true) },
 	}
 	return applyFlags(cmd)
 }
@@ -48,7 +60,8 @@ func (p *program) planCommand() *cobra.Command {
 func applyFlags(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringArrayP("file", "f", nil, "a YAML file, a directory of *.yaml, or - for standard input; may be repeated")
 	cmd.Flags().String("owner", "default", "whose resources these are: apply touches no other's")
-	return addOutput(addAdmin(cmd), "table", "json")
+	completeFiles(cmd, "file", "yaml", "yml")
+	return addOutput(addAdmin(cmd))
 }
 
 // readResources parses all files that -f names, and reads the bundle files of
@@ -169,27 +182,37 @@ func (p *program) apply(cmd *cobra.Command, dry bool) error {
 		return input(err)
 	}
 	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
+		waiting := p.startProgress(fmt.Sprintf("the broker checks %d resources", len(all)))
 		r, err := c.Apply(ctx, &api.ApplyRequest{Yaml: text, Owner: owner, File: "apply", DryRun: dry})
+		waiting.stop()
 		if status.Code(err) == codes.InvalidArgument {
 			return coded{exitInput, errors.New(place(status.Convert(err).Message(), all))}
 		}
 		if err != nil {
 			return err
 		}
-		if outputOf(cmd) == "json" {
-			return writeJSON(p.out, r)
-		}
-		for _, a := range r.GetApplied() {
-			fmt.Fprintf(p.out, "%s %s %s\n", a.GetKind(), a.GetName(), planned(a.GetAction(), dry))
-			if dry && a.GetAction() == "changed" {
-				fmt.Fprint(p.out, difference(string(a.GetBefore()), string(a.GetAfter())))
-			}
-		}
 		for _, w := range r.GetWarnings() {
 			fmt.Fprintln(p.err, "warning:", w)
 		}
-		return nil
+		v, err := viewApply(r, dry)
+		if err != nil {
+			return err
+		}
+		return p.show(cmd, v, func() error { return p.writeApplied(r, dry) })
 	})
+}
+
+func (p *program) writeApplied(r *api.ApplyResponse, dry bool) error {
+	for _, a := range r.GetApplied() {
+		text := fmt.Sprintf("%s %s %s\n", a.GetKind(), a.GetName(), planned(a.GetAction(), dry))
+		if dry && a.GetAction() == "changed" {
+			text += difference(string(a.GetBefore()), string(a.GetAfter()))
+		}
+		if _, err := io.WriteString(p.out, text); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // place puts the file and line of the resource that a refusal names before it.
@@ -234,8 +257,12 @@ func difference(before, after string) string {
 func (p *program) getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "get [KIND [NAME]]", Short: "Show resources; -o yaml gives back what apply takes",
-		Example: "  credence get identity\n  credence get identity checkout -o yaml",
-		Args:    cobra.MaximumNArgs(2),
+		Long: `Get asks the broker for the resources that it holds, all of a kind, or one. As
+YAML they come as apply takes them. It exits 1 where there is none of that name.`,
+		Example: `  credence get identity
+  credence get target gcp -o yaml
+  credence get -o json`,
+		Args: cobra.MaximumNArgs(2), ValidArgsFunction: completeResource,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request := &api.GetRequest{}
 			if len(args) > 0 {
@@ -254,13 +281,13 @@ func (p *program) getCommand() *cobra.Command {
 					return err
 				}
 				if len(args) > 1 && len(r.GetResources()) == 0 {
-					return coded{exitNo, fmt.Errorf("there is no %s %s", request.GetKind(), args[1])}
+					return coded{exitNo, fmt.Errorf("there is no %s %s; credence get %s lists what there is", request.GetKind(), args[1], strings.ToLower(request.GetKind()))}
 				}
-				return p.writeResources(outputOf(cmd), r.GetResources())
+				return p.writeResources(cmd, r.GetResources())
 			})
 		},
 	}
-	return addOutput(addAdmin(cmd), "table", "yaml", "json")
+	return addOutput(addAdmin(cmd))
 }
 
 func kindOf(text string) (string, error) {
@@ -272,27 +299,38 @@ func kindOf(text string) (string, error) {
 	return "", input(fmt.Errorf("kind %q is none of %s", text, strings.Join(resource.Kinds, ", ")))
 }
 
-func (p *program) writeResources(form string, all []*api.Resource) error {
-	switch form {
-	case "yaml":
+// writeResources writes YAML as apply takes it, whatever the other forms have
+// around it.
+func (p *program) writeResources(cmd *cobra.Command, all []*api.Resource) error {
+	if outputOf(cmd) == "yaml" {
 		for _, r := range all {
 			fmt.Fprintf(p.out, "---\n%s", r.GetYaml())
 		}
 		return nil
-	case "json":
-		return writeJSON(p.out, all)
+	}
+	views, err := viewResources(all)
+	if err != nil {
+		return err
 	}
 	var rows [][]string
 	for _, r := range all {
 		rows = append(rows, []string{r.GetKind(), r.GetName(), fmt.Sprint(r.GetRevision()), r.GetOwner(), r.GetActor(), when(r.GetWrittenAt())})
 	}
-	return table(p.out, "KIND|NAME|REVISION|OWNER|WRITTEN BY|AT", rows)
+	return p.show(cmd, views, func() error { return p.table("KIND|NAME|REVISION|OWNER|WRITTEN BY|AT", rows) })
 }
 
 func (p *program) deleteCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "delete KIND NAME", Short: "Remove one resource", Args: cobra.ExactArgs(2),
-		Example: "  credence delete deny incident-1",
+		Use: "delete KIND NAME", Short: "Remove one resource", Args: cobra.ExactArgs(2), ValidArgsFunction: completeResource,
+		Long: `Delete has the broker drop one resource of the owner, --owner. What was granted
+by it is erased on the nodes at once. What others name, such as a Target that an
+Identity lists, is not deleted (2).`,
+		Example: `  credence apply -f - <<'EOF'
+  kind: Deny
+  name: incident-2
+  match: [{node.name: build-8}]
+  EOF
+  credence delete deny incident-2`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kind, err := kindOf(args[0])
 			if err != nil {
@@ -310,114 +348,4 @@ func (p *program) deleteCommand() *cobra.Command {
 	}
 	cmd.Flags().String("owner", "default", "whose resource it is")
 	return addAdmin(cmd)
-}
-
-func (p *program) validateCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "validate FILE...", Short: "Check resources, broker.yaml or agent.yaml, offline",
-		Example: "  credence validate broker.yaml identities.yaml",
-		Args:    cobra.MinimumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			var all []resource.Resource
-			var broker *brokerFile
-			seen := make(seenNames)
-			for _, file := range args {
-				found, f, err := p.validateOne(file)
-				if err == nil {
-					err = seen.add(file, found)
-				}
-				if err != nil {
-					return input(err)
-				}
-				all = append(all, found...)
-				if f != nil {
-					broker = f
-				}
-			}
-			if err := crossCheck(all, broker); err != nil {
-				return input(resource.Locate(err, all))
-			}
-			fmt.Fprintln(p.out, "valid:", strings.Join(args, ", "))
-			return nil
-		},
-	}
-}
-
-// validateOne tells what a file is by its first keys.
-func (p *program) validateOne(file string) ([]resource.Resource, *brokerFile, error) {
-	text, err := readUpTo(file, resource.MaxBytes+1)
-	if err != nil {
-		return nil, nil, err
-	}
-	switch {
-	case hasKey(text, "kind"):
-		found, err := p.readOne(file)
-		return found, nil, err
-	case hasKey(text, "broker") || hasKey(text, "join"):
-		var f agentFile
-		if err := parseFile(file, text, &f); err != nil {
-			return nil, nil, err
-		}
-		return nil, nil, inFile(file, f.complete())
-	}
-	var f brokerFile
-	if err := parseFile(file, text, &f); err != nil {
-		return nil, nil, err
-	}
-	return nil, &f, inFile(file, f.complete())
-}
-
-func hasKey(text []byte, key string) bool {
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, key+":") {
-			return true
-		}
-	}
-	return false
-}
-
-// crossCheck holds resources against each other, and against broker.yaml if it
-// is among the files, as the broker would. What they name may stand in the
-// broker already: peers and targets that are not in the files are taken as
-// there; without broker.yaml, any DNS name and subject may be asked for.
-func crossCheck(all []resource.Resource, broker *brokerFile) error {
-	config := identity.Config{JWT: true, Subjects: []string{"CN=*", "O=**", "OU=**", "C=**", "L=**", "ST=**", "STREET=**", "UID=**"}}
-	var set identity.Resources
-	peers, targets := map[string]bool{}, map[string]bool{}
-	for _, r := range all {
-		switch {
-		case r.Identity != nil:
-			set.Identities = append(set.Identities, *r.Identity)
-			if r.Identity.X509 != nil {
-				config.DNSSuffixes = append(config.DNSSuffixes, r.Identity.X509.DNSNames...)
-			}
-			for _, name := range r.Identity.FederatesWith {
-				peers[name] = true
-			}
-			for _, name := range r.Identity.Targets {
-				targets[name] = true
-			}
-		case r.Deny != nil:
-			set.Denies = append(set.Denies, *r.Deny)
-		}
-	}
-	for name := range peers {
-		set.Peers = append(set.Peers, name)
-	}
-	for name := range targets {
-		set.Targets = append(set.Targets, identity.Target{Name: name, Audience: "any"})
-	}
-	td, err := trustDomainOf(all)
-	if err != nil {
-		return err
-	}
-	config.TrustDomain = td
-	if broker != nil {
-		config.DNSSuffixes, config.Subjects, config.JWT = broker.DNSSuffixes, broker.Subjects, broker.Issuer != ""
-		if config.TrustDomain, err = identity.ParseTrustDomain(broker.TrustDomain); err != nil {
-			return err
-		}
-	}
-	_, err = identity.NewSet(config, set)
-	return err
 }

@@ -24,7 +24,12 @@ func (p *program) logger() *slog.Logger {
 func (p *program) brokerCommand() *cobra.Command {
 	runCmd := &cobra.Command{
 		Use: "run -c broker.yaml", Short: "Run the broker until it is told to stop", Args: cobra.NoArgs,
-		Example: "  credence broker run -c broker.yaml",
+		Long: `Run opens what broker.yaml says and serves agents, peers and the operator until
+it is told to stop (SIGINT, SIGTERM). It prints the pin of its root and the
+CREDENCE_ADMIN to set. What cannot be opened, a port in use say, or data that
+another broker serves, ends it with one line (2).`,
+		Example: `  credence broker init --trust-domain example.org --data ./broker > broker.yaml
+  credence broker run -c broker.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := brokerConfig(cmd)
 			if err != nil {
@@ -35,13 +40,17 @@ func (p *program) brokerCommand() *cobra.Command {
 	}
 	check := &cobra.Command{
 		Use: "check -c broker.yaml", Short: "Check this machine for a broker: ports, disk, clock", Args: cobra.NoArgs,
-		Example: "  credence broker check -c broker.yaml",
+		Long: `Check tries on this machine what broker run would need: clock, data directory,
+ports, web certificate and admin socket. It asks no broker and leaves nothing.
+It exits 1 where something is wrong; beside a running broker, that is its ports.`,
+		Example: `  credence broker init --trust-domain example.org --data ./broker > broker.yaml
+  credence broker check -c broker.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := brokerConfig(cmd)
 			if err != nil {
 				return err
 			}
-			return p.check([]finding{
+			return p.check(cmd, []finding{
 				{"clock", checkClock(time.Now())},
 				{"data directory", checkDir(f.Data)},
 				{"listen.agents", checkPort(f.Listen.Agents)},
@@ -53,7 +62,10 @@ func (p *program) brokerCommand() *cobra.Command {
 	}
 	initCmd := &cobra.Command{
 		Use: "init --trust-domain NAME", Short: "Write a broker.yaml with every key and its default", Args: cobra.NoArgs,
-		Example: "  credence broker init --trust-domain example.org > broker.yaml",
+		Long: `Init writes to standard output a broker.yaml for a trust domain, with every key
+and its default as a comment. It makes nothing and asks nobody; the broker makes
+its keys when it first runs.`,
+		Example: "  credence broker init --trust-domain example.org --data ./broker > broker.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			td, _ := cmd.Flags().GetString("trust-domain")
 			data, _ := cmd.Flags().GetString("data")
@@ -70,8 +82,9 @@ func (p *program) brokerCommand() *cobra.Command {
 	_ = initCmd.MarkFlagRequired("trust-domain")
 	for _, c := range []*cobra.Command{runCmd, check} {
 		c.Flags().StringP("config", "c", "broker.yaml", "configuration")
+		completeFiles(c, "config", "yaml", "yml")
 	}
-	return group("broker", "The broker", initCmd, runCmd, check)
+	return group("broker", "The broker", initCmd, runCmd, addOutput(check))
 }
 
 const brokerTemplate = `trust_domain: %s
@@ -211,7 +224,13 @@ func unlessLoaded(c *tls.Certificate, err error) error {
 func (p *program) agentCommand() *cobra.Command {
 	runCmd := &cobra.Command{
 		Use: "run -c agent.yaml", Short: "Run the agent until it is told to stop", Args: cobra.NoArgs,
-		Example: "  credence agent run -c agent.yaml",
+		Long: `Run joins this machine to a broker as a node, by the token of agent.yaml, and
+serves the Workload API and cloud credentials until it is told to stop (SIGINT,
+SIGTERM). A joined agent needs no token to start again. It prints the
+SPIFFE_ENDPOINT_SOCKET to set. While the broker is away it waits and serves what
+it holds; what only a person can mend ends it with one line (2).`,
+		Example: `  credence token create --node here > agent.yaml   # and put the token into its token_file
+  credence agent run -c agent.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := agentConfig(cmd)
 			if err != nil {
@@ -233,7 +252,11 @@ func (p *program) agentCommand() *cobra.Command {
 	}
 	check := &cobra.Command{
 		Use: "check -c agent.yaml", Short: "Check this machine for an agent: disk, socket, clock, broker", Args: cobra.NoArgs,
-		Example: "  credence agent check -c agent.yaml",
+		Long: `Check tries on this machine what agent run would need: clock, data directory,
+workload socket, and whether the broker's address answers. It exits 1 where
+something is wrong.`,
+		Example: `  credence token create --node web-2 | sed 's,/var/lib/credence,.,' > agent.yaml
+  credence agent check -c agent.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := agentConfig(cmd)
 			if err != nil {
@@ -247,13 +270,14 @@ func (p *program) agentCommand() *cobra.Command {
 			for _, b := range f.Broker {
 				findings = append(findings, finding{"broker " + b, checkReach(cmd.Context(), b)})
 			}
-			return p.check(findings)
+			return p.check(cmd, findings)
 		},
 	}
 	for _, c := range []*cobra.Command{runCmd, check} {
 		c.Flags().StringP("config", "c", "agent.yaml", "configuration")
+		completeFiles(c, "config", "yaml", "yml")
 	}
-	return group("agent", "The agent", runCmd, check)
+	return group("agent", "The agent", runCmd, addOutput(check))
 }
 
 func agentConfig(cmd *cobra.Command) (agentFile, error) {
@@ -271,20 +295,28 @@ type finding struct {
 	err  error
 }
 
-func (p *program) check(findings []finding) error {
-	bad := 0
+// findingView is a finding as programs read it.
+type findingView struct {
+	Check   string `json:"check"`
+	OK      bool   `json:"ok"`
+	Problem string `json:"problem"`
+}
+
+func (p *program) check(cmd *cobra.Command, findings []finding) error {
+	bad, views, rows := false, []findingView{}, [][]string{}
 	for _, f := range findings {
-		if f.err == nil {
-			fmt.Fprintf(p.out, "ok  %s\n", f.what)
-			continue
+		view, state := findingView{Check: f.what, OK: f.err == nil}, "ok"
+		if f.err != nil {
+			bad, state, view.Problem = true, "no", f.err.Error()
 		}
-		bad++
-		fmt.Fprintf(p.out, "no  %s: %v\n", f.what, f.err)
+		views = append(views, view)
+		rows = append(rows, []string{state, view.Check, view.Problem})
 	}
-	if bad > 0 {
-		return coded{code: exitNo}
+	err := p.show(cmd, views, func() error { return p.table("OK|CHECK|PROBLEM", rows) })
+	if err == nil && bad {
+		err = coded{code: exitNo}
 	}
-	return nil
+	return err
 }
 
 // built is a moment before which no clock can be right.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -29,14 +30,19 @@ func (p *program) svidCommand() *cobra.Command {
 		Use: "x509", Short: "Fetch this process's X509-SVIDs", Args: cobra.NoArgs,
 		Long: `X509 fetches from the Workload API what it gives to this process: this program,
 as the user that runs it. With --out the first identity is written to svid.pem
-(leaf and chain), svid_key.pem and svid_bundle.pem.`,
-		Example: "  credence svid x509\n  credence svid x509 --out /run/web/tls",
+(leaf and chain), svid_key.pem and svid_bundle.pem. Where nothing is granted it
+exits 4, with the number of the record that tells the operator why.`,
+		Example: "  credence svid x509\n  credence svid x509 -o json\n  credence svid x509 --out ./tls",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return p.svidX509(cmd) },
 	}
 	x.Flags().String("out", "", "a directory to write to")
 	j := &cobra.Command{
 		Use: "jwt --audience A", Short: "Fetch a JWT-SVID of this process", Args: cobra.NoArgs,
-		Example: "  credence svid jwt --audience orders",
+		Long: `Jwt fetches from the Workload API a JWT-SVID of this process: this program, as
+the user that runs it, for audiences that its Identity lists (jwt.audiences). It
+prints the token of the first identity, or with -o all of them. Where nothing is
+granted it exits 4.`,
+		Example: "  credence svid jwt --audience orders\n  credence svid jwt --audience orders -o json",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return p.svidJWT(cmd) },
 	}
 	j.Flags().StringArray("audience", nil, "whom the token is for; may be repeated")
@@ -44,7 +50,7 @@ as the user that runs it. With --out the first identity is written to svid.pem
 	for _, c := range []*cobra.Command{x, j} {
 		c.Flags().String("socket", "", "the Workload API (default $"+workloadVariable+")")
 	}
-	return group("svid", "SVIDs of this process", addOutput(x, "table", "json"), addOutput(j, "token", "json"))
+	return group("svid", "SVIDs of this process", addOutput(x), addOutput(j, "token"))
 }
 
 // workloadAPI calls do with a client of the Workload API.
@@ -84,32 +90,29 @@ func (p *program) svidX509(cmd *cobra.Command) error {
 			return err
 		}
 		if dir != "" {
-			return p.writeSVID(dir, x)
+			return p.writeSVID(cmd, dir, x)
 		}
-		type row struct {
-			SPIFFEID string    `json:"spiffe_id"`
-			Hint     string    `json:"hint,omitempty"`
-			Serial   string    `json:"serial"`
-			NotAfter time.Time `json:"not_after"`
-		}
-		var all []row
-		var rows [][]string
+		all, rows := []x509View{}, [][]string{}
 		for _, s := range x.SVIDs {
 			leaf := s.Certificates[0]
-			r := row{s.ID.String(), s.Hint, serialText(leaf), leaf.NotAfter}
+			r := x509View{s.ID.String(), s.Hint, serialText(leaf), moment(leaf.NotAfter.Unix())}
 			all = append(all, r)
-			rows = append(rows, []string{r.SPIFFEID, r.Hint, r.Serial, when(r.NotAfter.Unix())})
+			rows = append(rows, []string{r.SPIFFEID, r.Hint, r.Serial, when(int64(r.NotAfter))})
 		}
-		if outputOf(cmd) == "json" {
-			return writeJSON(p.out, all)
-		}
-		return table(p.out, "SPIFFE ID|HINT|SERIAL|ENDS", rows)
+		return p.show(cmd, all, func() error { return p.table("SPIFFE ID|HINT|SERIAL|ENDS", rows) })
 	})
+}
+
+type x509View struct {
+	SPIFFEID string `json:"spiffe_id"`
+	Hint     string `json:"hint"`
+	Serial   string `json:"serial"`
+	NotAfter moment `json:"not_after"`
 }
 
 // writeSVID writes the first identity's three files, each replaced whole; the
 // key first, so that a reader never finds a chain newer than its key for long.
-func (p *program) writeSVID(dir string, x *workloadapi.X509Context) error {
+func (p *program) writeSVID(cmd *cobra.Command, dir string, x *workloadapi.X509Context) error {
 	svid := x.DefaultSVID()
 	bundle, err := x.Bundles.GetX509BundleForTrustDomain(svid.ID.TrustDomain())
 	if err != nil {
@@ -126,6 +129,7 @@ func (p *program) writeSVID(dir string, x *workloadapi.X509Context) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	files := []string{}
 	for _, f := range []struct {
 		name string
 		text []byte
@@ -134,9 +138,22 @@ func (p *program) writeSVID(dir string, x *workloadapi.X509Context) error {
 		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.text, f.mode, renameio.WithTempDir(dir)); err != nil {
 			return err
 		}
+		files = append(files, filepath.Join(dir, f.name))
 	}
-	fmt.Fprintf(p.out, "wrote svid.pem, svid_key.pem and svid_bundle.pem of %s to %s; they end at %s\n", svid.ID, dir, when(svid.Certificates[0].NotAfter.Unix()))
-	return nil
+	ends := svid.Certificates[0].NotAfter.Unix()
+	v := map[string]any{"spiffe_id": svid.ID.String(), "not_after": moment(ends), "files": files}
+	return p.show(cmd, v, func() error {
+		_, err := fmt.Fprintf(p.out, "wrote svid.pem, svid_key.pem and svid_bundle.pem of %s to %s; they end at %s\n", svid.ID, dir, when(ends))
+		return err
+	})
+}
+
+type jwtView struct {
+	SPIFFEID string   `json:"spiffe_id"`
+	Hint     string   `json:"hint"`
+	Audience []string `json:"audience"`
+	Expires  moment   `json:"expires"`
+	Token    string   `json:"token"`
 }
 
 func (p *program) svidJWT(cmd *cobra.Command) error {
@@ -150,18 +167,25 @@ func (p *program) svidJWT(cmd *cobra.Command) error {
 			_, err := fmt.Fprintln(p.out, svids[0].Marshal())
 			return err
 		}
-		var all []map[string]any
+		all, rows := []jwtView{}, [][]string{}
 		for _, s := range svids {
-			all = append(all, map[string]any{"spiffe_id": s.ID.String(), "hint": s.Hint, "audience": s.Audience, "expires": s.Expiry, "token": s.Marshal()})
+			all = append(all, jwtView{s.ID.String(), s.Hint, s.Audience, moment(s.Expiry.Unix()), s.Marshal()})
+			rows = append(rows, []string{s.ID.String(), s.Hint, strings.Join(s.Audience, ","), when(s.Expiry.Unix())})
 		}
-		return writeJSON(p.out, all)
+		return p.show(cmd, all, func() error { return p.table("SPIFFE ID|HINT|AUDIENCE|ENDS", rows) })
 	})
 }
 
 func (p *program) bundleCommand() *cobra.Command {
 	show := &cobra.Command{
 		Use: "show [TRUST-DOMAIN]", Short: "Print our bundle, or a peer's as last believed", Args: cobra.MaximumNArgs(1),
-		Example: "  credence bundle show -o pem > anchor.pem\n  credence bundle show partner.example",
+		Long: `Show asks the broker for our own bundle, or for a peer's as last believed, as the
+SPIFFE document; as PEM, for a Roles Anywhere trust anchor or any TLS server; or
+as the JWKS of its JWT keys. As a table, JSON or YAML it says what is in the
+bundle, and how fresh it is. It exits 1 where there is no bundle yet.`,
+		Example: `  credence bundle show -o pem > anchor.pem
+  credence bundle show partner.example -o table`,
+		ValidArgsFunction: completeFirst(completeNamed("Peer")),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request := &api.ShowBundleRequest{}
 			if len(args) > 0 {
@@ -175,14 +199,15 @@ func (p *program) bundleCommand() *cobra.Command {
 				if len(r.GetDocument()) == 0 {
 					return coded{exitNo, fmt.Errorf("no bundle of %s yet: %s", r.GetTrustDomain(), r.GetLastError())}
 				}
-				return p.writeBundle(outputOf(cmd), r)
+				return p.writeBundle(cmd, r)
 			})
 		},
 	}
 	return group("bundle", "Trust bundles", addOutput(addAdmin(show), "spiffe", "pem", "jwks"))
 }
 
-func (p *program) writeBundle(form string, r *api.ShowBundleResponse) error {
+func (p *program) writeBundle(cmd *cobra.Command, r *api.ShowBundleResponse) error {
+	form := outputOf(cmd)
 	if form == "spiffe" {
 		var document json.RawMessage = r.GetDocument()
 		return writeJSON(p.out, document)
@@ -203,7 +228,11 @@ func (p *program) writeBundle(form string, r *api.ShowBundleResponse) error {
 		_, err = fmt.Fprintf(p.out, "%s\n", text)
 		return err
 	}
-	return writePEM(p, b.X509Authorities())
+	if form == "pem" {
+		return writePEM(p, b.X509Authorities())
+	}
+	v := viewBundle(r, b)
+	return p.show(cmd, v, func() error { return p.fields(v.fields()) })
 }
 
 func writePEM(p *program, certs []*x509.Certificate) error {

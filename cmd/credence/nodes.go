@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credence-id/credence/broker/api"
+)
+
+func (p *program) tokenCommand() *cobra.Command {
+	create := &cobra.Command{
+		Use: "create --node NAME", Short: "Make a join token, and print it with a ready agent.yaml", Args: cobra.NoArgs,
+		Long: `Create asks the broker for a join token: whoever spends it first, within its
+life, becomes the node of that name. To make one is the permission; there is no
+JoinRule for it. The labels become facts of the node, node.token.K, that
+Identities can match.
+
+It prints an agent.yaml that has the broker's address and the pin of its root;
+the token stands in a comment and belongs into the file that token_file names.`,
+		Example: `  credence token create --node web-1 --label env=prod > agent.yaml
+  credence token create --node web-1 --ttl 5m -o json`,
+		RunE: p.createToken,
+	}
+	create.Flags().String("node", "", "name of the node (node.name)")
+	create.Flags().StringToString("label", nil, "K=V, a fact node.token.K of the node; may be repeated")
+	create.Flags().Duration("ttl", 10*time.Minute, "life of the token, at most 1h")
+	_ = create.MarkFlagRequired("node")
+	return group("token", "Join tokens", addOutput(addAdmin(create), "agent"))
+}
+
+type tokenView struct {
+	Token       string `json:"token"`
+	Expires     moment `json:"expires"`
+	Node        string `json:"node"`
+	TrustDomain string `json:"trust_domain"`
+	Broker      string `json:"broker"`
+	CAPin       string `json:"ca_pin"`
+}
+
+func (p *program) createToken(cmd *cobra.Command, _ []string) error {
+	node, _ := cmd.Flags().GetString("node")
+	labels, _ := cmd.Flags().GetStringToString("label")
+	ttl, _ := cmd.Flags().GetDuration("ttl")
+	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
+		r, err := c.CreateToken(ctx, &api.CreateTokenRequest{Node: node, Labels: labels, Ttl: int64(ttl / time.Second)})
+		if err != nil {
+			return err
+		}
+		v := tokenView{r.GetToken(), moment(r.GetExpires()), node, r.GetTrustDomain(), r.GetAgentsAddress(), r.GetCaPin()}
+		return p.show(cmd, v, func() error {
+			if outputOf(cmd) == "table" {
+				return p.fields([][2]string{
+					{"token", v.Token}, {"ends", when(r.GetExpires())}, {"node", v.Node}, {"trust domain", v.TrustDomain}, {"broker", v.Broker}, {"pin", v.CAPin},
+				})
+			}
+			_, err := fmt.Fprintf(p.out, agentTemplate, v.Node, when(r.GetExpires()), v.Token, v.TrustDomain, v.Broker, v.CAPin)
+			return err
+		})
+	})
+}
+
+const agentTemplate = `# A join token for node %s: single use, until %s.
+# Put it into the file that token_file names, readable by the agent alone:
+#
+#   %s
+#
+# agent.yaml, for: credence agent run -c agent.yaml
+trust_domain: %s
+data: /var/lib/credence/agent
+broker: [%q]
+trust: {ca_pin: [%q]}
+join: {method: token, token_file: /var/lib/credence/agent.token}
+`
+
+func (p *program) nodeCommand() *cobra.Command {
+	show := &cobra.Command{
+		Use: "list", Short: "List the nodes that joined", Args: cobra.NoArgs,
+		Long: `List asks the broker for every node that ever joined: connected ones, ones that
+are away, and evicted ones. SVID ENDS is when a node that stays away must join
+again.`,
+		Example: "  credence node list\n  credence node list -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.nodes(cmd, "", func(all []*api.NodeInfo, views []nodeView) error {
+				return p.show(cmd, views, func() error {
+					var rows [][]string
+					for i, n := range all {
+						rows = append(rows, []string{n.GetId(), n.GetMethod(), views[i].State, when(n.GetJoinedAt()), when(n.GetExpiresAt())})
+					}
+					return p.table("NODE|METHOD|STATE|JOINED|SVID ENDS", rows)
+				})
+			})
+		},
+	}
+	one := &cobra.Command{
+		Use: "show NODE", Short: "Show one node and the facts that it proved", Args: cobra.ExactArgs(1),
+		Long: `Show asks the broker for one node, by its name or SPIFFE ID: since when it is
+here, and the facts that it proved when it joined, which Identities can match.
+It exits 1 where there is no such node.`,
+		Example: "  credence node show dev\n  credence node show dev -o yaml",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.nodes(cmd, args[0], func(all []*api.NodeInfo, views []nodeView) error {
+				if len(views) == 0 {
+					return coded{exitNo, fmt.Errorf("there is no node %s; credence node list has them all", args[0])}
+				}
+				return p.show(cmd, views[0], func() error { return p.fields(views[0].fields()) })
+			})
+		},
+	}
+	evict := &cobra.Command{
+		Use: "evict NODE", Short: "Shut a node out, and ban its return", Args: cobra.ExactArgs(1),
+		Long: `Evict has the broker refuse a node, by its name or SPIFFE ID, from now on: its
+agent, where it is connected, erases all SVIDs and cloud credentials at once and
+ends; what it holds elsewhere ends by itself. The node cannot join again, with a
+new token either, until it is allowed to.`,
+		Example: "  credence node evict dev --reason 'a drill'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			reason, _ := cmd.Flags().GetString("reason")
+			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
+				if _, err := c.EvictNode(ctx, &api.EvictNodeRequest{Id: args[0], Reason: reason}); err != nil {
+					return err
+				}
+				fmt.Fprintf(p.out, "%s is evicted: its SVIDs are erased where its agent is connected, and end by themselves elsewhere\n", args[0])
+				return nil
+			})
+		},
+	}
+	allow := &cobra.Command{
+		Use: "allow NODE", Short: "Let an evicted node join again, by a new token", Args: cobra.ExactArgs(1),
+		Long: `Allow lifts the ban of an evicted node, by its name or SPIFFE ID. It is not let
+in by that: it joins again, with a new token, as any other.`,
+		Example: "  credence node allow dev --reason 'the drill is over'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			reason, _ := cmd.Flags().GetString("reason")
+			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
+				if _, err := c.AllowNode(ctx, &api.AllowNodeRequest{Id: args[0], Reason: reason}); err != nil {
+					return err
+				}
+				fmt.Fprintf(p.out, "%s may join again: credence token create --node NAME\n", args[0])
+				return nil
+			})
+		},
+	}
+	for _, c := range []*cobra.Command{one, evict, allow} {
+		c.ValidArgsFunction = completeFirst(completeNodes)
+	}
+	evict.Flags().String("reason", "", "for the record")
+	allow.Flags().String("reason", "", "for the record")
+	return group("node", "Nodes", addOutput(addAdmin(show)), addOutput(addAdmin(one)), addAdmin(evict), addAdmin(allow))
+}
+
+// nodes calls show with the node of that name or ID, or with all.
+func (p *program) nodes(cmd *cobra.Command, id string, show func([]*api.NodeInfo, []nodeView) error) error {
+	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
+		r, err := c.ListNodes(ctx, &api.ListNodesRequest{Id: id})
+		if err != nil {
+			return err
+		}
+		views := []nodeView{}
+		for _, n := range r.GetNodes() {
+			views = append(views, viewNode(n))
+		}
+		return show(r.GetNodes(), views)
+	})
+}
+
+func (v nodeView) fields() [][2]string {
+	rows := [][2]string{
+		{"node", v.ID}, {"name", v.Name}, {"state", v.State}, {"method", v.Method}, {"joined", when(int64(v.JoinedAt))},
+		{"SVID ends", when(int64(v.ExpiresAt))},
+	}
+	if v.EvictedAt != 0 {
+		rows = append(rows, [2]string{"evicted", when(int64(v.EvictedAt))})
+	}
+	for _, name := range sortedKeys(v.Facts) {
+		rows = append(rows, [2]string{name, strings.Join(v.Facts[name], ", ")})
+	}
+	return rows
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/resource"
+)
+
+func (p *program) validateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "validate FILE...", Short: "Check resources, broker.yaml or agent.yaml, offline",
+		Long: `Validate reads files as the broker or the agent would, tells which of them a file
+is by its keys, and holds them against each other: resources against what
+broker.yaml permits, names against each other. It asks nobody; peers and targets
+that are not in the files are taken as known. A mistake is told with its file,
+line and field (2).`,
+		Example: `  credence broker init --trust-domain example.org > broker.yaml
+  credence validate broker.yaml`,
+		Args: cobra.MinimumNArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
+		},
+		RunE: p.validate,
+	}
+	return addOutput(cmd)
+}
+
+// fileView is what a valid file is.
+type fileView struct {
+	File      string `json:"file"`
+	Kind      string `json:"kind"` // resources, broker, agent
+	Resources int    `json:"resources"`
+}
+
+// A validFile is one file that holds by itself.
+type validFile struct {
+	view   fileView
+	all    []resource.Resource
+	broker *brokerFile
+}
+
+func (p *program) validate(cmd *cobra.Command, args []string) error {
+	var all []resource.Resource
+	var broker validFile
+	views, seen := []fileView{}, make(seenNames)
+	for _, file := range args {
+		f, err := p.validateOne(file)
+		if err == nil {
+			err = seen.add(file, f.all)
+		}
+		if err != nil {
+			return input(err)
+		}
+		if f.broker != nil {
+			if broker.broker != nil {
+				return input(fmt.Errorf("%s: %s is a broker.yaml too: resources can be held against one at a time", file, broker.view.File))
+			}
+			broker = f
+		}
+		all, views = append(all, f.all...), append(views, f.view)
+	}
+	if err := crossCheck(all, broker); err != nil {
+		return input(resource.Locate(err, all))
+	}
+	v := map[string]any{"valid": true, "files": views}
+	return p.show(cmd, v, func() error {
+		_, err := fmt.Fprintln(p.out, "valid:", strings.Join(args, ", "))
+		return err
+	})
+}
+
+// validateOne tells what a file is by its first keys.
+func (p *program) validateOne(file string) (validFile, error) {
+	text, err := readUpTo(file, resource.MaxBytes+1)
+	if err != nil {
+		return validFile{}, err
+	}
+	switch {
+	case hasKey(text, "kind"):
+		all, err := p.readOne(file)
+		return validFile{fileView{file, "resources", len(all)}, all, nil}, err
+	case hasKey(text, "broker") || hasKey(text, "join"):
+		var f agentFile
+		if err := parseFile(file, text, &f); err != nil {
+			return validFile{}, err
+		}
+		return validFile{view: fileView{File: file, Kind: "agent"}}, inFile(file, f.complete())
+	}
+	var f brokerFile
+	if err := parseFile(file, text, &f); err != nil {
+		return validFile{}, err
+	}
+	return validFile{view: fileView{File: file, Kind: "broker"}, broker: &f}, inFile(file, f.complete())
+}
+
+func hasKey(text []byte, key string) bool {
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, key+":") {
+			return true
+		}
+	}
+	return false
+}
+
+// crossCheck holds resources against each other, and against broker.yaml if it
+// is among the files, as the broker would. What they name may stand in the
+// broker already: peers and targets that are not in the files are taken as
+// there; without broker.yaml, any DNS name and subject may be asked for.
+func crossCheck(all []resource.Resource, with validFile) error {
+	config := identity.Config{JWT: true, Subjects: []string{"CN=*", "O=**", "OU=**", "C=**", "L=**", "ST=**", "STREET=**", "UID=**"}}
+	var set identity.Resources
+	peers, targets := map[string]bool{}, map[string]bool{}
+	for _, r := range all {
+		switch {
+		case r.Identity != nil:
+			set.Identities = append(set.Identities, *r.Identity)
+			if r.Identity.X509 != nil {
+				config.DNSSuffixes = append(config.DNSSuffixes, r.Identity.X509.DNSNames...)
+			}
+			for _, name := range r.Identity.FederatesWith {
+				peers[name] = true
+			}
+			for _, name := range r.Identity.Targets {
+				targets[name] = true
+			}
+		case r.Deny != nil:
+			set.Denies = append(set.Denies, *r.Deny)
+		}
+	}
+	for name := range peers {
+		set.Peers = append(set.Peers, name)
+	}
+	for name := range targets {
+		set.Targets = append(set.Targets, identity.Target{Name: name, Audience: "any"})
+	}
+	td, err := trustDomainOf(all)
+	if err != nil {
+		return err
+	}
+	config.TrustDomain = td
+	if broker := with.broker; broker != nil {
+		if err := needIssuer(all, with); err != nil {
+			return err
+		}
+		config.DNSSuffixes, config.Subjects, config.JWT = broker.DNSSuffixes, broker.Subjects, broker.Issuer != ""
+		if config.TrustDomain, err = identity.ParseTrustDomain(broker.TrustDomain); err != nil {
+			return err
+		}
+	}
+	_, err = identity.NewSet(config, set)
+	return err
+}
+
+// needIssuer refuses what would never get a JWT-SVID.
+func needIssuer(all []resource.Resource, with validFile) error {
+	if with.broker.Issuer != "" {
+		return nil
+	}
+	for _, r := range all {
+		switch {
+		case r.Identity != nil && r.Identity.JWT != nil:
+			return r.At("jwt", with.view.File+" has no issuer, and without one there is no JWT-SVID: set issuer there, or leave jwt out here")
+		case r.Target != nil && r.Target.Settings.Audience() != "":
+			return r.At(r.Target.Flow, with.view.File+" has no issuer, and this cloud takes a JWT-SVID: set issuer there, or use aws_roles_anywhere, which takes an X509-SVID")
+		}
+	}
+	return nil
+}

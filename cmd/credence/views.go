@@ -1,0 +1,246 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+
+	"github.com/credence-id/credence/broker/api"
+)
+
+// What the admin service answers, as -o json and -o yaml have it. The names
+// are a contract with other people's programs.
+
+type resourceView struct {
+	Kind      string          `json:"kind"`
+	Name      string          `json:"name"`
+	Revision  uint64          `json:"revision"`
+	Owner     string          `json:"owner"`
+	WrittenBy string          `json:"written_by"`
+	WrittenAt moment          `json:"written_at"`
+	Resource  json.RawMessage `json:"resource"` // as apply takes it
+}
+
+func viewResources(all []*api.Resource) ([]resourceView, error) {
+	views := []resourceView{}
+	for _, r := range all {
+		body, err := document(r.GetYaml())
+		if err != nil {
+			return nil, fmt.Errorf("reading %s %s: %w", r.GetKind(), r.GetName(), err)
+		}
+		views = append(views, resourceView{r.GetKind(), r.GetName(), r.GetRevision(), r.GetOwner(), r.GetActor(), moment(r.GetWrittenAt()), body})
+	}
+	return views, nil
+}
+
+// document is one YAML document as JSON; none is null.
+func document(text []byte) (json.RawMessage, error) {
+	if len(text) == 0 {
+		return json.RawMessage("null"), nil
+	}
+	return yaml.YAMLToJSON(text)
+}
+
+type applyView struct {
+	DryRun   bool          `json:"dry_run"`
+	Revision uint64        `json:"revision"`
+	Applied  []appliedView `json:"applied"`
+	Warnings []string      `json:"warnings"`
+}
+
+type appliedView struct {
+	Kind   string          `json:"kind"`
+	Name   string          `json:"name"`
+	Action string          `json:"action"` // created, changed, unchanged
+	Before json.RawMessage `json:"before"`
+	After  json.RawMessage `json:"after"`
+}
+
+func viewApply(r *api.ApplyResponse, dry bool) (applyView, error) {
+	v := applyView{DryRun: dry, Revision: r.GetRevision(), Applied: []appliedView{}, Warnings: list(r.GetWarnings())}
+	for _, a := range r.GetApplied() {
+		before, err := document(a.GetBefore())
+		if err != nil {
+			return v, err
+		}
+		after, err := document(a.GetAfter())
+		if err != nil {
+			return v, err
+		}
+		v.Applied = append(v.Applied, appliedView{a.GetKind(), a.GetName(), a.GetAction(), before, after})
+	}
+	return v, nil
+}
+
+// list is never null.
+func list(all []string) []string { return append([]string{}, all...) }
+
+type nodeView struct {
+	ID           string              `json:"id"`
+	Name         string              `json:"name"`
+	Method       string              `json:"method"`
+	JoinRule     string              `json:"join_rule"`
+	State        string              `json:"state"` // connected, away, evicted
+	Connected    bool                `json:"connected"`
+	JoinedAt     moment              `json:"joined_at"`
+	ExpiresAt    moment              `json:"expires_at"`
+	EvictedAt    moment              `json:"evicted_at"`
+	Acknowledged uint64              `json:"acknowledged"` // the revision that it holds
+	Facts        map[string][]string `json:"facts"`
+}
+
+func viewNode(n *api.NodeInfo) nodeView {
+	v := nodeView{
+		n.GetId(), n.GetName(), n.GetMethod(), n.GetJoinRule(), nodeState(n), n.GetConnected(),
+		moment(n.GetJoinedAt()), moment(n.GetExpiresAt()), moment(n.GetEvictedAt()), n.GetAcknowledged(), map[string][]string{},
+	}
+	for name, values := range n.GetFacts() {
+		v.Facts[name] = list(values.GetValues())
+	}
+	return v
+}
+
+func nodeState(n *api.NodeInfo) string {
+	switch {
+	case n.GetEvictedAt() != 0:
+		return "evicted"
+	case n.GetConnected():
+		return "connected"
+	}
+	return "away"
+}
+
+type authorityView struct {
+	ID          string `json:"id"`
+	Use         string `json:"use"`
+	Alg         string `json:"alg"`
+	State       string `json:"state"`
+	PublishedAt moment `json:"published_at"`
+	ActivatedAt moment `json:"activated_at"`
+	LastExpiry  moment `json:"last_expiry"`
+	NotAfter    moment `json:"not_after"`
+	Next        string `json:"next"`
+	NextAt      moment `json:"next_at"`
+}
+
+func viewAuthority(a *api.AuthorityInfo) authorityView {
+	return authorityView{
+		a.GetId(), a.GetUse(), a.GetAlg(), a.GetState(), moment(a.GetPublishedAt()), moment(a.GetActivatedAt()),
+		moment(a.GetLastExpiry()), moment(a.GetNotAfter()), a.GetNext(), moment(a.GetNextAt()),
+	}
+}
+
+type statusView struct {
+	TrustDomain string            `json:"trust_domain"`
+	Issuer      string            `json:"issuer"`
+	Version     string            `json:"version"`
+	StartedAt   moment            `json:"started_at"`
+	Revision    uint64            `json:"revision"`
+	Nodes       uint32            `json:"nodes"`
+	Identities  uint32            `json:"identities"`
+	Listen      map[string]string `json:"listen"`
+	Problem     string            `json:"problem"`
+}
+
+func viewStatus(r *api.StatusResponse) statusView {
+	v := statusView{
+		r.GetTrustDomain(), r.GetIssuer(), r.GetVersion(), moment(r.GetStartedAt()), r.GetRevision(), r.GetNodes(), r.GetIdentities(),
+		map[string]string{}, r.GetProblem(),
+	}
+	for name, address := range r.GetListen() {
+		v.Listen[name] = address
+	}
+	return v
+}
+
+func (v statusView) fields() [][2]string {
+	rows := [][2]string{
+		{"trust domain", v.TrustDomain}, {"issuer", v.Issuer}, {"version", v.Version}, {"up since", when(int64(v.StartedAt))},
+		{"revision", fmt.Sprint(v.Revision)}, {"nodes", fmt.Sprint(v.Nodes)}, {"identities", fmt.Sprint(v.Identities)},
+	}
+	for _, name := range sortedKeys(v.Listen) {
+		rows = append(rows, [2]string{name, v.Listen[name]})
+	}
+	if v.Problem != "" {
+		rows = append(rows, [2]string{"problem", v.Problem})
+	}
+	return rows
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+type bundleView struct {
+	TrustDomain     string       `json:"trust_domain"`
+	Sequence        *uint64      `json:"sequence"`
+	RefreshHint     *int64       `json:"refresh_hint"` // seconds
+	X509Authorities []caView     `json:"x509_authorities"`
+	JWTAuthorities  []jwtKeyView `json:"jwt_authorities"`
+	FetchedAt       moment       `json:"fetched_at"` // a peer's
+	ConfirmedAt     moment       `json:"confirmed_at"`
+	LastError       string       `json:"last_error"`
+}
+
+type caView struct {
+	Subject  string `json:"subject"`
+	Pin      string `json:"pin"` // as ca_pin and fingerprint take it
+	NotAfter moment `json:"not_after"`
+}
+
+type jwtKeyView struct {
+	KeyID string `json:"key_id"`
+}
+
+func viewBundle(r *api.ShowBundleResponse, b *spiffebundle.Bundle) bundleView {
+	v := bundleView{
+		TrustDomain: r.GetTrustDomain(), X509Authorities: []caView{}, JWTAuthorities: []jwtKeyView{},
+		FetchedAt: moment(r.GetFetchedAt()), ConfirmedAt: moment(r.GetConfirmedAt()), LastError: r.GetLastError(),
+	}
+	if n, ok := b.SequenceNumber(); ok {
+		v.Sequence = &n
+	}
+	if hint, ok := b.RefreshHint(); ok {
+		seconds := int64(hint / time.Second)
+		v.RefreshHint = &seconds
+	}
+	for _, c := range b.X509Authorities() {
+		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+		v.X509Authorities = append(v.X509Authorities, caView{c.Subject.String(), "sha256:" + hex.EncodeToString(sum[:]), moment(c.NotAfter.Unix())})
+	}
+	for _, id := range sortedKeys(b.JWTAuthorities()) {
+		v.JWTAuthorities = append(v.JWTAuthorities, jwtKeyView{id})
+	}
+	return v
+}
+
+func (v bundleView) fields() [][2]string {
+	rows := [][2]string{{"trust domain", v.TrustDomain}}
+	if v.Sequence != nil {
+		rows = append(rows, [2]string{"sequence", fmt.Sprint(*v.Sequence)})
+	}
+	for _, c := range v.X509Authorities {
+		rows = append(rows, [2]string{"X.509 root", c.Subject + " " + c.Pin + " until " + when(int64(c.NotAfter))})
+	}
+	for _, k := range v.JWTAuthorities {
+		rows = append(rows, [2]string{"JWT key", k.KeyID})
+	}
+	if v.FetchedAt != 0 {
+		rows = append(rows, [2]string{"fetched", when(int64(v.FetchedAt))}, [2]string{"confirmed", when(int64(v.ConfirmedAt))})
+	}
+	if v.LastError != "" {
+		rows = append(rows, [2]string{"problem", v.LastError})
+	}
+	return rows
+}
