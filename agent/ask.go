@@ -12,11 +12,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/federation"
 )
 
 const (
@@ -243,7 +243,7 @@ func (a *Agent) svids(q question, all []*api.X509SVID) ([]*SVID, error) {
 
 // svid reads one SVID of an answer, and holds it against what it must be.
 func (a *Agent) svid(q question, m *api.X509SVID) (*SVID, error) {
-	id, err := spiffeid.FromString(m.GetSpiffeId())
+	id, err := federation.ParseID(m.GetSpiffeId())
 	if err != nil || id.TrustDomain() != a.cfg.TrustDomain {
 		return nil, fmt.Errorf("the broker answered with an SVID of %q", m.GetSpiffeId())
 	}
@@ -285,7 +285,7 @@ func (a *Agent) read(q question, m *api.X509SVID, v *SVID) error {
 		v.Certificates = append(v.Certificates, c)
 	}
 	key, leaf, now := q.keys[m.GetPublicKey()], v.Certificates[0], a.cfg.Now()
-	if named, err := leafID(leaf); err != nil || named != v.ID || !key.PublicKey.Equal(leaf.PublicKey) {
+	if named, err := federation.CheckForm(leaf); err != nil || named != v.ID || !key.PublicKey.Equal(leaf.PublicKey) {
 		return fmt.Errorf("the broker's SVID is not the one of %s for our key", v.ID)
 	}
 	if !v.current(now) {

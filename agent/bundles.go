@@ -15,6 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/federation"
 )
 
 // bell wakes everybody who waits for a change. The zero bell is ready.
@@ -127,7 +128,7 @@ func (a *Agent) take(ctx context.Context, m *api.WatchResponse) {
 		}
 	}
 	for _, name := range m.GetRemoved() {
-		td, err := spiffeid.TrustDomainFromString(name)
+		td, err := federation.ParseTrustDomain(name)
 		if err == nil && td != a.cfg.TrustDomain {
 			a.bundles.remove(td)
 		}
@@ -137,11 +138,11 @@ func (a *Agent) take(ctx context.Context, m *api.WatchResponse) {
 // takeBundle keeps our own on disk as well: it is what the next start verifies
 // the broker by.
 func (a *Agent) takeBundle(in *api.Bundle) error {
-	td, err := spiffeid.TrustDomainFromString(in.GetTrustDomain())
+	td, err := federation.ParseTrustDomain(in.GetTrustDomain())
 	if err != nil {
 		return err
 	}
-	parsed, err := spiffebundle.Parse(td, in.GetDocument())
+	parsed, err := parseBundle(td, in.GetDocument())
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/federation"
 )
 
 // A caller waits this long for the broker before it gets what others with the
@@ -230,7 +231,7 @@ func (a *Agent) look(st *set, after uint64) (u Update, held bool, err error) {
 			u.ends = end
 		}
 		for _, name := range v.FederatesWith {
-			td, err := spiffeid.TrustDomainFromString(name)
+			td, err := federation.ParseTrustDomain(name)
 			if err != nil {
 				continue
 			}

@@ -2,6 +2,8 @@ package agent_test
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,6 +20,7 @@ import (
 	"github.com/credence-id/credence/agent/agenttest"
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/federation/federationtest"
 )
 
 func TestGranted(t *testing.T) {
@@ -315,27 +318,53 @@ func (f *turns) Attest(context.Context, *caller.Process, func(string) bool) (map
 	return now, nil, nil
 }
 
+// respell is a certificate for the key of der's, of another shape.
+func respell(id string, edit func(*x509.Certificate)) func(*testing.T, *agenttest.Broker, []byte) []byte {
+	return func(t *testing.T, b *agenttest.Broker, der []byte) []byte {
+		leaf, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		return (&federationtest.CA{Cert: b.Root, Key: b.Key, Now: time.Now()}).LeafFor(t, leaf.PublicKey, edit, id)
+	}
+}
+
 func TestUnusableAnswersAreNotServed(t *testing.T) {
 	t.Parallel()
+	const id = "spiffe://example.org/a"
+	ill := map[string]func(*testing.T, *agenttest.Broker, []byte) []byte{
+		"XC-32 no path":             respell("spiffe://example.org", nil),
+		"XC-38 empty fragment":      respell(id+"#", nil),
+		"XC-54 a CA":                respell(id, func(c *x509.Certificate) { c.IsCA = true }),
+		"XC-60 no digitalSignature": respell(id, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }),
+	}
 	for name, spoil := range map[string]func(*api.X509SVID){
-		"another trust domain":      func(m *api.X509SVID) { m.SpiffeId = "spiffe://other.example/a" },
-		"another name":              func(m *api.X509SVID) { m.SpiffeId = "spiffe://example.org/admin" },
-		"a key that we hold, wrong": func(m *api.X509SVID) { m.PublicKey = 1 },
-		"a key that we don't hold":  func(m *api.X509SVID) { m.PublicKey = 1<<32 - 1 },
-		"what we should hold":       func(m *api.X509SVID) { m.Chain = nil },
-		"no certificate":            func(m *api.X509SVID) { m.Chain = [][]byte{[]byte("x")} },
+		"another trust domain":            func(m *api.X509SVID) { m.SpiffeId = "spiffe://other.example/a" },
+		"another name":                    func(m *api.X509SVID) { m.SpiffeId = "spiffe://example.org/admin" },
+		"XC-88 a key that we hold, wrong": func(m *api.X509SVID) { m.PublicKey = 1 },
+		"a key that we don't hold":        func(m *api.X509SVID) { m.PublicKey = 1<<32 - 1 },
+		"what we should hold":             func(m *api.X509SVID) { m.Chain = nil },
+		"no certificate":                  func(m *api.X509SVID) { m.Chain = [][]byte{[]byte("x")} },
 		"a long chain": func(m *api.X509SVID) {
 			for range 8 {
 				m.Chain = append(m.Chain, m.Chain[0])
 			}
 		},
-		"already ended": nil,
+		"already ended": nil, "XC-32 no path": nil, "XC-38 empty fragment": nil, "XC-54 a CA": nil, "XC-60 no digitalSignature": nil,
+		"XC-90 PEM where DER is wanted": func(m *api.X509SVID) {
+			m.Chain[0] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.Chain[0]})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b, a := started(t, func(c *agent.Config) { c.Patience = 500 * time.Millisecond })
 			g := grant("/a")
-			if g.Spoil = spoil; spoil == nil {
+			g.Spoil = spoil
+			switch edit, ok := ill[name]; {
+			case ok:
+				g.Spoil = func(m *api.X509SVID) { m.Chain[0] = edit(t, b, m.Chain[0]) }
+			case spoil == nil:
 				g.TTL = -time.Second
 			}
 			b.Grant(g)

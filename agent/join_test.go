@@ -2,6 +2,8 @@ package agent_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"os"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/agenttest"
+	"github.com/credence-id/credence/federation/federationtest"
 )
 
 func TestFirstContactByPin(t *testing.T) {
@@ -46,6 +49,40 @@ func TestFirstContactByBundle(t *testing.T) {
 	}
 }
 
+// shows is a certificate under b's root, with these URI SANs byte for byte.
+func shows(t *testing.T, b *agenttest.Broker, edit func(*x509.Certificate), uris ...string) *tls.Certificate {
+	root := &federationtest.CA{Cert: b.Root, Key: b.Key, Now: time.Now()}
+	cert := root.Issue(t, edit, uris...)
+	return &cert
+}
+
+// TestBrokerCertificateVectors are the vectors of section B, shown by a server
+// that says it is the broker.
+func TestBrokerCertificateVectors(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for _, v := range federationtest.X509Vectors(t, now, "/credence/broker") {
+		t.Run(v.Name, func(t *testing.T) {
+			var shown []*x509.Certificate
+			for _, der := range v.Shown {
+				c, err := x509.ParseCertificate(der)
+				if err != nil {
+					return // crypto/tls refuses it
+				}
+				shown = append(shown, c)
+			}
+			if len(shown) == 0 {
+				return // crypto/tls too
+			}
+			err := agent.VerifyBroker(shown, v.Bundle, now)
+			want := v.Peer && v.Own && v.ID == v.Bundle.TrustDomain().IDString()+"/credence/broker"
+			if (err == nil) != want {
+				t.Errorf("error %v, want accepted = %v", err, want)
+			}
+		})
+	}
+}
+
 func TestServersThatAreNoBroker(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -62,6 +99,16 @@ func TestServersThatAreNoBroker(t *testing.T) {
 				b.Shows = b.Certificate(spiffeid.RequireFromPath(b.TrustDomain, "/shop/checkout"))
 			},
 			says: "not spiffe://example.org/credence/broker",
+		},
+		"XC-38 an ID that is the broker's but for an empty fragment": {
+			broker: func(b *agenttest.Broker) { b.Shows = shows(t, b, nil, "spiffe://example.org/credence/broker#") },
+			says:   "not a broker",
+		},
+		"XC-55 a signing certificate": {
+			broker: func(b *agenttest.Broker) {
+				b.Shows = shows(t, b, func(c *x509.Certificate) { c.IsCA = true }, "spiffe://example.org/credence/broker")
+			},
+			says: "not a broker",
 		},
 		"a node of the same trust domain": {
 			broker: func(b *agenttest.Broker) { b.Shows = b.Certificate(b.NodeID()) },
@@ -142,8 +189,8 @@ func TestNewRefuses(t *testing.T) {
 		"a short pin":               {change: func(c *agent.Config) { c.CAPins[0] = c.CAPins[0][:70] }, says: "64 lower-case hex digits"},
 		"a bundle that is a key": {change: func(c *agent.Config) {
 			c.Bundle = []byte("-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n")
-		}, says: "only certificates"},
-		"an empty bundle":                 {change: func(c *agent.Config) { c.Bundle = []byte("\n") }, says: "holds no CA"},
+		}, says: "give CA certificates only"},
+		"an empty bundle":                 {change: func(c *agent.Config) { c.Bundle = []byte("\n") }, says: "the trust bundle: parsing the bundle"},
 		"no broker":                       {change: func(c *agent.Config) { c.Broker = nil }, says: "required"},
 		"a kept SVID that is torn":        {files: map[string]string{"node.pem": "x"}, says: "remove it to join again"},
 		"a kept bundle that is torn":      {files: map[string]string{"bundle.json": "{"}, says: "bundle.json"},

@@ -22,6 +22,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/federation"
 )
 
 // maxKept bounds what is read back from the data directory.
@@ -51,7 +52,7 @@ func (n *nodeState) load(cfg Config) error {
 	text, err := readKept(n.bundleFile())
 	switch {
 	case err == nil:
-		if n.bundle, err = spiffebundle.Parse(cfg.TrustDomain, text); err != nil {
+		if n.bundle, err = parseBundle(cfg.TrustDomain, text); err != nil {
 			return fmt.Errorf("%s: %w", n.bundleFile(), err)
 		}
 	case !errors.Is(err, fs.ErrNotExist):
@@ -75,11 +76,11 @@ func (n *nodeState) load(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	cert, err := tls.X509KeyPair(text, text)
+	cert, err := readSVID(text)
 	if err != nil {
 		return fmt.Errorf("%s: %w; remove it to join again", n.svidFile(), err)
 	}
-	id, err := leafID(cert.Leaf)
+	id, err := federation.CheckForm(cert.Leaf)
 	if err != nil || id.TrustDomain() != cfg.TrustDomain {
 		return fmt.Errorf("%s: it is not the SVID of a node of %s; remove it to join again", n.svidFile(), cfg.TrustDomain)
 	}
@@ -87,6 +88,23 @@ func (n *nodeState) load(cfg Config) error {
 		n.cert, n.renewAt = &cert, halfLife(cert.Leaf.NotBefore, cert.Leaf.NotAfter)
 	}
 	return nil
+}
+
+// readSVID reads what write wrote: certificates and one key that fits, in
+// PKCS #8. crypto/tls would take other forms of key too.
+func readSVID(text []byte) (tls.Certificate, error) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		switch block.Type {
+		case "CERTIFICATE":
+		case "PRIVATE KEY":
+			if _, err := x509.ParsePKCS8PrivateKey(block.Bytes); err != nil {
+				return tls.Certificate{}, fmt.Errorf("its key is not in PKCS #8: %w", err)
+			}
+		default:
+			return tls.Certificate{}, fmt.Errorf("it holds a PEM block %q", block.Type)
+		}
+	}
+	return tls.X509KeyPair(text, text)
 }
 
 func readKept(path string) ([]byte, error) {
@@ -125,7 +143,7 @@ func (a *Agent) keep(joined *api.Joined, key *ecdsa.PrivateKey) error {
 		return fmt.Errorf("parsing the node's SVID: %w", err)
 	}
 	cert.Leaf = leaf
-	id, err := leafID(leaf)
+	id, err := federation.CheckForm(leaf)
 	if err != nil {
 		return fmt.Errorf("the node's SVID: %w", err)
 	}
@@ -135,7 +153,7 @@ func (a *Agent) keep(joined *api.Joined, key *ecdsa.PrivateKey) error {
 	if now := a.cfg.Now(); !now.Before(leaf.NotAfter) {
 		return fmt.Errorf("the node's SVID ended at %s, and it is %s here: is this machine's clock right?", leaf.NotAfter, now)
 	}
-	bundle, err := spiffebundle.Parse(a.cfg.TrustDomain, joined.GetBundle())
+	bundle, err := parseBundle(a.cfg.TrustDomain, joined.GetBundle())
 	if err != nil {
 		return fmt.Errorf("parsing the trust bundle: %w", err)
 	}

@@ -2,10 +2,15 @@ package agent_test
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +21,7 @@ import (
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/agenttest"
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/federation/federationtest"
 )
 
 func TestRestartTakesUpTheKeptSVID(t *testing.T) {
@@ -89,6 +95,72 @@ func TestAKeptSVIDOfAnotherTrustDomainIsRefused(t *testing.T) {
 	cfg.TrustDomain = agenttest.NewCA(t, "other.example").TrustDomain
 	if _, err := agent.New(cfg); err == nil || !strings.Contains(err.Error(), "other.example") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestKeptSVIDVectors are the vectors of section B for an SVID of our own, as
+// it is loaded.
+func TestKeptSVIDVectors(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain).Start()
+	cfg := config(t, b)
+	run(t, cfg).ready().end()
+	load := func(t *testing.T, svid []byte) error {
+		cfg := cfg
+		cfg.Data = t.TempDir()
+		if err := os.WriteFile(filepath.Join(cfg.Data, "node.pem"), svid, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := agent.New(cfg)
+		return err
+	}
+	pemOf := func(key []byte, kind string, chain ...[]byte) (text []byte) {
+		for _, der := range chain {
+			text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+		}
+		return append(text, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: key})...)
+	}
+	pkcs8 := func(t *testing.T, key crypto.PrivateKey) []byte {
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	cert := b.Certificate(b.NodeID())
+	key := cert.PrivateKey.(*ecdsa.PrivateKey)
+	sec1, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name string
+		svid []byte
+		ok   bool
+	}{
+		{"a node's", pemOf(pkcs8(t, key), "PRIVATE KEY", cert.Certificate...), true},
+		{"XC-88 another's key", pemOf(pkcs8(t, federationtest.NewKey(t)), "PRIVATE KEY", cert.Certificate...), false},
+		{"XC-89 key in SEC1", pemOf(sec1, "EC PRIVATE KEY", cert.Certificate...), false},
+		{"XC-89 key in SEC1 that says PKCS 8", pemOf(sec1, "PRIVATE KEY", cert.Certificate...), false},
+		{"XC-90 the other encoding", slices.Concat(cert.Certificate[0], pkcs8(t, key)), false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if err := load(t, row.svid); (err == nil) != row.ok {
+				t.Errorf("error %v, want loaded = %v", err, row.ok)
+			}
+		})
+	}
+	for _, v := range federationtest.X509Vectors(t, time.Now(), "/credence/node/n1") {
+		t.Run(v.Name, func(t *testing.T) {
+			if len(v.Shown) == 0 {
+				return // there is no node.pem then
+			}
+			// A time that is not now is no fault of what is kept: the node joins again.
+			want := v.Own && v.Bundle.TrustDomain() == b.TrustDomain || v.Name == "expired" || v.Name == "XC-67 valid in a minute"
+			if err := load(t, pemOf(pkcs8(t, v.Key), "PRIVATE KEY", v.Shown...)); (err == nil) != want {
+				t.Errorf("error %v, want loaded = %v", err, want)
+			}
+		})
 	}
 }
 

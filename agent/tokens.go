@@ -14,6 +14,7 @@ import (
 
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/federation"
 )
 
 // maxTokens bounds the cache of JWT-SVIDs.
@@ -158,7 +159,7 @@ func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svi
 		return nil, false, fmt.Errorf("%w: the broker answered with nothing", ErrUnavailable)
 	}
 	for _, m := range response.GetSvids() {
-		id, err := spiffeid.FromString(m.GetSpiffeId())
+		id, err := federation.ParseID(m.GetSpiffeId())
 		if err != nil || id.TrustDomain() != a.cfg.TrustDomain || m.GetToken() == "" {
 			return nil, false, fmt.Errorf("the broker answered with a JWT-SVID of %q and %d bytes", m.GetSpiffeId(), len(m.GetToken()))
 		}

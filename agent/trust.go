@@ -1,89 +1,54 @@
 package agent
 
 import (
-	"bytes"
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-)
 
-// leafID is the SPIFFE ID of a leaf: exactly one URI SAN with a path (SPIFFE
-// X509-SVID §5.2), and no CA.
-func leafID(leaf *x509.Certificate) (spiffeid.ID, error) {
-	if len(leaf.URIs) != 1 {
-		return spiffeid.ID{}, fmt.Errorf("the certificate has %d URI SANs, an X509-SVID has one", len(leaf.URIs))
-	}
-	id, err := spiffeid.FromURI(leaf.URIs[0])
-	if err != nil {
-		return spiffeid.ID{}, err
-	}
-	if id.Path() == "" || leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0 {
-		return spiffeid.ID{}, fmt.Errorf("the certificate of %s is no workload's", id)
-	}
-	return id, nil
-}
+	"github.com/credence-id/credence/federation"
+)
 
 // brokerID is whom an agent accepts as broker, and nobody else.
 func brokerID(td spiffeid.TrustDomain) spiffeid.ID {
 	return spiffeid.RequireFromPath(td, "/credence/broker")
 }
 
-// verifyBroker holds what a server showed against the roots: exactly the
-// broker of our trust domain. The host name plays no part.
-func verifyBroker(td spiffeid.TrustDomain, shown []*x509.Certificate, roots []*x509.Certificate, now time.Time) error {
-	id, err := leafID(shown[0])
+// verifyBroker holds what a server showed against a bundle of our trust domain:
+// exactly its broker, whose certificate has the form that our authority gives
+// it. The host name plays no part.
+func verifyBroker(shown []*x509.Certificate, bundle *x509bundle.Bundle, now time.Time) error {
+	td := bundle.TrustDomain()
+	id, err := federation.CheckForm(shown[0])
 	if err != nil {
 		return fmt.Errorf("the server is not a broker: %w", err)
 	}
 	if id != brokerID(td) {
 		return fmt.Errorf("the server is %s, not %s: is the address in broker: right?", id, brokerID(td))
 	}
-	opts := x509.VerifyOptions{
-		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	for _, c := range roots {
-		opts.Roots.AddCert(c)
-	}
-	for _, c := range shown[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	if _, err := shown[0].Verify(opts); err != nil {
+	if _, _, err := federation.VerifyX509(shown, bundle, now); err != nil {
 		return fmt.Errorf("the broker's certificate does not verify under our trust bundle: %w", err)
 	}
 	return nil
 }
 
-// pinned returns the CA certificates of a shown chain whose public key is
-// pinned.
-func pinned(shown []*x509.Certificate, pins []string) ([]*x509.Certificate, error) {
-	var found []*x509.Certificate
-	for _, c := range shown {
-		if !c.IsCA {
-			continue
-		}
-		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-		have := []byte("sha256:" + hex.EncodeToString(sum[:]))
-		for _, pin := range pins {
-			if subtle.ConstantTimeCompare(have, []byte(pin)) == 1 {
-				found = append(found, c)
-			}
+// pinned is a bundle of the CA certificates in a shown chain whose public key
+// is pinned.
+func pinned(td spiffeid.TrustDomain, shown []*x509.Certificate, pins []string) (*x509bundle.Bundle, error) {
+	for _, pin := range pins {
+		if found, err := federation.PinnedBundle(td, shown, pin); err == nil {
+			return found, nil
 		}
 	}
-	if len(found) == 0 {
-		return nil, errors.New("no CA that the server shows has a pinned key: wrong broker, or a ca_pin of another trust domain (credence token create prints the right one)")
-	}
-	return found, nil
+	return nil, errors.New("no CA that the server shows has a pinned key: wrong broker, or a ca_pin of another trust domain (credence token create prints the right one)")
 }
 
 // CheckPin refuses what is not "sha256:" and 64 lower-case hex digits.
@@ -126,36 +91,32 @@ func (a *Agent) verify(shown []*x509.Certificate) error {
 		return fmt.Errorf("the server shows %d certificates", len(shown))
 	}
 	if roots := a.bundles.roots(a.cfg.TrustDomain); len(roots) > 0 {
-		return verifyBroker(a.cfg.TrustDomain, shown, roots, a.cfg.Now())
+		return verifyBroker(shown, x509bundle.FromX509Authorities(a.cfg.TrustDomain, roots), a.cfg.Now())
 	}
-	roots, err := pinned(shown, a.cfg.CAPins)
+	bundle, err := pinned(a.cfg.TrustDomain, shown, a.cfg.CAPins)
 	if err != nil {
 		return err
 	}
-	return verifyBroker(a.cfg.TrustDomain, shown, roots, a.cfg.Now())
+	return verifyBroker(shown, bundle, a.cfg.Now())
 }
 
 // parseTrust reads a bundle as an operator hands it out: SPIFFE JSON or PEM.
 func parseTrust(td spiffeid.TrustDomain, text []byte) (*spiffebundle.Bundle, error) {
-	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
-		return spiffebundle.Parse(td, text)
-	}
-	b := spiffebundle.New(td)
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("the trust bundle holds a PEM block %q: only certificates are taken", block.Type)
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("the trust bundle: %w", err)
-		}
-		if !c.IsCA {
-			return nil, fmt.Errorf("the trust bundle: %s is no CA", c.Subject)
-		}
-		b.AddX509Authority(c)
+	b, err := federation.ParseAny(td, text)
+	if err != nil {
+		return nil, fmt.Errorf("the trust bundle: %w", err)
 	}
 	if len(b.X509Authorities()) == 0 {
 		return nil, errors.New("the trust bundle holds no CA certificate")
 	}
-	return b, nil
+	return b.Bundle, nil
+}
+
+// parseBundle reads a bundle document as a broker sends it.
+func parseBundle(td spiffeid.TrustDomain, document []byte) (*spiffebundle.Bundle, error) {
+	b, err := federation.ParseBundle(td, document)
+	if err != nil {
+		return nil, err
+	}
+	return b.Bundle, nil
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/federation"
 )
 
 // FetchJWTSVID returns JWT-SVIDs for the audiences asked for, of one identity
@@ -27,7 +28,7 @@ func (s *Server) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (
 	var id spiffeid.ID
 	if r.GetSpiffeId() != "" {
 		var err error
-		if id, err = spiffeid.FromString(r.GetSpiffeId()); err != nil {
+		if id, err = federation.ParseID(r.GetSpiffeId()); err != nil {
 			return nil, status.Errorf(codes.InvalidArgument, "spiffe_id: %v", err)
 		}
 	}

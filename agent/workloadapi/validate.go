@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/federation"
 )
 
 const (
@@ -49,6 +50,9 @@ func on(curve elliptic.Curve) func(crypto.PublicKey) bool {
 // with keys of the trust domain of its subject alone. iat limits nothing.
 func validate(token, audience string, bundles map[spiffeid.TrustDomain]*agent.Bundle, now time.Time) (spiffeid.ID, map[string]any, error) {
 	var none spiffeid.ID
+	if audience == "" { // then no token is for us (SPIFFE JWT-SVID §3.2)
+		return none, nil, errors.New("no audience to validate it for")
+	}
 	if len(token) > maxToken {
 		return none, nil, fmt.Errorf("it has %d bytes, at most %d are taken", len(token), maxToken)
 	}
@@ -186,10 +190,10 @@ func unique(d *json.Decoder, depth int) error {
 
 func subject(claims map[string]any) (spiffeid.ID, error) {
 	sub, ok := claims["sub"].(string)
-	if !ok || len(sub) > 2048 {
+	if !ok {
 		return spiffeid.ID{}, errors.New("it has no subject")
 	}
-	id, err := spiffeid.FromString(sub)
+	id, err := federation.ParseID(sub)
 	if err != nil {
 		return spiffeid.ID{}, fmt.Errorf("its subject: %w", err)
 	}

@@ -40,11 +40,11 @@ var mayImport = map[string][]string{
 	"exchangers/sandbox":            {},
 	"exchangers/sandbox/*":          {"exchangers/sandbox"},
 	"exchangers/sandbox/issuertest": {},
-	"agent":                         {"broker/api", "agent/api", "agent/caller", "exchangers"},
+	"agent":                         {"broker/api", "agent/api", "agent/caller", "exchangers", "federation"},
 	"agent/agenttest":               {"broker/api", "agent", "agent/caller", "exchangers"}, // fakes for tests
 	"agent/caller":                  {},
 	"agent/attest/*":                {"agent/caller"},
-	"agent/workloadapi":             {"agent", "agent/api", "agent/caller"},
+	"agent/workloadapi":             {"agent", "agent/api", "agent/caller", "federation"},
 	"agent/local":                   {"agent", "agent/api", "agent/caller", "exchangers"},
 }
 

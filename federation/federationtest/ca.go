@@ -105,11 +105,22 @@ func (c *CA) Pool() *x509.CertPool {
 	return pool
 }
 
-// leaf is DER: what crypto/x509 does not parse can be shown too.
+// LeafFor is Leaf for a key of the caller's, in DER: what crypto/x509 does not
+// parse can be shown too.
+func (c *CA) LeafFor(t testing.TB, public crypto.PublicKey, edit func(*x509.Certificate), uris ...string) []byte {
+	t.Helper()
+	return c.sign(t, leafTemplate(t, c.Now, edit, uris...), nil, public)
+}
+
 func (c *CA) leaf(t testing.TB, key crypto.Signer, edit func(*x509.Certificate), uris ...string) []byte {
 	t.Helper()
+	return c.sign(t, leafTemplate(t, c.Now, edit, uris...), key, key.Public())
+}
+
+func leafTemplate(t testing.TB, now time.Time, edit func(*x509.Certificate), uris ...string) *x509.Certificate {
+	t.Helper()
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: c.Now.Add(-time.Hour), NotAfter: c.Now.Add(time.Hour),
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
@@ -119,7 +130,7 @@ func (c *CA) leaf(t testing.TB, key crypto.Signer, edit func(*x509.Certificate),
 	if edit != nil {
 		edit(template)
 	}
-	return c.sign(t, template, key, key.Public())
+	return template
 }
 
 func (c *CA) sign(t testing.TB, template *x509.Certificate, own crypto.Signer, public crypto.PublicKey) []byte {

@@ -1,0 +1,4 @@
+package agent
+
+// VerifyBroker is verifyBroker, for vectors.
+var VerifyBroker = verifyBroker
