@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/workloadapi"
+	"github.com/credence-id/credence/federation/federationtest"
 )
 
 // signers makes the keys of the vectors once.
@@ -110,6 +112,7 @@ func TestValidateVectors(t *testing.T) {
 		alg                  jose.SignatureAlgorithm // ES256 if empty
 		kid                  string                  // k256 if empty
 		change               func(token string) string
+		audience             string // reports if empty, none if "none"
 		accept               bool
 	}
 	rows := []row{
@@ -120,6 +123,7 @@ func TestValidateVectors(t *testing.T) {
 		{name: "kid absent, key of nobody", header: `{"alg":"ES256","typ":"JWT"}`, claims: c, kid: "unknown"},
 		{name: "JC-13 aud a string", header: h, claims: aud(`"reports"`), accept: true},
 		{name: "JC-14 aud two", header: h, claims: aud(`["x","reports"]`), accept: true},
+		{name: "JC-16 the other audience that its validator goes by", header: h, claims: aud(`["reports-eu"]`), audience: "reports-eu", accept: true},
 		{name: "JC-17 more registered claims", header: h, claims: claims(`"exp":%d,"iss":"https://oidc.example.org","nbf":%d,"iat":%d,"jti":"u1"`, now.Unix()+300, now.Unix(), now.Unix()), accept: true},
 		{name: "JC-18 a private claim", header: h, claims: claims(`"exp":%d,"https://example.org/role":"admin"`, now.Unix()+300), accept: true},
 		{name: "JC-19 exp 30 s ago", header: h, claims: claims(`"exp":%d`, now.Unix()-30), accept: true},
@@ -131,6 +135,7 @@ func TestValidateVectors(t *testing.T) {
 		{name: "alg EdDSA", header: `{"alg":"EdDSA","kid":"ed","typ":"JWT"}`, claims: c},
 		{name: "JC-26 alg ES256K", header: `{"alg":"ES256K","kid":"k256"}`, claims: c},
 		{name: "JC-27 alg es256", header: `{"alg":"es256","kid":"k256"}`, claims: c},
+		{name: "JC-28 alg RS1", header: `{"alg":"RS1","kid":"rsa","typ":"JWT"}`, claims: c},
 		{name: "JC-29 alg missing", header: `{"kid":"k256","typ":"JWT"}`, claims: c},
 		{name: "JC-31 RS256 with an EC key", header: `{"alg":"RS256","kid":"k256","typ":"JWT"}`, claims: c},
 		{name: "ES384 with a P-256 key", header: `{"alg":"ES384","kid":"k256","typ":"JWT"}`, claims: c},
@@ -138,11 +143,16 @@ func TestValidateVectors(t *testing.T) {
 		{name: "JC-33 typ at+jwt", header: `{"alg":"ES256","kid":"k256","typ":"at+jwt"}`, claims: c},
 		{name: "JC-34 typ wit+jwt", header: `{"alg":"ES256","kid":"k256","typ":"wit+jwt"}`, claims: c},
 		{name: "JC-36 typ null", header: `{"alg":"ES256","kid":"k256","typ":null}`, claims: c},
+		{name: "JC-37 cty", header: `{"alg":"ES256","kid":"k256","cty":"x"}`, claims: c, accept: true},
 		{name: "JC-38 jku, never followed", header: `{"alg":"ES256","kid":"k256","jku":"https://evil.example/jwks"}`, claims: c, accept: true},
+		{name: "JC-39 jwk, which signed it", header: s.embedded(t, "unknown"), claims: c, kid: "unknown"},
+		{name: "JC-39 jwk that is broken", header: `{"alg":"ES256","kid":"k256","jwk":{"kty":"EC"}}`, claims: c},
+		{name: "JC-41 a private header", header: `{"alg":"ES256","kid":"k256","foo":"bar"}`, claims: c, accept: true},
 		{name: "JC-42 crit", header: `{"alg":"ES256","kid":"k256","crit":["exp"],"exp":1}`, claims: c},
 		{name: "JC-43 crit b64", header: `{"alg":"ES256","kid":"k256","crit":["b64"],"b64":false}`, claims: c},
 		{name: "JC-44 alg twice", header: `{"alg":"none","alg":"ES256","kid":"k256"}`, claims: c},
 		{name: "JC-46 kid of another key", header: `{"alg":"ES256","kid":"k384","typ":"JWT"}`, claims: c},
+		{name: "JC-47 kid empty", header: `{"alg":"ES256","kid":"","typ":"JWT"}`, claims: c},
 		{name: "kid of no key", header: `{"alg":"ES256","kid":"k1","typ":"JWT"}`, claims: c},
 		{name: "kid a number", header: `{"alg":"ES256","kid":1,"typ":"JWT"}`, claims: c},
 		{name: "JC-48 sub missing", header: h, claims: fmt.Sprintf(`{"aud":["reports"],"exp":%d}`, now.Unix()+300)},
@@ -154,6 +164,9 @@ func TestValidateVectors(t *testing.T) {
 		{name: "JC-56 sub twice", header: h, claims: sub(`"spiffe://example.org/admin","sub":"spiffe://example.org/w"`)},
 		{name: "a name twice, below", header: h, claims: claims(`"exp":%d,"x":{"a":1,"a":2}`, now.Unix()+300)},
 		{name: "JC-57 aud missing", header: h, claims: fmt.Sprintf(`{"sub":"spiffe://example.org/w","exp":%d}`, now.Unix()+300)},
+		{name: "JC-58 aud missing, no audience to validate for", header: h, claims: fmt.Sprintf(`{"sub":"spiffe://example.org/w","exp":%d}`, now.Unix()+300), audience: "none"},
+		{name: "JC-59 no audience to validate for", header: h, claims: c, audience: "none"},
+		{name: "aud an empty string, no audience to validate for", header: h, claims: aud(`""`), audience: "none"},
 		{name: "JC-61 aud null", header: h, claims: aud(`null`)},
 		{name: "aud empty", header: h, claims: aud(`[]`)},
 		{name: "JC-62 aud with a number", header: h, claims: aud(`["reports",1]`)},
@@ -185,10 +198,15 @@ func TestValidateVectors(t *testing.T) {
 			parts := strings.Split(s, ".")
 			return fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, parts[0], parts[1], parts[2])
 		}},
+		{name: "JC-82 JSON with an unprotected header", header: h, claims: c, change: func(s string) string {
+			parts := strings.Split(s, ".")
+			return fmt.Sprintf(`{"protected":%q,"header":{"kid":"k256"},"payload":%q,"signature":%q}`, parts[0], parts[1], parts[2])
+		}},
 		{name: "JC-83 padding", header: h, claims: c, change: func(s string) string { return strings.Replace(s, ".", "=.", 1) }},
 		{name: "JC-84 four parts", header: h, claims: c, change: func(s string) string { return s + ".x" }},
 		{name: "JC-86 five parts", header: h, claims: c, change: func(s string) string { return s + ".x.y" }},
 		{name: "JC-87 a newline at the end", header: h, claims: c, change: func(s string) string { return s + "\n" }},
+		{name: "JC-87 a space before", header: h, claims: c, change: func(s string) string { return " " + s }},
 		{name: "JC-88 Bearer", header: h, claims: c, change: func(s string) string { return "Bearer " + s }},
 		{name: "JC-89 empty", header: h, claims: c, change: func(string) string { return "" }},
 		{name: "too long", header: h, claims: claims(`"exp":%d,"x":%q`, now.Unix()+300, strings.Repeat("x", 20<<10))},
@@ -197,12 +215,14 @@ func TestValidateVectors(t *testing.T) {
 		{name: "not an object", header: h, claims: `["x"]`},
 		{name: "null", header: h, claims: `null`},
 	}
-	for kid, algs := range map[string][]jose.SignatureAlgorithm{
-		"k384": {jose.ES384}, "k521": {jose.ES512}, "rsa": {jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512},
+	for vector, key := range map[string]struct {
+		alg jose.SignatureAlgorithm
+		kid string
+	}{
+		"JC-02": {jose.ES384, "k384"}, "JC-03": {jose.ES512, "k521"}, "JC-04": {jose.RS256, "rsa"}, "RS384": {jose.RS384, "rsa"},
+		"JC-06": {jose.RS512, "rsa"}, "JC-07": {jose.PS256, "rsa"}, "JC-08": {jose.PS384, "rsa"}, "JC-09": {jose.PS512, "rsa"},
 	} {
-		for _, alg := range algs {
-			rows = append(rows, row{name: "JC-02 to 09 " + string(alg), header: fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"JWT"}`, alg, kid), claims: c, alg: alg, kid: kid, accept: true})
-		}
+		rows = append(rows, row{name: vector + " " + string(key.alg), header: fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"JWT"}`, key.alg, key.kid), claims: c, alg: key.alg, kid: key.kid, accept: true})
 	}
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
@@ -216,12 +236,57 @@ func TestValidateVectors(t *testing.T) {
 			if r.change != nil {
 				token = r.change(token)
 			}
-			id, got, err := workloadapi.Validate(token, "reports", s.bundles, now)
+			audience := "reports"
+			switch r.audience {
+			case "":
+			case "none":
+				audience = ""
+			default:
+				audience = r.audience
+			}
+			id, got, err := workloadapi.Validate(token, audience, s.bundles, now)
 			if r.accept != (err == nil) {
 				t.Fatalf("accepted: %v, want %v: %v", err == nil, r.accept, err)
 			}
 			if err == nil && (got["sub"] != id.String() || got["aud"] == nil || got["exp"] == nil) {
 				t.Errorf("claims of %s: %v", id, got)
+			}
+		})
+	}
+}
+
+// embedded is a header that brings a key along.
+func (s signers) embedded(t testing.TB, kid string) string {
+	t.Helper()
+	key, err := json.Marshal(jose.JSONWebKey{Key: s.keys[kid].Public()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf(`{"alg":"ES256","kid":"k256","jwk":%s}`, key)
+}
+
+// TestSubjectVectors are the vectors of section A as the subject of a token,
+// signed by the authority of the trust domain that they name.
+func TestSubjectVectors(t *testing.T) {
+	t.Parallel()
+	s := newSigners(t)
+	now := time.Now()
+	own := s.bundles[spiffeid.RequireTrustDomainFromString("example.org")]
+	for _, v := range federationtest.SPIFFEIDs(t) {
+		t.Run(v.ID, func(t *testing.T) {
+			bundles := maps.Clone(s.bundles)
+			if id, err := spiffeid.FromString(v.Input); err == nil {
+				bundles[id.TrustDomain()] = &agent.Bundle{TrustDomain: id.TrustDomain(), JWTAuthorities: own.JWTAuthorities}
+			}
+			sub, err := json.Marshal(v.Input)
+			if err != nil {
+				t.Fatal(err)
+			}
+			claims := fmt.Sprintf(`{"sub":%s,"aud":"reports","exp":%d}`, sub, now.Unix()+300)
+			id, _, err := workloadapi.Validate(s.token(t, jose.ES256, "k256", `{"alg":"ES256","kid":"k256"}`, claims), "reports", bundles, now)
+			want := v.Valid() && v.ID != "ID-001" // no workload's: it has no path
+			if (err == nil) != want || (want && id.String() != v.Input) {
+				t.Errorf("%.80q gave %q, %v: %s", v.Input, id, err, v.Reason)
 			}
 		})
 	}

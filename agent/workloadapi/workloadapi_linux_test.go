@@ -27,6 +27,7 @@ import (
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/agent/workloadapi"
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/federation/federationtest"
 )
 
 // calls are all methods, each asking for something that would be granted.
@@ -168,6 +169,30 @@ func TestArgumentsRefused(t *testing.T) {
 	}
 }
 
+// TestRequestedIDVectors are the vectors of section A as the spiffe_id of a
+// request. No identity has them: what is an ID is denied, the rest is refused.
+func TestRequestedIDVectors(t *testing.T) {
+	t.Parallel()
+	b, socket := serve(t, true)
+	b.Decide(granted(grant("/nobody")))
+	client, _ := raw(t, socket)
+	for _, v := range federationtest.SPIFFEIDs(t) {
+		t.Run(v.ID, func(t *testing.T) {
+			want := codes.InvalidArgument
+			if v.Valid() {
+				want = codes.PermissionDenied
+			}
+			if v.Input == "" {
+				return // then none is asked for
+			}
+			_, err := client.FetchJWTSVID(header(t.Context()), &workloadpb.JWTSVIDRequest{Audience: []string{"a"}, SpiffeId: v.Input})
+			if status.Code(err) != want {
+				t.Errorf("%.80q: %v, want %v: %s", v.Input, err, want, v.Reason)
+			}
+		})
+	}
+}
+
 func TestUnknownMethodsAndProfiles(t *testing.T) {
 	t.Parallel()
 	b, socket := serve(t, true)
@@ -220,6 +245,7 @@ func TestEncodings(t *testing.T) {
 		if diff := cmp.Diff(b.Root.Raw, svid.GetBundle()); diff != "" {
 			t.Errorf("bundle: %s", diff)
 		}
+		// XC-88 to XC-90: the key is the leaf's, in PKCS #8, and all is DER.
 		if _, err := x509svid.ParseRaw(svid.GetX509Svid(), svid.GetX509SvidKey()); err != nil {
 			t.Error(err)
 		}
