@@ -121,3 +121,25 @@ func FuzzParseID(f *testing.F) {
 		}
 	})
 }
+
+// TestIdentityIDVectors are the vectors as the spiffe_id of an Identity in the
+// trust domain that they name.
+func TestIdentityIDVectors(t *testing.T) {
+	for _, v := range federationtest.SPIFFEIDs(t) {
+		t.Run(v.ID, func(t *testing.T) {
+			of := td
+			if id, err := identity.ParseID(v.Input); err == nil {
+				of = id.TrustDomain()
+			}
+			i := identity.Identity{
+				Name: "a", SPIFFEID: v.Input,
+				Match: []identity.Item{{Terms: []identity.Term{{Name: "node.name", Pattern: "n1"}}}},
+			}
+			_, err := identity.NewSet(identity.Config{TrustDomain: of}, identity.Resources{Identities: []identity.Identity{i}})
+			want := v.Valid() && v.ID != "ID-001" || v.ID == "ID-056" // no workload's: it has no path; and a path of our trust domain
+			if (err == nil) != want {
+				t.Errorf("%.80q: %v: %s", v.Input, err, v.Reason)
+			}
+		})
+	}
+}

@@ -79,12 +79,12 @@ func (s *Server) authenticate(ctx context.Context) (context.Context, error) {
 		return refuse("no certificate")
 	}
 	leaf := info.State.PeerCertificates[0]
-	if len(leaf.URIs) != 1 {
-		return refuse("not one URI SAN")
+	id, err := federation.LeafID(leaf)
+	if err != nil {
+		return refuse(err.Error())
 	}
-	id, err := identity.ParseID(leaf.URIs[0].String())
-	if err != nil || !identity.IsNodeID(s.cfg.TrustDomain, id) {
-		return refuse("not a node: " + leaf.URIs[0].String())
+	if !identity.IsNodeID(s.cfg.TrustDomain, id) {
+		return refuse("not a node: " + id.String())
 	}
 	if now := s.cfg.Now(); !now.Before(leaf.NotAfter.Add(clockSkew)) {
 		return refuse("SVID ended at " + leaf.NotAfter.UTC().Format(time.RFC3339))
