@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -206,6 +207,7 @@ func freePort() (string, error) {
 //	append FILE LINE...              add lines to a file
 //	subst FILE                       put variables into a file
 //	lines FILE N                     the file has so many lines
+//	sql FILE STATEMENT               change a database behind its owner
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
@@ -237,7 +239,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": scriptCode, "oneline": scriptOneLine, "start": scriptStart, "await": scriptAwait, "finish": scriptFinish,
 			"crash": scriptCrash, "ends": scriptEnds, "signal": scriptSignal, "joinfiles": scriptJoinFiles, "big": scriptBig,
-			"append": scriptAppend, "subst": scriptSubst, "lines": scriptLines, "fromjson": scriptFromJSON, "empty": scriptEmpty,
+			"append": scriptAppend, "subst": scriptSubst, "lines": scriptLines, "sql": scriptSQL, "fromjson": scriptFromJSON, "empty": scriptEmpty,
 			"tokenfile": scriptTokenFile,
 		},
 	})
@@ -442,6 +444,15 @@ func scriptTokenFile(ts *testscript.TestScript, neg bool, args []string) {
 	if info.Mode().Perm() != 0o600 || dir.Mode().Perm() != 0o700 || len(text) < 32 || strings.ContainsAny(text, "\r\n") {
 		ts.Fatalf("%s: mode %s in %s, %d bytes", found[0], info.Mode(), dir.Mode(), len(text))
 	}
+}
+
+func scriptSQL(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 2, "sql FILE STATEMENT")
+	db, err := sql.Open("sqlite", args[0])
+	ts.Check(err)
+	defer db.Close()
+	_, err = db.Exec(args[1])
+	ts.Check(err)
 }
 
 // credenceCmd runs credence to its end, as a person would in a terminal.

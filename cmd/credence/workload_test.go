@@ -2,9 +2,13 @@ package main_test
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -12,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -23,6 +28,7 @@ import (
 //
 //	watch SOCKET         prints each X509-SVID that its open stream brings
 //	calls SOCKET TOKEN   calls each method once, and prints what comes
+//	pose DIR             serves TLS with the SVID in DIR, as a broker would
 func workload(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -32,6 +38,8 @@ func workload(args []string) int {
 		err = watch(ctx, args[1])
 	case len(args) == 3 && args[0] == "calls":
 		err = calls(ctx, args[1], args[2])
+	case len(args) == 2 && args[0] == "pose":
+		err = pose(ctx, args[1])
 	default:
 		err = fmt.Errorf("arguments: %q", args)
 	}
@@ -40,6 +48,29 @@ func workload(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// pose is a workload that would be taken for the broker: it shows its own SVID
+// and, as the broker does, the root, and takes whatever comes.
+func pose(ctx context.Context, dir string) error {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "svid.pem"), filepath.Join(dir, "svid_key.pem"))
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "svid_bundle.pem"))
+	if err != nil {
+		return err
+	}
+	root, _ := pem.Decode(text)
+	cert.Certificate = append(cert.Certificate, root.Bytes)
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13})))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Println("poses on", l.Addr())
+	defer context.AfterFunc(ctx, server.Stop)()
+	return server.Serve(l)
 }
 
 func watch(ctx context.Context, socket string) error {
