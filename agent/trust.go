@@ -35,6 +35,11 @@ func verifyBroker(shown []*x509.Certificate, bundle *x509bundle.Bundle, now time
 		return fmt.Errorf("the server is %s, not %s: is the address in broker: right?", id, brokerID(td))
 	}
 	if _, _, err := federation.VerifyX509(shown, bundle, now); err != nil {
+		if invalid := (x509.CertificateInvalidError{}); errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+			c := invalid.Cert
+			return fmt.Errorf("this machine's clock says %s, but a certificate that the broker shows holds from %s to %s: set the clock that is wrong (NTP), this machine's or the broker's",
+				now.UTC().Format(time.RFC3339), c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339))
+		}
 		return fmt.Errorf("the broker's certificate does not verify under our trust bundle: %w", err)
 	}
 	return nil

@@ -74,6 +74,9 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 	if err := a.makeRoot(ctx); err != nil {
 		return nil, err
 	}
+	if err := a.checkClock(); err != nil {
+		return nil, err
+	}
 	// What else the configuration changed of the bundle (its refresh hint) is a
 	// new bundle: it gets a new sequence number.
 	if err := a.change(ctx); err != nil {

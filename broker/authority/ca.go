@@ -48,6 +48,24 @@ func (a *Authority) makeRoot(ctx context.Context) error {
 	return nil
 }
 
+// checkClock refuses to begin days before our own CAs were made: what is signed
+// by such a clock nobody takes whose clock is right. A clock that was put back
+// by hours goes on: what it signs begins no earlier than its CA.
+func (a *Authority) checkClock() error {
+	s, now := a.live.Load(), a.now()
+	made := time.Time{}
+	if root, ok := activeRoot(s); ok {
+		made = root.ActivatedAt
+	}
+	if s.issuing != nil {
+		made = s.issuing.cert.NotBefore
+	}
+	if now.Before(made.Add(-24 * time.Hour)) {
+		return fmt.Errorf("opening the authority: this machine's clock says %s, but its CA was made at %s: set the clock (NTP)", now.Format(time.RFC3339), made.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
 // renewIssuing replaces this broker's issuing CA where there is none, or at
 // half of its life, and says when to look again.
 func (a *Authority) renewIssuing(ctx context.Context) (next time.Time, err error) {

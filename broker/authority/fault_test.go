@@ -221,6 +221,20 @@ func TestIssuingCABeforeTheRoot(t *testing.T) {
 	}
 }
 
+// A broker whose clock was put back by years makes nothing.
+func TestClockBeforeItsCA(t *testing.T) {
+	e := newEnv(t)
+	e.open()
+	e.clock.set(start.AddDate(-2, 0, 0))
+	saves := e.records.saves
+	if _, err := authority.Open(t.Context(), e.config()); err == nil || !strings.Contains(err.Error(), "clock says 2024-05-04") {
+		t.Errorf("error %v", err)
+	}
+	if e.records.saves != saves {
+		t.Error("something was kept")
+	}
+}
+
 // interfering keys do something while a key is made.
 type interfering struct {
 	authority.Keys

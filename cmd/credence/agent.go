@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -32,7 +33,7 @@ type agentParts struct {
 }
 
 // newAgent puts an agent together. evidence nil reads the file's token_file.
-func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), log *slog.Logger) (_ *agentParts, err error) {
+func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now func() time.Time, log *slog.Logger) (_ *agentParts, err error) {
 	p := &agentParts{log: log}
 	defer func() {
 		if err != nil {
@@ -70,7 +71,7 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), log *
 		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
 		Join:      agent.Join{Method: f.Join.Method, Evidence: evidence},
 		Attestors: map[string]agent.Attestor{"workload.unix": unix.New(unix.Config{})},
-		Exchanger: exchanger, Version: version(), Log: log,
+		Exchanger: exchanger, Version: version(), Now: now, Log: log,
 	})
 	if err != nil {
 		return nil, err

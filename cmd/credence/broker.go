@@ -50,6 +50,7 @@ type brokerOptions struct {
 	listeners server.Listeners
 	webCert   func() (*tls.Certificate, error)
 	webRoots  *x509.CertPool // verify https_web peers; nil: the system's
+	now       func() time.Time
 	log       *slog.Logger
 }
 
@@ -65,13 +66,13 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if err != nil {
 		return nil, err
 	}
-	if p.store, err = store.Open(ctx, store.Config{Dir: f.Data}); err != nil {
+	if p.store, err = store.Open(ctx, store.Config{Dir: f.Data, Now: o.now}); err != nil {
 		return nil, err
 	}
 	if p.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Log: o.log}); err != nil {
 		return nil, err
 	}
-	if err := p.openAuthority(ctx, td, o.log); err != nil {
+	if err := p.openAuthority(ctx, td, o); err != nil {
 		return nil, err
 	}
 	networks, err := f.networks()
@@ -79,7 +80,7 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 		return nil, err
 	}
 	p.peers, err = federation.New(federation.Config{
-		TrustDomain: td, Store: p.store, Log: o.log,
+		TrustDomain: td, Store: p.store, Now: o.now, Log: o.log,
 		Fetcher: fetch.New(fetch.Config{AllowNetworks: networks, Roots: o.webRoots, Log: o.log}),
 		Own: func() *x509bundle.Bundle {
 			b, _ := p.authority.GetX509BundleForTrustDomain(td)
@@ -92,7 +93,7 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	return p, p.openServer(ctx, td, o)
 }
 
-func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain, log *slog.Logger) error {
+func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain, o brokerOptions) error {
 	lead, err := lifeField("jwt_key_lead", p.file.JWTKeyLead, 0, 7*24*time.Hour)
 	if err != nil {
 		return err
@@ -103,7 +104,7 @@ func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain
 	}
 	p.authority, err = authority.Open(ctx, authority.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys,
-		Lives: authority.Lives{Lead: lead, RefreshHint: refreshHint}, Log: log,
+		Lives: authority.Lives{Lead: lead, RefreshHint: refreshHint}, Now: o.now, Log: o.log,
 	})
 	return err
 }
@@ -121,8 +122,8 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		return err
 	}
 	p.broker, err = broker.New(ctx, broker.Config{
-		TrustDomain: td, Method: joinMethod(p.store, time.Now), Issuer: p.authority, Store: p.store, Audit: p.audit,
-		Policy: &broker.Policy{Set: empty}, Log: o.log,
+		TrustDomain: td, Method: joinMethod(p.store, o.now), Issuer: p.authority, Store: p.store, Audit: p.audit,
+		Policy: &broker.Policy{Set: empty}, Now: o.now, Log: o.log,
 	})
 	if err != nil {
 		return err
@@ -146,7 +147,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
 		RefreshHint: refreshHint, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
-		AdminActor:       adminActor, WebCertificate: o.webCert, Log: o.log,
+		AdminActor:       adminActor, WebCertificate: o.webCert, Now: o.now, Log: o.log,
 	})
 	return err
 }

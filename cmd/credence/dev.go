@@ -270,7 +270,7 @@ func (d *dev) brokers(ctx context.Context, ports *portList) error {
 	errs := make([]error, 2)
 	for i, s := range []*devSide{d.own, d.peer} {
 		opening.Go(func() {
-			o := brokerOptions{listeners: s.broker.listeners, log: d.log.With("trust_domain", s.domain), webRoots: d.web.roots}
+			o := brokerOptions{listeners: s.broker.listeners, now: d.p.now, log: d.log.With("trust_domain", s.domain), webRoots: d.web.roots}
 			if s == d.own {
 				o.webCert = d.web.certificate
 			}
@@ -346,7 +346,7 @@ func (d *dev) agents(ctx context.Context) error {
 		}
 		f.Trust.CAPin = []string{s.broker.authority.Pin()}
 		f.Join.Method = "token"
-		a, err := newAgent(f, s.joinToken, d.log.With("trust_domain", s.domain))
+		a, err := newAgent(f, s.joinToken, d.p.now, d.log.With("trust_domain", s.domain))
 		if err != nil {
 			return input(fmt.Errorf("agent of %s: %w", s.domain, err))
 		}
@@ -386,7 +386,7 @@ func (d *dev) keepAgent(ctx context.Context, s *devSide, f agentFile, a *agentPa
 			case <-time.After(200 * time.Millisecond):
 			}
 		}
-		if a, err = newAgent(f, s.joinToken, d.log.With("trust_domain", s.domain)); err != nil {
+		if a, err = newAgent(f, s.joinToken, d.p.now, d.log.With("trust_domain", s.domain)); err != nil {
 			return err
 		}
 		d.say("node %s of %s is allowed back and joins again", devNode, s.domain)

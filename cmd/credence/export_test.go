@@ -11,6 +11,8 @@ import (
 var (
 	Main = main
 	Run  = run
+
+	RunAt = runAt // by a clock that is off
 )
 
 // What they look at by itself.

@@ -48,11 +48,17 @@ type program struct {
 	err     io.Writer // everything else
 	color   string    // auto, always, never
 	started time.Time
+	now     func() time.Time // for certificates and everything that is kept
 }
 
 // run is the program, for main and for tests.
 func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) int {
-	p := &program{in: in, out: out, err: errs, started: time.Now()}
+	return runAt(ctx, time.Now, args, in, out, errs)
+}
+
+// runAt is the program by some clock.
+func runAt(ctx context.Context, now func() time.Time, args []string, in io.Reader, out, errs io.Writer) int {
+	p := &program{in: in, out: out, err: errs, started: time.Now(), now: now}
 	root := p.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -31,10 +32,20 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"credence": credence.Main,
+		"later":    func() { os.Exit(shifted(2)) },
+		"earlier":  func() { os.Exit(shifted(-2)) },
 		"limited":  limited,
 		"workload": func() { os.Exit(workload(os.Args[1:])) },
 		"whoami":   func() { os.Exit(whoami(os.Args[1:])) },
 	})
+}
+
+// shifted is credence by a clock that is so many years off.
+func shifted(years int) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	now := func() time.Time { return time.Now().AddDate(years, 0, 0) }
+	return credence.RunAt(ctx, now, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 }
 
 // patience is how long a test waits for what ought to be there at once.

@@ -51,7 +51,7 @@ It exits 1 where something is wrong; beside a running broker, that is its ports.
 				return err
 			}
 			return p.check(cmd, []finding{
-				{"clock", checkClock(time.Now())},
+				{"clock", checkClock(p.now())},
 				{"data directory", checkDir(f.Data)},
 				{"listen.agents", checkPort(f.Listen.Agents)},
 				{"listen.spiffe", checkPort(f.Listen.SPIFFE)},
@@ -134,11 +134,11 @@ func brokerConfig(cmd *cobra.Command) (brokerFile, error) {
 
 // runBroker opens what the file says and serves.
 func (p *program) runBroker(ctx context.Context, f brokerFile) error {
-	if err := checkClock(time.Now()); err != nil {
+	if err := checkClock(p.now()); err != nil {
 		return input(err)
 	}
 	log := p.logger()
-	o := brokerOptions{log: log}
+	o := brokerOptions{log: log, now: p.now}
 	var err error
 	if o.listeners.Agents, err = net.Listen("tcp", f.Listen.Agents); err != nil {
 		return input(fmt.Errorf("listen.agents: %w", err))
@@ -236,10 +236,10 @@ it holds; what only a person can mend ends it with one line (2).`,
 			if err != nil {
 				return err
 			}
-			if err := checkClock(time.Now()); err != nil {
+			if err := checkClock(p.now()); err != nil {
 				return input(err)
 			}
-			a, err := newAgent(f, nil, p.logger())
+			a, err := newAgent(f, nil, p.now, p.logger())
 			if err != nil {
 				return input(err)
 			}
@@ -263,7 +263,7 @@ something is wrong.`,
 				return err
 			}
 			findings := []finding{
-				{"clock", checkClock(time.Now())},
+				{"clock", checkClock(p.now())},
 				{"data directory", checkDir(f.Data)},
 				{"workload socket", checkSocket(f.Socket)},
 			}
