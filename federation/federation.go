@@ -7,6 +7,19 @@
 // HTTP client that fetches lies in federation/fetch, the server of our own
 // bundle in federation/endpoint; who may rely on which peer is left to
 // Identities.
+//
+// Decided where SPIFFE's documents contradict themselves (the numbers are those
+// of the tests):
+//   - D-01 IDs and trust domains have one spelling: capitals are refused, never
+//     folded, in text and in certificates.
+//   - D-02 a CA needs no SPIFFE ID, D-03 it may have one that ends in a slash:
+//     corporate roots have neither, and who signs authenticates nobody by it.
+//   - D-04 wit-svid is a third use: its keys are kept apart and verify nothing.
+//   - D-06 the hint's member is spiffe_refresh_hint alone.
+//   - D-12 of peers, a kid is unique within its use; ours are over all uses.
+//   - D-13 a CA may have digitalSignature.
+//   - D-14 what §4 of X509-SVID asks of issuers is held against our own SVIDs;
+//     of peers, what §5 asks of validators and no more.
 package federation
 
 import (

@@ -128,7 +128,7 @@ func TestValidateVectors(t *testing.T) {
 		{name: "JC-18 a private claim", header: h, claims: claims(`"exp":%d,"https://example.org/role":"admin"`, now.Unix()+300), accept: true},
 		{name: "JC-19 exp 30 s ago", header: h, claims: claims(`"exp":%d`, now.Unix()-30), accept: true},
 		{name: "exp 61 s ago", header: h, claims: claims(`"exp":%d`, now.Unix()-61)},
-		{name: "JC-21 sub without a path", header: h, claims: sub(`"spiffe://example.org"`)}, // we are stricter
+		{name: "JC-21 D-15 sub without a path", header: h, claims: sub(`"spiffe://example.org"`)}, // we are stricter
 		{name: "JC-22 alg none", header: `{"alg":"none","kid":"k256"}`, claims: c, change: unsigned},
 		{name: "JC-23 alg NONE", header: `{"alg":"NONE","kid":"k256"}`, claims: c, change: unsigned},
 		{name: "JC-24 alg HS256", header: `{"alg":"HS256","kid":"k256","typ":"JWT"}`, claims: c},

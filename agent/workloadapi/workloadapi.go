@@ -3,11 +3,18 @@
 // word, what it gets is the agent's.
 //
 // The WIT profile (Workload API §7, Incubating) is off: its calls answer
-// Unimplemented. Every call must carry the metadata workload.spiffe.io: true;
-// server reflection alone is exempt, knowingly: it tells nothing about
-// callers, and its clients don't know the header. A token that fails
-// validation is InvalidArgument (the document fixes no code). A trust domain
-// whose bundle is empty has none: Unavailable, never an empty field.
+// Unimplemented. Every call must carry the metadata workload.spiffe.io: true.
+//
+// Decided where SPIFFE's documents contradict themselves (the numbers are those
+// of the tests):
+//   - D-10 the service is SpiffeWorkloadAPI without a package, as in the proto.
+//   - D-11 JWT bundles are bytes, as in the proto; WIT bundles are not served.
+//   - D-15 a token whose subject has no path is not valid.
+//   - D-17 a trust domain whose bundle is empty has none: it is left out; where
+//     it is our own the answer is Unavailable, never an empty field.
+//   - D-18 a token that fails validation is InvalidArgument.
+//   - D-23 server reflection alone needs no metadata, knowingly: it tells
+//     nothing about callers, and its clients don't know the header.
 package workloadapi
 
 import (

@@ -95,7 +95,7 @@ func TestSecurityHeader(t *testing.T) {
 	}
 }
 
-func TestReflectionNeedsNoHeader(t *testing.T) {
+func TestReflectionNeedsNoHeader(t *testing.T) { // D-23
 	t.Parallel()
 	_, socket := serve(t, true)
 	_, conn := raw(t, socket)

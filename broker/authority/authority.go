@@ -9,6 +9,17 @@
 // loses nothing but a key file that nobody uses. Deciding is left to
 // broker/identity, recording what was signed to the broker, serving the bundle
 // to federation/endpoint and broker/oidc.
+//
+// Decided where SPIFFE's documents contradict themselves (the numbers are those
+// of the tests):
+//   - D-02 each CA has the trust domain's SPIFFE ID, without a path or slash.
+//   - D-05 one audience is a string, more are a list; exp is an integer.
+//   - D-12 a kid is of one key of the bundle, whatever its use.
+//   - D-13 CAs have keyCertSign and cRLSign, and no other usage.
+//   - D-15 an ID without a path gets neither certificate nor token.
+//   - D-16 no CA has name constraints: with them no validator takes a trust
+//     domain that looks like an address.
+//   - D-20 tokens have no nbf: iat and notBefore lie back by what clocks differ.
 package authority
 
 import (

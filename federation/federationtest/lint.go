@@ -57,7 +57,7 @@ func IssuerRules(td string) []Rule {
 			usage := find(c, oidKeyUsage)
 			return usage != nil && usage.Critical
 		}},
-		{"X509-18 nothing but keyCertSign and cRLSign", false, true, func(c *x509.Certificate) bool {
+		{"D-13 X509-18 nothing but keyCertSign and cRLSign", false, true, func(c *x509.Certificate) bool {
 			return c.KeyUsage&^(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) == 0
 		}},
 		{"X509-19 digitalSignature", true, false, func(c *x509.Certificate) bool {
