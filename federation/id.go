@@ -1,7 +1,6 @@
 package federation
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -25,8 +24,6 @@ func ParseID(s string) (spiffeid.ID, error) {
 	switch {
 	case err != nil:
 		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID %q: %w", clip(s), err)
-	case id.TrustDomain().IsZero():
-		return spiffeid.ID{}, errors.New("SPIFFE ID has no trust domain")
 	case len(id.TrustDomain().Name()) > maxTrustDomain:
 		return spiffeid.ID{}, fmt.Errorf("trust domain is longer than %d bytes", maxTrustDomain)
 	}
