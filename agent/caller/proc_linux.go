@@ -4,9 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -42,21 +41,33 @@ func (p *Process) reading(what string, err error) error {
 	return fmt.Errorf("reading %s: %w", strings.TrimSuffix(fmt.Sprintf("%s/%d/%s", procRoot, p.pid, what), "/"), err)
 }
 
+// read returns what a file of the process's says, until the next read: one
+// buffer serves all, since each call of a workload reads a few.
 func (p *Process) read(name string) ([]byte, error) {
 	fd, err := unix.Openat(p.dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, p.reading(name, err)
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxStatus+1))
-	if err != nil {
-		return nil, p.reading(name, err)
+	defer unix.Close(fd)
+	b := p.scratch()[:0] // one read does, but for a process of many groups
+	for {
+		if len(b) == cap(b) {
+			b = slices.Grow(b, len(b))
+			p.buf = b[:cap(b)]
+		}
+		n, err := unix.Read(fd, b[len(b):cap(b)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, p.reading(name, err)
+		case n == 0:
+			return b, nil
+		}
+		if b = b[:len(b)+n]; len(b) > maxStatus {
+			return nil, fmt.Errorf("reading %s/%d/%s: more than %d bytes", procRoot, p.pid, name, maxStatus)
+		}
 	}
-	if len(b) > maxStatus {
-		return nil, fmt.Errorf("reading %s/%d/%s: more than %d bytes", procRoot, p.pid, name, maxStatus)
-	}
-	return b, nil
 }
 
 func (p *Process) startTime() (uint64, error) {
@@ -104,9 +115,16 @@ func statx(fd int, name string, flags int) (fileID, error) {
 	return fileID{st.Dev_major, st.Dev_minor, st.Ino}, nil
 }
 
-func readExecutable(dir int) (string, error) {
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(dir, "exe", buf)
+func (p *Process) scratch() []byte {
+	if p.buf == nil {
+		p.buf = make([]byte, unix.PathMax)
+	}
+	return p.buf
+}
+
+func (p *Process) readExecutable() (string, error) {
+	buf := p.scratch()
+	n, err := unix.Readlinkat(p.dir, "exe", buf)
 	if err == nil && n == len(buf) {
 		err = unix.ENAMETOOLONG
 	}

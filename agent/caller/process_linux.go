@@ -26,6 +26,7 @@ type Process struct {
 	dir    int        // /proc/PID: bound to the process, not to its number
 	pin    int        // the executable, so that its inode is not given to another file; or -1
 	closed bool
+	buf    []byte // what was read last
 }
 
 // FromConn returns the process that connected c, as the kernel recorded it at
@@ -123,8 +124,10 @@ func openProcess(proc string, pid int, pidfd func() (int, error)) (_ *Process, e
 	if err := sameProc(proc, p.pidfd, pid); err != nil {
 		return nil, err
 	}
-	if p.start, err = p.startTime(); err != nil {
-		return nil, err
+	if p.pidfd < 0 {
+		if p.start, err = p.startTime(); err != nil {
+			return nil, err
+		}
 	}
 	return p, p.pinExecutable()
 }
@@ -154,8 +157,9 @@ func (p *Process) GID() uint32 { return p.gid }
 // not, Executable refuses, and Check can't see an exec.
 func (p *Process) ExecutableKnown() bool { return p.exeKnown }
 
-// Check says whether the process is still the one that connected: it lives, has
-// the same start time and runs the same executable (device and inode). Else it
+// Check says whether the process is still the one that connected: it lives
+// (without a pidfd: has the same start time) and runs the same executable
+// (device and inode). Else it
 // returns an error that wraps ErrGone or ErrChanged. It does not block.
 func (p *Process) Check() error {
 	p.mu.Lock()
@@ -170,6 +174,22 @@ func (p *Process) check() error {
 	if err := p.alive(); err != nil {
 		return err
 	}
+	if err := p.sameStart(); err != nil {
+		return err
+	}
+	if err := p.sameExecutable(); err != nil {
+		return err
+	}
+	return p.alive() // what was read above was read of a living process
+}
+
+// sameStart compares the start time where the kernel has no pidfd. With one it
+// can't differ: dir was shown to be of the pidfd's process when it was opened,
+// and a descriptor in /proc never passes to the next process of a number.
+func (p *Process) sameStart() error {
+	if p.pidfd >= 0 {
+		return nil
+	}
 	start, err := p.startTime()
 	if err != nil {
 		return err
@@ -177,10 +197,7 @@ func (p *Process) check() error {
 	if start != p.start {
 		return fmt.Errorf("pid %d was given to another process: %w", p.pid, ErrGone)
 	}
-	if err := p.sameExecutable(); err != nil {
-		return err
-	}
-	return p.alive() // what was read above was read of a living process
+	return nil
 }
 
 func (p *Process) sameExecutable() error {
@@ -207,6 +224,41 @@ func (p *Process) Groups() ([]uint32, error) {
 	return ids.groups, err
 }
 
+// Path returns the path of the executable, if it leads here, in our own mount
+// namespace, to the very file that the process runs: otherwise any user could
+// mount a program of theirs under a trusted name in a namespace of their own.
+// It refuses what Executable does.
+func (p *Process) Path() (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	path, err := p.path()
+	if err != nil {
+		return "", err
+	}
+	if here, err := statx(unix.AT_FDCWD, path, 0); err != nil || here != p.exe {
+		return "", errors.Join(fmt.Errorf("%s is another file here than what process %d runs", path, p.pid), err)
+	}
+	return path, nil
+}
+
+// path is the kernel's word for where the executable is.
+func (p *Process) path() (string, error) {
+	if err := p.check(); err != nil {
+		return "", err
+	}
+	if !p.exeKnown {
+		return "", fmt.Errorf("the executable of process %d could not be read when it connected: run as root or as uid %d: %w", p.pid, p.uid, fs.ErrPermission)
+	}
+	path, err := p.readExecutable()
+	if err != nil {
+		return "", p.reading("exe", err)
+	}
+	if strings.HasSuffix(path, " (deleted)") {
+		return "", fmt.Errorf("the executable of process %d was deleted or replaced while it ran: restart it: %q", p.pid, path)
+	}
+	return path, nil
+}
+
 // Executable opens the very file that the process runs, for the caller to
 // close. The path is the kernel's, seen from the process's own mount namespace:
 // it proves nothing until it is compared with the file. It refuses an
@@ -215,17 +267,8 @@ func (p *Process) Groups() ([]uint32, error) {
 func (p *Process) Executable() (path string, f *os.File, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.check(); err != nil {
+	if path, err = p.path(); err != nil {
 		return "", nil, err
-	}
-	if !p.exeKnown {
-		return "", nil, fmt.Errorf("the executable of process %d could not be read when it connected: run as root or as uid %d: %w", p.pid, p.uid, fs.ErrPermission)
-	}
-	if path, err = readExecutable(p.dir); err != nil {
-		return "", nil, p.reading("exe", err)
-	}
-	if strings.HasSuffix(path, " (deleted)") {
-		return "", nil, fmt.Errorf("the executable of process %d was deleted or replaced while it ran: restart it: %q", p.pid, path)
 	}
 	fd, err := unix.Openat(p.dir, "exe", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -22,9 +22,7 @@ package unix
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -156,36 +154,20 @@ func (a *Attestor) attestNames(p *caller.Process, r *result) error {
 }
 
 func (a *Attestor) attestExecutable(ctx context.Context, p *caller.Process, hash bool, r *result) {
-	path, f, err := p.Executable()
-	if err != nil {
-		r.unknown = append(r.unknown, Path, SHA256)
-		return
-	}
-	defer f.Close()
-	r.put(Path, []string{path}, leadsTo(path, f))
+	path, err := p.Path()
+	r.put(Path, []string{path}, err)
 	if !hash {
 		r.unknown = append(r.unknown, SHA256)
 		return
 	}
+	_, f, err := p.Executable()
+	if err != nil {
+		r.unknown = append(r.unknown, SHA256)
+		return
+	}
+	defer f.Close()
 	digest, err := a.digests.of(ctx, p.UID(), f)
 	r.put(SHA256, []string{digest}, err)
-}
-
-var errOtherFile = errors.New("the path leads to another file here")
-
-func leadsTo(path string, f *os.File) error {
-	running, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	here, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if !os.SameFile(running, here) {
-		return errOtherFile
-	}
-	return nil
 }
 
 func decimal(id uint32) string { return strconv.FormatUint(uint64(id), 10) }
