@@ -83,18 +83,8 @@ func New(cfg Config) *Server {
 func (s *Server) GRPC() *grpc.Server {
 	g := grpc.NewServer(
 		grpc.Creds(newLimiter(maxConnections, maxPerUID)),
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			if err := CheckMetadata(ctx, info.FullMethod); err != nil {
-				return nil, err
-			}
-			return next(ctx, req)
-		}),
-		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-			if err := CheckMetadata(stream.Context(), info.FullMethod); err != nil {
-				return err
-			}
-			return next(srv, stream)
-		}),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(8<<10),
