@@ -268,7 +268,7 @@ func (v *SVID) keep(held []*SVID, now time.Time) error {
 	if i < 0 {
 		return fmt.Errorf("the broker answered that we hold an SVID of %s, which we do not", v.ID)
 	}
-	v.Certificates, v.Key, v.renewAt = held[i].Certificates, held[i].Key, held[i].renewAt
+	v.Certificates, v.Key, v.KeyDER, v.renewAt = held[i].Certificates, held[i].Key, held[i].KeyDER, held[i].renewAt
 	return nil
 }
 
@@ -291,7 +291,11 @@ func (a *Agent) read(q question, m *api.X509SVID, v *SVID) error {
 	if !v.current(now) {
 		return fmt.Errorf("the broker's SVID of %s ended at %s, and it is %s here: is this machine's clock right?", v.ID, leaf.NotAfter, now)
 	}
-	v.Key, v.renewAt = key, halfLife(now, leaf.NotAfter)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return fmt.Errorf("marshalling the key of %s: %w", v.ID, err)
+	}
+	v.Key, v.KeyDER, v.renewAt = key, der, halfLife(now, leaf.NotAfter)
 	return nil
 }
 

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -84,7 +83,7 @@ type Identities struct {
 	set    *set
 	after  uint64 // a denial of the set counts from the next ask on
 	wanted *map[string]bool
-	last   [sha256.Size]byte
+	last   Update // as it was told
 	told   bool
 }
 
@@ -126,11 +125,11 @@ func (i *Identities) Next(ctx context.Context) (Update, error) {
 			continue
 		}
 		waiting = nil
-		if sum := u.digest(); !i.told || sum != i.last {
+		if !i.told || !u.same(i.last) {
 			if err := i.proc.Check(); err != nil {
 				return Update{}, errChanged()
 			}
-			i.told, i.last = true, sum
+			i.told, i.last = true, u
 			return u, nil
 		}
 		select {
@@ -244,21 +243,23 @@ func (a *Agent) look(st *set, after uint64) (u Update, held bool, err error) {
 	return u, true, nil
 }
 
-// digest names what a workload would be told.
-func (u Update) digest() [sha256.Size]byte {
-	h := sha256.New()
-	for _, v := range u.SVIDs {
-		fmt.Fprintf(h, "%s\x00%s\x00%x\x00", v.ID, v.Hint, sha256.Sum256(v.Certificates[0].Raw))
+// same says whether two updates come to the same for a workload.
+func (u Update) same(o Update) bool {
+	if len(u.SVIDs) != len(o.SVIDs) || len(u.Bundles) != len(o.Bundles) {
+		return false
 	}
-	domains := make([]spiffeid.TrustDomain, 0, len(u.Bundles))
-	for td := range u.Bundles {
-		domains = append(domains, td)
+	for n, v := range u.SVIDs {
+		w := o.SVIDs[n]
+		if v != w && (v.ID != w.ID || v.Hint != w.Hint || !v.Certificates[0].Equal(w.Certificates[0])) {
+			return false
+		}
 	}
-	slices.SortFunc(domains, spiffeid.TrustDomain.Compare)
-	for _, td := range domains {
-		fmt.Fprintf(h, "%s\x00%x", td, u.Bundles[td].sum)
+	for td, b := range u.Bundles {
+		if c := o.Bundles[td]; c == nil || b != c && b.sum != c.sum {
+			return false
+		}
 	}
-	return [sha256.Size]byte(h.Sum(nil))
+	return true
 }
 
 // granted attests a caller afresh and returns its set with what it holds. The

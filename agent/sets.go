@@ -38,6 +38,7 @@ type SVID struct {
 	Hint          string
 	Certificates  []*x509.Certificate // leaf first, without the root
 	Key           crypto.Signer
+	KeyDER        []byte // the key in PKCS #8
 	FederatesWith []string
 	JWTAudiences  []string
 	Targets       []Target

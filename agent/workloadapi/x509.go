@@ -27,12 +27,8 @@ func x509Response(own spiffeid.TrustDomain, u agent.Update) (*workload.X509SVIDR
 	bundle := bundles[own.IDString()]
 	delete(bundles, own.IDString())
 	for _, v := range u.SVIDs {
-		key, err := x509.MarshalPKCS8PrivateKey(v.Key)
-		if err != nil {
-			return nil, fmt.Errorf("marshalling the key of %s: %w", v.ID, err)
-		}
 		m.Svids = append(m.Svids, &workload.X509SVID{
-			SpiffeId: v.ID.String(), X509Svid: derOf(v.Certificates), X509SvidKey: key, Bundle: bundle, Hint: v.Hint,
+			SpiffeId: v.ID.String(), X509Svid: derOf(v.Certificates), X509SvidKey: v.KeyDER, Bundle: bundle, Hint: v.Hint,
 		})
 	}
 	return m, nil
