@@ -26,9 +26,10 @@ import (
 	credence "github.com/credence-id/credence/cmd/credence"
 )
 
-// TestMain makes the test binary four programs: credence; limited, which is
+// TestMain makes the test binary five programs: credence; limited, which is
 // credence on a disk that can be filled; workload, somebody's program that
-// uses go-spiffe; and whoami, somebody's that uses the AWS SDK.
+// uses go-spiffe; whoami, somebody's that uses the AWS SDK; and bare, a server
+// to measure against.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"credence": credence.Main,
@@ -37,6 +38,7 @@ func TestMain(m *testing.M) {
 		"limited":  limited,
 		"workload": func() { os.Exit(workload(os.Args[1:])) },
 		"whoami":   func() { os.Exit(whoami(os.Args[1:])) },
+		"bare":     func() { os.Exit(bare(os.Args[1:])) },
 	})
 }
 

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -165,4 +167,24 @@ func limited() {
 		}
 	}()
 	credence.Main()
+}
+
+// bare is a gRPC server that does nothing but answer: what the transport alone
+// costs.
+func bare(args []string) int {
+	l, err := net.Listen("unix", args[0])
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	s := grpc.NewServer()
+	grpc_health_v1.RegisterHealthServer(s, health.NewServer())
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	go func() { <-ctx.Done(); s.Stop() }()
+	fmt.Println("serving")
+	if err := s.Serve(l); err != nil {
+		return 1
+	}
+	return 0
 }
