@@ -230,6 +230,9 @@ func (r Resource) At(field, msg string) *Error {
 	if field != "" {
 		msg = field + ": " + msg
 	}
+	if r.node == nil {
+		return &Error{File: r.file, Resource: r.Kind + " " + r.Name, Msg: msg}
+	}
 	if n := find(r.node, field); n != nil {
 		return at(r.file, r.Kind+" "+r.Name, n, msg)
 	}
@@ -273,6 +276,13 @@ func find(node ast.Node, path string) ast.Node {
 		return n.Values[i]
 	}
 	return nil
+}
+
+// WithoutText is the resource without the text that it was read from, which
+// takes many times the memory: for keeping. At then tells no line.
+func (r Resource) WithoutText() Resource {
+	r.node = nil
+	return r
 }
 
 // Locate turns an error that names one of the resources and a field into one

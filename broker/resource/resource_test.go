@@ -186,3 +186,23 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestWithoutText(t *testing.T) {
+	all, err := registry().Parse("f", []byte(whole))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		kept := r.WithoutText()
+		if got, want := kept.At("match[0]", "wrong").Error(), "f: "+r.Kind+" "+r.Name+": match[0]: wrong"; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+		before, err := r.YAML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after, err := kept.YAML(); err != nil || string(after) != string(before) {
+			t.Errorf("%v\n%s\n%s", err, before, after)
+		}
+	}
+}
