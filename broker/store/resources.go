@@ -46,14 +46,17 @@ func (s *Store) Apply(ctx context.Context, base uint64, actor string, changes []
 		if uint64(last) != base {
 			return fmt.Errorf("%w: they stand at revision %d, not %d", broker.ErrConflict, last, base)
 		}
+		// The others' revisions follow the first, under its lock.
+		if _, err := tx.ExecContext(ctx, `UPDATE head SET revision = revision + $1`, len(changes)-1); err != nil {
+			return err
+		}
+		w, err := newWriter(ctx, tx)
+		if err != nil {
+			return err
+		}
+		defer w.close()
 		for i, c := range changes {
-			if i > 0 {
-				var err error
-				if revision, err = next(ctx, tx); err != nil {
-					return err
-				}
-			}
-			r, err := s.applyOne(ctx, tx, revision, actor, c)
+			r, err := s.applyOne(ctx, w, revision+int64(i), actor, c)
 			if err != nil {
 				return fmt.Errorf("%s %s: %w", c.Kind, c.Name, err)
 			}
@@ -67,14 +70,33 @@ func (s *Store) Apply(ctx context.Context, base uint64, actor string, changes []
 	return written, nil
 }
 
-func (s *Store) applyOne(ctx context.Context, tx *sql.Tx, revision int64, actor string, c Change) (Resource, error) {
+// A writer holds the statements of one Apply.
+type writer struct{ current, insert *sql.Stmt }
+
+func newWriter(ctx context.Context, tx *sql.Tx) (w writer, err error) {
+	const current = `SELECT owner, body IS NULL FROM resource WHERE kind = $1 AND name = $2 ORDER BY revision DESC LIMIT 1`
+	if w.current, err = tx.PrepareContext(ctx, current); err != nil {
+		return w, err
+	}
+	const insert = `INSERT INTO resource (kind, name, revision, owner, body, actor, written_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`
+	if w.insert, err = tx.PrepareContext(ctx, insert); err != nil {
+		w.current.Close()
+	}
+	return w, err
+}
+
+func (w writer) close() {
+	w.current.Close()
+	w.insert.Close()
+}
+
+func (s *Store) applyOne(ctx context.Context, w writer, revision int64, actor string, c Change) (Resource, error) {
 	if c.Body != nil && len(c.Body) == 0 {
 		return Resource{}, errors.New("its text is empty")
 	}
-	const current = `SELECT owner, body IS NULL FROM resource WHERE kind = $1 AND name = $2 ORDER BY revision DESC LIMIT 1`
 	var owner string
 	var gone bool
-	err := tx.QueryRowContext(ctx, current, c.Kind, c.Name).Scan(&owner, &gone)
+	err := w.current.QueryRowContext(ctx, c.Kind, c.Name).Scan(&owner, &gone)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		gone = true
@@ -88,8 +110,7 @@ func (s *Store) applyOne(ctx context.Context, tx *sql.Tx, revision int64, actor 
 		return Resource{}, fmt.Errorf("%w: it belongs to owner %q, not %q", broker.ErrConflict, owner, c.Owner)
 	}
 	at := millis(s.now())
-	const insert = `INSERT INTO resource (kind, name, revision, owner, body, actor, written_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`
-	if _, err := tx.ExecContext(ctx, insert, c.Kind, c.Name, revision, c.Owner, c.Body, actor, at); err != nil {
+	if _, err := w.insert.ExecContext(ctx, c.Kind, c.Name, revision, c.Owner, c.Body, actor, at); err != nil {
 		return Resource{}, err
 	}
 	return Resource{c.Kind, c.Name, uint64(revision), c.Owner, c.Body, actor, fromMillis(at)}, nil
