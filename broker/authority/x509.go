@@ -51,7 +51,7 @@ func (a *Authority) checkGrant(g identity.Grant, now time.Time) error {
 // says, the issuing CA does, or a third of that CA's life from now.
 func (a *Authority) SignX509(ctx context.Context, g identity.Grant, pub crypto.PublicKey) ([]*x509.Certificate, error) {
 	now := a.cfg.Now()
-	err := a.checkX509(g, pub, now)
+	spki, err := a.checkX509(g, pub, now)
 	if err != nil {
 		return nil, fmt.Errorf("signing an X509-SVID for %s: %w", g.ID(), err)
 	}
@@ -67,7 +67,7 @@ func (a *Authority) SignX509(ctx context.Context, g identity.Grant, pub crypto.P
 			}
 			continue
 		}
-		leaf, err := a.signLeaf(ca, g, pub, now, notAfter)
+		leaf, err := a.signLeaf(ca, g, pub, spki, now, notAfter)
 		if err != nil {
 			return nil, fmt.Errorf("signing an X509-SVID for %s: %w", g.ID(), err)
 		}
@@ -84,27 +84,29 @@ func earliest(t time.Time, more ...time.Time) time.Time {
 	return t
 }
 
-func (a *Authority) checkX509(g identity.Grant, pub crypto.PublicKey, now time.Time) error {
+// checkX509 holds a grant against the key that it is for, and returns the key
+// as DER SubjectPublicKeyInfo.
+func (a *Authority) checkX509(g identity.Grant, pub crypto.PublicKey, now time.Time) (spki []byte, err error) {
 	if err := a.checkGrant(g, now); err != nil {
-		return err
+		return nil, err
 	}
 	if g.Key().IsZero() || len(g.Audiences()) > 0 || g.Alg() != "" {
-		return errors.New("the grant is for a JWT-SVID")
+		return nil, errors.New("the grant is for a JWT-SVID")
 	}
 	if err := checkKey(pub); err != nil {
-		return err
+		return nil, err
 	}
-	d, err := identity.DigestKey(pub)
-	if err != nil {
-		return err
+	if spki, err = x509.MarshalPKIXPublicKey(pub); err != nil {
+		return nil, err
 	}
+	d := digest(spki)
 	if d != g.Key() {
-		return errors.New("the grant is for another key")
+		return nil, errors.New("the grant is for another key")
 	}
 	if _, ours := a.live.Load().keys[d]; ours {
-		return errors.New("the key is an authority's")
+		return nil, errors.New("the key is an authority's")
 	}
-	return nil
+	return spki, nil
 }
 
 // checkKey takes the keys of decision 20.
@@ -131,8 +133,8 @@ func checkKey(pub crypto.PublicKey) error {
 }
 
 // signLeaf is SPIFFE X509-SVID §2 to §4 for a leaf.
-func (a *Authority) signLeaf(ca *issuingCA, g identity.Grant, pub crypto.PublicKey, now, notAfter time.Time) (*x509.Certificate, error) {
-	template, err := a.leafTemplate(g, pub, now, notAfter)
+func (a *Authority) signLeaf(ca *issuingCA, g identity.Grant, pub crypto.PublicKey, spki []byte, now, notAfter time.Time) (*x509.Certificate, error) {
+	template, err := a.leafTemplate(g, spki, now, notAfter)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +155,7 @@ func (a *Authority) signLeaf(ca *issuingCA, g identity.Grant, pub crypto.PublicK
 	return leaf, nil
 }
 
-func (a *Authority) leafTemplate(g identity.Grant, pub crypto.PublicKey, now, notAfter time.Time) (*x509.Certificate, error) {
+func (a *Authority) leafTemplate(g identity.Grant, spki []byte, now, notAfter time.Time) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
@@ -165,10 +167,6 @@ func (a *Authority) leafTemplate(g identity.Grant, pub crypto.PublicKey, now, no
 	rawSubject, err := asn1.Marshal(subject)
 	if err != nil {
 		return nil, fmt.Errorf("encoding subject %q: %w", g.Subject(), err)
-	}
-	spki, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, err
 	}
 	return &x509.Certificate{
 		SerialNumber:          serial,
