@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,7 +57,7 @@ func clean(e Event) (Event, error) {
 	}
 	e.NotAfter = e.NotAfter.UTC()
 	e.Audiences = validAll(e.Audiences)
-	if len(e.Facts) > 0 {
+	if !allValid(e.Facts) {
 		facts := make(map[string][]string, len(e.Facts))
 		for name, values := range e.Facts {
 			if !utf8.ValidString(name) {
@@ -81,9 +82,21 @@ func clean(e Event) (Event, error) {
 
 func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
+func invalid(s string) bool { return !utf8.ValidString(s) }
+
+// allValid says whether facts, as nearly always, can be written as they are.
+func allValid(facts map[string][]string) bool {
+	for name, values := range facts {
+		if invalid(name) || slices.ContainsFunc(values, invalid) {
+			return false
+		}
+	}
+	return true
+}
+
 func validAll(ss []string) []string {
-	if ss == nil {
-		return nil
+	if !slices.ContainsFunc(ss, invalid) {
+		return ss
 	}
 	out := make([]string, len(ss))
 	for i, s := range ss {

@@ -240,8 +240,11 @@ func (l *Log) Close() error {
 func (l *Log) run(t *tape, head Ref) {
 	defer close(l.done)
 	for batch := l.take(); len(batch) > 0; batch = l.take() {
-		data, now := make([]byte, 0, 4<<10), l.now()
-		at := head
+		size, at, now := 0, head, l.now()
+		for _, c := range batch {
+			size += c.bytes
+		}
+		data := make([]byte, 0, size)
 		for _, c := range batch {
 			c.refs = make([]Ref, len(c.events))
 			for i, e := range c.events {
