@@ -147,7 +147,7 @@ func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509I
 	}
 	request.Keys = digests
 	result := X509Result{Revision: p.Revision}
-	decisions, held, err := decideX509(p, request, item.Held)
+	decisions, kept, held, err := decideX509(p, request, item.Held)
 	if errors.Is(err, identity.ErrDenied) {
 		result.Denial, err = b.deny(ctx, p, node, request, "x509")
 		return result, nil, err
@@ -155,10 +155,10 @@ func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509I
 	if err != nil {
 		return result, nil, fmt.Errorf("%w: %w", ErrRequest, err)
 	}
-	b.remember(node.ID, p, item.Set, item.Workload, decisionsDigest(p, decisions))
-	var events []audit.Event
+	b.remember(node.ID, p, item.Set, item.Workload, decisionsDigest(decisions, kept))
+	events := make([]audit.Event, 0, len(decisions))
 	for i, d := range decisions {
-		svid := X509SVID{Decision: d, Digest: decisionDigest(p, d), Targets: targetsOf(p, d)}
+		svid := X509SVID{Decision: d, Digest: kept[i], Targets: targetsOf(p, d)}
 		if held[i] {
 			result.SVIDs = append(result.SVIDs, svid)
 			continue
@@ -194,21 +194,21 @@ func digestKeys(keys []crypto.PublicKey) ([]identity.KeyDigest, error) {
 
 // decideX509 decides, and says of which decisions the agent holds the SVID.
 // Those need no key: if they took one that another decision lacks, it decides
-// again with keys of nobody's in their places.
-func decideX509(p *Policy, r identity.Request, holds []Held) (decisions []identity.Decision, held []bool, err error) {
+// again with keys of nobody's in their places. The digests are the decisions'.
+func decideX509(p *Policy, r identity.Request, holds []Held) (decisions []identity.Decision, digests [][sha256.Size]byte, held []bool, err error) {
 	decisions, err = p.Set.Decide(r)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	wasted, lacking := false, false
-	held = make([]bool, len(decisions))
+	held, digests = make([]bool, len(decisions)), digestsOf(p, decisions) // no key is in them
 	for i, d := range decisions {
-		held[i] = isHeld(holds, d, decisionDigest(p, d), r.Time)
+		held[i] = isHeld(holds, d, digests[i], r.Time)
 		wasted = wasted || held[i] && !d.Grant.IsZero()
 		lacking = lacking || !held[i] && d.Grant.IsZero()
 	}
 	if !wasted || !lacking {
-		return decisions, held, nil
+		return decisions, digests, held, nil
 	}
 	var keys []identity.KeyDigest
 	for i, left := 0, r.Keys; i < len(decisions) && len(left) > 0; i++ {
@@ -220,7 +220,7 @@ func decideX509(p *Policy, r identity.Request, holds []Held) (decisions []identi
 	}
 	r.Keys = keys
 	decisions, err = p.Set.Decide(r)
-	return decisions, held, err
+	return decisions, digests, held, err
 }
 
 // isHeld says whether the agent holds exactly what is granted, and for a while
@@ -240,7 +240,7 @@ func (b *Broker) IssueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 	if len(r.Audiences) > MaxAudiences || (len(r.Audiences) == 0) == (r.Target == "") {
 		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w: give 1 to %d audiences, or a target", node.ID, ErrRequest, MaxAudiences)
 	}
-	if asked, err := json.Marshal(r.Audiences); err != nil || len(asked) > maxAsked || len(r.Target) > maxTarget {
+	if !fits(maxAsked, r.Audiences, r.Audiences...) || len(r.Target) > maxTarget {
 		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w: at most %d bytes of audiences, or %d of a target's name, are taken", node.ID, ErrRequest, maxAsked, maxTarget)
 	}
 	if err := b.standing(node.ID); err != nil {
@@ -264,7 +264,7 @@ func (b *Broker) IssueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 	if err != nil {
 		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w", node.ID, err)
 	}
-	b.remember(node.ID, policy, r.Set, r.Workload, decisionsDigest(policy, all))
+	b.remember(node.ID, policy, r.Set, r.Workload, decisionsDigest(all, digestsOf(policy, all)))
 	var svids []JWTSVID
 	var events []audit.Event
 	for _, d := range decisions {
@@ -329,15 +329,34 @@ const maxPart = 16 << 10
 // its workloads, and those asked for in the same call, from any answer. What is
 // too long is recorded by its digest; a piece of it would say what nobody said.
 func fit(e audit.Event) audit.Event {
-	if text, err := json.Marshal(e.Facts); err != nil || len(text) > maxPart {
+	var facts []string
+	for name, values := range e.Facts {
+		facts = append(append(facts, name), values...)
+	}
+	if !fits(maxPart, e.Facts, facts...) {
+		text, _ := json.Marshal(e.Facts)                            // strings: it cannot fail
 		e.Facts = map[string][]string{"sha256": {digestText(text)}} // no fact has this name
 	}
-	if text, err := json.Marshal(e.Detail["unknown"]); err != nil || len(text) > maxPart {
+	if unknown := e.Detail["unknown"]; !fits(maxPart, unknown, unknown) {
 		e.Detail = maps.Clone(e.Detail)
 		e.Detail["unknown_sha256"] = digestText([]byte(e.Detail["unknown"]))
 		delete(e.Detail, "unknown")
 	}
 	return e
+}
+
+// fits says whether v, which is made of these strings, takes at most so many
+// bytes of JSON. It is encoded only where that is not plain from their lengths.
+func fits(most int, v any, parts ...string) bool {
+	n := 2
+	for _, s := range parts {
+		n += 6*len(s) + 6 // escapes; quotes, comma or colon, brackets
+	}
+	if n <= most {
+		return true
+	}
+	text, err := json.Marshal(v)
+	return err == nil && len(text) <= most
 }
 
 func targetsOf(p *Policy, d identity.Decision) []Target {
@@ -366,19 +385,27 @@ func decisionDigest(p *Policy, d identity.Decision) [sha256.Size]byte {
 	return sha256.Sum256(text)
 }
 
-// decisionsDigest names what an agent knows of a set of facts. It holds more
-// than what is served: an agent lends an SVID to processes that are equal in
-// what it depends on, and must hear when that grows.
-func decisionsDigest(p *Policy, decisions []identity.Decision) [sha256.Size]byte {
-	h := sha256.New()
-	for _, d := range decisions {
-		sum := decisionDigest(p, d)
-		h.Write(sum[:])
+func digestsOf(p *Policy, decisions []identity.Decision) [][sha256.Size]byte {
+	digests := make([][sha256.Size]byte, len(decisions))
+	for i, d := range decisions {
+		digests[i] = decisionDigest(p, d)
+	}
+	return digests
+}
+
+// decisionsDigest names what an agent knows of a set of facts, given each
+// decision's digest. It holds more than what is served: an agent lends an SVID
+// to processes that are equal in what it depends on, and must hear when that
+// grows.
+func decisionsDigest(decisions []identity.Decision, digests [][sha256.Size]byte) [sha256.Size]byte {
+	var text []byte
+	for i, d := range decisions {
+		text = append(text, digests[i][:]...)
 		for _, name := range slices.Sorted(maps.Keys(d.Depends)) { // of the same facts: their values are
-			fmt.Fprintf(h, "%q", name)
+			text = strconv.AppendQuote(text, name)
 		}
 	}
-	return [sha256.Size]byte(h.Sum(nil))
+	return sha256.Sum256(text)
 }
 
 // tokenClaims reads back what the authority wrote.

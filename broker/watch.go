@@ -219,7 +219,7 @@ func (s *Session) reconsider(p *Policy, node Node, now time.Time) {
 			s.drop(set)
 			continue
 		}
-		if digest := decisionsDigest(p, decisions); digest != d.digest {
+		if digest := decisionsDigest(decisions, digestsOf(p, decisions)); digest != d.digest {
 			d.digest = digest
 			s.sets[set] = d
 			s.tell(set, false)
