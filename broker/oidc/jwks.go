@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
+
+	"github.com/credence-id/credence/broker/authority"
 )
 
 // jwk is RFC 7517 with RFC 7518 §6.3.1. No x5c and no x5t: some clouds refuse
@@ -22,16 +25,49 @@ type jwk struct {
 
 var errNoKeys = errors.New("no RS256 key is published")
 
-// keySet encodes the RS256 keys in the order that they have. Some clouds
-// refuse a set with others in it.
-func (h *Handler) keySet() ([]byte, error) {
+// A keySet is the document of some keys. It is immutable.
+type keySet struct {
+	keys []authority.PublicKey
+	*document
+}
+
+// of says whether the document is that of these keys. Nobody changes a key in
+// its place.
+func (s *keySet) of(keys []authority.PublicKey) bool {
+	return s != nil && slices.EqualFunc(s.keys, keys, func(a, b authority.PublicKey) bool {
+		x, isRSA := a.Key.(*rsa.PublicKey)
+		y, _ := b.Key.(*rsa.PublicKey)
+		return isRSA && x == y && a.ID == b.ID && a.Alg == b.Alg
+	})
+}
+
+// keySet gives the document of the RS256 keys that are published now. Some
+// clouds refuse a set with others in it.
+func (h *Handler) keySet() (*document, error) {
+	var keys []authority.PublicKey
+	for _, k := range h.keys() {
+		if k.Alg == "RS256" {
+			keys = append(keys, k)
+		}
+	}
+	if last := h.last.Load(); last.of(keys) {
+		return last.document, nil
+	}
+	body, err := encode(keys)
+	if err != nil {
+		return nil, err
+	}
+	s := &keySet{keys, newDocument(body)}
+	h.last.Store(s)
+	return s.document, nil
+}
+
+// encode writes RS256 keys in the order that they have.
+func encode(keys []authority.PublicKey) ([]byte, error) {
 	var set struct {
 		Keys []jwk `json:"keys"`
 	}
-	for _, k := range h.keys() {
-		if k.Alg != "RS256" {
-			continue
-		}
+	for _, k := range keys {
 		pub, ok := k.Key.(*rsa.PublicKey)
 		if !ok || k.ID == "" {
 			return nil, fmt.Errorf("key %q of RS256 is a %T", k.ID, k.Key)

@@ -257,3 +257,30 @@ func jwtGrant(t *testing.T, td spiffeid.TrustDomain) identity.Grant {
 	}
 	return d[0].Grant
 }
+
+// The keys that are served are always those published now, in their order.
+func TestNewKeysAreServedAtOnce(t *testing.T) {
+	var keys []authority.PublicKey
+	h, err := oidc.New(oidc.Config{Issuer: issuer, Keys: func() []authority.PublicKey { return keys }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := rsaKey("one"), rsaKey("two")
+	renamed := authority.PublicKey{ID: "three", Alg: one.Alg, Key: one.Key}
+	replaced := rsaKey("one")
+	replaced.Key = &rsa.PublicKey{N: new(big.Int).SetBit(new(big.Int).Set(one.Key.(*rsa.PublicKey).N), 5, 1), E: 65537}
+	tags := map[string]bool{}
+	for _, next := range [][]authority.PublicKey{{one}, {one, two}, {two, one}, {renamed}, {replaced}} {
+		keys = next
+		for range 2 {
+			tags[get(h, "GET", "/td/keys").Header.Get("ETag")] = true
+		}
+	}
+	if len(tags) != 5 {
+		t.Errorf("%d tags of five key sets", len(tags))
+	}
+	keys = nil
+	if r := get(h, "GET", "/td/keys"); r.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("%s without a key", r.Status)
+	}
+}
