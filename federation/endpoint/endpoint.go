@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -34,6 +35,31 @@ type Config struct {
 // A Handler serves the bundle at whatever path it is put.
 type Handler struct {
 	document func() ([]byte, time.Duration, bool)
+	last     atomic.Pointer[answer]
+}
+
+// An answer is a document with its headers, which cost more than to send it.
+// It is immutable.
+type answer struct {
+	doc               []byte
+	hint              time.Duration
+	tag, cache, bytes string
+}
+
+// of says whether a is the answer for a document: documents are not changed,
+// so the same bytes in the same place are the same document.
+func (a *answer) of(doc []byte, hint time.Duration) bool {
+	return a != nil && a.hint == hint && len(a.doc) == len(doc) && &a.doc[0] == &doc[0]
+}
+
+func (h *Handler) answer(doc []byte, hint time.Duration) *answer {
+	if last := h.last.Load(); last.of(doc, hint) {
+		return last
+	}
+	age := int64(min(max(hint, minAge), maxAge) / time.Second)
+	a := &answer{doc, hint, etag(doc), fmt.Sprintf("max-age=%d", age), strconv.Itoa(len(doc))}
+	h.last.Store(a)
+	return a
 }
 
 // New makes a Handler.
@@ -61,15 +87,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no bundle yet", http.StatusServiceUnavailable)
 		return
 	}
-	tag := etag(doc)
-	header.Set("ETag", tag)
-	header.Set("Cache-Control", fmt.Sprintf("max-age=%d", int64(min(max(hint, minAge), maxAge)/time.Second)))
-	if matches(r.Header.Values("If-None-Match"), tag) {
+	a := h.answer(doc, hint)
+	header.Set("ETag", a.tag)
+	header.Set("Cache-Control", a.cache)
+	if matches(r.Header.Values("If-None-Match"), a.tag) {
 		w.WriteHeader(http.StatusNotModified)
 		return
 	}
 	header.Set("Content-Type", "application/json")
-	header.Set("Content-Length", strconv.Itoa(len(doc)))
+	header.Set("Content-Length", a.bytes)
 	if r.Method == http.MethodHead {
 		return
 	}

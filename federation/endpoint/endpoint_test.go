@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -125,5 +126,32 @@ func TestNoBundleYet(t *testing.T) {
 func TestNewWantsADocument(t *testing.T) {
 	if _, err := endpoint.New(endpoint.Config{}); err == nil {
 		t.Error("made without")
+	}
+}
+
+// The bundle that is served is always the newest, with its own tag and age,
+// also where it is as long as the last.
+func TestNewBundleIsServedAtOnce(t *testing.T) {
+	var document []byte
+	var hint time.Duration
+	h, err := endpoint.New(endpoint.Config{Document: func() ([]byte, time.Duration, bool) { return document, hint, true }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tags := map[string]bool{}
+	for _, next := range []string{`{"keys":[1]}`, `{"keys":[2]}`, `{"keys":[22]}`} {
+		document, hint = []byte(next), time.Minute
+		r := ask(h, http.MethodGet)
+		tags[r.Header.Get("ETag")] = true
+		if got := body(t, r); got != next || r.Header.Get("Content-Length") != strconv.Itoa(len(next)) {
+			t.Errorf("%s, want %s", got, next)
+		}
+		hint = 2 * time.Minute
+		if got := ask(h, http.MethodGet).Header.Get("Cache-Control"); got != "max-age=120" {
+			t.Errorf("Cache-Control %s after the hint changed", got)
+		}
+	}
+	if len(tags) != 3 {
+		t.Errorf("%d tags of three documents", len(tags))
 	}
 }
