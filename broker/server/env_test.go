@@ -94,6 +94,7 @@ type env struct {
 	ahead     atomic.Int64                       // by which its clock is ahead
 	leaving   atomic.Pointer[context.CancelFunc] // hangs up the next operator
 	recording atomic.Pointer[func()]             // called at the next record
+	panicking atomic.Bool                        // instead of naming the caller
 	issuer    string
 	joinStart time.Duration
 	joinTime  time.Duration
@@ -115,14 +116,28 @@ type env struct {
 }
 
 type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu      sync.Mutex // guards b
+	b       bytes.Buffer
+	panicAt atomic.Pointer[string] // panics once instead of logging this
 }
 
 func (l *logBuffer) Write(p []byte) (int, error) {
+	if at := l.panicAt.Load(); at != nil && strings.Contains(string(p), *at) && l.panicAt.CompareAndSwap(at, nil) {
+		panic("log")
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
+}
+
+// line is the line that holds a text.
+func (l *logBuffer) line(text string) string {
+	for line := range strings.Lines(l.String()) {
+		if strings.Contains(line, text) {
+			return line
+		}
+	}
+	return ""
 }
 
 func (l *logBuffer) String() string {
@@ -231,6 +246,9 @@ func (e *env) open() {
 
 // actor names the caller; one that is leaving has left when it returns.
 func (e *env) actor(ctx context.Context) string {
+	if e.panicking.Load() {
+		panic("actor")
+	}
 	if hangUp := e.leaving.Swap(nil); hangUp != nil {
 		e.recording.Store(new(func() { (*hangUp)(); <-ctx.Done() }))
 	}
@@ -260,14 +278,21 @@ func (e *env) methodOf(r join.Rule) (join.Method, error) {
 	if r.Method == "fake" && e.method != nil {
 		return e.method(r), nil
 	}
-	if r.Method != token.Method {
-		return nil, fmt.Errorf("%w: no method %q", broker.ErrRequest, r.Method)
+	return tokenMethod(e.store, e.now)(r)
+}
+
+// tokenMethod is the switch of a program that has join tokens alone.
+func tokenMethod(s *store.Store, now func() time.Time) func(join.Rule) (join.Method, error) {
+	return func(r join.Rule) (join.Method, error) {
+		if r.Method != token.Method {
+			return nil, fmt.Errorf("%w: no method %q", broker.ErrRequest, r.Method)
+		}
+		return token.NewMethod(token.Config{
+			Spend:   s.SpendToken,
+			Refused: func(err error) bool { return errors.Is(err, broker.ErrSpent) || errors.Is(err, broker.ErrNotFound) },
+			Now:     now,
+		}), nil
 	}
-	return token.NewMethod(token.Config{
-		Spend:   e.store.SpendToken,
-		Refused: func(err error) bool { return errors.Is(err, broker.ErrSpent) || errors.Is(err, broker.ErrNotFound) },
-		Now:     e.now,
-	}), nil
 }
 
 // run serves until the test ends, or close is called.

@@ -18,7 +18,8 @@ import (
 // state is what the stored resources mean. It is immutable and swapped whole.
 type state struct {
 	resources []stored
-	last      uint64 // revision of the last resource written
+	places    map[[2]string]int // of resources, by kind and name
+	last      uint64            // revision of the last resource written
 	policy    *broker.Policy
 	peers     []federation.Peer
 }
@@ -32,14 +33,15 @@ func (s *Server) policyRevision() uint64 { return s.state.Load().last }
 
 func (s *Server) wantedFacts() []string { return s.state.Load().policy.Set.WantedFacts() }
 
-// load makes the stored resources the policy. The caller holds applying.
-func (s *Server) load(ctx context.Context) error {
+// load makes the stored resources the policy. read is a state that has some of
+// them read already, or nil. The caller holds applying.
+func (s *Server) load(ctx context.Context, read *state) error {
 	s.behind.Store(true) // until all of it is in force
 	rows, last, err := s.cfg.Store.Resources(ctx)
 	if err != nil {
 		return err
 	}
-	next, err := s.compile(rows, last)
+	next, err := s.compile(rows, last, read)
 	if err != nil {
 		return fmt.Errorf("loading resources: %w", err)
 	}
@@ -67,7 +69,7 @@ func (s *Server) catchUp(ctx context.Context) {
 			continue
 		}
 		s.applying.Lock()
-		err := s.load(ctx)
+		_, err := s.current(ctx) // an apply that was under way may have done it
 		s.applying.Unlock()
 		if err != nil {
 			s.cfg.Log.ErrorContext(ctx, "resources are written but not in force", "error", err)
@@ -78,7 +80,7 @@ func (s *Server) catchUp(ctx context.Context) {
 // current returns what stands, to change it. The caller holds applying.
 func (s *Server) current(ctx context.Context) (*state, error) {
 	if s.behind.Load() {
-		if err := s.load(ctx); err != nil {
+		if err := s.load(ctx, s.state.Load()); err != nil {
 			return nil, err
 		}
 	}
@@ -94,31 +96,28 @@ func (s *Server) adopt(ctx context.Context, next *state) error {
 	return s.cfg.Peers.SetPeers(ctx, next.peers)
 }
 
-// compile reads the resources that stand and holds them against each other.
-func (s *Server) compile(rows []store.Resource, last uint64) (*state, error) {
-	st := &state{last: last, policy: &broker.Policy{
-		Revision: last, Targets: map[string]broker.Target{}, X509: map[string]identity.X509{},
-	}}
-	var all identity.Resources
-	known := make(map[[2]string]stored)
-	if now := s.state.Load(); now != nil {
-		for _, k := range now.resources {
-			known[[2]string{k.row.Kind, k.row.Name}] = k
-		}
+// compile reads the resources that stand, but for those that read has read
+// already, and holds them against each other.
+func (s *Server) compile(rows []store.Resource, last uint64, read *state) (*state, error) {
+	st := &state{
+		resources: make([]stored, 0, len(rows)), places: make(map[[2]string]int, len(rows)), last: last,
+		policy: &broker.Policy{Revision: last, Targets: map[string]broker.Target{}, X509: map[string]identity.X509{}},
 	}
+	all := identity.Resources{Identities: make([]identity.Identity, 0, len(rows))}
 	for _, row := range rows {
-		r, err := s.parsed(row, known[[2]string{row.Kind, row.Name}])
+		r, err := s.parsed(row, read)
 		if err != nil {
 			return nil, err
 		}
+		st.places[[2]string{row.Kind, row.Name}] = len(st.resources)
 		st.resources = append(st.resources, stored{row, r})
 		if err := s.collect(st, &all, r, row.Revision); err != nil {
 			return nil, err
 		}
 	}
 	var before *identity.Set
-	if now := s.state.Load(); now != nil {
-		before = now.policy.Set
+	if read != nil {
+		before = read.policy.Set
 	}
 	set, err := before.Replace(s.cfg.Policy, all) // what is compiled already stays
 	if err != nil {
@@ -129,8 +128,8 @@ func (s *Server) compile(rows []store.Resource, last uint64) (*state, error) {
 }
 
 // parsed reads a row, or takes what it was read as before.
-func (s *Server) parsed(row store.Resource, known stored) (resource.Resource, error) {
-	if known.row.Body != nil && bytes.Equal(known.row.Body, row.Body) {
+func (s *Server) parsed(row store.Resource, read *state) (resource.Resource, error) {
+	if known, ok := read.find(row.Kind, row.Name); ok && bytes.Equal(known.row.Body, row.Body) {
 		return known.resource, nil
 	}
 	parsed, err := s.cfg.Resources.Parse(row.Kind+" "+row.Name, row.Body)
@@ -140,7 +139,7 @@ func (s *Server) parsed(row store.Resource, known stored) (resource.Resource, er
 	if len(parsed) != 1 || parsed[0].Kind != row.Kind || parsed[0].Name != row.Name {
 		return resource.Resource{}, fmt.Errorf("%s %s: it does not hold what its name says", row.Kind, row.Name)
 	}
-	return parsed[0], nil
+	return parsed[0].WithoutText(), nil
 }
 
 // collect adds one resource to what they mean together. The resource is shared
@@ -266,7 +265,8 @@ func (s *Server) remove(ctx context.Context, actor, owner, kind, name string) er
 // them, and adopts what stands. A mistake in what was parsed gets its place.
 // The caller holds applying.
 func (s *Server) change(ctx context.Context, now *state, actor string, parsed []resource.Resource, changes []store.Change, dry bool) error {
-	if _, err := s.compile(now.after(changes), now.last); err != nil {
+	next, err := s.compile(now.after(changes), now.last, now)
+	if err != nil {
 		return fmt.Errorf("%w: %w", broker.ErrRequest, resource.Locate(err, parsed))
 	}
 	if dry || len(changes) == 0 {
@@ -288,7 +288,7 @@ func (s *Server) change(ctx context.Context, now *state, actor string, parsed []
 		}
 		return err
 	}
-	if err := s.load(ctx); err != nil {
+	if err := s.load(ctx, next); err != nil {
 		return fmt.Errorf("the change is written, and comes into force when this is mended: %w", err)
 	}
 	return nil
@@ -313,13 +313,16 @@ func changeEvents(actor string, changes []store.Change, failed string) []audit.E
 	return events
 }
 
+// find returns what stands under a name; nothing does in no state.
 func (st *state) find(kind, name string) (stored, bool) {
-	for _, r := range st.resources {
-		if r.row.Kind == kind && r.row.Name == name {
-			return r, true
-		}
+	if st == nil {
+		return stored{}, false
 	}
-	return stored{}, false
+	i, ok := st.places[[2]string{kind, name}]
+	if !ok {
+		return stored{}, false
+	}
+	return st.resources[i], true
 }
 
 // after is what would stand after the changes.

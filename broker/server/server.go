@@ -42,6 +42,12 @@ import (
 // their keys.
 const maxMessage = 5 << 20
 
+// How much an agent sends before it is read.
+const (
+	streamWindow = 256 << 10
+	connWindow   = 1 << 20
+)
+
 // maxJoins bounds the joins under way at once.
 const maxJoins = 64
 
@@ -120,6 +126,7 @@ type Server struct {
 	svid    ownSVID
 	joins   chan struct{}
 	changed bell
+	workers *workers
 	closing chan struct{}
 	started time.Time
 
@@ -136,14 +143,14 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), closing: make(chan struct{}), started: cfg.Now()}
+	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
 	if err := s.handlers(); err != nil {
 		return nil, err
 	}
 	if err := s.renewOwn(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.load(ctx); err != nil {
+	if err := s.load(ctx, nil); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -177,6 +184,7 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 		web = append(web, server)
 		running.Go(func() { errs <- serving("web", server.ServeTLS(l.Web, "", "")) })
 	}
+	running.Go(func() { s.workers.run(ctx) })
 	running.Go(func() { s.keepOwn(ctx) })
 	running.Go(func() { s.follow(ctx) })
 	running.Go(func() { s.catchUp(ctx) })
@@ -245,10 +253,14 @@ func (s *Server) stop(agents, admin *grpc.Server, web []*http.Server) {
 func (s *Server) agentsServer() *grpc.Server {
 	g := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(s.agentsTLS())),
-		grpc.UnaryInterceptor(s.unaryAuth),
-		grpc.StreamInterceptor(s.streamAuth),
+		grpc.ChainUnaryInterceptor(s.workers.unary, s.recoverUnary, s.unaryAuth),
+		grpc.ChainStreamInterceptor(s.recoverStream, s.streamAuth),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(256),
+		// Fixed, gRPC sends no pings to measure the path with; and a stranger
+		// has no more than this of our memory.
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
@@ -261,6 +273,8 @@ func (s *Server) agentsServer() *grpc.Server {
 func (s *Server) adminServer() *grpc.Server {
 	g := grpc.NewServer(
 		grpc.Creds(s.cfg.AdminCredentials),
+		grpc.UnaryInterceptor(s.recoverUnary),
+		grpc.StreamInterceptor(s.recoverStream),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(64),
 		grpc.ConnectionTimeout(10*time.Second),
