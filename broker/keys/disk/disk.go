@@ -1,9 +1,12 @@
-// Package disk keeps private keys as files, one PKCS#8 PEM block each.
+// Package disk keeps private keys as files, one PEM block each: PKCS#8, or
+// that encrypted under a key-encryption key which a file elsewhere holds.
 //
 // It trusts the directory that it is given: nobody but our own user may be
 // able to enter it, which is checked at every use, not only at the start. A
-// key is on the disk, whole, before Create returns it. Encryption at rest is
-// left to the file system, and which key means what to broker/authority.
+// key is on the disk, whole, before Create returns it. Where no key-encryption
+// key is named, encryption at rest is left to the file system; which key means
+// what is left to broker/authority. What encryption keeps a thief of the disk
+// or of a backup from, it does not keep from who reads our memory.
 package disk
 
 import (
@@ -15,13 +18,13 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 )
 
 // maxFile bounds a key file: an RSA-4096 key takes 3.3 KiB.
@@ -29,23 +32,65 @@ const maxFile = 16 << 10
 
 const suffix = ".pem"
 
-// Config says where the keys are.
+// Settings are what broker.yaml may say of keys on disk.
+type Settings struct {
+	// KEKFile holds the key-encryption key: 32 random bytes, or these in base64.
+	// Mode 0600, and not in the broker's data directory, whose backup would
+	// carry the lock and its key. Empty: keys are not encrypted.
+	KEKFile string `yaml:"kek_file"`
+	// OldKEKFiles hold those that Rewrap may still meet.
+	OldKEKFiles []string `yaml:"old_kek_files"`
+}
+
+// Validate refuses settings that contradict each other. It reads no file.
+func (s Settings) Validate() error {
+	if s.KEKFile == "" && len(s.OldKEKFiles) > 0 {
+		return errors.New("old_kek_files: kek_file is wanted beside it: the key to encrypt under from now on")
+	}
+	for i, file := range append([]string{s.KEKFile}, s.OldKEKFiles...) {
+		if i > 0 && file == "" {
+			return errors.New("old_kek_files: one of them has no name")
+		}
+		if file != "" && !filepath.IsAbs(file) {
+			return fmt.Errorf("kek_file: %q: an absolute path is wanted", file)
+		}
+	}
+	return nil
+}
+
+// Config says where the keys are, and what they are encrypted under.
 type Config struct {
+	Settings
 	Dir string // made with mode 0700 where it does not exist; its parent must
+	// Data is the broker's data directory, which no key-encryption key may be
+	// in. Empty means Dir.
+	Data string
+	// TrustDomain and Purpose are bound into what is encrypted, so that no file
+	// passes for another's. Required with a KEKFile, not used without.
+	TrustDomain, Purpose string
 }
 
 // Keys is a directory of private keys. Its methods may be called
 // concurrently.
-type Keys struct{ dir string }
+type Keys struct {
+	dir  string
+	seal *sealer    // nil: not encrypted
+	mu   sync.Mutex // held while a file is replaced or removed
+}
 
 // New returns the keys in cfg.Dir. It refuses a directory that is a link,
-// belongs to another user, or lets group or others in.
+// belongs to another user, or lets group or others in, and reads the
+// key-encryption keys: files that are ours or root's, and nobody else's to read.
 func New(cfg Config) (*Keys, error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("opening a key directory: no directory is named")
 	}
-	k := &Keys{dir: filepath.Clean(cfg.Dir)}
-	err := os.Mkdir(k.dir, 0o700)
+	seal, err := newSealer(cfg)
+	if err != nil {
+		return nil, err
+	}
+	k := &Keys{dir: filepath.Clean(cfg.Dir), seal: seal}
+	err = os.Mkdir(k.dir, 0o700)
 	if err == nil {
 		err = syncDir(filepath.Dir(k.dir)) // else a power cut could take it, keys and all
 	}
@@ -79,8 +124,7 @@ func (k *Keys) Create(ctx context.Context, alg string) (ref string, key crypto.S
 	name := make([]byte, 16)
 	rand.Read(name) // never fails: it ends the program instead
 	ref = strings.ToLower(alg) + "-" + hex.EncodeToString(name)
-	block := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	if err := write(k.dir, ref+suffix, block); err != nil {
+	if err := write(k.dir, ref+suffix, k.seal.encode(ref, der)); err != nil {
 		return "", nil, fmt.Errorf("keeping key %s: %w", ref, err)
 	}
 	return ref, key, nil
@@ -141,53 +185,84 @@ func syncDir(dir string) error {
 
 // Open finds the key that Create named ref. It refuses a file that is a link
 // or not a plain file, belongs to another user, or that group or others may
-// touch. The error of a key that is not there is os.ErrNotExist.
+// touch; and where a key-encryption key is named, one that is not encrypted
+// under it: Rewrap does that. The error of a key that is not there is
+// os.ErrNotExist.
 func (k *Keys) Open(ctx context.Context, ref string) (crypto.Signer, error) {
-	if err := checkRef(ref); err != nil {
+	if err := k.check(ctx, "opening", ref); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("opening key %s: %w", ref, err)
-	}
-	if err := checkDir(k.dir); err != nil {
-		return nil, err
-	}
-	f, err := openFile(filepath.Join(k.dir, ref+suffix))
+	data, err := k.read(ref)
 	if err != nil {
-		return nil, fmt.Errorf("opening key %s: %w", ref, err)
+		return nil, err
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	der, err := k.seal.decode(ref, data)
 	if err != nil {
 		return nil, fmt.Errorf("reading key %s: %w", ref, err)
 	}
-	key, err := parse(data)
+	key, err := parse(der)
 	if err != nil {
 		return nil, fmt.Errorf("reading key %s: %w", ref, err)
 	}
 	return key, nil
 }
 
-// checkRef takes the names that Create makes and no path.
-func checkRef(ref string) error {
-	bad := strings.Trim(ref, "abcdefghijklmnopqrstuvwxyz0123456789-") != ""
-	if ref == "" || len(ref) > 128 || bad {
-		return fmt.Errorf("opening a key: %q is not the name of one", ref)
+// Remove deletes the key ref, durably. The file system may keep its blocks
+// until it needs them.
+func (k *Keys) Remove(ctx context.Context, ref string) error {
+	if err := k.check(ctx, "removing", ref); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	err := os.Remove(filepath.Join(k.dir, ref+suffix))
+	if err == nil {
+		err = syncDir(k.dir)
+	}
+	if err != nil {
+		return fmt.Errorf("removing key %s: %w", ref, err)
 	}
 	return nil
 }
 
-// parse reads one PKCS#8 PEM block and nothing else. Its errors hold no byte
-// of the file.
-func parse(data []byte) (crypto.Signer, error) {
-	if len(data) > maxFile {
-		return nil, fmt.Errorf("more than %d bytes", maxFile)
+func (k *Keys) check(ctx context.Context, act, ref string) error {
+	if err := checkRef(ref); err != nil {
+		return fmt.Errorf("%s a key: %w", act, err)
 	}
-	block, rest := pem.Decode(data)
-	if block == nil || block.Type != "PRIVATE KEY" || len(block.Headers) != 0 || strings.TrimSpace(string(rest)) != "" {
-		return nil, errors.New("not one PEM block of type PRIVATE KEY")
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s key %s: %w", act, ref, err)
 	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	return checkDir(k.dir)
+}
+
+func (k *Keys) read(ref string) ([]byte, error) {
+	f, err := openFile(filepath.Join(k.dir, ref+suffix))
+	if err != nil {
+		return nil, fmt.Errorf("opening key %s: %w", ref, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("more than %d bytes", maxFile)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading key %s: %w", ref, err)
+	}
+	return data, nil
+}
+
+// checkRef takes the names that Create makes and no path.
+func checkRef(ref string) error {
+	bad := strings.Trim(ref, "abcdefghijklmnopqrstuvwxyz0123456789-") != ""
+	if ref == "" || len(ref) > 128 || bad {
+		return fmt.Errorf("%.128q is not the name of one", ref)
+	}
+	return nil
+}
+
+// parse reads a PKCS#8 key. Its errors hold no byte of it.
+func parse(der []byte) (crypto.Signer, error) {
+	key, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
 		return nil, errors.New("not a PKCS#8 key")
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"syscall"
 )
 
@@ -28,7 +29,15 @@ func checkDir(dir string) error {
 // openFile opens a private plain file. The link is refused by the open
 // itself and the checks are made on the open file, so that nothing can be
 // swapped in between.
-func openFile(path string) (*os.File, error) {
+func openFile(path string) (*os.File, error) { return openOwned(path, checkOwner) }
+
+// openKEK opens a key-encryption key's file, which root may own too: service
+// managers hand secrets out like that.
+func openKEK(path string) (*os.File, error) {
+	return openOwned(path, func(info fs.FileInfo) error { return checkOwners(info, 0, os.Geteuid()) })
+}
+
+func openOwned(path string, check func(fs.FileInfo) error) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, syscall.ELOOP) {
 		return nil, errors.New("it is a link, which is not followed")
@@ -41,7 +50,7 @@ func openFile(path string) (*os.File, error) {
 		err = errors.New("not a plain file")
 	}
 	if err == nil {
-		err = checkOwner(info)
+		err = check(info)
 	}
 	if err != nil {
 		f.Close()
@@ -50,7 +59,9 @@ func openFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-func checkOwner(info fs.FileInfo) error {
+func checkOwner(info fs.FileInfo) error { return checkOwners(info, os.Geteuid()) }
+
+func checkOwners(info fs.FileInfo, uids ...int) error {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("mode %04o lets group or others in: chmod go= it", mode)
 	}
@@ -58,8 +69,8 @@ func checkOwner(info fs.FileInfo) error {
 	if !ok {
 		return errors.New("its owner cannot be told")
 	}
-	if uid := os.Geteuid(); int64(stat.Uid) != int64(uid) {
-		return fmt.Errorf("it belongs to uid %d, we run as uid %d", stat.Uid, uid)
+	if !slices.Contains(uids, int(stat.Uid)) {
+		return fmt.Errorf("it belongs to uid %d, we run as uid %d", stat.Uid, os.Geteuid())
 	}
 	return nil
 }
