@@ -3,7 +3,6 @@ package api
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"hash"
 	"maps"
 	"slices"
 )
@@ -11,26 +10,21 @@ import (
 // WorkloadDigest names what was attested of a workload: broker and agent
 // compute the same for the same facts and unknowns, in whatever order.
 func WorkloadDigest(w *Workload) [sha256.Size]byte {
-	h := sha256.New()
+	b := make([]byte, 0, 1<<10)
 	for _, name := range slices.Sorted(maps.Keys(w.GetFacts())) {
-		text(h, name)
-		number(h, len(w.GetFacts()[name].GetValues()))
+		b = appendText(b, name)
+		b = appendNumber(b, len(w.GetFacts()[name].GetValues()))
 		for _, v := range w.GetFacts()[name].GetValues() {
-			text(h, v)
+			b = appendText(b, v)
 		}
 	}
-	text(h, "")
+	b = appendText(b, "")
 	for _, name := range slices.Sorted(slices.Values(w.GetUnknown())) {
-		text(h, name)
+		b = appendText(b, name)
 	}
-	return [sha256.Size]byte(h.Sum(nil))
+	return sha256.Sum256(b)
 }
 
-func text(h hash.Hash, s string) {
-	number(h, len(s))
-	h.Write([]byte(s))
-}
+func appendText(b []byte, s string) []byte { return append(appendNumber(b, len(s)), s...) }
 
-func number(h hash.Hash, n int) {
-	h.Write(binary.BigEndian.AppendUint64(nil, uint64(n)))
-}
+func appendNumber(b []byte, n int) []byte { return binary.BigEndian.AppendUint64(b, uint64(n)) }

@@ -3,9 +3,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"fmt"
 	"time"
 
 	"google.golang.org/grpc"
@@ -30,26 +28,18 @@ func (s *Server) agentsTLS() *tls.Config {
 		SessionTicketsDisabled: true,
 		NextProtos:             []string{"h2"},
 		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.svid.withAnchor(), nil },
-		VerifyPeerCertificate:  s.verifyAgent,
+		VerifyConnection:       s.verifyAgent,
 	}
 }
 
-func (s *Server) verifyAgent(raw [][]byte, _ [][]*x509.Certificate) error {
-	if len(raw) == 0 {
+func (s *Server) verifyAgent(c tls.ConnectionState) error {
+	switch n := len(c.PeerCertificates); {
+	case n == 0:
 		return nil
-	}
-	if len(raw) > 4 {
+	case n > 4:
 		return errors.New("more than four certificates shown")
 	}
-	var chain []*x509.Certificate
-	for _, der := range raw {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return fmt.Errorf("parsing a client's certificate: %w", err)
-		}
-		chain = append(chain, cert)
-	}
-	_, _, err := federation.VerifyX509(chain, s.cfg.Authority, s.cfg.Now())
+	_, _, err := federation.VerifyX509(c.PeerCertificates, s.cfg.Authority, s.cfg.Now())
 	return err
 }
 
