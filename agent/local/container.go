@@ -36,18 +36,21 @@ func NewContainer(cfg ContainerConfig) (*Container, error) {
 	return &Container{cfg}, nil
 }
 
-// ServeHTTP answers GET with the credential, or with an error as the SDKs read
+// ServeHTTP answers GET / with the credential, or with an error as the SDKs read
 // it: {code, message}.
 func (c *Container) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	switch {
-	case r.Host != c.cfg.Host, r.Header.Get("Origin") != "", r.Header.Get("Referer") != "", r.Header.Get("X-Forwarded-For") != "":
+	case r.Host != c.cfg.Host, has(r, "Origin"), has(r, "Referer"), has(r, "X-Forwarded-For"):
 		refuse(w, http.StatusForbidden, "Forbidden", "this endpoint is for programs on this machine")
 		return
-	case subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), []byte(c.cfg.Secret)) != 1:
+	case !c.authorized(r):
 		refuse(w, http.StatusUnauthorized, "Unauthorized", "the authorization token is missing or wrong")
+		return
+	case r.RequestURI != "/": // as it is spelled: no other path leads here, and no parameter counts
+		refuse(w, http.StatusNotFound, "NotFound", "the path is /")
 		return
 	case r.Method != http.MethodGet:
 		w.Header().Set("Allow", http.MethodGet)
@@ -69,6 +72,15 @@ func (c *Container) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		"AccessKeyId": keys.GetAccessKeyId(), "SecretAccessKey": keys.GetSecretAccessKey(), "Token": keys.GetSessionToken(),
 		"Expiration": time.Unix(credential.GetExpires(), 0).UTC().Format(time.RFC3339),
 	})
+}
+
+// has says whether a header is there, though it be empty: programs send none.
+func has(r *http.Request, header string) bool { return len(r.Header.Values(header)) > 0 }
+
+// authorized wants the secret, once.
+func (c *Container) authorized(r *http.Request) bool {
+	shown := r.Header.Values("Authorization")
+	return len(shown) == 1 && subtle.ConstantTimeCompare([]byte(shown[0]), []byte(c.cfg.Secret)) == 1
 }
 
 func refuseStatus(w http.ResponseWriter, err error) {
