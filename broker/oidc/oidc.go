@@ -99,7 +99,8 @@ func (h *Handler) Paths() []string { return []string{h.discovery, h.jwks} }
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header.Set("X-Content-Type-Options", "nosniff")
-	if r.URL.Path != h.discovery && r.URL.Path != h.jwks {
+	path := r.URL.EscapedPath() // as it is spelled: an issuer has no escapes
+	if path != h.discovery && path != h.jwks {
 		http.NotFound(w, r)
 		return
 	}
@@ -117,7 +118,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the keys are not published yet", http.StatusServiceUnavailable)
 		return
 	}
-	if r.URL.Path == h.discovery {
+	if path == h.discovery {
 		document = h.document
 	}
 	header.Set("ETag", document.tag)

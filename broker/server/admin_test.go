@@ -142,6 +142,7 @@ func TestADryRunChangesNothing(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 }
 
+// Regression: CVE-2026-40264
 func TestAnOwnerTouchesOnlyItsOwn(t *testing.T) {
 	e := newEnv(t)
 	e.apply(target)
@@ -479,6 +480,7 @@ func TestTheBrokerComesBackWithWhatItHeld(t *testing.T) {
 	}
 }
 
+// Regression: Dex #4927
 func TestAServerIsNotMadeWithADoorOpen(t *testing.T) {
 	e := newEnv(t)
 	open := e.config

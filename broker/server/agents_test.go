@@ -74,6 +74,7 @@ func TestAgentsListenerSpeaksNothingOlder(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #6715
 func TestAgentsListenerGivesNoTickets(t *testing.T) {
 	e := newEnv(t)
 	cache := tls.NewLRUClientSessionCache(1)
@@ -85,6 +86,7 @@ func TestAgentsListenerGivesNoTickets(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2024-2048
 func TestCertificatesThatAreNotOursEndTheHandshake(t *testing.T) {
 	e := newEnv(t)
 	n := e.join("n1")

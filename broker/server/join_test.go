@@ -54,6 +54,7 @@ func (e *env) try(start *api.JoinRequest_Start, answers ...[]byte) error {
 	return err
 }
 
+// Regression: SPIRE 1.14.6 join token
 func TestATokenLetsOneNodeInOnce(t *testing.T) {
 	e := newEnv(t)
 	text := e.token("n1")

@@ -18,6 +18,7 @@ import (
 	"github.com/credence-id/credence/broker/api"
 )
 
+// Regression: CVE-2026-16093
 func TestMalformedRequestsOfNodesAreRefused(t *testing.T) {
 	e := newEnv(t)
 	e.apply(web)
@@ -152,6 +153,7 @@ func TestADenialTellsARecordAndNoRule(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2026-40264
 func TestReportsAreTheNodesWord(t *testing.T) {
 	e := newEnv(t)
 	n := e.join("n1")

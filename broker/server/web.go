@@ -31,10 +31,11 @@ func (s *Server) handlers() error {
 
 // at serves the bundle at its path and nowhere else. http.ServeMux would
 // redirect what is nearly it, for good (SPIFFE Federation §5.2.1.3 wants
-// redirects that are not remembered).
+// redirects that are not remembered). The path is compared as it is spelled:
+// what decodes to it is another path to caches and filters before us.
 func at(bundle, elsewhere http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == BundlePath {
+		if r.URL.EscapedPath() == BundlePath {
 			bundle.ServeHTTP(w, r)
 			return
 		}
