@@ -224,7 +224,7 @@ func verify(parsed *jose.JSONWebSignature, alg jose.SignatureAlgorithm, kid stri
 
 func checkTimes(claims map[string]any, now time.Time) error {
 	exp, ok := claims["exp"].(float64)
-	if !ok || math.IsNaN(exp) || exp <= 0 || exp > 1<<53 {
+	if !ok || math.IsNaN(exp) || exp <= 0 || exp >= 1<<53 {
 		return errors.New("it has no expiry")
 	}
 	if !now.Before(time.Unix(int64(exp), 0).Add(leeway)) {
@@ -232,7 +232,7 @@ func checkTimes(claims map[string]any, now time.Time) error {
 	}
 	if raw, there := claims["nbf"]; there {
 		nbf, ok := raw.(float64)
-		if !ok || nbf > 1<<53 || nbf < 0 {
+		if !ok || nbf >= 1<<53 || nbf < 0 {
 			return errors.New("its nbf is not a time")
 		}
 		if now.Add(leeway).Before(time.Unix(int64(nbf), 0)) {

@@ -96,6 +96,9 @@ func sign(t testing.TB, alg jose.SignatureAlgorithm, key crypto.Signer, input st
 
 // TestValidateVectors holds validate to the JWT-SVID vectors: a table of
 // headers and claims signed by a key that the bundle has.
+//
+// Regression: SPIRE 1.12.3 exp
+// Regression: CVE-2026-11800
 func TestValidateVectors(t *testing.T) {
 	t.Parallel()
 	s := newSigners(t)

@@ -465,6 +465,7 @@ func TestAnotherUIDGetsNothing(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #886
 func TestAProgramThatInheritedTheSocketGetsNothing(t *testing.T) {
 	t.Parallel()
 	b, socket := serve(t, true)
