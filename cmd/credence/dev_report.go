@@ -141,9 +141,9 @@ func (d *dev) announce(r *devReport) error {
 It stays up until Ctrl-C; all addresses are in %s.
 In another terminal, as the same user:
 
-  export SPIFFE_ENDPOINT_SOCKET=unix://%s
-  export CREDENCE_ADMIN=unix://%s
-  export CREDENCE_AGENT_ADMIN=unix://%s
+  export SPIFFE_ENDPOINT_SOCKET=%s
+  export CREDENCE_ADMIN=%s
+  export CREDENCE_AGENT_ADMIN=%s
 
   %[5]s svid x509                       # any program of yours gets this identity
   %[5]s svid jwt --audience orders
@@ -169,6 +169,6 @@ And one thing that is refused: cut the demo identity off, and see why.
   %[5]s svid x509                       # PermissionDenied, with a record number
   %[5]s explain --pid $$                # why
   %[5]s delete deny incident-1
-`, file, d.own.socket("workload"), d.own.socket("admin"), d.own.socket("agent-admin"), self, devNode, os.Getuid())
+`, file, shellWord("unix://"+d.own.socket("workload")), shellWord("unix://"+d.own.socket("admin")), shellWord("unix://"+d.own.socket("agent-admin")), shellWord(self), devNode, os.Getuid())
 	return nil
 }

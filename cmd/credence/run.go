@@ -165,7 +165,7 @@ func (p *program) runBroker(ctx context.Context, f brokerFile) error {
 	if err != nil {
 		return input(err)
 	}
-	fmt.Fprintf(p.err, "broker of %s: agents on %s, pin %s\nadmin: export %s=unix://%s\n", f.TrustDomain, o.listeners.Agents.Addr(), b.authority.Pin(), adminVariable, absolute(f.Admin))
+	fmt.Fprintf(p.err, "broker of %s: agents on %s, pin %s\nadmin: export %s=%s\n", f.TrustDomain, o.listeners.Agents.Addr(), b.authority.Pin(), adminVariable, shellWord("unix://"+absolute(f.Admin)))
 	return errors.Join(b.run(ctx), b.close())
 }
 
@@ -243,7 +243,7 @@ it holds; what only a person can mend ends it with one line (2).`,
 			if err != nil {
 				return input(err)
 			}
-			fmt.Fprintf(p.err, "agent of %s: export %s=unix://%s\n", f.TrustDomain, workloadVariable, absolute(f.Socket))
+			fmt.Fprintf(p.err, "agent of %s: export %s=%s\n", f.TrustDomain, workloadVariable, shellWord("unix://"+absolute(f.Socket)))
 			if err := checkTraversable(f.Socket); err != nil {
 				fmt.Fprintln(p.err, "warning:", err)
 			}
