@@ -116,6 +116,7 @@ func credential(t *testing.T, a *running, target string) string {
 	return c.Bearer.Token.Reveal()
 }
 
+// Regression: CVE-2025-11621
 func TestOneSessionForAnIdentityAndTarget(t *testing.T) {
 	t.Parallel()
 	attestor := &facts{all: uid("1000")}
@@ -168,6 +169,7 @@ func TestATargetThatIsNotListed(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2025-11621
 func TestSessionsEnd(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

@@ -62,6 +62,7 @@ func TestJWTSVIDs(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #4309
 func TestJWTSVIDsAreKept(t *testing.T) {
 	t.Parallel()
 	b, a := started(t)
@@ -100,6 +101,7 @@ func TestJWTSVIDsOutliveTheBroker(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #6501
 func TestAJWTSVIDIsNotServedAfterAnErasure(t *testing.T) {
 	t.Parallel()
 	b, a := started(t)

@@ -272,6 +272,9 @@ func TestLongFacts(t *testing.T) {
 }
 
 // TestNodeFactsAreProven asks on n1 as if it were n2.
+//
+// Regression: CVE-2021-27098
+// Regression: CVE-2026-16093
 func TestNodeFactsAreProven(t *testing.T) {
 	e := newEnv(t)
 	i := web("web")

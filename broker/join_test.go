@@ -327,6 +327,7 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2026-39388
 func TestRenew(t *testing.T) {
 	e := newEnv(t)
 	joined := e.join("n1")

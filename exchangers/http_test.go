@@ -72,6 +72,7 @@ func TestClientBoundsAnswers(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2026-49478
 func TestClientFollowsNoRedirectAndNoPlainHTTP(t *testing.T) {
 	var followed bool
 	s, cfg := serve(t, func(w http.ResponseWriter, r *http.Request) {

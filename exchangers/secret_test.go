@@ -18,6 +18,7 @@ const leak = "wJalrXUtnFEMI/K7MDENG"
 // hidden keeps a Secret where fmt cannot call its methods.
 type hidden struct{ s exchangers.Secret }
 
+// Regression: CVE-2025-62513
 func TestSecretNeverPrints(t *testing.T) {
 	secret := exchangers.NewSecret(leak)
 	keys := exchangers.AWS{AccessKeyID: "ASIA", SecretAccessKey: secret, SessionToken: secret}

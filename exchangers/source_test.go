@@ -430,6 +430,7 @@ func TestWakesAfterSleepOfTheMachine(t *testing.T) {
 	})
 }
 
+// Regression: CVE-2025-62513
 func TestLogsNoSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer

@@ -182,6 +182,7 @@ func TestParseBundleNumbers(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2025-59043
 func TestParseBundleBounds(t *testing.T) {
 	entries := func(n int) string {
 		return `{"keys":[` + strings.TrimSuffix(strings.Repeat("1,", n), ",") + `]}`

@@ -860,6 +860,7 @@ func TestAClosedDomainVerifiesNothing(t *testing.T) { // TDB-17, FC-27
 	})
 }
 
+// Regression: CVE-2025-62513
 func TestEachFetchIsLoggedWithoutSecrets(t *testing.T) { // FED-38
 	a := newCA(t, nil)
 	synctest.Test(t, func(t *testing.T) {

@@ -24,6 +24,7 @@ func bundleOf(td spiffeid.TrustDomain, cas ...*ca) *federation.Bundle {
 	return &federation.Bundle{Bundle: b}
 }
 
+// Regression: SPIFFE Federation §4
 func TestSetKeepsTrustDomainsApart(t *testing.T) {
 	var set federation.Set
 	a, b := newCA(t, nil), newCA(t, nil)

@@ -148,6 +148,7 @@ func TestVerifyX509WantsItsInputs(t *testing.T) {
 
 func second(_ spiffeid.ID, _ [][]*x509.Certificate, err error) error { return err }
 
+// Regression: CVE-2024-2048
 func TestPinnedBundle(t *testing.T) {
 	root, other := newCA(t, nil), newCA(t, nil)
 	mid := root.Sub(t, nil)

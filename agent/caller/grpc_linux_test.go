@@ -53,6 +53,7 @@ func TestCallHasItsProcess(t *testing.T) {
 	must(t, p.Check())
 }
 
+// Regression: SPIRE 0.12.1 descriptors
 func TestProcessClosesWithItsConnection(t *testing.T) {
 	l, path := listen(t)
 	start(t, "call", path)
@@ -94,6 +95,8 @@ func TestAdmit(t *testing.T) {
 // A process connects, says what gRPC wants to hear, leaves the socket with a
 // child and executes another program before its connection is accepted: at
 // accept, it runs that program. The child answers in its place.
+//
+// Regression: SPIRE #886
 func TestExecBeforeAccept(t *testing.T) {
 	l, path := listen(t)
 	r, w, err := os.Pipe()
@@ -154,6 +157,7 @@ func TestHandshakeRefuses(t *testing.T) {
 	}
 }
 
+// Regression: Dex #4927
 func TestOnlyUnixSockets(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
@@ -167,6 +171,8 @@ func TestOnlyUnixSockets(t *testing.T) {
 }
 
 // Descriptors that a caller sends along must not fill our table.
+//
+// Regression: SPIRE 0.12.1 descriptors
 func TestSentDescriptorsAreDropped(t *testing.T) {
 	l, path := listen(t)
 	c, err := net.Dial("unix", path)

@@ -78,6 +78,7 @@ func TestCallerIsWhoConnected(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #886
 func TestExecAfterConnect(t *testing.T) {
 	for name, f := range kernels {
 		t.Run(name, func(t *testing.T) {
@@ -111,6 +112,7 @@ func TestDeadCaller(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #886
 func TestDeadBeforeAccept(t *testing.T) {
 	for name, f := range kernels {
 		t.Run(name, func(t *testing.T) {
@@ -152,6 +154,7 @@ func TestClosedProcessIsGone(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE 0.12.1 descriptors
 func TestDescriptorsAreReleased(t *testing.T) {
 	count := func() int {
 		fds, err := os.ReadDir("/proc/self/fd")
@@ -336,6 +339,7 @@ func (p fakeProc) runs(name string) {
 	must(p.t, os.Symlink(file, exe))
 }
 
+// Regression: SPIRE #886
 func TestReusedPID(t *testing.T) {
 	proc := newFakeProc(t)
 	p, err := caller.OpenIn(proc.root, 42)
@@ -364,6 +368,7 @@ func TestInodeIsNotReused(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #982
 func TestParseStartTime(t *testing.T) {
 	rest := " S " + strings.Repeat("0 ", 18) + "77 5 5"
 	for name, row := range map[string]struct {
@@ -409,6 +414,7 @@ func TestParseIDs(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #982
 func FuzzParseStartTime(f *testing.F) {
 	b, err := os.ReadFile("/proc/self/stat")
 	if err != nil {

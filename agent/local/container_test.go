@@ -47,6 +47,8 @@ func always(r *api.FetchResponse, err error) func(context.Context) (*api.FetchRe
 
 // TestContainerRefuses holds the endpoint against cloud-contracts L6, L7 and
 // L9: each refusal is an error in the surface's form, and holds no credential.
+//
+// Regression: aws-vault #578
 func TestContainerRefuses(t *testing.T) {
 	ok := func(r *http.Request) { r.Header.Set("Authorization", secret) }
 	for name, c := range map[string]struct {

@@ -247,6 +247,7 @@ func TestSignX509Refuses(t *testing.T) {
 	}
 }
 
+// Regression: GHSA-8cqv-pj7f-pwpc
 func TestSignX509Keys(t *testing.T) {
 	e := newEnv(t)
 	a := e.openReady()

@@ -78,6 +78,9 @@ func TestItemsAreAlternativesAndTermsAreNot(t *testing.T) {
 	requireDenied(t, s, r)
 }
 
+// Regression: CVE-2021-27099
+// Regression: GHSA-59w7-v8rr-pr4p
+// Regression: SPIRE #6972
 func TestTemplates(t *testing.T) {
 	long := strings.Repeat("a", 2048)
 	for _, row := range []struct {
@@ -141,6 +144,7 @@ func TestTemplates(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2021-27099
 func FuzzTemplate(f *testing.F) {
 	f.Add("/ns/{workload.x}", "shop")
 	f.Add("/{workload.x}/{workload.x}", "credence")

@@ -10,6 +10,7 @@ import (
 	"github.com/credence-id/credence/federation/federationtest"
 )
 
+// Regression: SPIRE #655
 func TestParseIDVectors(t *testing.T) {
 	for _, v := range federationtest.SPIFFEIDs(t) {
 		t.Run(v.ID, func(t *testing.T) {
@@ -38,6 +39,7 @@ func TestParseTrustDomainVectors(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #6324
 func TestParseIDLengths(t *testing.T) {
 	domain := func(n int) string { return "spiffe://" + strings.Repeat("a", n) }
 	whole := func(n int) string { return "spiffe://a/" + strings.Repeat("b", n-len("spiffe://a/")) }
@@ -99,6 +101,7 @@ func TestReservedIDs(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #655
 func FuzzParseID(f *testing.F) {
 	for _, v := range federationtest.SPIFFEIDs(f) {
 		f.Add(v.Input)

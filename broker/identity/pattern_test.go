@@ -21,6 +21,8 @@ func holds(t testing.TB, pattern, value string) bool {
 	return ok
 }
 
+// Regression: CVE-2026-22772
+// Regression: GHSA-9gcg-w975-3rjh
 func TestPatterns(t *testing.T) {
 	for _, row := range []struct {
 		pattern, value string

@@ -9,6 +9,7 @@ import (
 	"testing"
 )
 
+// Regression: Dex #4927
 func TestAnotherUIDIsRefusedAtTheAdminSocket(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can start a process of another uid")

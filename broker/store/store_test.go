@@ -197,6 +197,7 @@ func TestDirectory(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2025-62513
 func TestTokensAreHashed(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)

@@ -17,6 +17,7 @@ import (
 
 func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
 
+// Regression: CVE-2022-2385
 func TestReadForm(t *testing.T) {
 	const form = "application/x-www-form-urlencoded"
 	for name, tc := range map[string]struct {

@@ -200,6 +200,7 @@ func dial(t *testing.T, at string, config *tls.Config) (tls.ConnectionState, err
 	return conn.ConnectionState(), nil
 }
 
+// Regression: CVE-2024-23656
 func TestTLSIsMozillaIntermediate(t *testing.T) { // FED-12, FS-10
 	root := newCA(t)
 	var p published
@@ -248,6 +249,7 @@ func TestNoClientCertificateIsAskedFor(t *testing.T) { // FED-19, FS-02
 	}
 }
 
+// Regression: SPIRE #6715
 func TestSessionsAreNotResumed(t *testing.T) {
 	root := newCA(t)
 	var p published
@@ -315,6 +317,7 @@ func TestWebWithoutCertificateRefuses(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2021-44716
 func TestServerIsBounded(t *testing.T) {
 	s := endpoint.Server(http.NotFoundHandler(), &tls.Config{})
 	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.WriteTimeout <= 0 || s.IdleTimeout <= 0 || s.MaxHeaderBytes <= 0 {

@@ -20,6 +20,7 @@ func judge(t *testing.T, cfg fetch.Config, addr string, allowPrivate bool) error
 	return fetch.CheckAddr(fetch.New(cfg), netip.MustParseAddr(addr), allowPrivate)
 }
 
+// Regression: SPIRE 1.14.2 SSRF
 func TestAddresses(t *testing.T) {
 	const public, private, never = "public", "private", "never"
 	for addr, want := range map[string]string{
@@ -52,6 +53,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// Regression: GHSA-fgw5-hp8f-xfhc
 func TestPrivateAddressNeedsPermission(t *testing.T) {
 	root := newCA(t)
 	var asked atomic.Int32
@@ -106,6 +108,8 @@ func nameServer(t *testing.T, addrs ...string) *net.Resolver {
 	}}
 }
 
+// Regression: SPIRE 1.14.2 SSRF
+// Regression: percy #2333
 func TestRebindingNameGainsNothing(t *testing.T) {
 	root := newCA(t)
 	s := serve(t, root.SVID(t, endpoint), reply(document))
@@ -133,6 +137,7 @@ func TestRebindingNameGainsNothing(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE 1.14.2 SSRF
 func TestSpellingsOfLoopback(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "0.0.0.0", "[::]"} {
 		t.Run(host, func(t *testing.T) {

@@ -179,6 +179,7 @@ func TestWebAuthentication(t *testing.T) {
 	})
 }
 
+// Regression: GHSA-fgw5-hp8f-xfhc
 func TestRequestIsChecked(t *testing.T) {
 	web := &federation.HTTPSWeb{}
 	auth := &federation.Authentication{EndpointID: endpoint, Bundle: newCA(t).Bundle(partner)}
@@ -197,6 +198,7 @@ func TestRequestIsChecked(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2025-59043
 func TestAnswers(t *testing.T) {
 	big := strings.Repeat(" ", fetch.MaxBody-len(document))
 	var bomb bytes.Buffer
@@ -290,6 +292,7 @@ func TestETag(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2026-49478
 func TestRedirects(t *testing.T) {
 	root := newCA(t)
 	cert := root.SVID(t, endpoint)
@@ -340,6 +343,7 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
+// Regression: CVE-2026-49478
 func TestRedirectsAreForgotten(t *testing.T) { // FED-26, FC-09
 	root := newCA(t)
 	var asked, referred int
@@ -388,6 +392,30 @@ func TestSlowServersAreLeft(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// Who shows a web certificate that would do for https_web, and no SVID, is no
+// https_spiffe endpoint; nor does a redirect change the profile.
+//
+// Regression: SPIFFE Federation §5.2
+func TestSPIFFENeverFallsBackToWeb(t *testing.T) {
+	root := newCA(t)
+	web := serve(t, root.Web(t, "127.0.0.1"), reply(document))
+	from := serve(t, root.SVID(t, endpoint), http.RedirectHandler(web.URL, http.StatusFound))
+	c := fetch.New(fetch.Config{Roots: root.Pool()})
+	if _, err := c.Fetch(t.Context(), federation.Request{URL: web.URL, HTTPSWeb: &federation.HTTPSWeb{}, AllowPrivate: true}); err != nil {
+		t.Fatalf("it would not do for https_web either: %v", err)
+	}
+	for name, url := range map[string]string{"at once": web.URL, "by a redirect": from.URL} {
+		for how, auth := range map[string]*federation.Authentication{
+			"bundle":      {EndpointID: endpoint, Bundle: root.Bundle(partner)},
+			"fingerprint": {EndpointID: endpoint, Fingerprint: federation.Fingerprint(root.Cert)},
+		} {
+			if _, err := c.Fetch(t.Context(), federation.Request{URL: url, HTTPSSPIFFE: auth, AllowPrivate: true}); err == nil {
+				t.Errorf("%s, by %s: fetched", name, how)
+			}
+		}
 	}
 }
 

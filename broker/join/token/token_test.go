@@ -167,6 +167,7 @@ func TestLabelsThatAreNoFacts(t *testing.T) {
 	}
 }
 
+// Regression: SPIRE #6324
 func TestCheckName(t *testing.T) {
 	for name, good := range map[string]bool{
 		"n1": true, "a": true, "web-01.eu_west": true, "A": true, "...": true, "-": true, strings.Repeat("a", 63): true,
