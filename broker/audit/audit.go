@@ -60,6 +60,10 @@ var (
 	// without a kind or one longer than MaxLine. Trying again does not help.
 	ErrRefused = errors.New("audit event refused")
 
+	// ErrReplaced is the error of going on from a place that the record does
+	// not have: it was cut, or begun anew.
+	ErrReplaced = errors.New("audit record replaced")
+
 	// ErrClosed is the error of use after Close.
 	ErrClosed = errors.New("audit record closed")
 )
@@ -74,6 +78,8 @@ type Event struct {
 	Identity  string              `json:"identity,omitempty"`  // name of the Identity
 	Revision  uint64              `json:"revision,omitempty"`  // its revision
 	Serial    string              `json:"serial,omitempty"`    // hex serial of an X509-SVID, jti of a JWT-SVID
+	Authority string              `json:"authority,omitempty"` // ID of the authority that signed it
+	Issued    time.Time           `json:"issued,omitzero"`     // when it was granted: its notBefore or iat lies further back
 	NotAfter  time.Time           `json:"not_after,omitzero"`
 	Digest    string              `json:"digest,omitempty"` // hex SHA-256 of what was released
 	Audiences []string            `json:"audiences,omitempty"`

@@ -52,10 +52,10 @@ func encodeEvent(e Event) ([]byte, error) {
 // byte as an escape and the character it becomes as itself, so that a line
 // would not be what its own reader writes.
 func clean(e Event) (Event, error) {
-	for _, s := range []*string{&e.Kind, &e.Node, &e.SPIFFEID, &e.Identity, &e.Serial, &e.Digest, &e.Target, &e.Actor, &e.Code, &e.Reason} {
+	for _, s := range []*string{&e.Kind, &e.Node, &e.SPIFFEID, &e.Identity, &e.Serial, &e.Authority, &e.Digest, &e.Target, &e.Actor, &e.Code, &e.Reason} {
 		*s = valid(*s)
 	}
-	e.NotAfter = e.NotAfter.UTC()
+	e.Issued, e.NotAfter = e.Issued.UTC(), e.NotAfter.UTC()
 	e.Audiences = validAll(e.Audiences)
 	if !allValid(e.Facts) {
 		facts := make(map[string][]string, len(e.Facts))

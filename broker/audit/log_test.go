@@ -109,7 +109,7 @@ func TestRecordReadsBackAsWritten(t *testing.T) {
 	now := time.Date(2026, 11, 21, 3, 58, 15, 120, time.FixedZone("", 3600))
 	l := open(t, audit.Config{Dir: dir, Now: func() time.Time { return now }})
 	want := audit.Event{
-		Kind: "deny", Node: "spiffe://example.org/n", SPIFFEID: "s", Identity: "i", Revision: 1, Serial: "ab", NotAfter: now.UTC(), Digest: "cd",
+		Kind: "deny", Node: "spiffe://example.org/n", SPIFFEID: "s", Identity: "i", Revision: 1, Serial: "ab", Authority: "ef", Issued: now.UTC(), NotAfter: now.UTC(), Digest: "cd",
 		Audiences: []string{"a", "<&>\u2028"}, Target: "t", Actor: "uid 0", Code: "c", Reason: "\"quoted\"\n\x00", Facts: map[string][]string{"z": {"1"}, "a": {}},
 		Count: 9, Detail: map[string]string{"k": "v"},
 	}

@@ -113,13 +113,38 @@ func tailStart(dir string, n int) (uint64, error) {
 // Log that was closed. It reads from the files, so a slow fn delays nobody
 // and costs no memory.
 func (l *Log) Follow(ctx context.Context, last int, fn func(Record) error) error {
-	at, changed := l.state()
-	after := at.head.Sequence - min(at.head.Sequence, uint64(max(last, 0)))
+	at, _ := l.state()
+	return l.follow(ctx, Ref{Sequence: at.head.Sequence - min(at.head.Sequence, uint64(max(last, 0)))}, fn)
+}
+
+// FollowAfter is Follow from a place on: for who keeps the last one that it has
+// dealt with, and misses and repeats none. The error wraps ErrReplaced if that
+// place is not in the record.
+func (l *Log) FollowAfter(ctx context.Context, after Ref, fn func(Record) error) error {
+	if at, _ := l.state(); after.Sequence > at.head.Sequence {
+		return fmt.Errorf("following the audit record: %w: it ends with record %d, and record %d was read before", ErrReplaced, at.head.Sequence, after.Sequence)
+	}
+	return l.follow(ctx, after, fn)
+}
+
+// Oldest is the place before the oldest record that is still there, for
+// FollowAfter. It has no hash.
+func (l *Log) Oldest() (Ref, error) {
+	firsts, err := list(l.lock.Name())
+	if err != nil || len(firsts) == 0 {
+		return Ref{}, err
+	}
+	return Ref{Sequence: firsts[0] - 1}, nil
+}
+
+// follow goes on after a place, whose hash is checked unless it is zero.
+func (l *Log) follow(ctx context.Context, after Ref, fn func(Record) error) error {
 	cur, err := l.cursor(after)
 	if err != nil {
 		return err
 	}
 	for {
+		at, changed := l.state()
 		if err := cur.drain(ctx, at, fn); err != nil {
 			return err
 		}
@@ -131,7 +156,6 @@ func (l *Log) Follow(ctx context.Context, last int, fn func(Record) error) error
 			return fmt.Errorf("following the audit record: %w", context.Cause(ctx))
 		case <-changed:
 		}
-		at, changed = l.state()
 	}
 }
 
@@ -141,18 +165,24 @@ type cursor struct {
 	first  uint64 // of the file
 	offset int64
 	chain  chain
-	after  uint64 // records up to this one are passed over
+	after  Ref // records up to this one are passed over
 }
 
-func (l *Log) cursor(after uint64) (*cursor, error) {
+func (l *Log) cursor(after Ref) (*cursor, error) {
 	dir := l.lock.Name()
 	firsts, err := list(dir)
 	if err != nil {
 		return nil, err
 	}
-	i := sort.Search(len(firsts), func(i int) bool { return firsts[i] > after+1 }) - 1
+	// The last file that begins no later than the place itself, or than the
+	// record after it where there is no place to check.
+	want := after.Sequence
+	if after.Hash == ([32]byte{}) {
+		want++
+	}
+	i := sort.Search(len(firsts), func(i int) bool { return firsts[i] > want }) - 1
 	if i < 0 {
-		return nil, fmt.Errorf("reading the audit record: %s does not hold record %d", dir, after+1)
+		return nil, fmt.Errorf("reading the audit record: %w: %s does not hold record %d", ErrReplaced, dir, want)
 	}
 	c := chain{head: Ref{Sequence: firsts[i] - 1}, open: firsts[i] > 1}
 	return &cursor{dir: dir, first: firsts[i], chain: c, after: after}, nil
@@ -208,7 +238,10 @@ func (c *cursor) take(line []byte, fn func(Record) error) error {
 	if _, err := c.chain.next(line); err != nil {
 		return err
 	}
-	if c.chain.head.Sequence <= c.after {
+	switch here := c.chain.head; {
+	case here.Sequence == c.after.Sequence && c.after.Hash != ([32]byte{}) && here != c.after:
+		return fmt.Errorf("%w: record %d is not the one that was read before", ErrReplaced, here.Sequence)
+	case here.Sequence <= c.after.Sequence:
 		return nil
 	}
 	r, err := decode(line)

@@ -313,3 +313,53 @@ func TestReadersBesideAWriter(t *testing.T) {
 		t.Errorf("%d records", r.Records)
 	}
 }
+
+func TestFollowAfter(t *testing.T) {
+	dir := newDir(t)
+	l := open(t, audit.Config{Dir: dir, MaxBytes: 1500}) // a few records a file
+	var refs []audit.Ref
+	for i := range 20 {
+		got, err := l.Append(t.Context(), event(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		refs = append(refs, got...)
+	}
+	next := func(after audit.Ref) (got uint64, err error) {
+		err = l.FollowAfter(t.Context(), after, func(r audit.Record) error {
+			got = r.Sequence
+			return errDone
+		})
+		return got, err
+	}
+	for i, after := range append([]audit.Ref{{}}, refs[:19]...) {
+		if got, err := next(after); got != uint64(i+1) || !errors.Is(err, errDone) {
+			t.Errorf("after record %d comes %d (%v)", i, got, err)
+		}
+	}
+	if got, err := next(audit.Ref{Sequence: 7}); got != 8 || !errors.Is(err, errDone) {
+		t.Errorf("without a hash: %d (%v)", got, err)
+	}
+	other := refs[7]
+	other.Hash[3]++
+	beyond := refs[19]
+	beyond.Sequence += 5
+	for name, after := range map[string]audit.Ref{"another record": other, "beyond the end": beyond} {
+		if got, err := next(after); got != 0 || !errors.Is(err, audit.ErrReplaced) {
+			t.Errorf("%s: %d (%v)", name, got, err)
+		}
+	}
+	if oldest, err := l.Oldest(); err != nil || oldest != (audit.Ref{}) {
+		t.Errorf("oldest is %v (%v)", oldest, err)
+	}
+	if err := os.Rename(filepath.Join(dir, one), filepath.Join(t.TempDir(), one)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := next(refs[0]); !errors.Is(err, audit.ErrReplaced) {
+		t.Errorf("archived: %v", err)
+	}
+	oldest, err := l.Oldest()
+	if got, failed := next(oldest); err != nil || got != oldest.Sequence+1 || !errors.Is(failed, errDone) || oldest.Sequence == 0 {
+		t.Errorf("after the oldest, %v (%v), comes %d (%v)", oldest, err, got, failed)
+	}
+}
