@@ -52,8 +52,8 @@ type Recorder interface {
 	Append(context.Context, ...audit.Event) ([]audit.Ref, error)
 }
 
-// A Store keeps the nodes. Each call is one transaction, durable when it
-// returns.
+// A Store keeps the nodes and what is revoked. Each call is one transaction,
+// durable when it returns.
 type Store interface {
 	Nodes(context.Context) ([]Node, error)
 	// SaveNode writes a node that joined or renewed, and returns it with its
@@ -65,6 +65,14 @@ type Store interface {
 	EvictNode(ctx context.Context, id string, at time.Time) (Node, error)
 	// AllowNode forgets an evicted node and lifts its ban.
 	AllowNode(ctx context.Context, id string) error
+	// SaveCutoff keeps a cut-off, unless one of the same kind and value reaches
+	// as far.
+	SaveCutoff(context.Context, Cutoff) error
+	// Cutoffs returns those written after a revision, and the revision of the
+	// last one.
+	Cutoffs(ctx context.Context, after uint64) ([]Cutoff, uint64, error)
+	// ForgetCutoffs removes those that reach no further than a time.
+	ForgetCutoffs(ctx context.Context, upTo time.Time) error
 }
 
 // A Node is a machine that joined.
@@ -81,6 +89,11 @@ type Node struct {
 	PreviousSerial []byte // of the last but one, which a lost answer leaves in use
 	ExpiresAt      time.Time
 	EvictedAt      time.Time // zero: it is welcome
+
+	// When these two were issued, and by which authority. Zero and empty, not
+	// known, fall under every cut-off.
+	IssuedAt, PreviousIssuedAt   time.Time
+	Authority, PreviousAuthority string
 }
 
 // Policy is what decisions are made on. It is immutable and swapped whole.
@@ -107,8 +120,13 @@ type Config struct {
 	Issuer      Issuer
 	Store       Store
 	Audit       Recorder
+	Record      Follower // what Audit wrote, for the index
+	Index       Index
+	Origin      string // this broker's name in the index
+	DenyFile    string // on this broker's disk: what is revoked, also without the store
 	Policy      *Policy
 	NodeTTL     time.Duration    // 0: 4 h
+	LongestLife time.Duration    // of any SVID: a cut-off stands for so long; 0: 56 h
 	JoinTime    time.Duration    // how long one join may take; 0: 10 s
 	Log         *slog.Logger     // nil discards
 	Now         func() time.Time // nil means time.Now
@@ -119,16 +137,44 @@ type Config struct {
 type Broker struct {
 	cfg       Config
 	policy    atomic.Pointer[Policy]
+	cuts      atomic.Pointer[cuts]
+	indexer   *indexer
 	denials   *audit.Folder
 	strangers *audit.Counter
 
-	mu       sync.RWMutex // guards nodes and sessions
+	revoking sync.Mutex // guards what follows, and is taken before mu
+	file     *denyFile
+	unsaved  map[cutKey]Cutoff // not in the store yet
+	seen     uint64            // revision of the last cut-off taken from the store
+
+	mu       sync.RWMutex // guards nodes and sessions, and the swapping of cuts
 	nodes    map[string]Node
 	sessions map[string][]*Session // by node ID
 }
 
-// New returns a Broker that knows the nodes in the store. Close it before the
-// record that it writes to.
+func (c Config) check() error {
+	for name, missing := range map[string]bool{
+		"Policy": c.Policy == nil, "Record": c.Record == nil, "Index": c.Index == nil, "Origin": c.Origin == "", "DenyFile": c.DenyFile == "",
+	} {
+		if missing {
+			return fmt.Errorf("making a broker: %s is required", name)
+		}
+	}
+	return nil
+}
+
+// ground is what a decision for a node stands on, at one time.
+type ground struct {
+	*Policy
+	cuts *cuts
+	node string
+}
+
+func (b *Broker) ground(node string) ground { return ground{b.policy.Load(), b.cuts.Load(), node} }
+
+// New returns a Broker that knows the nodes in the store, and what is revoked
+// by its deny file and, if that answers, the store. Close it before the record
+// that it writes to.
 func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -142,14 +188,20 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if cfg.JoinTime == 0 {
 		cfg.JoinTime = 10 * time.Second
 	}
-	if cfg.Policy == nil {
-		return nil, errors.New("making a broker: no policy")
+	if cfg.LongestLife == 0 {
+		cfg.LongestLife = defaultLongest
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
 	nodes, err := cfg.Store.Nodes(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("loading nodes: %w", err)
 	}
-	b := &Broker{cfg: cfg, nodes: make(map[string]Node, len(nodes)), sessions: make(map[string][]*Session)}
+	b := &Broker{cfg: cfg, nodes: make(map[string]Node, len(nodes)), sessions: make(map[string][]*Session), indexer: newIndexer(cfg)}
+	if err := b.loadCutoffs(ctx); err != nil {
+		return nil, err
+	}
 	if b.denials, err = audit.NewFolder(audit.FolderConfig{Log: cfg.Audit, Now: cfg.Now, Logger: cfg.Log}); err != nil {
 		return nil, err
 	}

@@ -8,10 +8,14 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -113,10 +117,49 @@ func (i *issuer) signatures() (n int) {
 	return n
 }
 
-// nodes is a real store; saved is called before SaveNode returns.
+// nodes is a real store; saved is called before SaveNode returns. While it is
+// away it neither takes nor tells cut-offs, evictions and what was issued.
 type nodes struct {
 	*store.Store
 	saved func()
+	away  atomic.Bool
+}
+
+var errAway = errors.New("the store is away")
+
+func (s *nodes) SaveCutoff(ctx context.Context, c broker.Cutoff) error {
+	if s.away.Load() {
+		return errAway
+	}
+	return s.Store.SaveCutoff(ctx, c)
+}
+
+func (s *nodes) Cutoffs(ctx context.Context, after uint64) ([]broker.Cutoff, uint64, error) {
+	if s.away.Load() {
+		return nil, 0, errAway
+	}
+	return s.Store.Cutoffs(ctx, after)
+}
+
+func (s *nodes) EvictNode(ctx context.Context, id string, at time.Time) (broker.Node, error) {
+	if s.away.Load() {
+		return broker.Node{}, errAway
+	}
+	return s.Store.EvictNode(ctx, id, at)
+}
+
+func (s *nodes) AddIssued(ctx context.Context, origin string, upTo audit.Ref, rows []broker.Issued) error {
+	if s.away.Load() {
+		return errAway
+	}
+	return s.Store.AddIssued(ctx, origin, upTo, rows)
+}
+
+func (s *nodes) Issued(ctx context.Context, q broker.IssuedQuery) ([]broker.Issued, int, error) {
+	if s.away.Load() {
+		return nil, 0, errAway
+	}
+	return s.Store.Issued(ctx, q)
 }
 
 func (s *nodes) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error) {
@@ -198,6 +241,7 @@ func (e *env) start() {
 func (e *env) config() broker.Config {
 	return broker.Config{
 		TrustDomain: td, Issuer: e.issuer, Store: e.store, Audit: e.record, Policy: e.policy, Now: e.now,
+		Record: e.record.Log, Index: e.store, Origin: "b1", DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
 		Method: func(r join.Rule) (join.Method, error) {
 			if r.Method == "fake" {
 				return e.method, nil
@@ -342,3 +386,28 @@ func (e *env) verify(chain []*x509.Certificate) spiffeid.ID {
 }
 
 func digestOf(der []byte) [sha256.Size]byte { return sha256.Sum256(der) }
+
+// active is the ID of the authority that signs now.
+func (e *env) active(use authority.Use, alg string) string {
+	e.Helper()
+	for _, s := range e.issuer.List() {
+		if s.Use == use && s.State == authority.Active && (alg == "" || s.Alg == alg) {
+			return s.ID
+		}
+	}
+	e.Fatalf("no active authority for %s %s", use, alg)
+	return ""
+}
+
+// header is a token's.
+func header(t testing.TB, token string) (m map[string]any) {
+	t.Helper()
+	text, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[0])
+	if err == nil {
+		err = json.Unmarshal(text, &m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}

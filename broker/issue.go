@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -101,10 +102,10 @@ func (b *Broker) IssueX509(ctx context.Context, node Node, items []X509Item) ([]
 	if len(items) == 0 || len(items) > MaxItems {
 		return nil, fmt.Errorf("issuing to %s: %w: %d items, 1 to %d are taken", node.ID, ErrRequest, len(items), MaxItems)
 	}
-	if err := b.standing(node.ID); err != nil {
+	if err := b.standing(node); err != nil {
 		return nil, fmt.Errorf("issuing: %w", err)
 	}
-	policy := b.policy.Load()
+	policy := b.ground(node.ID)
 	results := make([]X509Result, len(items))
 	var events []audit.Event
 	for i, item := range items {
@@ -125,20 +126,27 @@ func (b *Broker) IssueX509(ctx context.Context, node Node, items []X509Item) ([]
 }
 
 // release makes it durable what is about to be released. It refuses if that
-// fails, and if the node has been evicted meanwhile.
+// fails, if the node has been evicted meanwhile, and if something of it has
+// been revoked: its record may be too late for whoever lists what to revoke.
 func (b *Broker) release(ctx context.Context, node Node, events []audit.Event) error {
 	if len(events) > 0 {
 		if _, err := b.cfg.Audit.Append(ctx, events...); err != nil {
 			return fmt.Errorf("recording what was issued to %s: %w", node.ID, err)
 		}
 	}
-	if err := b.standing(node.ID); err != nil {
+	if err := b.standing(node); err != nil {
 		return fmt.Errorf("issuing: %w", err)
+	}
+	cuts := b.cuts.Load()
+	for _, e := range events {
+		if cut, hit := cuts.hit(Issued{SPIFFEID: e.SPIFFEID, Identity: e.Identity, Node: e.Node, Authority: e.Authority, IssuedAt: e.Issued}); hit {
+			return fmt.Errorf("issuing to %s: %w: %s %s was revoked while it was made: ask again", node.ID, ErrConflict, cut.Kind, cut.Value)
+		}
 	}
 	return nil
 }
 
-func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509Item) (X509Result, []audit.Event, error) {
+func (b *Broker) issueItem(ctx context.Context, p ground, node Node, item X509Item) (X509Result, []audit.Event, error) {
 	request := b.request(node, item.Workload)
 	request.TTL = item.TTL
 	digests, err := digestKeys(item.Keys)
@@ -172,7 +180,9 @@ func (b *Broker) issueItem(ctx context.Context, p *Policy, node Node, item X509I
 			return result, nil, err
 		}
 		result.SVIDs = append(result.SVIDs, svid)
-		events = append(events, issued("issue.x509", node, request, d, serialText(svid.Chain[0].SerialNumber), svid.Chain[0].NotAfter, svid.Chain[0].Raw))
+		events = append(events, issued("issue.x509", node, request, d, signed{
+			serial: serialText(svid.Chain[0].SerialNumber), authority: authorityOf(svid.Chain), notAfter: svid.Chain[0].NotAfter, raw: svid.Chain[0].Raw,
+		}))
 	}
 	return result, events, nil
 }
@@ -195,7 +205,7 @@ func digestKeys(keys []crypto.PublicKey) ([]identity.KeyDigest, error) {
 // decideX509 decides, and says of which decisions the agent holds the SVID.
 // Those need no key: if they took one that another decision lacks, it decides
 // again with keys of nobody's in their places. The digests are the decisions'.
-func decideX509(p *Policy, r identity.Request, holds []Held) (decisions []identity.Decision, digests [][sha256.Size]byte, held []bool, err error) {
+func decideX509(p ground, r identity.Request, holds []Held) (decisions []identity.Decision, digests [][sha256.Size]byte, held []bool, err error) {
 	decisions, err = p.Set.Decide(r)
 	if err != nil {
 		return nil, nil, nil, err
@@ -243,10 +253,13 @@ func (b *Broker) IssueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 	if !fits(maxAsked, r.Audiences, r.Audiences...) || len(r.Target) > maxTarget {
 		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w: at most %d bytes of audiences, or %d of a target's name, are taken", node.ID, ErrRequest, maxAsked, maxTarget)
 	}
-	if err := b.standing(node.ID); err != nil {
+	if err := b.standing(node); err != nil {
 		return nil, nil, fmt.Errorf("issuing a JWT-SVID: %w", err)
 	}
-	policy := b.policy.Load()
+	if err := b.outlast(ctx); err != nil {
+		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w", node.ID, err)
+	}
+	policy := b.ground(node.ID)
 	whole := b.request(node, r.Workload)
 	request := whole
 	request.Audiences, request.Target, request.SPIFFEID = r.Audiences, r.Target, r.SPIFFEID
@@ -272,12 +285,12 @@ func (b *Broker) IssueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 		if err != nil {
 			return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w", node.ID, err)
 		}
-		id, expires, err := tokenClaims(token)
+		made, err := tokenClaims(token)
 		if err != nil {
 			return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w", node.ID, err)
 		}
-		svids = append(svids, JWTSVID{Decision: d, Token: token, Expires: expires})
-		events = append(events, issued("issue.jwt", node, request, d, id, expires, []byte(token)))
+		svids = append(svids, JWTSVID{Decision: d, Token: token, Expires: made.notAfter})
+		events = append(events, issued("issue.jwt", node, request, d, made))
 	}
 	if err := b.release(ctx, node, events); err != nil {
 		return nil, nil, err
@@ -289,9 +302,29 @@ func (b *Broker) request(node Node, w Workload) identity.Request {
 	return identity.Request{NodeID: node.ID, Node: node.Facts, Workload: w.Facts, Unknown: w.Unknown, Time: b.cfg.Now()}
 }
 
+// outlast waits for the end of the second in which a cut-off lies. A token says
+// when it was issued in whole seconds: one of that second could not be told
+// from those that are revoked.
+func (b *Broker) outlast(ctx context.Context) error {
+	clear := b.cuts.Load().clear
+	if clear.IsZero() {
+		return nil
+	}
+	wait := clear.Sub(b.cfg.Now())
+	if wait <= 0 {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(min(wait, time.Second)):
+		return nil
+	}
+}
+
 // deny records a denial; one node's repeated denial on the same facts, under
 // the same policy, is one record with a count.
-func (b *Broker) deny(ctx context.Context, p *Policy, node Node, r identity.Request, what string) (*Denial, error) {
+func (b *Broker) deny(ctx context.Context, p ground, node Node, r identity.Request, what string) (*Denial, error) {
 	event := audit.Event{
 		Kind: "deny", Node: node.ID, Code: "denied", Facts: r.Workload.Map(),
 		Audiences: r.Audiences, Target: r.Target, Detail: map[string]string{"asked": what, "policy": strconv.FormatUint(p.Revision, 10)},
@@ -306,9 +339,16 @@ func (b *Broker) deny(ctx context.Context, p *Policy, node Node, r identity.Requ
 	return &Denial{Record: ref.ID(), Code: "denied"}, nil
 }
 
+// signed is an SVID as the record has it.
+type signed struct {
+	serial, authority string
+	notAfter          time.Time
+	raw               []byte
+}
+
 // issued is the record of one SVID. The facts are those that the decision
 // depended on: what else the process was is not the record's business.
-func issued(kind string, node Node, r identity.Request, d identity.Decision, serial string, notAfter time.Time, released []byte) audit.Event {
+func issued(kind string, node Node, r identity.Request, d identity.Decision, s signed) audit.Event {
 	facts := make(map[string][]string, len(d.Depends))
 	for name, values := range d.Depends {
 		if len(values) > 0 {
@@ -317,7 +357,7 @@ func issued(kind string, node Node, r identity.Request, d identity.Decision, ser
 	}
 	return fit(audit.Event{
 		Kind: kind, OK: true, Node: node.ID, SPIFFEID: d.ID.String(), Identity: d.Identity, Revision: d.Revision,
-		Serial: serial, NotAfter: notAfter, Digest: digestText(released), Audiences: d.Grant.Audiences(), Target: r.Target, Facts: facts,
+		Serial: s.serial, Authority: s.authority, Issued: d.Grant.Made(), NotAfter: s.notAfter, Digest: digestText(s.raw), Audiences: d.Grant.Audiences(), Target: r.Target, Facts: facts,
 	})
 }
 
@@ -359,7 +399,7 @@ func fits(most int, v any, parts ...string) bool {
 	return err == nil && len(text) <= most
 }
 
-func targetsOf(p *Policy, d identity.Decision) []Target {
+func targetsOf(p ground, d identity.Decision) []Target {
 	targets := make([]Target, 0, len(d.Targets))
 	for _, name := range d.Targets {
 		if t, ok := p.Targets[name]; ok {
@@ -370,22 +410,26 @@ func targetsOf(p *Policy, d identity.Decision) []Target {
 }
 
 // decisionDigest names what an agent serves for a decision: as long as it is
-// the same, the SVID that it holds will do.
-func decisionDigest(p *Policy, d identity.Decision) [sha256.Size]byte {
+// the same, the SVID that it holds will do. A cut-off makes it another.
+func decisionDigest(p ground, d identity.Decision) [sha256.Size]byte {
 	revisions := make([]uint64, 0, len(d.Targets))
 	for _, t := range targetsOf(p, d) {
 		revisions = append(revisions, t.Revision)
 	}
-	text, err := json.Marshal([]any{
+	parts := []any{
 		d.Identity, d.ID.String(), d.Hint, d.FederatesWith, d.Targets, revisions, d.JWTAudiences, p.X509[d.Identity],
-	})
+	}
+	if cut := p.cuts.newest(d.ID.String(), d.Identity, p.node); !cut.IsZero() {
+		parts = append(parts, cut.UnixMilli())
+	}
+	text, err := json.Marshal(parts)
 	if err != nil {
 		panic("marshalling strings: " + err.Error())
 	}
 	return sha256.Sum256(text)
 }
 
-func digestsOf(p *Policy, decisions []identity.Decision) [][sha256.Size]byte {
+func digestsOf(p ground, decisions []identity.Decision) [][sha256.Size]byte {
 	digests := make([][sha256.Size]byte, len(decisions))
 	for i, d := range decisions {
 		digests[i] = decisionDigest(p, d)
@@ -409,24 +453,39 @@ func decisionsDigest(decisions []identity.Decision, digests [][sha256.Size]byte)
 }
 
 // tokenClaims reads back what the authority wrote.
-func tokenClaims(token string) (id string, expires time.Time, err error) {
+func tokenClaims(token string) (signed, error) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return "", time.Time{}, errors.New("the authority returned no compact JWS")
+		return signed{}, errors.New("the authority returned no compact JWS")
 	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return "", time.Time{}, fmt.Errorf("reading back a token: %w", err)
+	var header struct {
+		KeyID string `json:"kid"`
 	}
 	var claims struct {
 		ID      string `json:"jti"`
 		Expires int64  `json:"exp"`
 	}
-	if err := json.Unmarshal(payload, &claims); err != nil {
-		return "", time.Time{}, fmt.Errorf("reading back a token: %w", err)
+	for i, into := range []any{&header, &claims} {
+		text, err := base64.RawURLEncoding.DecodeString(parts[i])
+		if err == nil {
+			err = json.Unmarshal(text, into)
+		}
+		if err != nil {
+			return signed{}, fmt.Errorf("reading back a token: %w", err)
+		}
 	}
-	if claims.ID == "" || claims.Expires == 0 {
-		return "", time.Time{}, errors.New("the authority's token lacks jti or exp")
+	if claims.ID == "" || claims.Expires == 0 || header.KeyID == "" {
+		return signed{}, errors.New("the authority's token lacks kid, jti or exp")
 	}
-	return claims.ID, time.Unix(claims.Expires, 0), nil
+	return signed{claims.ID, header.KeyID, time.Unix(claims.Expires, 0), []byte(token)}, nil
+}
+
+// authorityOf is the ID of the issuing CA that signed a chain's leaf: half of
+// the digest of its key.
+func authorityOf(chain []*x509.Certificate) string {
+	if len(chain) < 2 { // signed by an anchor, which names itself
+		return hex.EncodeToString(chain[0].AuthorityKeyId[:min(16, len(chain[0].AuthorityKeyId))])
+	}
+	sum := sha256.Sum256(chain[1].RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:16])
 }

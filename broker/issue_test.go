@@ -16,6 +16,7 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 )
 
@@ -63,6 +64,7 @@ func TestIssueX509(t *testing.T) {
 		recorded = append(recorded, audit.Event{
 			Kind: "issue.x509", OK: true, Node: n.ID, SPIFFEID: id, Identity: svid.Identity, Revision: 1,
 			Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()), NotAfter: leaf.NotAfter, Digest: hex.EncodeToString(sum[:]),
+			Authority: e.active(authority.Issuing, ""), Issued: e.now(),
 			Facts: map[string][]string{"node.name": {"n1"}, "workload.unix.uid": {"33"}}, // and not what the process is besides
 		})
 	}
@@ -449,7 +451,7 @@ func TestIssueJWT(t *testing.T) {
 				sum := digestOf([]byte(svid.Token))
 				e.equal(recorded[i], audit.Event{
 					Kind: "issue.jwt", OK: true, Node: n.ID, SPIFFEID: svid.ID.String(), Identity: svid.Identity, Revision: 1,
-					Serial: c["jti"].(string), NotAfter: time.Unix(exp, 0), Digest: hex.EncodeToString(sum[:]),
+					Serial: c["jti"].(string), Authority: e.active(authority.JWTKey, header(t, svid.Token)["alg"].(string)), Issued: e.now(), NotAfter: time.Unix(exp, 0), Digest: hex.EncodeToString(sum[:]),
 					Audiences: audiences, Target: row.ask.Target, Facts: map[string][]string{"node.name": {"n1"}, "workload.unix.uid": {"33"}},
 				})
 			}

@@ -214,8 +214,9 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 	if ok && !known.EvictedAt.IsZero() { // the store holds this too; here nothing is signed or recorded first
 		return Joined{}, fmt.Errorf("%w: it was evicted at %s", ErrConflict, known.EvictedAt.UTC().Format(time.RFC3339))
 	}
+	shown := node
 	if event.Kind == "join" {
-		node.Serial = known.Serial
+		node.Serial, node.IssuedAt, node.Authority = known.Serial, known.IssuedAt, known.Authority
 	}
 	now := b.cfg.Now()
 	id, err := spiffeid.FromString(node.ID)
@@ -231,9 +232,12 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 		return Joined{}, err
 	}
 	node.PreviousSerial, node.Serial = node.Serial, chain[0].SerialNumber.Bytes()
+	node.PreviousIssuedAt, node.IssuedAt = node.IssuedAt, now
+	node.PreviousAuthority, node.Authority = node.Authority, authorityOf(chain)
 	node.ExpiresAt = chain[0].NotAfter
 	event.OK, event.Node, event.SPIFFEID, event.Identity = true, node.ID, node.ID, "node"
 	event.Serial, event.NotAfter = serialText(chain[0].SerialNumber), chain[0].NotAfter
+	event.Authority, event.Issued = node.Authority, now
 	event.Digest, event.Facts = digestText(chain[0].Raw), node.Facts.Map()
 	if _, err := b.cfg.Audit.Append(ctx, fit(event)); err != nil {
 		return Joined{}, fmt.Errorf("recording: %w", err)
@@ -245,9 +249,16 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.keep(saved)
+	// An SVID that was revoked meanwhile must not have made itself a new one.
+	if err := b.good(saved); err != nil {
+		return Joined{}, err
+	}
+	if err := b.good(shown); err != nil && event.Kind != "join" {
+		return Joined{}, err
+	}
 	if event.Kind == "join" { // it may have proved other facts
 		for _, s := range b.sessions[saved.ID] {
-			s.reconsider(b.policy.Load(), saved, now)
+			s.reconsider(b.ground(saved.ID), saved, now)
 		}
 	}
 	return Joined{saved, chain}, nil
@@ -279,21 +290,40 @@ func (b *Broker) Node(id spiffeid.ID, serial *big.Int) (Node, error) {
 	case len(shown) == 0: // or it would equal a previous one that there is not
 		return Node{}, fmt.Errorf("node %s: %w: its SVID has no serial", id, ErrNotFound)
 	case slices.Equal(n.Serial, shown):
-		return n, nil
 	case slices.Equal(n.PreviousSerial, shown):
 		n.Serial, n.PreviousSerial = n.PreviousSerial, n.Serial
-		return n, nil
+		n.IssuedAt, n.PreviousIssuedAt = n.PreviousIssuedAt, n.IssuedAt
+		n.Authority, n.PreviousAuthority = n.PreviousAuthority, n.Authority
+	default:
+		return Node{}, fmt.Errorf("node %s: %w: its SVID has been replaced twice", id, ErrNotFound)
 	}
-	return Node{}, fmt.Errorf("node %s: %w: its SVID has been replaced twice", id, ErrNotFound)
+	if err := b.good(n); err != nil {
+		return Node{}, err
+	}
+	return n, nil
 }
 
-// standing refuses a node that was evicted while its request was on its way.
-func (b *Broker) standing(id string) error {
-	n, ok := b.node(id)
-	if !ok || !n.EvictedAt.IsZero() {
-		return fmt.Errorf("node %s: %w: it has not joined, or is evicted", id, ErrNotFound)
+// good refuses a node whose SVID, the one that it showed, is revoked.
+func (b *Broker) good(n Node) error {
+	if cut, hit := b.cuts.Load().hit(n.own()); hit {
+		return fmt.Errorf("node %s: %w: what was issued before %s is revoked; it joins again", n.ID, ErrNotFound, cut.Before.UTC().Format(time.RFC3339))
 	}
 	return nil
+}
+
+// own is the node's SVID as the index has it.
+func (n Node) own() Issued {
+	return Issued{Kind: KindX509, SPIFFEID: n.ID, Node: n.ID, Authority: n.Authority, IssuedAt: n.IssuedAt}
+}
+
+// standing refuses a node that was evicted, or whose SVID was revoked, while
+// its request was on its way.
+func (b *Broker) standing(node Node) error {
+	n, ok := b.node(node.ID)
+	if !ok || !n.EvictedAt.IsZero() {
+		return fmt.Errorf("node %s: %w: it has not joined, or is evicted", node.ID, ErrNotFound)
+	}
+	return b.good(node)
 }
 
 func (b *Broker) node(id string) (Node, bool) {
@@ -315,15 +345,26 @@ func (b *Broker) Nodes() []Node {
 	return nodes
 }
 
-// Evict shuts a node out: its SVID, its open streams and, by its durable key,
-// its return. The record is durable when it returns.
+// Evict shuts a node out: all that was issued to it, its open streams and, by
+// its durable key, its return. The record is durable when it returns. Where the
+// store is away what was issued is revoked all the same, and the error says
+// that the node may join again.
 func (b *Broker) Evict(ctx context.Context, id, actor, reason string) (Node, error) {
 	if _, ok := b.node(id); !ok {
 		return Node{}, fmt.Errorf("evicting %s: %w", id, ErrNotFound)
 	}
-	n, err := b.cfg.Store.EvictNode(ctx, id, b.cfg.Now())
+	now := b.cfg.Now()
+	c := Cutoff{Kind: CutNode, Value: id, Reason: clip(reason, maxCutReason), Actor: clip(actor, maxCutActor), MadeAt: now}
+	standing, kept := b.cut(c, false) // its sessions are told of the eviction, which says more
+	n, err := b.cfg.Store.EvictNode(ctx, id, now)
 	if err != nil {
-		return Node{}, fmt.Errorf("evicting %s: %w", id, err)
+		b.mu.Lock()
+		b.tellCut(standing)
+		b.mu.Unlock()
+		return Node{}, errors.Join(fmt.Errorf("evicting %s: what it holds is revoked, but it may join again: %w", id, err), kept)
+	}
+	if err := errors.Join(kept, b.saveCutoffs(ctx)); err != nil {
+		b.cfg.Log.WarnContext(ctx, "what an evicted node holds is revoked, but that is not kept everywhere yet", "node", id, "error", err)
 	}
 	b.mu.Lock()
 	b.keep(n)
@@ -336,6 +377,11 @@ func (b *Broker) Evict(ctx context.Context, id, actor, reason string) (Node, err
 		return Node{}, fmt.Errorf("evicting %s: it is out, but that is not recorded: %w", id, err)
 	}
 	return n, nil
+}
+
+// clip keeps what is to be kept within bounds; the record has all of it.
+func clip(s string, most int) string {
+	return strings.ToValidUTF8(s[:min(len(s), most)], "")
 }
 
 func digestText(b []byte) string {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
 )
@@ -36,7 +37,7 @@ func TestJoin(t *testing.T) {
 	sum := digestOf(leaf.Raw)
 	e.equal(e.record.of("join"), []audit.Event{{
 		Kind: "join", OK: true, Node: id, SPIFFEID: id, Identity: "node", Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()),
-		NotAfter: leaf.NotAfter, Digest: hex.EncodeToString(sum[:]), Facts: facts,
+		NotAfter: leaf.NotAfter, Digest: hex.EncodeToString(sum[:]), Facts: facts, Authority: e.active(authority.Issuing, ""), Issued: e.now(),
 		Detail: map[string]string{"method": "token", "rule": "", "agent": "1.2.3"},
 	}})
 	n, err := e.as(joined)
@@ -359,9 +360,9 @@ func TestEvict(t *testing.T) {
 	joined := e.join("n1")
 	n, err := e.as(joined)
 	e.must(err)
-	session := e.Watch(n.ID)
+	session := e.Watch(n)
 	defer session.Close()
-	other := e.Watch(e.join("n2").Node.ID)
+	other := e.Watch(e.join("n2").Node)
 	defer other.Close()
 	_, err = e.IssueX509(t.Context(), n, []broker.X509Item{item(t, 1)})
 	e.must(err)
@@ -400,7 +401,7 @@ func TestEvict(t *testing.T) {
 		if _, err := e.Join(t.Context(), e.joinRequest("n1")); !errors.Is(err, broker.ErrConflict) {
 			t.Errorf("its return: %v", err)
 		}
-		again := e.Watch(n.ID)
+		again := e.Watch(n)
 		defer again.Close()
 		<-again.Wake()
 		if changes, evicted := again.Take(); !evicted || len(changes) != 1 || !changes[0].Erase {
@@ -554,7 +555,7 @@ func TestAtOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 4 {
 		all.Go(func() {
-			session := e.Watch(n.ID)
+			session := e.Watch(n)
 			defer session.Close()
 			for j := range 5 {
 				_, err := e.IssueX509(t.Context(), n, []broker.X509Item{item(t, i*5+j)})

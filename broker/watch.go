@@ -21,6 +21,7 @@ const (
 type Session struct {
 	broker *Broker
 	node   string
+	shown  Issued        // the SVID under which it was opened
 	wake   chan struct{} // of capacity 1
 
 	// Guarded by broker.mu.
@@ -32,12 +33,18 @@ type Session struct {
 	holds        uint64                        // sequence number of our bundle that the agent serves
 	pending      map[[sha256.Size]byte]pending // by set; zero: all
 	evicted      bool
+	stale        bool  // the SVID under which it was opened is revoked
+	told         *cuts // those that the agent was told last
 }
 
 type decided struct {
 	workload Workload
 	digest   [sha256.Size]byte
 	bytes    int
+}
+
+func (d decided) request(node Node, now time.Time) identity.Request {
+	return identity.Request{NodeID: node.ID, Node: node.Facts, Workload: d.workload.Facts, Unknown: d.workload.Unknown, Time: now}
 }
 
 // pending is what an agent is yet to be told about a set: to erase, and then
@@ -52,9 +59,10 @@ type Change struct {
 	Erase bool
 }
 
-// Watch opens a session for a node. Close it.
-func (b *Broker) Watch(node string) *Session {
-	s := &Session{broker: b, node: node, wake: make(chan struct{}, 1)}
+// Watch opens a session for a node, as Node returned it. Close it.
+func (b *Broker) Watch(as Node) *Session {
+	node := as.ID
+	s := &Session{broker: b, node: node, shown: as.own(), wake: make(chan struct{}, 1)}
 	s.forget()
 	s.pending = make(map[[sha256.Size]byte]pending)
 	b.mu.Lock()
@@ -63,6 +71,7 @@ func (b *Broker) Watch(node string) *Session {
 	if n, ok := b.nodes[node]; !ok || !n.EvictedAt.IsZero() {
 		s.evict()
 	}
+	_, s.stale = b.cuts.Load().hit(s.shown)
 	return s
 }
 
@@ -115,6 +124,56 @@ func (s *Session) Take() (changes []Change, evicted bool) {
 	return changes, s.evicted
 }
 
+// Stale says whether the SVID under which the session was opened is revoked:
+// then the stream must end, once what Take returned is said, and may be opened
+// anew under a newer SVID.
+func (s *Session) Stale() bool {
+	s.broker.mu.RLock()
+	defer s.broker.mu.RUnlock()
+	return s.stale
+}
+
+// Cutoffs returns those that validators of JWT-SVIDs judge by, all of them,
+// and whether they changed since the last call.
+func (s *Session) Cutoffs() (all []Cutoff, changed bool) {
+	s.broker.mu.Lock()
+	defer s.broker.mu.Unlock()
+	now := s.broker.cuts.Load()
+	changed = s.told == nil || !slices.Equal(s.told.tokens, now.tokens)
+	s.told = now
+	return now.tokens, changed
+}
+
+// cut has the agent erase what falls under a new cut-off, and ask again. Which
+// authority signed what is not remembered: an authority's is about all of it.
+// The caller holds broker.mu.
+func (s *Session) cut(c Cutoff, p ground, node Node, now time.Time) {
+	if _, s.stale = p.cuts.hit(s.shown); s.stale || c.Kind == CutID || c.Kind == CutAuthority {
+		s.signal()
+	}
+	for set, d := range s.sets {
+		decisions, err := p.Set.Decide(d.request(node, now))
+		if err != nil { // nothing is granted any more
+			s.tell(set, true)
+			s.drop(set)
+			continue
+		}
+		covered := func(i identity.Decision) bool { return c.covers(i.ID.String(), i.Identity, s.node) }
+		if !slices.ContainsFunc(decisions, covered) {
+			continue
+		}
+		d.digest = decisionsDigest(decisions, digestsOf(p, decisions))
+		s.sets[set] = d
+		s.tell(set, true)
+		s.tell(set, false)
+	}
+	if s.overflow { // it may be about those that were not kept
+		s.tell([sha256.Size]byte{}, true)
+		s.tell([sha256.Size]byte{}, false)
+		s.forget()
+	}
+}
+
 // tell notes a change. To erase undoes what was to be asked before; what is to
 // be asked after it stays. The caller holds broker.mu.
 func (s *Session) tell(set [sha256.Size]byte, erase bool) {
@@ -150,13 +209,16 @@ func (s *Session) evict() {
 
 // remember keeps what was decided under p on a set of facts for the node's
 // sessions. If the policy has moved on meanwhile, the agent is told to ask
-// again: SetPolicy did not know of this set.
-func (b *Broker) remember(node string, p *Policy, set [sha256.Size]byte, w Workload, digest [sha256.Size]byte) {
+// again: SetPolicy and Revoke did not know of this set.
+func (b *Broker) remember(node string, p ground, set [sha256.Size]byte, w Workload, digest [sha256.Size]byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	moved := b.policy.Load() != p
+	now := b.ground(node)
 	for _, s := range b.sessions[node] {
-		if moved {
+		if now.cuts != p.cuts {
+			s.tell(set, true) // what is on its way may be revoked
+		}
+		if now != p {
 			s.tell(set, false)
 		}
 		s.remember(set, decided{w, digest, w.bytes()})
@@ -203,17 +265,15 @@ func (b *Broker) SetPolicy(p *Policy) {
 	now := b.cfg.Now()
 	for node, sessions := range b.sessions {
 		for _, s := range sessions {
-			s.reconsider(p, b.nodes[node], now)
+			s.reconsider(b.ground(node), b.nodes[node], now)
 		}
 	}
 }
 
 // reconsider decides again on every set of facts of a session.
-func (s *Session) reconsider(p *Policy, node Node, now time.Time) {
+func (s *Session) reconsider(p ground, node Node, now time.Time) {
 	for set, d := range s.sets {
-		decisions, err := p.Set.Decide(identity.Request{
-			NodeID: node.ID, Node: node.Facts, Workload: d.workload.Facts, Unknown: d.workload.Unknown, Time: now,
-		})
+		decisions, err := p.Set.Decide(d.request(node, now))
 		if err != nil { // nothing is granted any more
 			s.tell(set, true)
 			s.drop(set)

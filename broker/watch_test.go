@@ -92,9 +92,9 @@ func TestWatch(t *testing.T) {
 			e := newEnv(t)
 			e.swap(row.before)
 			n := e.caller("n1")
-			session := e.Watch(n.ID)
+			session := e.Watch(n)
 			defer session.Close()
-			idle := e.Watch(e.caller("n2").ID)
+			idle := e.Watch(e.caller("n2"))
 			defer idle.Close()
 			e.issue(n, item(t, 1))
 			e.equal(e.told(session), []broker.Change(nil))
@@ -111,7 +111,7 @@ func TestWatch(t *testing.T) {
 func TestWatchJWT(t *testing.T) {
 	e := newEnv(t)
 	n := e.caller("n1")
-	session := e.Watch(n.ID)
+	session := e.Watch(n)
 	defer session.Close()
 	_, d, err := e.IssueJWT(t.Context(), n, broker.JWTRequest{
 		Workload: workload(t, "workload.unix.uid", "33"), Set: set(1), Audiences: []string{"spiffe://example.org/db"}, TTL: time.Minute,
@@ -129,7 +129,7 @@ func TestWatchJWT(t *testing.T) {
 func TestDenialsFirst(t *testing.T) {
 	e := newEnv(t)
 	n := e.caller("n1")
-	session := e.Watch(n.ID)
+	session := e.Watch(n)
 	defer session.Close()
 	var items []broker.X509Item
 	for i := range 20 {
@@ -161,7 +161,7 @@ func TestDenialsFirst(t *testing.T) {
 func TestEraseStays(t *testing.T) {
 	e := newEnv(t)
 	n := e.caller("n1")
-	session := e.Watch(n.ID)
+	session := e.Watch(n)
 	defer session.Close()
 	e.issue(n, item(t, 1))
 	denied := identity.Resources{Identities: []identity.Identity{web("web")}, Denies: []identity.Deny{deny("workload.unix.uid", "33")}}
@@ -190,7 +190,7 @@ func TestPolicyMoves(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
 			n := e.caller("n1")
-			session := e.Watch(n.ID)
+			session := e.Watch(n)
 			defer session.Close()
 			e.mu.Lock()
 			e.hook = func() { e.swap(identity.Resources{}) }
@@ -220,7 +220,7 @@ func (e *env) held(n broker.Node, count int) []broker.X509Item {
 func TestManySets(t *testing.T) {
 	e := newEnv(t)
 	n := e.caller("n1")
-	session := e.Watch(n.ID)
+	session := e.Watch(n)
 	defer session.Close()
 	items := e.held(n, 4097)
 	some := func(items []broker.X509Item) {
@@ -262,7 +262,7 @@ func (e *env) same() identity.Resources {
 func TestLargeSets(t *testing.T) {
 	e := newEnv(t)
 	n := e.caller("n1")
-	session := e.Watch(n.ID)
+	session := e.Watch(n)
 	defer session.Close()
 	items := e.held(n, 150)
 	for i := range items {
@@ -286,7 +286,7 @@ func TestRejoined(t *testing.T) {
 	i.Match[0].Terms[0] = identity.Term{Name: "node.token.site", Pattern: "a"}
 	e.swap(identity.Resources{Identities: []identity.Identity{i}})
 	n := e.caller("n1")
-	session := e.Watch(n.ID)
+	session := e.Watch(n)
 	defer session.Close()
 	e.issue(n, item(t, 1))
 	e.join("n1")
@@ -307,7 +307,7 @@ func TestHolding(t *testing.T) {
 		e.equal([]int{c, h}, []int{connected, holding})
 	}
 	want(1, 0, 0)
-	a, b, again := e.Watch(one.ID), e.Watch(two.ID), e.Watch(two.ID)
+	a, b, again := e.Watch(one), e.Watch(two), e.Watch(two)
 	want(1, 2, 0)
 	a.Acknowledge(9) // nothing was sent
 	want(1, 2, 0)
@@ -336,7 +336,7 @@ func TestSessions(t *testing.T) {
 	if e.Connected(n.ID) || e.Acknowledged(n.ID) != 0 {
 		t.Error("it is connected before it is")
 	}
-	first, second := e.Watch(n.ID), e.Watch(n.ID)
+	first, second := e.Watch(n), e.Watch(n)
 	if !e.Connected(n.ID) {
 		t.Error("it is not connected")
 	}
@@ -356,7 +356,7 @@ func TestSessions(t *testing.T) {
 	if e.Connected(n.ID) || e.Acknowledged(n.ID) != 0 {
 		t.Error("it is connected after it was")
 	}
-	nobody := e.Watch("spiffe://example.org/credence/node/nobody")
+	nobody := e.Watch(broker.Node{ID: "spiffe://example.org/credence/node/nobody"})
 	defer nobody.Close()
 	if _, evicted := nobody.Take(); !evicted {
 		t.Error("a node that never joined has a session")

@@ -1101,6 +1101,8 @@ type WatchResponse struct {
 	Changes        []*Change              `protobuf:"bytes,6,rep,name=changes,proto3" json:"changes,omitempty"`                      // decided sets to ask for again, or to erase now
 	AuditHead      []byte                 `protobuf:"bytes,7,opt,name=audit_head,json=auditHead,proto3" json:"audit_head,omitempty"` // a witness of the record
 	AuditSequence  uint64                 `protobuf:"varint,8,opt,name=audit_sequence,json=auditSequence,proto3" json:"audit_sequence,omitempty"`
+	Cutoffs        []*Cutoff              `protobuf:"bytes,10,rep,name=cutoffs,proto3" json:"cutoffs,omitempty"` // that JWT-SVIDs of ours are held against; whole list when cutoffs_set
+	CutoffsSet     bool                   `protobuf:"varint,11,opt,name=cutoffs_set,json=cutoffsSet,proto3" json:"cutoffs_set,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1198,6 +1200,81 @@ func (x *WatchResponse) GetAuditSequence() uint64 {
 	return 0
 }
 
+func (x *WatchResponse) GetCutoffs() []*Cutoff {
+	if x != nil {
+		return x.Cutoffs
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetCutoffsSet() bool {
+	if x != nil {
+		return x.CutoffsSet
+	}
+	return false
+}
+
+// A Cutoff revokes what was issued before a time.
+type Cutoff struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "id" or "authority"
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Before        int64                  `protobuf:"varint,3,opt,name=before,proto3" json:"before,omitempty"` // Unix milliseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cutoff) Reset() {
+	*x = Cutoff{}
+	mi := &file_broker_api_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cutoff) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cutoff) ProtoMessage() {}
+
+func (x *Cutoff) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cutoff.ProtoReflect.Descriptor instead.
+func (*Cutoff) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Cutoff) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Cutoff) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Cutoff) GetBefore() int64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
 type Change struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Set           []byte                 `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"` // digest of the facts it was decided on; empty: all
@@ -1208,7 +1285,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_broker_api_node_proto_msgTypes[17]
+	mi := &file_broker_api_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1297,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[17]
+	mi := &file_broker_api_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1310,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{17}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Change) GetSet() []byte {
@@ -1261,7 +1338,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_broker_api_node_proto_msgTypes[18]
+	mi := &file_broker_api_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1350,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[18]
+	mi := &file_broker_api_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1363,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{18}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1320,7 +1397,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_broker_api_node_proto_msgTypes[19]
+	mi := &file_broker_api_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1409,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[19]
+	mi := &file_broker_api_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1422,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{19}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReportRequest) GetExchanges() []*Exchange {
@@ -1374,7 +1451,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_broker_api_node_proto_msgTypes[20]
+	mi := &file_broker_api_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1463,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[20]
+	mi := &file_broker_api_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1476,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{20}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Refusal) GetId() string {
@@ -1439,7 +1516,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_broker_api_node_proto_msgTypes[21]
+	mi := &file_broker_api_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1528,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[21]
+	mi := &file_broker_api_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1541,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{21}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReportResponse) GetAccepted() uint64 {
@@ -1492,7 +1569,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_broker_api_node_proto_msgTypes[22]
+	mi := &file_broker_api_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1581,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[22]
+	mi := &file_broker_api_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1594,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{22}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Exchange) GetId() string {
@@ -1603,7 +1680,7 @@ type JoinRequest_Start struct {
 
 func (x *JoinRequest_Start) Reset() {
 	*x = JoinRequest_Start{}
-	mi := &file_broker_api_node_proto_msgTypes[23]
+	mi := &file_broker_api_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1692,7 @@ func (x *JoinRequest_Start) String() string {
 func (*JoinRequest_Start) ProtoMessage() {}
 
 func (x *JoinRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[23]
+	mi := &file_broker_api_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1755,7 @@ type IssueX509Request_Item struct {
 
 func (x *IssueX509Request_Item) Reset() {
 	*x = IssueX509Request_Item{}
-	mi := &file_broker_api_node_proto_msgTypes[26]
+	mi := &file_broker_api_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1767,7 @@ func (x *IssueX509Request_Item) String() string {
 func (*IssueX509Request_Item) ProtoMessage() {}
 
 func (x *IssueX509Request_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[26]
+	mi := &file_broker_api_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1823,7 @@ type IssueX509Response_Result struct {
 
 func (x *IssueX509Response_Result) Reset() {
 	*x = IssueX509Response_Result{}
-	mi := &file_broker_api_node_proto_msgTypes[27]
+	mi := &file_broker_api_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1835,7 @@ func (x *IssueX509Response_Result) String() string {
 func (*IssueX509Response_Result) ProtoMessage() {}
 
 func (x *IssueX509Response_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[27]
+	mi := &file_broker_api_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1888,7 @@ type WatchRequest_Since struct {
 
 func (x *WatchRequest_Since) Reset() {
 	*x = WatchRequest_Since{}
-	mi := &file_broker_api_node_proto_msgTypes[30]
+	mi := &file_broker_api_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +1900,7 @@ func (x *WatchRequest_Since) String() string {
 func (*WatchRequest_Since) ProtoMessage() {}
 
 func (x *WatchRequest_Since) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[30]
+	mi := &file_broker_api_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2034,7 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\facknowledged\x18\x02 \x01(\x04H\x00R\facknowledged\x1a#\n" +
 	"\x05Since\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevisionB\x06\n" +
-	"\x04step\"\xe2\x02\n" +
+	"\x04step\"\xb9\x03\n" +
 	"\rWatchResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12'\n" +
 	"\x0fpolicy_revision\x18\x02 \x01(\x04R\x0epolicyRevision\x124\n" +
@@ -1969,7 +2046,15 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\achanges\x18\x06 \x03(\v2\x1a.credence.broker.v1.ChangeR\achanges\x12\x1d\n" +
 	"\n" +
 	"audit_head\x18\a \x01(\fR\tauditHead\x12%\n" +
-	"\x0eaudit_sequence\x18\b \x01(\x04R\rauditSequence\"0\n" +
+	"\x0eaudit_sequence\x18\b \x01(\x04R\rauditSequence\x124\n" +
+	"\acutoffs\x18\n" +
+	" \x03(\v2\x1a.credence.broker.v1.CutoffR\acutoffs\x12\x1f\n" +
+	"\vcutoffs_set\x18\v \x01(\bR\n" +
+	"cutoffsSet\"J\n" +
+	"\x06Cutoff\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\x03R\x06before\"0\n" +
 	"\x06Change\x12\x10\n" +
 	"\x03set\x18\x01 \x01(\fR\x03set\x12\x14\n" +
 	"\x05erase\x18\x02 \x01(\bR\x05erase\"[\n" +
@@ -2024,7 +2109,7 @@ func file_broker_api_node_proto_rawDescGZIP() []byte {
 	return file_broker_api_node_proto_rawDescData
 }
 
-var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_broker_api_node_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: credence.broker.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: credence.broker.v1.JoinResponse
@@ -2043,66 +2128,68 @@ var file_broker_api_node_proto_goTypes = []any{
 	(*Denial)(nil),                   // 14: credence.broker.v1.Denial
 	(*WatchRequest)(nil),             // 15: credence.broker.v1.WatchRequest
 	(*WatchResponse)(nil),            // 16: credence.broker.v1.WatchResponse
-	(*Change)(nil),                   // 17: credence.broker.v1.Change
-	(*Bundle)(nil),                   // 18: credence.broker.v1.Bundle
-	(*ReportRequest)(nil),            // 19: credence.broker.v1.ReportRequest
-	(*Refusal)(nil),                  // 20: credence.broker.v1.Refusal
-	(*ReportResponse)(nil),           // 21: credence.broker.v1.ReportResponse
-	(*Exchange)(nil),                 // 22: credence.broker.v1.Exchange
-	(*JoinRequest_Start)(nil),        // 23: credence.broker.v1.JoinRequest.Start
-	nil,                              // 24: credence.broker.v1.Workload.FactsEntry
-	nil,                              // 25: credence.broker.v1.Workload.ProofsEntry
-	(*IssueX509Request_Item)(nil),    // 26: credence.broker.v1.IssueX509Request.Item
-	(*IssueX509Response_Result)(nil), // 27: credence.broker.v1.IssueX509Response.Result
-	nil,                              // 28: credence.broker.v1.X509SVID.DependsEntry
-	nil,                              // 29: credence.broker.v1.JWTSVID.DependsEntry
-	(*WatchRequest_Since)(nil),       // 30: credence.broker.v1.WatchRequest.Since
-	nil,                              // 31: credence.broker.v1.Refusal.FactsEntry
+	(*Cutoff)(nil),                   // 17: credence.broker.v1.Cutoff
+	(*Change)(nil),                   // 18: credence.broker.v1.Change
+	(*Bundle)(nil),                   // 19: credence.broker.v1.Bundle
+	(*ReportRequest)(nil),            // 20: credence.broker.v1.ReportRequest
+	(*Refusal)(nil),                  // 21: credence.broker.v1.Refusal
+	(*ReportResponse)(nil),           // 22: credence.broker.v1.ReportResponse
+	(*Exchange)(nil),                 // 23: credence.broker.v1.Exchange
+	(*JoinRequest_Start)(nil),        // 24: credence.broker.v1.JoinRequest.Start
+	nil,                              // 25: credence.broker.v1.Workload.FactsEntry
+	nil,                              // 26: credence.broker.v1.Workload.ProofsEntry
+	(*IssueX509Request_Item)(nil),    // 27: credence.broker.v1.IssueX509Request.Item
+	(*IssueX509Response_Result)(nil), // 28: credence.broker.v1.IssueX509Response.Result
+	nil,                              // 29: credence.broker.v1.X509SVID.DependsEntry
+	nil,                              // 30: credence.broker.v1.JWTSVID.DependsEntry
+	(*WatchRequest_Since)(nil),       // 31: credence.broker.v1.WatchRequest.Since
+	nil,                              // 32: credence.broker.v1.Refusal.FactsEntry
 }
 var file_broker_api_node_proto_depIdxs = []int32{
-	23, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
+	24, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
 	3,  // 1: credence.broker.v1.JoinResponse.joined:type_name -> credence.broker.v1.Joined
-	24, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
-	25, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
-	26, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
-	27, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
+	25, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
+	26, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
+	27, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
+	28, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
 	10, // 6: credence.broker.v1.X509SVID.targets:type_name -> credence.broker.v1.Target
-	28, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
+	29, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
 	5,  // 8: credence.broker.v1.IssueJWTRequest.workload:type_name -> credence.broker.v1.Workload
 	13, // 9: credence.broker.v1.IssueJWTResponse.svids:type_name -> credence.broker.v1.JWTSVID
 	14, // 10: credence.broker.v1.IssueJWTResponse.denial:type_name -> credence.broker.v1.Denial
-	29, // 11: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
-	30, // 12: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
-	18, // 13: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
-	17, // 14: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
-	22, // 15: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
-	20, // 16: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
-	31, // 17: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
-	4,  // 18: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
-	5,  // 19: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
-	7,  // 20: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
-	9,  // 21: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
-	14, // 22: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
-	4,  // 23: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 24: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 25: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
-	0,  // 26: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
-	2,  // 27: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
-	6,  // 28: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
-	11, // 29: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
-	15, // 30: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
-	19, // 31: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
-	1,  // 32: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
-	3,  // 33: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
-	8,  // 34: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
-	12, // 35: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
-	16, // 36: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
-	21, // 37: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
-	32, // [32:38] is the sub-list for method output_type
-	26, // [26:32] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	30, // 11: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
+	31, // 12: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
+	19, // 13: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
+	18, // 14: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
+	17, // 15: credence.broker.v1.WatchResponse.cutoffs:type_name -> credence.broker.v1.Cutoff
+	23, // 16: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
+	21, // 17: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
+	32, // 18: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
+	4,  // 19: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
+	5,  // 20: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
+	7,  // 21: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
+	9,  // 22: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
+	14, // 23: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
+	4,  // 24: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 25: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 26: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
+	0,  // 27: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
+	2,  // 28: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
+	6,  // 29: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
+	11, // 30: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
+	15, // 31: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
+	20, // 32: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
+	1,  // 33: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
+	3,  // 34: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
+	8,  // 35: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
+	12, // 36: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
+	16, // 37: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
+	22, // 38: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
+	33, // [33:39] is the sub-list for method output_type
+	27, // [27:33] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_node_proto_init() }
@@ -2128,7 +2215,7 @@ func file_broker_api_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_node_proto_rawDesc), len(file_broker_api_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

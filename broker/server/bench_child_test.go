@@ -148,6 +148,7 @@ func benchBroker(ctx context.Context, dir string) (benchPlace, func() error, err
 	}
 	b, err := broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: tokenMethod(st, time.Now), Issuer: auth, Store: st, Audit: record, Policy: &broker.Policy{Set: empty}, Log: log,
+		Record: record, Index: st, Origin: "broker", DenyFile: filepath.Join(dir, "revoked.jsonl"),
 	})
 	if err != nil {
 		return place, nil, err
@@ -170,7 +171,8 @@ func benchBroker(ctx context.Context, dir string) (benchPlace, func() error, err
 	if err != nil {
 		return place, nil, err
 	}
-	ended := make(chan error, 3)
+	ended := make(chan error, 4)
+	go func() { ended <- b.Run(ctx) }()
 	go func() { ended <- auth.Run(ctx) }()
 	go func() { ended <- peers.Run(ctx) }()
 	go func() { ended <- s.Run(ctx, listeners) }()
@@ -178,7 +180,7 @@ func benchBroker(ctx context.Context, dir string) (benchPlace, func() error, err
 		return place, nil, err
 	}
 	return place, func() error {
-		err := errors.Join(<-ended, <-ended, <-ended)
+		err := errors.Join(<-ended, <-ended, <-ended, <-ended)
 		if errors.Is(err, context.Canceled) {
 			err = nil
 		}

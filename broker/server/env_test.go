@@ -218,6 +218,7 @@ func (e *env) open() {
 	e.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: e.methodOf, Issuer: e.authority, Store: e.store, Audit: e.audit,
 		Policy: &broker.Policy{Set: empty}, Log: log, Now: e.now, JoinTime: e.joinTime,
+		Record: e.audit, Index: e.store, Origin: "broker", DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
 	})
 	check(err)
 	var discovery http.Handler
@@ -302,6 +303,7 @@ func (e *env) run() {
 	var running sync.WaitGroup
 	running.Go(func() { e.authority.Run(ctx) })
 	running.Go(func() { e.config.Peers.Run(ctx) })
+	running.Go(func() { e.broker.Run(ctx) })
 	running.Go(func() { e.failed = e.server.Run(ctx, e.listeners) })
 	go func() { running.Wait(); close(e.stopped) }()
 	e.t.Cleanup(e.close)

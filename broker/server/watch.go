@@ -68,7 +68,7 @@ func (n nodeService) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api
 		return n.fail(ctx, fmt.Errorf("%w: a watch begins with since", broker.ErrRequest))
 	}
 	node := callerNode(ctx)
-	session := n.s.cfg.Broker.Watch(node.ID)
+	session := n.s.cfg.Broker.Watch(node)
 	defer session.Close()
 	if n.s.cfg.Broker.Sessions(node.ID) > maxWatches { // counted with this one: never more, however many come at once
 		return status.Errorf(codes.ResourceExhausted, "this node watches %d times already", maxWatches)
@@ -119,6 +119,9 @@ func (w *watcher) run(ctx context.Context, ended <-chan error) error {
 		if evicted {
 			return status.Error(codes.PermissionDenied, "this node has been evicted")
 		}
+		if w.session.Stale() {
+			return status.Error(codes.Unavailable, "the SVID under which this stream was opened is revoked; show a newer one")
+		}
 		var next <-chan time.Time
 		if len(w.paced) > 0 {
 			next = time.After(paceStep)
@@ -157,13 +160,26 @@ func (w *watcher) tell(ctx context.Context) (evicted bool, err error) {
 	if wanted := w.s.wantedFacts(); !w.whole || !slices.Equal(wanted, w.wanted) {
 		m.WantedFacts, m.WantedSet, w.wanted = wanted, true, wanted
 	}
-	if w.whole && len(m.Changes) == 0 && len(m.Bundles) == 0 && len(m.Removed) == 0 && !m.WantedSet {
+	w.cutoffs(m)
+	if w.whole && len(m.Changes) == 0 && len(m.Bundles) == 0 && len(m.Removed) == 0 && !m.WantedSet && !m.CutoffsSet {
 		return evicted, nil
 	}
 	head := w.s.cfg.Audit.Head()
 	m.AuditHead, m.AuditSequence = head.Hash[:], head.Sequence
 	w.whole = true
 	return evicted, w.send(m)
+}
+
+// cutoffs adds what agents hold tokens against, if it changed.
+func (w *watcher) cutoffs(m *api.WatchResponse) {
+	all, changed := w.session.Cutoffs()
+	if !changed {
+		return
+	}
+	m.CutoffsSet = true
+	for _, c := range all {
+		m.Cutoffs = append(m.Cutoffs, &api.Cutoff{Kind: c.Kind, Value: c.Value, Before: c.Before.UnixMilli()})
+	}
 }
 
 // pace returns what goes out now.

@@ -11,7 +11,8 @@ import (
 	"github.com/credence-id/credence/broker/identity"
 )
 
-const nodeColumns = `id, revision, name, method, join_rule, durable_key, facts, joined_at, serial, previous_serial, expires_at, evicted_at`
+const nodeColumns = `id, revision, name, method, join_rule, durable_key, facts, joined_at, serial, previous_serial, expires_at, evicted_at,
+	issued_at, previous_issued_at, authority, previous_authority`
 
 // Nodes returns all nodes, by ID.
 func (s *Store) Nodes(ctx context.Context) ([]broker.Node, error) {
@@ -36,10 +37,11 @@ func (s *Store) Nodes(ctx context.Context) ([]broker.Node, error) {
 
 func scanNode(row interface{ Scan(...any) error }) (broker.Node, error) {
 	var n broker.Node
-	var revision, joined, expires int64
+	var revision, joined, expires, issued, previous int64
 	var evicted sql.NullInt64
 	var facts []byte
-	err := row.Scan(&n.ID, &revision, &n.Name, &n.Method, &n.JoinRule, &n.DurableKey, &facts, &joined, &n.Serial, &n.PreviousSerial, &expires, &evicted)
+	err := row.Scan(&n.ID, &revision, &n.Name, &n.Method, &n.JoinRule, &n.DurableKey, &facts, &joined, &n.Serial, &n.PreviousSerial, &expires, &evicted,
+		&issued, &previous, &n.Authority, &n.PreviousAuthority)
 	if err != nil {
 		return broker.Node{}, err
 	}
@@ -47,7 +49,7 @@ func scanNode(row interface{ Scan(...any) error }) (broker.Node, error) {
 		return broker.Node{}, fmt.Errorf("node %s: %w", n.ID, err)
 	}
 	n.Revision, n.JoinedAt, n.ExpiresAt = uint64(revision), fromMillis(joined), fromMillis(expires)
-	n.EvictedAt = fromMillis(evicted.Int64)
+	n.EvictedAt, n.IssuedAt, n.PreviousIssuedAt = fromMillis(evicted.Int64), fromMillis(issued), fromMillis(previous)
 	return n, nil
 }
 
@@ -69,11 +71,13 @@ func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 		if err := admissible(ctx, tx, n); err != nil {
 			return err
 		}
-		const write = `INSERT INTO node (` + nodeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL)
+		const write = `INSERT INTO node (` + nodeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, $12, $13, $14, $15)
 			ON CONFLICT (id) DO UPDATE SET revision = $2, name = $3, method = $4, join_rule = $5, durable_key = $6, facts = $7,
-				joined_at = $8, serial = $9, previous_serial = $10, expires_at = $11, evicted_at = NULL`
+				joined_at = $8, serial = $9, previous_serial = $10, expires_at = $11, evicted_at = NULL,
+				issued_at = $12, previous_issued_at = $13, authority = $14, previous_authority = $15`
 		_, err := tx.ExecContext(ctx, write, n.ID, revision, n.Name, n.Method, n.JoinRule, n.DurableKey, facts,
-			millis(n.JoinedAt), bytesOf(n.Serial), bytesOf(n.PreviousSerial), millis(n.ExpiresAt))
+			millis(n.JoinedAt), bytesOf(n.Serial), bytesOf(n.PreviousSerial), millis(n.ExpiresAt),
+			millis(n.IssuedAt), millis(n.PreviousIssuedAt), n.Authority, n.PreviousAuthority)
 		n.Revision = uint64(revision)
 		return err
 	})

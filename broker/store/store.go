@@ -1,5 +1,7 @@
 // Package store keeps what must survive: resources with their revisions,
-// nodes and bans, join tokens, the records of authorities, peers' bundles.
+// nodes and bans, join tokens, the records of authorities, peers' bundles,
+// revocations, and the issuance index, which can be made anew from the audit
+// records.
 //
 // It trusts its database and the directory that it lies in. Private keys are
 // kept elsewhere (broker/keys), the record of what was done too
@@ -27,7 +29,7 @@ import (
 )
 
 // schemaVersion is what this program writes and reads.
-const schemaVersion = 2
+const schemaVersion = 3
 
 //go:embed schema/*.sql
 var schema embed.FS

@@ -3,7 +3,9 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/broker/store/storetest"
@@ -314,4 +318,72 @@ func TestOpenEnds(t *testing.T) {
 		t.Fatalf("the error is %v", err)
 	}
 	open(t, dir)
+}
+
+// TestOldSchema brings a database of the first schema up: what it did not know
+// of a node's SVIDs stays unknown.
+func TestOldSchema(t *testing.T) {
+	dir := t.TempDir()
+	first, err := os.ReadFile("schema/001.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	alter(t, dir, `CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), schema_version BIGINT NOT NULL, revision BIGINT NOT NULL);
+		INSERT INTO head VALUES (1, 1, 5);`+string(first)+`
+		INSERT INTO node VALUES ('spiffe://example.org/credence/node/n1', 5, 'n1', 'token', '', 'token:n1', '{"node.name":["n1"]}', 1, x'01', x'', 2, NULL);`)
+	nodes, err := open(t, dir).Nodes(t.Context())
+	if err != nil || len(nodes) != 1 || nodes[0].Name != "n1" || !nodes[0].IssuedAt.IsZero() || nodes[0].Authority != "" {
+		t.Errorf("nodes %v (%v)", nodes, err)
+	}
+}
+
+// BenchmarkIndex is what one SVID costs in the issuance index, in batches as
+// the indexer writes them, beside rows that are there already.
+func BenchmarkIndex(b *testing.B) {
+	for _, row := range []struct {
+		name           string
+		standing, size int
+	}{{"empty, 256 a batch", 0, 256}, {"100k rows, 256 a batch", 100_000, 256}, {"100k rows, 16 a batch", 100_000, 16}} {
+		b.Run(row.name, func(b *testing.B) {
+			s, err := store.Open(b.Context(), store.Config{Dir: b.TempDir()})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			next := 0
+			add := func(n int) {
+				rows := make([]broker.Issued, n)
+				for i := range rows {
+					next++
+					sum := sha256.Sum256([]byte(fmt.Sprint(next)))
+					rows[i] = broker.Issued{
+						Kind: broker.KindX509, Serial: hex.EncodeToString(sum[:16]), SPIFFEID: fmt.Sprintf("spiffe://example.org/ns/shop/w%d", next%5000),
+						Identity: fmt.Sprintf("w%d", next%5000), Revision: 7, Node: fmt.Sprintf("spiffe://example.org/credence/node/n%d", next%1000),
+						Authority: "0123456789abcdef0123456789abcdef", IssuedAt: time.UnixMilli(int64(next)), ExpiresAt: time.UnixMilli(int64(next) + 3_600_000), Record: uint64(next),
+					}
+				}
+				if err := s.AddIssued(b.Context(), "b1", audit.Ref{Sequence: uint64(next)}, rows); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for next < row.standing {
+				add(5000)
+			}
+			b.ResetTimer()
+			before := cpu(b)
+			for n := 0; n < b.N; n += row.size {
+				add(row.size)
+			}
+			b.ReportMetric(float64(cpu(b)-before)/float64(b.N)/1e3, "cpu-µs/row")
+		})
+	}
+}
+
+// cpu is what this process has used.
+func cpu(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -123,6 +123,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	}
 	p.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: joinMethod(p.store, o.now), Issuer: p.authority, Store: p.store, Audit: p.audit,
+		Record: p.audit, Index: p.store, Origin: "broker", DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
 		Policy: &broker.Policy{Set: empty}, Now: o.now, Log: o.log,
 	})
 	if err != nil {
@@ -164,10 +165,11 @@ func adminActor(ctx context.Context) string {
 func (p *brokerParts) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	errs := make(chan error, 3)
+	errs := make(chan error, 4)
 	var running sync.WaitGroup
 	running.Go(func() { errs <- p.authority.Run(ctx); cancel() })
 	running.Go(func() { errs <- p.peers.Run(ctx); cancel() })
+	running.Go(func() { errs <- p.broker.Run(ctx); cancel() })
 	running.Go(func() { errs <- p.server.Run(ctx, p.listeners); cancel() })
 	running.Wait()
 	close(errs)

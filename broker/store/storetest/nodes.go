@@ -20,6 +20,7 @@ func (e *env) node(name string) broker.Node {
 	return broker.Node{
 		ID: "spiffe://example.org/credence/node/" + name, Name: name, Method: "token", DurableKey: "token:" + name,
 		Facts: facts, JoinedAt: e.time, Serial: []byte{0, 1, 255}, ExpiresAt: e.time.Add(4 * time.Hour),
+		IssuedAt: e.time, Authority: "a1",
 	}
 }
 
@@ -33,6 +34,7 @@ func nodes(e *env) {
 	e.must(err)
 
 	n.PreviousSerial, n.Serial, n.ExpiresAt = n.Serial, []byte{2}, n.ExpiresAt.Add(time.Hour)
+	n.PreviousIssuedAt, n.PreviousAuthority, n.IssuedAt, n.Authority = n.IssuedAt, n.Authority, n.IssuedAt.Add(time.Hour), "a2"
 	renewed, err := e.SaveNode(e.Context(), n)
 	e.must(err)
 	n.Revision = 3

@@ -1,0 +1,23 @@
+package broker
+
+import (
+	"context"
+	"log/slog"
+	"os"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// ParseDenyFile reads a deny file with a text.
+func ParseDenyFile(path string, td spiffeid.TrustDomain, text []byte) ([]Cutoff, error) {
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		return nil, err
+	}
+	_, all, err := openDenyFile(path, td)
+	return all, err
+}
+
+// RunIndexer copies a record to an index until ctx ends.
+func RunIndexer(ctx context.Context, record Follower, index Index) {
+	newIndexer(Config{Record: record, Index: index, Origin: "b1", Log: slog.New(slog.DiscardHandler)}).run(ctx)
+}
