@@ -101,6 +101,7 @@ type Agent struct {
 	link    atomic.Pointer[link]
 	linking sync.Mutex // held while link is replaced
 	bundles bundles
+	cutoffs atomic.Pointer[Cutoffs]
 	wanted  atomic.Pointer[map[string]bool]
 	ready   chan struct{}
 	once    sync.Once

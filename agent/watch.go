@@ -127,13 +127,16 @@ func relinked(ctx context.Context, err error) error {
 	return err
 }
 
-// heed does what a message says: erase first, then bundles, then what to ask
-// for again.
+// heed does what a message says: erase first, then what is revoked and bundles,
+// then what to ask for again.
 func (a *Agent) heed(ctx context.Context, m *api.WatchResponse, first bool) {
 	for _, c := range m.GetChanges() {
 		if c.GetErase() {
 			a.erase(c.GetSet())
 		}
+	}
+	if err := a.takeCutoffs(m); err != nil {
+		a.cfg.Log.ErrorContext(ctx, "what is revoked cannot be read; no JWT-SVID is validated", "error", err)
 	}
 	a.take(ctx, m)
 	if m.GetWantedSet() {

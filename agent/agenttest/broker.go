@@ -50,6 +50,7 @@ type Broker struct {
 	acked   uint64
 	bundles []*api.Bundle
 	wanted  []string
+	cutoffs []*api.Cutoff
 	streams map[chan *api.WatchResponse]bool
 	gone    chan struct{} // closed to end all Watch streams
 	reason  error
@@ -187,6 +188,14 @@ func (b *Broker) Want(names ...string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.wanted = names
+}
+
+// Revoke sets what JWT-SVIDs are held against from now on.
+func (b *Broker) Revoke(all ...*api.Cutoff) {
+	b.mu.Lock()
+	b.cutoffs = all
+	b.mu.Unlock()
+	b.Push(&api.WatchResponse{Revision: 3, Cutoffs: all, CutoffsSet: true})
 }
 
 // AddBundle tells agents of a trust domain's bundle, also those that connect
@@ -371,7 +380,7 @@ func (b *Broker) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api.Wat
 	}
 	push := make(chan *api.WatchResponse, 64)
 	b.mu.Lock()
-	first := &api.WatchResponse{Revision: 1, Bundles: slices.Clone(b.bundles), WantedFacts: b.wanted, WantedSet: true}
+	first := &api.WatchResponse{Revision: 1, Bundles: slices.Clone(b.bundles), WantedFacts: b.wanted, WantedSet: true, Cutoffs: b.cutoffs, CutoffsSet: true}
 	gone := b.gone
 	b.streams[push] = true
 	b.note()

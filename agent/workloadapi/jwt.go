@@ -3,6 +3,7 @@ package workloadapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -95,7 +96,8 @@ func jwks(b *agent.Bundle) ([]byte, error) {
 }
 
 // ValidateJWTSVID validates a token for the caller, under the bundles that the
-// caller may use (SPIFFE Workload API §6.2.3). Numbers above 2^53 lose
+// caller may use (SPIFFE Workload API §6.2.3), and against what the broker has
+// revoked of our own: as long as that is not known, none is valid. Numbers above 2^53 lose
 // precision in the claims that it returns: google.protobuf.Struct holds
 // doubles.
 func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
@@ -115,7 +117,10 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVI
 	if err != nil {
 		return nil, s.fail(ctx, err)
 	}
-	id, claims, err := validate(r.GetSvid(), r.GetAudience(), u.Bundles, s.cfg.Now())
+	id, claims, err := validate(r.GetSvid(), r.GetAudience(), u.Bundles, s.cfg.Agent.Cutoffs(), s.cfg.Now())
+	if errors.Is(err, agent.ErrUnavailable) {
+		return nil, s.fail(ctx, err)
+	}
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "the JWT-SVID is not valid: %v", err)
 	}

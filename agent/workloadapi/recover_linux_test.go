@@ -31,6 +31,8 @@ func (broken) TrustDomain() spiffeid.TrustDomain {
 
 func (broken) Identities(*caller.Process) *agent.Identities { panic("a bug in a stream") }
 
+func (broken) Cutoffs() *agent.Cutoffs { panic("a bug in a validation") }
+
 func (broken) JWT(context.Context, *caller.Process, []string, spiffeid.ID) ([]agent.JWTSVID, error) {
 	panic("a bug in a call")
 }

@@ -47,8 +47,9 @@ func on(curve elliptic.Curve) func(crypto.PublicKey) bool {
 }
 
 // validate holds a token against all rules of SPIFFE JWT-SVID for a validator,
-// with keys of the trust domain of its subject alone. iat limits nothing.
-func validate(token, audience string, bundles map[spiffeid.TrustDomain]*agent.Bundle, now time.Time) (spiffeid.ID, map[string]any, error) {
+// with keys of the trust domain of its subject alone, and against what is
+// revoked. But for that, iat limits nothing.
+func validate(token, audience string, bundles map[spiffeid.TrustDomain]*agent.Bundle, revoked *agent.Cutoffs, now time.Time) (spiffeid.ID, map[string]any, error) {
 	var none spiffeid.ID
 	if audience == "" { // then no token is for us (SPIFFE JWT-SVID §3.2)
 		return none, nil, errors.New("no audience to validate it for")
@@ -76,7 +77,8 @@ func validate(token, audience string, bundles map[spiffeid.TrustDomain]*agent.Bu
 	if err != nil {
 		return none, nil, err
 	}
-	if err := verify(parsed, alg, kid, bundle); err != nil {
+	key, err := verify(parsed, alg, kid, bundle)
+	if err != nil {
 		return none, nil, err
 	}
 	if err := checkTimes(unsafe, now); err != nil {
@@ -88,6 +90,9 @@ func validate(token, audience string, bundles map[spiffeid.TrustDomain]*agent.Bu
 	}
 	if !slices.Contains(audiences, audience) {
 		return none, nil, fmt.Errorf("it is not for audience %q", audience)
+	}
+	if err := revoked.Check(id, key, claimTime(unsafe, "iat"), claimTime(unsafe, "exp")); err != nil {
+		return none, nil, err
 	}
 	return id, unsafe, nil
 }
@@ -203,9 +208,19 @@ func subject(claims map[string]any) (spiffeid.ID, error) {
 	return id, nil
 }
 
+// claimTime reads a time that has been checked, or one whose absence or
+// nonsense is the zero time.
+func claimTime(claims map[string]any, name string) time.Time {
+	n, ok := claims[name].(float64)
+	if !ok || math.IsNaN(n) || n <= 0 || n > 1<<53 {
+		return time.Time{}
+	}
+	return time.Unix(int64(n), 0)
+}
+
 // verify checks the signature with the key that kid names, or, without one,
-// with each that fits.
-func verify(parsed *jose.JSONWebSignature, alg jose.SignatureAlgorithm, kid string, bundle *agent.Bundle) error {
+// with each that fits, and returns the ID of the key.
+func verify(parsed *jose.JSONWebSignature, alg jose.SignatureAlgorithm, kid string, bundle *agent.Bundle) (string, error) {
 	tried := 0
 	for id, key := range bundle.JWTAuthorities {
 		if (kid != "" && id != kid) || !algs[alg](key) {
@@ -213,13 +228,13 @@ func verify(parsed *jose.JSONWebSignature, alg jose.SignatureAlgorithm, kid stri
 		}
 		tried++
 		if _, err := parsed.Verify(key); err == nil {
-			return nil
+			return id, nil
 		}
 	}
 	if tried == 0 {
-		return fmt.Errorf("no JWT authority %q for %s in the bundle of %s", kid, alg, bundle.TrustDomain)
+		return "", fmt.Errorf("no JWT authority %q for %s in the bundle of %s", kid, alg, bundle.TrustDomain)
 	}
-	return errors.New("its signature does not verify")
+	return "", errors.New("its signature does not verify")
 }
 
 func checkTimes(claims map[string]any, now time.Time) error {

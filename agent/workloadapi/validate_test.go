@@ -20,6 +20,7 @@ import (
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/workloadapi"
+	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/federation/federationtest"
 )
 
@@ -247,7 +248,7 @@ func TestValidateVectors(t *testing.T) {
 			default:
 				audience = r.audience
 			}
-			id, got, err := workloadapi.Validate(token, audience, s.bundles, now)
+			id, got, err := workloadapi.Validate(token, audience, s.bundles, nothing(t), now)
 			if r.accept != (err == nil) {
 				t.Fatalf("accepted: %v, want %v: %v", err == nil, r.accept, err)
 			}
@@ -286,10 +287,67 @@ func TestSubjectVectors(t *testing.T) {
 				t.Fatal(err)
 			}
 			claims := fmt.Sprintf(`{"sub":%s,"aud":"reports","exp":%d}`, sub, now.Unix()+300)
-			id, _, err := workloadapi.Validate(s.token(t, jose.ES256, "k256", `{"alg":"ES256","kid":"k256"}`, claims), "reports", bundles, now)
+			id, _, err := workloadapi.Validate(s.token(t, jose.ES256, "k256", `{"alg":"ES256","kid":"k256"}`, claims), "reports", bundles, nothing(t), now)
 			want := v.Valid() && v.ID != "ID-001" // no workload's: it has no path
 			if (err == nil) != want || (want && id.String() != v.Input) {
 				t.Errorf("%.80q gave %q, %v: %s", v.Input, id, err, v.Reason)
+			}
+		})
+	}
+}
+
+// nothing is revoked.
+func nothing(t testing.TB) *agent.Cutoffs { return revoked(t) }
+
+func revoked(t testing.TB, all ...*api.Cutoff) *agent.Cutoffs {
+	t.Helper()
+	c, err := agent.NewCutoffs(spiffeid.RequireTrustDomainFromString("example.org"), all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestValidateRevoked holds tokens against cut-offs: of their ID, and of the
+// key that signed them, which is the one that verifies and not the one named.
+func TestValidateRevoked(t *testing.T) {
+	t.Parallel()
+	s := newSigners(t)
+	now := time.Now()
+	issued := now.Add(-10 * time.Second).Truncate(time.Second)
+	const named, unnamed = `{"alg":"ES256","kid":"k256"}`, `{"alg":"ES256"}`
+	token := func(header, sub, kid, more string) string {
+		return s.token(t, jose.ES256, kid, header, fmt.Sprintf(`{"sub":%q,"aud":"reports","exp":%d%s}`, sub, issued.Unix()+240, more))
+	}
+	iat := fmt.Sprintf(`,"iat":%d`, issued.Unix()-60)
+	own := token(named, "spiffe://example.org/w", "k256", iat)
+	cut := func(kind, value string, before time.Time) *agent.Cutoffs {
+		return revoked(t, &api.Cutoff{Kind: kind, Value: value, Before: before.UnixMilli()})
+	}
+	after := issued.Add(time.Millisecond)
+	for name, row := range map[string]struct {
+		token   string
+		revoked *agent.Cutoffs
+		accept  bool
+	}{
+		"nothing is revoked":             {own, nothing(t), true},
+		"what is revoked is not known":   {own, nil, false},
+		"its ID":                         {own, cut("id", "spiffe://example.org/w", after), false},
+		"its ID, before it was issued":   {own, cut("id", "spiffe://example.org/w", issued), true},
+		"another ID":                     {own, cut("id", "spiffe://example.org/v", after), true},
+		"its key":                        {own, cut("authority", "k256", after), false},
+		"its key, before it was issued":  {own, cut("authority", "k256", issued), true},
+		"another key":                    {own, cut("authority", "rsa", after), true},
+		"its key, which it names not":    {token(unnamed, "spiffe://example.org/w", "k256", iat), cut("authority", "k256", after), false},
+		"it says not when":               {token(named, "spiffe://example.org/w", "k256", ""), cut("id", "spiffe://example.org/w", issued.Add(-time.Hour)), false},
+		"it says nonsense":               {token(named, "spiffe://example.org/w", "k256", `,"iat":"now"`), cut("id", "spiffe://example.org/w", issued.Add(-time.Hour)), false},
+		"it says nonsense, of no import": {token(named, "spiffe://example.org/w", "k256", `,"iat":"now"`), nothing(t), true},
+		"a peer's, of a key of our name": {s.token(t, jose.ES256, "peer", unnamed, fmt.Sprintf(`{"sub":"spiffe://peer.example/w","aud":"reports","exp":%d%s}`, issued.Unix()+240, iat)), cut("authority", "peer", after), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := workloadapi.Validate(row.token, "reports", s.bundles, row.revoked, now)
+			if row.accept != (err == nil) {
+				t.Errorf("accepted: %v, want %v: %v", err == nil, row.accept, err)
 			}
 		})
 	}
@@ -306,7 +364,7 @@ func FuzzValidate(f *testing.F) {
 		f.Add(token)
 	}
 	f.Fuzz(func(t *testing.T, token string) {
-		id, got, err := workloadapi.Validate(token, "reports", s.bundles, now)
+		id, got, err := workloadapi.Validate(token, "reports", s.bundles, nothing(t), now)
 		if err != nil {
 			return
 		}

@@ -50,6 +50,7 @@ const (
 type Agent interface {
 	TrustDomain() spiffeid.TrustDomain
 	Identities(*caller.Process) *agent.Identities
+	Cutoffs() *agent.Cutoffs
 	JWT(ctx context.Context, p *caller.Process, audiences []string, id spiffeid.ID) ([]agent.JWTSVID, error)
 }
 

@@ -404,6 +404,18 @@ func TestInterop(t *testing.T) {
 	if _, err := client.ValidateJWTSVID(ctx, foreign, "reports"); err != nil {
 		t.Errorf("a peer's token: %v", err)
 	}
+
+	b.Revoke(&api.Cutoff{Kind: "id", Value: "spiffe://example.org/a", Before: time.Now().UnixMilli()})
+	b.Await("the agent knows what is revoked", func() bool { return b.Acknowledged() >= 3 })
+	if _, err := client.ValidateJWTSVID(ctx, token.Marshal(), "more"); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "revoked") {
+		t.Errorf("revoked: %v", err)
+	}
+	b.Revoke(&api.Cutoff{Kind: "moon"})
+	b.Push(&api.WatchResponse{Revision: 4})
+	b.Await("the agent has read it", func() bool { return b.Acknowledged() >= 4 })
+	if _, err := client.ValidateJWTSVID(ctx, foreign, "reports"); status.Code(err) != codes.Unavailable {
+		t.Errorf("while what is revoked cannot be read: %v", err)
+	}
 }
 
 // watcher takes a go-spiffe client's updates.
