@@ -21,6 +21,7 @@ var mayImport = map[string][]string{
 	"broker/join/*":          {"broker/identity", "broker/join"},
 	"broker/authority":       {"broker/identity"},
 	"broker/keys/*":          {},
+	"broker/keys/*/*":        {"broker/keys/keystest"}, // the services' fakes
 	"broker/store":           {"broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
 	"broker/store/storetest": {"broker/store", "broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
 	"broker/audit":           {},
