@@ -24,7 +24,7 @@ import (
 
 func (s signers) refuse(t *testing.T, name, token string, now time.Time) {
 	t.Helper()
-	if id, _, err := workloadapi.Validate(token, "reports", s.bundles, now); err == nil {
+	if id, _, err := workloadapi.Validate(token, "reports", s.bundles, nothing(t), now); err == nil {
 		t.Errorf("%s: taken as %s", name, id)
 	}
 }
@@ -46,7 +46,7 @@ func TestAlgorithmsAreTheKeys(t *testing.T) {
 		for _, signed := range own {
 			for _, said := range algs {
 				token := s.token(t, signed, kid, fmt.Sprintf(`{"alg":%q,"kid":%q}`, said, kid), claims)
-				_, _, err := workloadapi.Validate(token, "reports", s.bundles, now)
+				_, _, err := workloadapi.Validate(token, "reports", s.bundles, nothing(t), now)
 				if want := said == string(signed); (err == nil) != want {
 					t.Errorf("%s signs %s and says %s: %v", kid, signed, said, err)
 				}
@@ -95,7 +95,7 @@ func TestClaimsOfATokenAreRequired(t *testing.T) {
 		}
 		return "{" + strings.Join(all, ",") + "}"
 	}
-	id, _, err := workloadapi.Validate(s.token(t, jose.ES256, "k256", header, text("", "")), "reports", s.bundles, now)
+	id, _, err := workloadapi.Validate(s.token(t, jose.ES256, "k256", header, text("", "")), "reports", s.bundles, nothing(t), now)
 	if err != nil || id.String() != "spiffe://example.org/w" {
 		t.Fatal(id, err)
 	}
@@ -110,7 +110,7 @@ func TestClaimsOfATokenAreRequired(t *testing.T) {
 		}
 	}
 	for _, aud := range []string{`"reports"`, `["reports"]`, `["other","reports"]`} { // both ways to write it
-		if _, _, err := workloadapi.Validate(s.token(t, jose.ES256, "k256", header, text("aud", aud)), "reports", s.bundles, now); err != nil {
+		if _, _, err := workloadapi.Validate(s.token(t, jose.ES256, "k256", header, text("aud", aud)), "reports", s.bundles, nothing(t), now); err != nil {
 			t.Errorf("aud %s: %v", aud, err)
 		}
 	}
@@ -180,7 +180,7 @@ func TestNothingThatATokenNamesIsFetched(t *testing.T) {
 		for _, sub := range []string{"spiffe://example.org/w", "spiffe://stranger.example/w", "spiffe://127.0.0.1/w", at} {
 			header := fmt.Sprintf(`{"alg":"ES256","kid":%q,"jku":%q,"x5u":%q,"iss":%q}`, kid, at, at, at)
 			claims := fmt.Sprintf(`{"sub":%q,"iss":%q,"jwks_uri":%q,"aud":["reports"],"exp":%d}`, sub, at, at, now.Unix()+300)
-			_, _, err := workloadapi.Validate(s.token(t, jose.ES256, kid, header, claims), "reports", s.bundles, now)
+			_, _, err := workloadapi.Validate(s.token(t, jose.ES256, kid, header, claims), "reports", s.bundles, nothing(t), now)
 			if want := kid == "k256" && sub == "spiffe://example.org/w"; (err == nil) != want {
 				t.Errorf("%s of %s: %v", sub, kid, err)
 			}
