@@ -171,16 +171,13 @@ func (p *Process) check() error {
 	if p.closed {
 		return fmt.Errorf("process %d: its connection is closed: %w", p.pid, ErrGone)
 	}
-	if err := p.alive(); err != nil {
-		return err
-	}
 	if err := p.sameStart(); err != nil {
 		return err
 	}
 	if err := p.sameExecutable(); err != nil {
 		return err
 	}
-	return p.alive() // what was read above was read of a living process
+	return p.alive() // last: what was read above was read of a living process
 }
 
 // sameStart compares the start time where the kernel has no pidfd. With one it

@@ -40,6 +40,7 @@ import (
 const (
 	maxMessage     = 64 << 10
 	maxStreams     = 64 // open calls on one connection
+	window         = 64 << 10
 	maxConnections = 1024
 	maxPerUID      = 128 // so that no user can keep the others out
 	maxAudiences   = 16
@@ -84,11 +85,18 @@ func New(cfg Config) *Server {
 func (s *Server) GRPC() *grpc.Server {
 	g := grpc.NewServer(
 		grpc.Creds(newLimiter(maxConnections, maxPerUID)),
-		grpc.UnaryInterceptor(s.unary),
-		grpc.StreamInterceptor(s.stream),
+		grpc.ChainUnaryInterceptor(RecoverUnary(s.cfg.Log), unary),
+		grpc.ChainStreamInterceptor(RecoverStream(s.cfg.Log), stream),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(8<<10),
+		// Fixed, gRPC sends no pings to measure a path that is none.
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
+		// Answers are small, and hundreds of connections stay open.
+		grpc.ReadBufferSize(4<<10),
+		grpc.WriteBufferSize(4<<10),
+		grpc.SharedWriteBuffer(true),
 		grpc.ConnectionTimeout(5*time.Second),
 	)
 	workload.RegisterSpiffeWorkloadAPIServer(g, s)

@@ -108,8 +108,7 @@ func (p *agentParts) run(ctx context.Context) error {
 	defer cancel()
 	workload := workloadapi.New(workloadapi.Config{Agent: p.agent, Log: p.log}).GRPC()
 	agentapi.RegisterCredentialsServer(workload, local.NewService(p.agent, p.log))
-	admin := grpc.NewServer(grpc.Creds(caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid())))))
-	agentapi.RegisterAdminServer(admin, agentAdmin{agent: p.agent})
+	admin := newAgentAdmin(p.agent, p.log)
 	errs := make(chan error, 3)
 	var running sync.WaitGroup
 	running.Go(func() { errs <- p.agent.Run(ctx); cancel() })
@@ -135,6 +134,17 @@ func (p *agentParts) close() {
 			_ = l.Close() // it may be closed already
 		}
 	}
+}
+
+// newAgentAdmin serves root and our own uid.
+func newAgentAdmin(a *agent.Agent, log *slog.Logger) *grpc.Server {
+	g := grpc.NewServer(
+		grpc.Creds(caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid())))),
+		grpc.UnaryInterceptor(workloadapi.RecoverUnary(log)),
+		grpc.StreamInterceptor(workloadapi.RecoverStream(log)),
+	)
+	agentapi.RegisterAdminServer(g, agentAdmin{agent: a})
+	return g
 }
 
 // agentAdmin answers the operator on the node.

@@ -13,6 +13,8 @@ var (
 	Run  = run
 
 	RunAt = runAt // by a clock that is off
+
+	NewAgentAdmin = newAgentAdmin
 )
 
 // What they look at by itself.
