@@ -17,8 +17,8 @@
 //   - D-12 a kid is of one key of the bundle, whatever its use.
 //   - D-13 CAs have keyCertSign and cRLSign, and no other usage.
 //   - D-15 an ID without a path gets neither certificate nor token.
-//   - D-16 no CA has name constraints: with them no validator takes a trust
-//     domain that looks like an address.
+//   - D-16 no CA has name constraints, but where the owner asks for them: with
+//     them no validator takes a trust domain that looks like an address.
 //   - D-20 tokens have no nbf: iat and notBefore lie back by what clocks differ.
 package authority
 
@@ -46,10 +46,25 @@ type Config struct {
 	Broker      string // whose issuing CA this is
 	Records     Records
 	Keys        Keys
-	RootKeys    Keys             // nil: Keys; opened only to sign an issuing CA
-	Lives       Lives            // zero fields take their defaults
-	Now         func() time.Time // nil means time.Now
-	Log         *slog.Logger     // nil discards
+	RootKeys    Keys  // nil: Keys; opened only to sign an issuing CA or a CRL
+	Lives       Lives // zero fields take their defaults
+
+	Upstream     Upstream // who certifies our CAs by itself; nil: our own root, or what Install brought
+	UpstreamName string   // for List and errors: "vault", "disk", "spiffe"; "csr" without an Upstream: no root of our own is made, Install is awaited
+	Anchor       string   // under a corporate root: "root" (default), the bundle holds it; "ours", it holds our CA's own certificate
+	SharedRoot   string   // what else that root signs: "dedicated" nothing, "shared" others too; empty refuses Anchor "root"
+
+	// NameConstraints has our CAs permit URIs of our trust domain only. Not
+	// every library reads such constraints: GnuTLS and rustls-webpki since
+	// 0.103.12 refuse every chain that has them, Mbed TLS refuses the critical
+	// extension, and rustls-webpki before that ignored them.
+	NameConstraints bool
+	// CRLURLs are the CRL distribution points in issuing CAs and SVIDs: each
+	// http:// or https://, with %s where the issuer's authority ID goes.
+	CRLURLs []string
+
+	Now func() time.Time // nil means time.Now
+	Log *slog.Logger     // nil discards
 }
 
 // An Authority signs SVIDs. Its methods may be called concurrently; signing
@@ -61,7 +76,13 @@ type Authority struct {
 	ready     chan struct{} // closed when RS256 can be signed
 	readyOnce sync.Once
 
-	ticking sync.Mutex // one Tick at a time; held while keys are made
+	ticking sync.Mutex // one Tick or act at a time; held while keys are made
+	tries   int        // of the upstream, failed one after the other; under ticking
+	tryAt   time.Time  // when to ask the upstream again; under ticking
+	asking  unused     // the key that the upstream is asked to certify; under ticking
+
+	lists    atomic.Pointer[revocations]
+	problems problems
 
 	mu          sync.Mutex // guards what follows, and is held while records are saved
 	publication Publication
@@ -79,6 +100,7 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 		return nil, err
 	}
 	a := &Authority{cfg: cfg, ready: make(chan struct{}), signers: map[string]crypto.Signer{}, stale: true}
+	a.lists.Store(&revocations{})
 	if err := a.sync(ctx); err != nil {
 		return nil, err
 	}
@@ -93,13 +115,24 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 	if err := a.change(ctx); err != nil {
 		return nil, err
 	}
+	// What works goes on working: only a start without anything that signs fails.
 	if _, err := a.renewIssuing(ctx); err != nil {
-		return nil, err
+		if ca := a.live.Load().issuing; ca == nil || !a.now().Before(ca.NotAfter) {
+			return nil, err
+		}
+		a.cfg.Log.ErrorContext(ctx, "the issuing CA is not renewed yet", "error", err)
+		if err := a.sync(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.Issuer != "" {
 		if _, err := a.rotateJWT(ctx, "ES256"); err != nil {
 			return nil, err
 		}
+	}
+	// CRLs that cannot be made now are made later: Tick says what stands in the way.
+	if _, err := a.renewCRLs(ctx); err != nil {
+		a.cfg.Log.ErrorContext(ctx, "CRLs are not made yet", "error", err)
 	}
 	return a, nil
 }
@@ -124,6 +157,9 @@ func complete(cfg Config) (Config, error) {
 	}
 	var err error
 	if cfg.Lives, err = cfg.Lives.complete(); err != nil {
+		return cfg, fmt.Errorf("opening the authority: %w", err)
+	}
+	if err := completeAnchor(&cfg); err != nil {
 		return cfg, fmt.Errorf("opening the authority: %w", err)
 	}
 	return cfg, nil
@@ -176,11 +212,18 @@ func (a *Authority) OIDCKeys() []PublicKey {
 }
 
 // Pin is what an agent that has no bundle yet may trust: "sha256:" and the
-// lower-case hex SHA-256 of the root's SubjectPublicKeyInfo.
+// lower-case hex SHA-256 of the active root's SubjectPublicKeyInfo. It is empty
+// as long as there is no root.
 func (a *Authority) Pin() string {
 	roots := a.live.Load().of(Root, "")
 	i := slices.IndexFunc(roots, func(r Record) bool { return r.State == Active })
-	return "sha256:" + digest(roots[max(i, 0)].PublicKey).String()
+	if i < 0 {
+		i = slices.IndexFunc(roots, Record.published)
+	}
+	if i < 0 {
+		return ""
+	}
+	return "sha256:" + digest(roots[i].PublicKey).String()
 }
 
 // sync reads the records again where a failed save left it open what is
@@ -226,6 +269,9 @@ func (a *Authority) changeLocked(ctx context.Context, changed ...Record) error {
 	if err != nil {
 		return err
 	}
+	if err := a.checkNext(next); err != nil {
+		return err
+	}
 	if !next.bundle.is(publication.Digest) {
 		// SPIFFE Trust Domain and Bundle §4.1.1: it grows at every change, also
 		// when an old state of the store comes back.
@@ -242,6 +288,25 @@ func (a *Authority) changeLocked(ctx context.Context, changed ...Record) error {
 		return err
 	}
 	a.install(next, publication)
+	return nil
+}
+
+// checkNext holds what no change may break, whoever asked for it: an issuing
+// chain is used only if the bundle last published verifies it, and so does the
+// next; what signs is replaced, never lost.
+func (a *Authority) checkNext(next *snapshot) error {
+	last := a.live.Load()
+	switch ca := next.issuing; {
+	case ca == nil && last.issuing != nil:
+		return errors.New("changing authorities: no issuing CA would be left that the bundle verifies")
+	case ca != nil && (last.issuing == nil || last.issuing.ID != ca.ID) && !last.bundle.verifies(ca):
+		return fmt.Errorf("changing authorities: the bundle last published does not verify the CA %s", ca.ID)
+	}
+	for alg := range last.jwt {
+		if a.cfg.Issuer != "" && next.jwt[alg] == nil {
+			return fmt.Errorf("changing authorities: no active %s key would be left", alg)
+		}
+	}
 	return nil
 }
 
@@ -303,7 +368,7 @@ func (a *Authority) promise(ctx context.Context, id string, expiry time.Time) er
 		return nil // somebody else did
 	}
 	r.LastExpiry = expiry.Truncate(time.Hour).Add(time.Hour)
-	if r.Use == Issuing && r.LastExpiry.After(r.NotAfter) {
+	if r.Use != JWTKey && r.LastExpiry.After(r.NotAfter) {
 		r.LastExpiry = r.NotAfter
 	}
 	return a.changeLocked(ctx, r)

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -53,6 +54,20 @@ func (b *Bundle) vouchesFor(c *x509.Certificate) bool {
 	return false
 }
 
+// verifies says whether ca's chain leads to one of the bundle's roots, each
+// signed by the next, or is itself one of them.
+func (b *Bundle) verifies(ca *issuingCA) bool {
+	if len(ca.chain) == 0 {
+		return slices.ContainsFunc(b.X509Authorities, ca.cert.Equal)
+	}
+	for i, c := range ca.chain[1:] {
+		if ca.chain[i].CheckSignatureFrom(c) != nil {
+			return false
+		}
+	}
+	return b.vouchesFor(ca.chain[len(ca.chain)-1])
+}
+
 // makeBundle collects what is published, in the order of the records.
 func makeBundle(td spiffeid.TrustDomain, records []Record, sequence uint64, hint time.Duration) (*Bundle, error) {
 	b := &Bundle{TrustDomain: td, Sequence: sequence, RefreshHint: hint, changed: make(chan struct{})}
@@ -64,7 +79,7 @@ func makeBundle(td spiffeid.TrustDomain, records []Record, sequence uint64, hint
 			if err != nil {
 				return nil, err
 			}
-			if err := checkRoot(chain[0], td); err != nil {
+			if err := checkRoot(r, chain[0], td); err != nil {
 				return nil, fmt.Errorf("root %s: %w", r.ID, err)
 			}
 			b.X509Authorities = append(b.X509Authorities, chain[0])
@@ -97,9 +112,10 @@ type document struct {
 }
 
 // checkRoot refuses the root of another trust domain: a data directory given
-// to the wrong broker.
-func checkRoot(c *x509.Certificate, td spiffeid.TrustDomain) error {
-	if len(c.URIs) != 1 || c.URIs[0].String() != td.IDString() {
+// to the wrong broker. Who else made a root gave it any name.
+func checkRoot(r Record, c *x509.Certificate, td spiffeid.TrustDomain) error {
+	own := r.KeyRef != "" && selfSigned(c)
+	if own && (len(c.URIs) != 1 || c.URIs[0].String() != td.IDString()) {
 		return fmt.Errorf("its certificate is not one of %s", td)
 	}
 	if !c.IsCA {

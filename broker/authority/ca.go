@@ -2,7 +2,6 @@ package authority
 
 import (
 	"context"
-	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -16,36 +15,53 @@ import (
 	"time"
 )
 
-// makeRoot makes the trust domain's root where there is none. Records without
-// any root are not an empty store: to start anew would split the domain.
+// makeRoot makes the trust domain's root where there is none and nobody else's
+// is awaited. Records without any root are not an empty store: to start anew
+// would split the domain.
 func (a *Authority) makeRoot(ctx context.Context) error {
 	records := a.live.Load().records
 	if slices.ContainsFunc(records, func(r Record) bool { return r.Use == Root && r.published() }) {
+		return nil
+	}
+	if a.cfg.Upstream != nil || a.byHand() {
 		return nil
 	}
 	if len(records) > 0 {
 		return fmt.Errorf("opening the authority: %d authorities are kept, but no root that is published", len(records))
 	}
 	now := a.now()
-	r, signer, err := newRecord(ctx, a.cfg.RootKeys, Root, "P256")
+	r, err := a.newRoot(ctx, now)
 	if err != nil {
 		return err
 	}
-	template, err := a.caTemplate("Credence root", r, signer.Public(), now, now.Add(a.cfg.Lives.Root))
-	if err != nil {
-		return err
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, signer.Public(), signer)
-	if err != nil {
-		return fmt.Errorf("signing the root of %s: %w", a.cfg.TrustDomain, err)
-	}
-	r.Chain = [][]byte{der}
-	r.State, r.PublishedAt, r.ActivatedAt, r.NotAfter = Active, stamp(now), now, template.NotAfter
+	r.State, r.ActivatedAt = Active, now
 	if err := a.change(ctx, r); err != nil {
 		return err
 	}
 	a.cfg.Log.InfoContext(ctx, "root made", "authority", r.ID, "trust_domain", a.cfg.TrustDomain.Name(), "not_after", r.NotAfter)
 	return nil
+}
+
+// byHand says whether our first root is one that Install brings.
+func (a *Authority) byHand() bool { return a.cfg.Upstream == nil && a.cfg.UpstreamName == byHand }
+
+// newRoot makes a root of our own, published.
+func (a *Authority) newRoot(ctx context.Context, now time.Time) (Record, error) {
+	r, signer, err := newRecord(ctx, a.cfg.RootKeys, Root, "P256")
+	if err != nil {
+		return Record{}, err
+	}
+	template, err := a.caTemplate("Credence root", r, now, now.Add(a.cfg.Lives.Root))
+	if err != nil {
+		return Record{}, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, signer.Public(), signer)
+	if err != nil {
+		return Record{}, fmt.Errorf("signing the root of %s: %w", a.cfg.TrustDomain, err)
+	}
+	r.Chain = [][]byte{der}
+	r.State, r.PublishedAt, r.NotAfter = Published, stamp(now), template.NotAfter
+	return r, nil
 }
 
 // checkClock refuses to begin days before our own CAs were made: what is signed
@@ -66,38 +82,6 @@ func (a *Authority) checkClock() error {
 	return nil
 }
 
-// renewIssuing replaces this broker's issuing CA where there is none, or at
-// half of its life, and says when to look again.
-func (a *Authority) renewIssuing(ctx context.Context) (next time.Time, err error) {
-	now, s := a.now(), a.live.Load()
-	root, ok := activeRoot(s)
-	if !ok {
-		return time.Time{}, errors.New("renewing the issuing CA: there is no active root")
-	}
-	if s.issuing != nil {
-		if half := halfLife(s.issuing.cert); now.Before(half) {
-			return half, nil
-		}
-		if now.Before(s.issuing.NotAfter) && !s.issuing.NotAfter.Before(root.NotAfter) {
-			a.cfg.Log.WarnContext(ctx, "the root ends with the issuing CA: replace it", "authority", root.ID, "not_after", root.NotAfter)
-			return root.NotAfter, nil // another would not live longer
-		}
-	}
-	changed, err := a.newIssuing(ctx, now, root)
-	if err != nil {
-		return time.Time{}, err
-	}
-	if err := a.change(ctx, changed...); err != nil {
-		return time.Time{}, err
-	}
-	ca := a.live.Load().issuing
-	if ca == nil {
-		return time.Time{}, errors.New("renewing the issuing CA: the bundle does not vouch for it")
-	}
-	a.cfg.Log.InfoContext(ctx, "issuing CA active", "authority", ca.ID, "not_after", ca.NotAfter)
-	return halfLife(ca.cert), nil
-}
-
 func activeRoot(s *snapshot) (Record, bool) {
 	roots := s.of(Root, "")
 	i := slices.IndexFunc(roots, func(r Record) bool { return r.State == Active })
@@ -113,48 +97,44 @@ func halfLife(c *x509.Certificate) time.Time {
 	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)
 }
 
-// newIssuing has the root sign a new issuing CA, and returns every record that
-// this changes, those that stop being active first.
-func (a *Authority) newIssuing(ctx context.Context, now time.Time, root Record) ([]Record, error) {
-	if !now.Before(root.NotAfter) {
-		return nil, fmt.Errorf("renewing the issuing CA: root %s ended at %s", root.ID, root.NotAfter)
+// newIssuing makes an issuing CA that signer signs, active.
+func (a *Authority) newIssuing(ctx context.Context, now time.Time, signer Record) (Record, error) {
+	if !now.Before(signer.NotAfter) {
+		return Record{}, fmt.Errorf("renewing the issuing CA: %s %s ended at %s", signer.Use, signer.ID, signer.NotAfter)
 	}
-	parents, err := parseChain(root)
+	parents, err := parseChain(signer)
 	if err != nil {
-		return nil, err
+		return Record{}, err
 	}
-	rootKey, err := openKey(ctx, a.cfg.RootKeys, root)
+	signing, err := openKey(ctx, a.cfg.RootKeys, signer)
 	if err != nil {
-		return nil, err
+		return Record{}, err
 	}
-	r, signer, err := newRecord(ctx, a.cfg.Keys, Issuing, "P256")
+	r, key, err := newRecord(ctx, a.cfg.Keys, Issuing, "P256")
 	if err != nil {
-		return nil, err
+		return Record{}, err
 	}
-	notAfter := now.Add(a.cfg.Lives.Issuing)
-	if notAfter.After(root.NotAfter) {
-		notAfter = root.NotAfter
-	}
-	template, err := a.caTemplate("Credence issuing CA", r, signer.Public(), now, notAfter)
+	template, err := a.caTemplate("Credence issuing CA", r, now, earliest(now.Add(a.cfg.Lives.Issuing), signer.NotAfter))
 	if err != nil {
-		return nil, err
+		return Record{}, err
 	}
 	template.MaxPathLenZero = true // it signs leaves only
-	der, err := x509.CreateCertificate(rand.Reader, template, parents[0], signer.Public(), rootKey)
+	template.CRLDistributionPoints = a.crlURLs(signer.ID)
+	der, err := x509.CreateCertificate(rand.Reader, template, parents[0], key.Public(), signing)
 	if err != nil {
-		return nil, fmt.Errorf("signing the issuing CA of %s: %w", a.cfg.Broker, err)
+		return Record{}, fmt.Errorf("signing the issuing CA of %s: %w", a.cfg.Broker, err)
 	}
-	if err := a.checkChain(der, now); err != nil {
-		return nil, err
+	r.Broker, r.Parent, r.Chain = a.cfg.Broker, signer.ID, [][]byte{der}
+	if signer.Use == Domain {
+		r.Chain = append(r.Chain, signer.Chain...)
 	}
-	a.keep(r.ID, signer)
-	r.Broker, r.Chain = a.cfg.Broker, [][]byte{der}
-	r.State, r.PublishedAt, r.ActivatedAt, r.NotAfter = Active, stamp(now), now, notAfter
-	r.LastExpiry = firstPromise(now, notAfter)
-	if notAfter.After(root.LastExpiry) {
-		root.LastExpiry = notAfter
+	if err := a.checkChain(r, now); err != nil {
+		return Record{}, err
 	}
-	return append(a.outgoing(), root, r), nil
+	a.keep(r.ID, key)
+	r.State, r.PublishedAt, r.ActivatedAt, r.NotAfter = Active, stamp(now), now, template.NotAfter
+	r.LastExpiry = firstPromise(now, r.NotAfter)
+	return r, nil
 }
 
 // outgoing are this broker's issuing CAs that stop being active.
@@ -178,18 +158,22 @@ func firstPromise(now, most time.Time) time.Time {
 	return t
 }
 
-// checkChain refuses an issuing CA that our own bundle does not verify.
-func (a *Authority) checkChain(der []byte, now time.Time) error {
-	cert, err := x509.ParseCertificate(der)
+// checkChain refuses a CA that the bundle last published does not verify.
+func (a *Authority) checkChain(r Record, now time.Time) error {
+	chain, err := parseChain(r)
 	if err != nil {
-		return fmt.Errorf("checking the issuing CA of %s: %w", a.cfg.Broker, err)
+		return err
 	}
-	roots := x509.NewCertPool()
+	opts := x509.VerifyOptions{
+		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}
 	for _, c := range a.Bundle().X509Authorities {
-		roots.AddCert(c)
+		opts.Roots.AddCert(c)
 	}
-	opts := x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
-	if _, err := cert.Verify(opts); err != nil {
+	for _, c := range chain[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	if _, err := chain[0].Verify(opts); err != nil {
 		return fmt.Errorf("checking the issuing CA of %s against the bundle: %w", a.cfg.Broker, err)
 	}
 	return nil
@@ -201,19 +185,14 @@ var oidSerialNumber = asn1.ObjectIdentifier{2, 5, 4, 5}
 // caTemplate is a signing certificate (SPIFFE X509-SVID §3.2, §4): the trust
 // domain's own ID, keyCertSign and cRLSign, no extended usage. Its name is its
 // key's, so that no two CAs are mistaken for each other.
-func (a *Authority) caTemplate(name string, r Record, pub crypto.PublicKey, now, notAfter time.Time) (*x509.Certificate, error) {
+func (a *Authority) caTemplate(name string, r Record, now, notAfter time.Time) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
 	}
-	return &x509.Certificate{
-		SerialNumber: serial,
-		Subject: pkix.Name{
-			// X.520 bounds both at 64 characters; the URI has the whole name.
-			Organization: []string{a.cfg.TrustDomain.Name()[:min(64, len(a.cfg.TrustDomain.Name()))]},
-			CommonName:   name,
-			ExtraNames:   []pkix.AttributeTypeAndValue{{Type: oidSerialNumber, Value: r.ID}},
-		},
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               a.caName(name, r),
 		NotBefore:             now.Add(-a.cfg.Lives.Backdate),
 		NotAfter:              notAfter,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
@@ -221,7 +200,21 @@ func (a *Authority) caTemplate(name string, r Record, pub crypto.PublicKey, now,
 		IsCA:                  true,
 		SubjectKeyId:          subjectKeyID(r.PublicKey),
 		URIs:                  []*url.URL{a.cfg.TrustDomain.ID().URL()},
-	}, nil
+	}
+	if a.cfg.NameConstraints { // RFC 5280 §4.2.1.10: critical
+		template.PermittedDNSDomainsCritical = true
+		template.PermittedURIDomains = []string{a.cfg.TrustDomain.Name()}
+	}
+	return template, nil
+}
+
+func (a *Authority) caName(name string, r Record) pkix.Name {
+	td := a.cfg.TrustDomain.Name()
+	return pkix.Name{
+		Organization: []string{td[:min(64, len(td))]}, // X.520 bounds it; the URI has the whole name
+		CommonName:   name,
+		ExtraNames:   []pkix.AttributeTypeAndValue{{Type: oidSerialNumber, Value: r.ID}},
+	}
 }
 
 // subjectKeyID is the leftmost 160 bits of the SHA-256 of the whole

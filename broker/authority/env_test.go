@@ -61,6 +61,48 @@ type records struct {
 	failAt      int // the n-th save fails; 0: none
 	keptFirst   bool
 	check       func(map[string]authority.Record) error
+
+	revoked    []authority.Revocation
+	lists      map[string]authority.CRL
+	listSaves  int
+	failListAt int // as failAt, of SaveRevocations
+}
+
+func (r *records) Revocations(context.Context) ([]authority.Revocation, []authority.CRL, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.revoked), slices.Collect(maps.Values(r.lists)), nil
+}
+
+func (r *records) SaveRevocations(_ context.Context, added []authority.Revocation, lists []authority.CRL) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.listSaves++
+	if r.listSaves == r.failListAt && !r.keptFirst {
+		return errSave
+	}
+	for _, l := range lists {
+		if last, ok := r.lists[l.Issuer]; ok && last.Number.Cmp(l.Number) >= 0 {
+			return fmt.Errorf("CRL %s after %s", l.Number, last.Number)
+		}
+	}
+	for _, n := range added {
+		if !slices.ContainsFunc(r.revoked, func(o authority.Revocation) bool { return o.Issuer == n.Issuer && o.Serial.Cmp(n.Serial) == 0 }) {
+			r.revoked = append(r.revoked, n)
+		}
+	}
+	for _, l := range lists {
+		if r.lists == nil {
+			r.lists = map[string]authority.CRL{}
+		}
+		last := r.lists[l.Issuer].ThisUpdate
+		r.revoked = slices.DeleteFunc(r.revoked, func(o authority.Revocation) bool { return o.Issuer == l.Issuer && o.NotAfter.Before(last) })
+		r.lists[l.Issuer] = l
+	}
+	if r.listSaves == r.failListAt {
+		return errSave
+	}
+	return nil
 }
 
 func (r *records) Authorities(context.Context) ([]authority.Record, authority.Publication, error) {

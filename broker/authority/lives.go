@@ -15,6 +15,7 @@ type Lives struct {
 	RefreshHint time.Duration // 300 s
 	Backdate    time.Duration // 60 s: notBefore and iat lie before now
 	MaxJWT      time.Duration // 1 h: from a JWT-SVID's iat to its exp
+	CRL         time.Duration // 24 h from a CRL's making to its next update; made anew at half
 }
 
 const day = 24 * time.Hour
@@ -34,6 +35,7 @@ func (l Lives) complete() (Lives, error) {
 		{"refresh hint", &l.RefreshHint, 300 * time.Second, 10 * time.Minute},
 		{"backdating", &l.Backdate, time.Minute, 10 * time.Minute},
 		{"JWT-SVID", &l.MaxJWT, time.Hour, time.Hour},
+		{"CRL", &l.CRL, day, 30 * day},
 	} {
 		if *f.d == 0 {
 			*f.d = f.standard

@@ -62,6 +62,7 @@ func (a *Authority) Tick(ctx context.Context) (next time.Time, err error) {
 		note(a.rotateJWT(ctx, alg))
 	}
 	note(a.retire(ctx))
+	note(a.renewCRLs(ctx))
 	return next, errors.Join(errs...)
 }
 
@@ -220,12 +221,13 @@ func (a *Authority) removeOld(ctx context.Context, r Record) error {
 	return nil
 }
 
-// retire ends what has outlived its use: old issuing CAs and, without an
-// Issuer, JWT keys of a time that had one.
+// retire ends what has outlived its use: old CAs, roots that an act or the
+// upstream has put aside and, without an Issuer, JWT keys of a time that had
+// one.
 func (a *Authority) retire(ctx context.Context) (next time.Time, err error) {
 	now := a.now()
 	for _, r := range a.live.Load().records {
-		at, ok := a.retireAt(r)
+		at, ok := a.retireAt(a.live.Load(), r)
 		if !ok {
 			continue
 		}
@@ -242,10 +244,18 @@ func (a *Authority) retire(ctx context.Context) (next time.Time, err error) {
 	return next, nil
 }
 
-func (a *Authority) retireAt(r Record) (at time.Time, ok bool) {
+func (a *Authority) retireAt(s *snapshot, r Record) (at time.Time, ok bool) {
 	switch {
-	case r.Use == Issuing && r.Broker == a.cfg.Broker && r.State == Old:
+	case r.Use == Issuing && r.Broker == a.cfg.Broker && (r.State == Old || r.State == Prepared):
 		return r.NotAfter, true
+	case r.Use == Domain && r.State == Old:
+		return r.NotAfter, true
+	case r.Use == Root && r.State == Old:
+		until, _ := s.svidsUnder(r.ID)
+		if s.putAside(r) || a.cfg.Upstream != nil && r.KeyRef == "" {
+			return until, true
+		}
+		return latest(until, r.NotAfter), true
 	case r.Use == JWTKey && a.cfg.Issuer == "" && r.published():
 		return latest(r.removeAt(a.cfg.Lives), r.PublishedAt.Add(a.cfg.Lives.Keep)), true
 	}

@@ -27,7 +27,8 @@ type snapshot struct {
 type issuingCA struct {
 	Record
 	cert   *x509.Certificate
-	chain  []*x509.Certificate // cert, then what stands between it and the root
+	chain  []*x509.Certificate // cert, then what stands between it and the root; none where cert is the root
+	crl    []string            // distribution points for what it signs
 	signer crypto.Signer
 }
 
@@ -91,19 +92,8 @@ func (a *Authority) snapshot(ctx context.Context, records []Record, sequence uin
 // use opens the key of r if it signs, or will next.
 func (a *Authority) use(ctx context.Context, s *snapshot, r Record) error {
 	switch {
-	case r.Use == Issuing && r.State == Active && r.Broker == a.cfg.Broker:
-		chain, err := parseChain(r)
-		if err != nil {
-			return err
-		}
-		if !s.bundle.vouchesFor(chain[len(chain)-1]) {
-			return nil // its root is gone: it is replaced
-		}
-		signer, err := a.signer(ctx, r)
-		if err != nil {
-			return err
-		}
-		s.issuing = &issuingCA{Record: r, cert: chain[0], chain: chain, signer: signer}
+	case r.Use != JWTKey && r.State == Active && (r.Use != Issuing || r.Broker == a.cfg.Broker):
+		return a.useCA(ctx, s, r)
 	case r.Use == JWTKey && (r.State == Active || r.State == Published):
 		// The standby's too: a key that is lost should be missed before it is needed.
 		signer, err := a.signer(ctx, r)
@@ -120,17 +110,56 @@ func (a *Authority) use(ctx context.Context, s *snapshot, r Record) error {
 	return nil
 }
 
+// useCA lets r sign SVIDs if it is there for that: an issuing CA, or a CA of
+// ours that may certify no other.
+func (a *Authority) useCA(ctx context.Context, s *snapshot, r Record) error {
+	if r.KeyRef == "" {
+		return nil
+	}
+	chain, err := parseChain(r)
+	if err != nil {
+		return err
+	}
+	if r.Use != Issuing && !leavesOnly(chain[0]) {
+		return nil
+	}
+	if uris := chain[0].URIs; len(uris) > 0 && uris[0].String() != a.cfg.TrustDomain.IDString() {
+		return fmt.Errorf("authority %s: its certificate is not one of %s", r.ID, a.cfg.TrustDomain)
+	}
+	ca := &issuingCA{Record: r, cert: chain[0], chain: chain, crl: a.crlURLs(r.ID)}
+	if r.Use == Root {
+		ca.chain = nil
+	}
+	if !s.bundle.verifies(ca) {
+		return nil // its root is gone: it is replaced
+	}
+	if ca.signer, err = a.signer(ctx, r); err != nil {
+		return err
+	}
+	s.issuing = ca
+	s.signing[r.ID] = true
+	return nil
+}
+
 // signer returns r's open key, and refuses one that is not r's.
 func (a *Authority) signer(ctx context.Context, r Record) (crypto.Signer, error) {
 	if s, ok := a.signers[r.ID]; ok {
 		return s, nil
 	}
-	s, err := openKey(ctx, a.cfg.Keys, r)
+	s, err := openKey(ctx, a.keysOf(r), r)
 	if err != nil {
 		return nil, err
 	}
 	a.signers[r.ID] = s
 	return s, nil
+}
+
+// keysOf is where r's key is kept.
+func (a *Authority) keysOf(r Record) Keys {
+	if r.Use == Root || r.Use == Domain {
+		return a.cfg.RootKeys
+	}
+	return a.cfg.Keys
 }
 
 func openKey(ctx context.Context, keys Keys, r Record) (crypto.Signer, error) {

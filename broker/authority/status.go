@@ -1,6 +1,10 @@
 package authority
 
-import "time"
+import (
+	"fmt"
+	"slices"
+	"time"
+)
 
 // A Status says of one authority what it is and what becomes of it.
 type Status struct {
@@ -9,12 +13,20 @@ type Status struct {
 	Alg         string
 	State       State
 	Broker      string // whose issuing CA; empty: shared
+	Subject     string // of its certificate
+	KeySource   string // where its key is kept, as the source calls itself, or who else has it
+	Self        bool   // the key is ours
 	PublishedAt time.Time
 	ActivatedAt time.Time
 	LastExpiry  time.Time // no SVID that it signed lives longer
 	NotAfter    time.Time
+	RevokedAt   time.Time // when an operator ended it early
+	Reason      string    // why
 	Next        string    // what happens to it next; empty: nothing
 	NextAt      time.Time // when, at the earliest
+	Waits       []string  // what that depends on
+	Problem     string    // why what is due is not done
+	Believed    []string  // who believes it, beyond what its name says
 }
 
 // List returns the authorities in the order of their publication, those that
@@ -23,31 +35,110 @@ func (a *Authority) List() []Status {
 	s := a.live.Load()
 	list := make([]Status, 0, len(s.records))
 	for _, r := range s.records {
-		st := Status{
-			ID: r.ID, Use: r.Use, Alg: r.Alg, State: r.State, Broker: r.Broker,
-			PublishedAt: r.PublishedAt, ActivatedAt: r.ActivatedAt, LastExpiry: r.LastExpiry, NotAfter: r.NotAfter,
-		}
-		st.Next, st.NextAt = a.upcoming(s, r)
-		list = append(list, st)
+		list = append(list, a.statusOf(s, r))
 	}
 	return list
 }
 
-func (a *Authority) upcoming(s *snapshot, r Record) (what string, at time.Time) {
+// status is that of the authority id as it is now; of none if there is none.
+func (a *Authority) status(id string) Status {
+	s := a.live.Load()
+	r, ok := s.find(id)
+	if !ok {
+		return Status{}
+	}
+	return a.statusOf(s, r)
+}
+
+func (a *Authority) statusOf(s *snapshot, r Record) Status {
+	st := Status{
+		ID: r.ID, Use: r.Use, Alg: r.Alg, State: r.State, Broker: r.Broker, Self: r.KeyRef != "", KeySource: a.keySource(r),
+		PublishedAt: r.PublishedAt, ActivatedAt: r.ActivatedAt, LastExpiry: r.LastExpiry, NotAfter: r.NotAfter,
+		RevokedAt: r.RevokedAt, Reason: r.Reason,
+	}
+	if chain, err := parseChain(r); err == nil {
+		st.Subject = chain[0].Subject.String()
+	}
+	st.Next, st.NextAt = a.upcoming(s, r)
+	if r.State != Revoked {
+		st.Waits, st.Problem = a.waits(s, r), a.problem(s, r)
+	}
+	if r.Use == Root && r.KeyRef == "" && r.published() && r.Reason == rootIsShared {
+		st.Believed = []string{"every CA under this root can speak for us: it signs others too, as was accepted"}
+	}
+	return st
+}
+
+func (a *Authority) keySource(r Record) string {
+	if r.KeyRef == "" {
+		return a.cfg.UpstreamName
+	}
+	if s, ok := a.keysOf(r).(fmt.Stringer); ok {
+		return s.String()
+	}
+	return ""
+}
+
+func (a *Authority) problem(s *snapshot, r Record) string {
 	switch {
-	case r.Use == Root && r.published():
+	case r.Use == Issuing && r.State == Prepared && r.Broker == a.cfg.Broker:
+		return a.problems.of(problemUpstream)
+	case s.issuing != nil && r.ID == s.issuing.ID:
+		return a.problems.of(problemIssuing, problemUpstream, problemCRL+r.ID)
+	}
+	return a.problems.of(problemCRL + r.ID)
+}
+
+func (a *Authority) upcoming(s *snapshot, r Record) (what string, at time.Time) {
+	switch r.Use {
+	case Root:
+		return a.upcomingRoot(s, r)
+	case Domain, Issuing:
+		return a.upcomingCA(s, r)
+	}
+	return a.upcomingJWT(s, r)
+}
+
+func (a *Authority) upcomingRoot(s *snapshot, r Record) (what string, at time.Time) {
+	switch r.State {
+	case Published:
+		return "can be activated", r.PublishedAt.Add(3 * a.cfg.Lives.RefreshHint)
+	case Active:
 		return "ends", r.NotAfter
-	case r.Use == Issuing && r.State == Active:
-		half := r.ActivatedAt.Add(r.NotAfter.Sub(r.ActivatedAt) / 2)
-		return "is replaced", half
-	case r.Use == Issuing && r.State == Old:
+	case Old:
+		until, _ := s.svidsUnder(r.ID)
+		if at, ok := a.retireAt(s, r); ok && at.Equal(until) {
+			return "is removed from the bundle", until
+		}
+		return "can be dropped", until
+	}
+	return "", time.Time{}
+}
+
+func (a *Authority) upcomingCA(s *snapshot, r Record) (what string, at time.Time) {
+	switch {
+	case r.State == Prepared && r.Use == Domain:
+		return "is certified by the PKI team", time.Time{}
+	case r.State == Prepared:
+		return "becomes active", a.usableAt(s, r, r.PublishedAt)
+	case r.State == Published:
+		return "becomes active with its root", time.Time{}
+	case r.State == Active && r.Use == Issuing:
+		return "is replaced", r.ActivatedAt.Add(r.NotAfter.Sub(r.ActivatedAt) / 2)
+	case r.State == Active || r.State == Old:
 		return "ends", r.NotAfter
-	case r.Use == JWTKey && r.published() && a.cfg.Issuer == "":
-		at, _ := a.retireAt(r)
+	}
+	return "", time.Time{}
+}
+
+func (a *Authority) upcomingJWT(s *snapshot, r Record) (what string, at time.Time) {
+	switch {
+	case r.published() && a.cfg.Issuer == "":
+		at, _ := a.retireAt(s, r)
 		return "is removed from the bundle", at
-	case r.Use == JWTKey && r.State == Old:
+	case r.State == Old:
 		return "is removed from the bundle", r.removeAt(a.cfg.Lives)
-	case r.Use == JWTKey && r.published():
+	case r.published():
 		at, ok := s.jwtKeys(r.Alg).promoteAt(a.cfg.Lives)
 		if !ok {
 			return "", time.Time{}
@@ -58,4 +149,47 @@ func (a *Authority) upcoming(s *snapshot, r Record) (what string, at time.Time) 
 		return "becomes old", at
 	}
 	return "", time.Time{}
+}
+
+// waits says what an authority's next step depends on.
+func (a *Authority) waits(s *snapshot, r Record) []string {
+	switch {
+	case r.Use == Root && r.State == Published:
+		return []string{"agents and peers have it in their bundles", "clouds have it as an anchor", "an operator activates it"}
+	case r.Use == Root && r.State == Old && !s.putAside(r) && a.cfg.Upstream == nil:
+		return []string{"SVIDs under it have ended", "clouds no longer need it", "an operator drops it"}
+	case r.Use == Root && r.State == Old:
+		return []string{"SVIDs under it have ended"}
+	case r.Use == Domain && r.State == Prepared:
+		return []string{"its certificate is installed"}
+	case r.Use == Domain && r.State == Published:
+		return []string{"root " + r.Parent + " is activated"}
+	case r.Use == Domain && r.State == Active && r.signsSVIDs():
+		return []string{"the PKI team certifies another: it signs SVIDs itself"}
+	case r.Use == Issuing && r.State == Prepared:
+		return []string{"root " + r.Parent + " is known to those who verify SVIDs"}
+	case r.Use == Issuing && r.State == Active:
+		return a.issuingWaits(s, r)
+	case r.Use == JWTKey && r.State == Published && a.cfg.Issuer != "":
+		return slices.Concat([]string{fmt.Sprintf("its lead of %s", a.cfg.Lives.Lead)}, oldKeyWaits(s.jwtKeys(r.Alg)))
+	}
+	return nil
+}
+
+func (a *Authority) issuingWaits(s *snapshot, r Record) []string {
+	parent, ok := s.find(r.Parent)
+	switch {
+	case a.cfg.Upstream != nil:
+		return []string{"upstream " + a.cfg.UpstreamName}
+	case ok:
+		return []string{fmt.Sprintf("the key of %s %s", parent.Use, parent.ID)}
+	}
+	return []string{"the root's key"}
+}
+
+func oldKeyWaits(k jwtKeys) []string {
+	if k.old == nil {
+		return nil
+	}
+	return []string{"key " + k.old.ID + " has left the bundle"}
 }

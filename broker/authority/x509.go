@@ -47,7 +47,7 @@ func (a *Authority) checkGrant(g identity.Grant, now time.Time) error {
 // SignX509 signs the X509-SVID that g grants, for pub: P-256, P-384 or RSA of
 // 2048 to 4096 bits, and no authority's key. It refuses the zero Grant, one
 // made more than 30 s ago, one for another key and one for a JWT-SVID. The
-// chain is leaf first, without the root. The SVID ends no later than the Grant
+// chain is leaf first, without the anchor. The SVID ends no later than the Grant
 // says, the issuing CA does, or a third of that CA's life from now.
 func (a *Authority) SignX509(ctx context.Context, g identity.Grant, pub crypto.PublicKey) ([]*x509.Certificate, error) {
 	now := a.cfg.Now()
@@ -138,6 +138,7 @@ func (a *Authority) signLeaf(ca *issuingCA, g identity.Grant, pub crypto.PublicK
 	if err != nil {
 		return nil, err
 	}
+	template.CRLDistributionPoints = ca.crl
 	if template.NotBefore.Before(ca.cert.NotBefore) {
 		template.NotBefore = ca.cert.NotBefore
 	}

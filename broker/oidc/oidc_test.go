@@ -237,6 +237,14 @@ func (f *forgetful) SaveAuthorities(_ context.Context, changed []authority.Recor
 	return nil
 }
 
+func (f *forgetful) Revocations(context.Context) ([]authority.Revocation, []authority.CRL, error) {
+	return nil, nil, nil
+}
+
+func (f *forgetful) SaveRevocations(context.Context, []authority.Revocation, []authority.CRL) error {
+	return nil
+}
+
 func jwtGrant(t *testing.T, td spiffeid.TrustDomain) identity.Grant {
 	t.Helper()
 	set, err := identity.NewSet(identity.Config{TrustDomain: td, JWT: true}, identity.Resources{Identities: []identity.Identity{{

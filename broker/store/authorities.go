@@ -27,8 +27,8 @@ func (s *Store) Authorities(ctx context.Context) ([]authority.Record, authority.
 		return fail(err)
 	}
 	p.Sequence = uint64(sequence)
-	rows, err := tx.QueryContext(ctx, `SELECT id, purpose, alg, state, broker, key_ref, public_key, chain,
-		published_at, activated_at, last_expiry, not_after FROM authority ORDER BY id`)
+	rows, err := tx.QueryContext(ctx, `SELECT id, purpose, alg, state, broker, parent, key_ref, public_key, chain,
+		published_at, activated_at, last_expiry, not_after, revoked_at, reason FROM authority ORDER BY id`)
 	if err != nil {
 		return fail(err)
 	}
@@ -37,8 +37,9 @@ func (s *Store) Authorities(ctx context.Context) ([]authority.Record, authority.
 	for rows.Next() {
 		var r authority.Record
 		var chain []byte
-		var published, activated, last, notAfter int64
-		err := rows.Scan(&r.ID, &r.Use, &r.Alg, &r.State, &r.Broker, &r.KeyRef, &r.PublicKey, &chain, &published, &activated, &last, &notAfter)
+		var published, activated, last, notAfter, revoked int64
+		err := rows.Scan(&r.ID, &r.Use, &r.Alg, &r.State, &r.Broker, &r.Parent, &r.KeyRef, &r.PublicKey, &chain,
+			&published, &activated, &last, &notAfter, &revoked, &r.Reason)
 		if err != nil {
 			return fail(err)
 		}
@@ -51,6 +52,7 @@ func (s *Store) Authorities(ctx context.Context) ([]authority.Record, authority.
 		}
 		r.PublishedAt, r.ActivatedAt = fromMillis(published), fromMillis(activated)
 		r.LastExpiry, r.NotAfter = fromMillis(last), fromMillis(notAfter)
+		r.RevokedAt = fromMillis(revoked)
 		all = append(all, r)
 	}
 	if err := rows.Err(); err != nil {
@@ -75,12 +77,13 @@ func (s *Store) SaveAuthorities(ctx context.Context, changed []authority.Record,
 			for _, der := range r.Chain {
 				chain = append(chain, der...)
 			}
-			const write = `INSERT INTO authority (id, purpose, alg, state, revision, broker, key_ref, public_key, chain, published_at, activated_at, last_expiry, not_after)
-				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-				ON CONFLICT (id) DO UPDATE SET purpose = $2, alg = $3, state = $4, revision = $5, broker = $6, key_ref = $7, public_key = $8, chain = $9,
-					published_at = $10, activated_at = $11, last_expiry = $12, not_after = $13`
-			_, err := tx.ExecContext(ctx, write, r.ID, string(r.Use), r.Alg, string(r.State), revision, r.Broker, r.KeyRef, bytesOf(r.PublicKey), bytesOf(chain),
-				millis(r.PublishedAt), millis(r.ActivatedAt), millis(r.LastExpiry), millis(r.NotAfter))
+			const write = `INSERT INTO authority (id, purpose, alg, state, revision, broker, parent, key_ref, public_key, chain,
+					published_at, activated_at, last_expiry, not_after, revoked_at, reason)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+				ON CONFLICT (id) DO UPDATE SET purpose = $2, alg = $3, state = $4, revision = $5, broker = $6, parent = $7, key_ref = $8, public_key = $9, chain = $10,
+					published_at = $11, activated_at = $12, last_expiry = $13, not_after = $14, revoked_at = $15, reason = $16`
+			_, err := tx.ExecContext(ctx, write, r.ID, string(r.Use), r.Alg, string(r.State), revision, r.Broker, r.Parent, r.KeyRef, bytesOf(r.PublicKey), bytesOf(chain),
+				millis(r.PublishedAt), millis(r.ActivatedAt), millis(r.LastExpiry), millis(r.NotAfter), millis(r.RevokedAt), r.Reason)
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.ID, err)
 			}

@@ -40,12 +40,15 @@ func (e *env) authorities() []authority.Record {
 	e.Helper()
 	issuing := e.authority("ca", authority.Issuing, authority.Active)
 	issuing.Broker, issuing.ActivatedAt, issuing.LastExpiry = "b1", e.time, e.time.Add(time.Minute)
-	issuing.Chain = [][]byte{e.certificate("ca"), e.certificate("root")}
+	issuing.Chain, issuing.Parent = [][]byte{e.certificate("ca"), e.certificate("root")}, "domain"
+	domain := e.authority("domain", authority.Domain, authority.Old)
+	domain.Chain, domain.Parent = [][]byte{e.certificate("domain")}, "root"
+	domain.RevokedAt, domain.Reason = e.time.Add(time.Second), "it's \"gone\""
 	jwt := e.authority("jwt", authority.JWTKey, authority.Published)
 	jwt.Alg = "RS256"
 	root := e.authority("root", authority.Root, authority.Active)
-	root.Chain = [][]byte{e.certificate("root")}
-	return []authority.Record{issuing, jwt, root}
+	root.Chain, root.KeyRef = [][]byte{e.certificate("root")}, ""
+	return []authority.Record{issuing, domain, jwt, root}
 }
 
 func publication(sequence uint64) authority.Publication {
@@ -64,8 +67,8 @@ func authorities(e *env) {
 	all := e.authorities()
 	e.must(e.SaveAuthorities(e.Context(), all, publication(1<<63+5)))
 	e.equalAuthorities(all, publication(1<<63+5))
-	all[1].State, all[1].ActivatedAt = authority.Active, e.time
-	e.must(e.SaveAuthorities(e.Context(), all[1:2], publication(1<<63+6)))
+	all[2].State, all[2].ActivatedAt = authority.Active, e.time
+	e.must(e.SaveAuthorities(e.Context(), all[2:3], publication(1<<63+6)))
 	e.equalAuthorities(all, publication(1<<63+6))
 	e.must(e.SaveAuthorities(e.Context(), nil, publication(1<<63+7)))
 	e.equalAuthorities(all, publication(1<<63+7))

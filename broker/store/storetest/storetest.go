@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/store"
 )
@@ -49,6 +50,9 @@ func Run(t *testing.T, open Open) {
 		"records are replaced whole":            replaced,
 		"one authority is active":               uniqueActive,
 		"two authorities change places":         changePlaces,
+		"revocations come back":                 revocations,
+		"a CRL's number grows":                  crlNumbers,
+		"a revocation stays until listed":       revokedUntilListed,
 		"bundles come back":                     bundles,
 		"a confirmed anchor stays confirmed":    confirmed,
 		"what was issued comes back":            issued,
@@ -144,6 +148,8 @@ type state struct {
 	Authorities any
 	Publication any
 	Bundles     any
+	Revoked     int
+	CRLs        int
 }
 
 func (e *env) state() state {
@@ -166,6 +172,9 @@ func (e *env) state() state {
 	if len(bundles) > 0 {
 		s.Bundles = bundles
 	}
+	revoked, lists, err := e.Revocations(e.Context())
+	e.must(err)
+	s.Revoked, s.CRLs = len(revoked), len(lists)
 	return s
 }
 
@@ -213,6 +222,7 @@ func (e *env) fill() {
 	e.must(err)
 	e.must(e.SaveAuthorities(ctx, e.authorities(), publication(7)))
 	e.must(e.SaveBundle(ctx, e.bundle("peer.example", 1<<63)))
+	e.must(e.SaveRevocations(ctx, []authority.Revocation{e.revocation("ca", 1, e.time)}, []authority.CRL{e.list("ca", 1, e.time)}))
 }
 
 func cancelled(e *env) {
@@ -229,6 +239,7 @@ func cancelled(e *env) {
 		"keeping a bundle": e.SaveBundle(ctx, e.bundle("other.example", 1)),
 		"deleting one":     e.DeleteBundle(ctx, e.bundle("peer.example", 1).TrustDomain),
 		"authorities":      e.SaveAuthorities(ctx, nil, publication(8)),
+		"revoking":         e.SaveRevocations(ctx, []authority.Revocation{e.revocation("ca", 2, e.time)}, nil),
 		"creating a token": e.CreateToken(ctx, e.token("more", "n1")),
 	} {
 		if err == nil {

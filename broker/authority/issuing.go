@@ -1,0 +1,233 @@
+package authority
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// renewIssuing replaces this broker's issuing CA where there is none, where the
+// active root is another than its own, or at half of its life, and says when to
+// look again.
+func (a *Authority) renewIssuing(ctx context.Context) (next time.Time, err error) {
+	defer func() {
+		a.problems.set(problemIssuing, err)
+		if err != nil {
+			a.alarm(ctx, err)
+		}
+	}()
+	now := a.now()
+	if a.cfg.Upstream == nil {
+		return a.renewOurs(ctx, now)
+	}
+	next, err = a.renewUpstream(ctx, now)
+	// Until the upstream's chain can be used, a signer of ours goes on.
+	s := a.live.Load()
+	root, ok := activeRoot(s)
+	if !ok || s.fromUpstream() {
+		return next, err
+	}
+	if _, ours := s.signerUnder(root, Active); !ours {
+		return next, err
+	}
+	ourNext, ourErr := a.renewOurs(ctx, now)
+	if ourErr == nil && ourNext.Before(next) {
+		next = ourNext
+	}
+	return next, errors.Join(err, ourErr)
+}
+
+// problemIssuing names what stands in the way of the next issuing CA.
+const problemIssuing = "issuing"
+
+// alarm says how late it is: the old CA works until it ends.
+func (a *Authority) alarm(ctx context.Context, err error) {
+	ca := a.live.Load().issuing
+	if ca == nil {
+		return
+	}
+	left := ca.NotAfter.Sub(a.cfg.Now())
+	switch life := ca.cert.NotAfter.Sub(ca.cert.NotBefore); {
+	case left <= life/4:
+		a.cfg.Log.ErrorContext(ctx, "the issuing CA ends soon and is not renewed", "authority", ca.ID, "not_after", ca.NotAfter, "error", err)
+	case left <= life/2:
+		a.cfg.Log.WarnContext(ctx, "the issuing CA is past half of its life and not renewed", "authority", ca.ID, "not_after", ca.NotAfter, "error", err)
+	}
+}
+
+// renewOurs renews under the active root by its own key, or by our CA under it.
+func (a *Authority) renewOurs(ctx context.Context, now time.Time) (next time.Time, err error) {
+	if err := a.settle(ctx, now); err != nil {
+		return time.Time{}, err
+	}
+	s := a.live.Load()
+	root, ok := activeRoot(s)
+	if !ok {
+		if a.byHand() {
+			return time.Time{}, nil // Install is awaited
+		}
+		return time.Time{}, errors.New("renewing the issuing CA: there is no active root")
+	}
+	current := s.issuing != nil && s.rootOf(s.issuing.Record) == root.ID
+	if current && now.Before(halfLife(s.issuing.cert)) {
+		return halfLife(s.issuing.cert), nil
+	}
+	signer, ok := s.signerUnder(root, Active)
+	if !ok {
+		return time.Time{}, fmt.Errorf("renewing the issuing CA: root %s is not ours, and nobody certifies us under it: configure its upstream again, or have our CA certified (csr, install)", root.ID)
+	}
+	if current && now.Before(s.issuing.NotAfter) && !s.issuing.NotAfter.Before(signer.NotAfter) {
+		// It signs SVIDs itself, or another issuing CA would not live longer.
+		a.cfg.Log.WarnContext(ctx, "the root ends with the issuing CA: replace it", "authority", signer.ID, "not_after", signer.NotAfter)
+		return signer.NotAfter, nil
+	}
+	changed, err := a.takeOver(ctx, now, root, signer)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return a.takeInUse(ctx, changed)
+}
+
+// takeInUse saves a take-over, and says when the next is due.
+func (a *Authority) takeInUse(ctx context.Context, changed []Record) (next time.Time, err error) {
+	if err := a.change(ctx, changed...); err != nil {
+		return time.Time{}, err
+	}
+	ca := a.live.Load().issuing
+	if ca == nil {
+		return time.Time{}, errors.New("renewing the issuing CA: the bundle does not vouch for it")
+	}
+	a.cfg.Log.InfoContext(ctx, "issuing CA active", "authority", ca.ID, "not_after", ca.NotAfter)
+	return halfLife(ca.cert), nil
+}
+
+// settle ends what an Install began: it takes our CA into use where its root is
+// the active one already, or where there is no other.
+func (a *Authority) settle(ctx context.Context, now time.Time) error {
+	if a.cfg.Upstream != nil {
+		return nil
+	}
+	s := a.live.Load()
+	root, ok := activeRoot(s)
+	signer, installed := s.domain(root.ID, Published)
+	if !ok {
+		for _, r := range s.of(Root, "") {
+			if r.State != Published {
+				continue
+			}
+			if c, can := s.signerUnder(r, Published); can {
+				root, signer, installed = r, c, true
+			}
+		}
+	}
+	if !installed {
+		return nil
+	}
+	changed, err := a.takeOver(ctx, now, root, signer)
+	if err != nil {
+		return err
+	}
+	_, err = a.takeInUse(ctx, changed)
+	return err
+}
+
+// RotateIssuing puts a new issuing CA of this broker in the old one's place.
+// The old one is Old until its SVIDs end. It is ErrNotYet while the bundle does
+// not verify the new one yet: Tick then takes it into use.
+func (a *Authority) RotateIssuing(ctx context.Context) (Status, error) {
+	var st Status
+	err := a.act("rotating the issuing CA", ctx, func(now time.Time) error {
+		id, err := a.rotateIssuing(ctx, now)
+		st = a.status(id)
+		return err
+	})
+	return st, err
+}
+
+// rotateIssuing returns the new CA's ID. end changes the old one's record.
+func (a *Authority) rotateIssuing(ctx context.Context, now time.Time, end ...func(*Record)) (id string, err error) {
+	changed, err := a.nextIssuing(ctx, now)
+	if err != nil {
+		if waiting, ok := a.live.Load().waiting(a.cfg.Broker); ok {
+			id = waiting.ID
+		}
+		return id, err
+	}
+	for i, r := range changed {
+		if r.Use == Issuing && r.State == Old {
+			for _, do := range end {
+				do(&changed[i])
+			}
+		}
+	}
+	if _, err := a.takeInUse(ctx, changed); err != nil {
+		return "", err
+	}
+	return a.live.Load().issuing.ID, nil
+}
+
+// nextIssuing returns what changes for a new issuing CA at once.
+func (a *Authority) nextIssuing(ctx context.Context, now time.Time) ([]Record, error) {
+	s := a.live.Load()
+	if a.cfg.Upstream != nil && (s.issuing == nil || s.fromUpstream()) {
+		return a.nextFromUpstream(ctx, now)
+	}
+	root, ok := activeRoot(s)
+	if !ok {
+		return nil, nothing("there is no active root yet")
+	}
+	signer, ok := s.signerUnder(root, Active)
+	switch {
+	case !ok:
+		return nil, nothing("root %s is not ours, and nobody certifies us under it: configure its upstream again, or have our CA certified (csr, install)", root.ID)
+	case signer.signsSVIDs():
+		return nil, nothing("the CA %s was granted path length 0 and signs SVIDs itself: the PKI team must certify another (csr, install)", signer.ID)
+	}
+	return a.takeOver(ctx, now, root, signer)
+}
+
+// ReplaceIssuing is RotateIssuing after a compromise: the old CA is Revoked, and
+// on the CRL of its signer if that is ours. What it signed is believed no more
+// by whoever reads the CRL; agents ask for their SVIDs again.
+func (a *Authority) ReplaceIssuing(ctx context.Context, reason string) (Replacement, error) {
+	var done Replacement
+	err := a.act("replacing the issuing CA", ctx, func(now time.Time) error {
+		old := a.live.Load().issuing
+		if old == nil {
+			return nothing("there is no issuing CA")
+		}
+		id, err := a.rotateIssuing(ctx, now, func(r *Record) {
+			if r.ID == old.ID {
+				r.State, r.RevokedAt, r.Reason = Revoked, now, reason
+			}
+		})
+		if err != nil {
+			return err
+		}
+		done = Replacement{Old: a.status(old.ID), New: a.status(id), Until: old.NotAfter}
+		done.Believed = a.believedIssuing(old.Record)
+		_, err = a.renewCRLs(ctx)
+		return err
+	})
+	return done, err
+}
+
+func (a *Authority) believedIssuing(old Record) []string {
+	s := a.live.Load()
+	believed := []string{fmt.Sprintf("whoever reads no CRL (peers, most clouds) believes a stolen copy of issuing CA %s until %s; only its root's removal from the bundle ends that sooner",
+		old.ID, old.NotAfter.UTC().Format(time.RFC3339))}
+	signer, _ := s.find(old.Parent)
+	if signer.KeyRef == "" {
+		return append(believed, fmt.Sprintf("it was certified by upstream %s, whose CRL is not ours: have serial number %s revoked there", a.cfg.UpstreamName, serialOf(old)))
+	}
+	return append(believed, fmt.Sprintf("whoever reads the CRL of %s %s believes it until that list is fetched again, at the latest %s from now", signer.Use, signer.ID, a.cfg.Lives.CRL))
+}
+
+func serialOf(r Record) string {
+	chain, err := parseChain(r)
+	if err != nil {
+		return ""
+	}
+	return chain[0].SerialNumber.Text(16)
+}
