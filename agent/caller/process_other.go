@@ -39,6 +39,9 @@ func (p *Process) Check() error { return errSystem }
 // Groups refuses: it needs Linux.
 func (p *Process) Groups() ([]uint32, error) { return nil, errSystem }
 
+// Path refuses: it needs Linux.
+func (p *Process) Path() (string, error) { return "", errSystem }
+
 // Executable refuses: it needs Linux.
 func (p *Process) Executable() (path string, f *os.File, err error) { return "", nil, errSystem }
 

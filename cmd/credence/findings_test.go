@@ -30,13 +30,13 @@ var findings = []finding{
 	{"SPIRE #655", "paths of IDs are validated at every edge", []string{"broker/identity.TestParseIDVectors", "broker/identity.FuzzParseID"}},
 	{"SPIRE #886", "a process number is given to others: a process is held, and looked at again", []string{"agent/caller.TestReusedPID", "agent/caller.TestExecAfterConnect", "agent/caller.TestExecBeforeAccept", "agent/caller.TestDeadBeforeAccept", "agent/workloadapi.TestAProgramThatInheritedTheSocketGetsNothing"}},
 	{"SPIRE #982", "a process chooses its name, and so part of its stat", []string{"agent/caller.TestParseStartTime", "agent/caller.FuzzParseStartTime"}},
-	{"SPIRE 0.12.1 descriptors", "a caller leaves no descriptor behind", []string{"agent/caller.TestDescriptorsAreReleased", "agent/caller.TestProcessClosesWithItsConnection", "agent/caller.TestSentDescriptorsAreDropped"}},
+	{"SPIRE 0.12.1 descriptors", "a caller leaves no descriptor behind", []string{"agent/caller.TestManyConnectionsLeaveNothing", "agent/caller.TestDescriptorsAreReleased", "agent/caller.TestProcessClosesWithItsConnection", "agent/caller.TestSentDescriptorsAreDropped"}},
 	{"SPIRE #6324", "a length is held against the right variable, at its edge", []string{"broker/identity.TestParseIDLengths", "broker/join/token.TestCheckName"}},
 	{"SPIRE 1.14.2 x509pop", "work for strangers is bounded before it is done", []string{"broker/server.TestHostileChainsCostLittle"}},
 	{"SPIRE #6715", "a session taken up again passes no check: there are none", []string{"broker/server.TestNoSessionOutlivesAnEviction", "broker/server.TestAgentsListenerGivesNoTickets", "federation/endpoint.TestSessionsAreNotResumed"}},
 	{"SPIRE 1.14.6 join token", "of any number who spend a token at once, one has", []string{"broker/server.TestOneTokenOf200JoinsAtOnce", "broker/server.TestATokenLetsOneNodeInOnce"}},
 	{"SPIRE #6972", "reserved IDs are issued to nobody, by no call", []string{"broker/server.TestReservedIDsAreOutOfReach", "broker/identity.TestTemplates"}},
-	{"SPIRE #4309", "a cached token is for these very audiences", []string{"agent.TestJWTSVIDsAreKept"}},
+	{"SPIRE #4309", "a cached token is for these very audiences", []string{"agent.TestNoTwoQuestionsShareAToken", "agent.TestJWTSVIDsAreKept"}},
 	{"SPIRE #6501", "a cached token is not served after what it stood on", []string{"agent.TestAJWTSVIDIsNotServedAfterAnErasure"}},
 
 	// Tokens.
@@ -80,9 +80,12 @@ var findings = []finding{
 
 	// Credentials on a node.
 	{"aws-vault #578", "a page that reaches loopback gets nothing", []string{"agent/local.TestPagesThatReachLoopbackGetNothing", "agent/local.TestContainerRefuses"}},
-	{"CVE-2026-46405", "an error wins over what comes with it", []string{"agent/local.TestAnAnswerWithAnErrorGivesNothing"}},
-	{"CVE-2025-11621", "a session is one identity's with one target", []string{"agent.TestOneSessionForAnIdentityAndTarget", "agent.TestSessionsEnd"}},
-	{"CVE-2025-62513", "secrets are in no log", []string{"exchangers.TestLogsNoSecret", "exchangers.TestSecretNeverPrints", "federation.TestEachFetchIsLoggedWithoutSecrets", "broker/store.TestTokensAreHashed"}},
+	{"CVE-2026-46405", "an error wins over what comes with it", []string{"agent/local.TestAnAnswerWithAnErrorGivesNothing", "agent.TestAnExchangeThatAlsoFailsGivesNothing"}},
+	{"CVE-2025-11621", "a session is one identity's with one target", []string{"agent.TestNoTwoTargetsShareASession", "agent.TestOneSessionForAnIdentityAndTarget", "agent.TestSessionsEnd"}},
+	{"SPIRE #6732", "nothing that is secret is logged", []string{"agent.TestNoSecretLeavesItsWay", "broker/server.TestNoSecretIsToldByTheBroker"}},
+	{"CVE-2025-62513", "secrets are in no log", []string{"cmd/credence.TestExecListensOnLoopbackAlone", "agent.TestNoSecretLeavesItsWay", "broker/server.TestNoSecretIsToldByTheBroker", "exchangers.TestLogsNoSecret", "exchangers.TestSecretNeverPrints", "federation.TestEachFetchIsLoggedWithoutSecrets", "broker/store.TestTokensAreHashed"}},
+	{"SPIRE #6636", "no field is lost or taken for another on its way", []string{"broker/server.TestEveryFieldArrives"}},
+	{"CVE-2025-9039", "a node's credential endpoint is on loopback alone", []string{"cmd/credence.TestExecListensOnLoopbackAlone"}},
 	{"CVE-2022-36633", "what is rendered for a shell is quoted", []string{"cmd/credence.TestLinesForAShellAreQuoted"}},
 }
 
