@@ -21,563 +21,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type RotateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "issuing" or "jwt"
-	Alg           string                 `protobuf:"bytes,2,opt,name=alg,proto3" json:"alg,omitempty"`   // of a JWT key: RS256 or ES256; empty: each
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RotateRequest) Reset() {
-	*x = RotateRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RotateRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RotateRequest) ProtoMessage() {}
-
-func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
-func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *RotateRequest) GetWhat() string {
-	if x != nil {
-		return x.What
-	}
-	return ""
-}
-
-func (x *RotateRequest) GetAlg() string {
-	if x != nil {
-		return x.Alg
-	}
-	return ""
-}
-
-type ReplaceRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "issuing" or "jwt"
-	Alg           string                 `protobuf:"bytes,2,opt,name=alg,proto3" json:"alg,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReplaceRequest) Reset() {
-	*x = ReplaceRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReplaceRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReplaceRequest) ProtoMessage() {}
-
-func (x *ReplaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReplaceRequest.ProtoReflect.Descriptor instead.
-func (*ReplaceRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *ReplaceRequest) GetWhat() string {
-	if x != nil {
-		return x.What
-	}
-	return ""
-}
-
-func (x *ReplaceRequest) GetAlg() string {
-	if x != nil {
-		return x.Alg
-	}
-	return ""
-}
-
-func (x *ReplaceRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-type ActResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Authorities   []*AuthorityInfo       `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`                  // those that changed
-	Lines         []string               `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`                              // what it means, for whom and until when
-	AskedAgain    uint32                 `protobuf:"varint,3,opt,name=asked_again,json=askedAgain,proto3" json:"asked_again,omitempty"` // nodes that were told to have all signed anew
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ActResponse) Reset() {
-	*x = ActResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ActResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ActResponse) ProtoMessage() {}
-
-func (x *ActResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ActResponse.ProtoReflect.Descriptor instead.
-func (*ActResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *ActResponse) GetAuthorities() []*AuthorityInfo {
-	if x != nil {
-		return x.Authorities
-	}
-	return nil
-}
-
-func (x *ActResponse) GetLines() []string {
-	if x != nil {
-		return x.Lines
-	}
-	return nil
-}
-
-func (x *ActResponse) GetAskedAgain() uint32 {
-	if x != nil {
-		return x.AskedAgain
-	}
-	return 0
-}
-
-type AdvanceRootRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
-	Confirm       []string               `protobuf:"bytes,2,rep,name=confirm,proto3" json:"confirm,omitempty"` // targets whose cloud has the new anchor
-	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`    // don't wait: says what breaks
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AdvanceRootRequest) Reset() {
-	*x = AdvanceRootRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AdvanceRootRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AdvanceRootRequest) ProtoMessage() {}
-
-func (x *AdvanceRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AdvanceRootRequest.ProtoReflect.Descriptor instead.
-func (*AdvanceRootRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *AdvanceRootRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *AdvanceRootRequest) GetConfirm() []string {
-	if x != nil {
-		return x.Confirm
-	}
-	return nil
-}
-
-func (x *AdvanceRootRequest) GetForce() bool {
-	if x != nil {
-		return x.Force
-	}
-	return false
-}
-
-type RollbackRootRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RollbackRootRequest) Reset() {
-	*x = RollbackRootRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RollbackRootRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RollbackRootRequest) ProtoMessage() {}
-
-func (x *RollbackRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RollbackRootRequest.ProtoReflect.Descriptor instead.
-func (*RollbackRootRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *RollbackRootRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-type RootPlan struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Steps         []*RootPlan_Step       `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
-	Done          bool                   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
-	Lines         []string               `protobuf:"bytes,3,rep,name=lines,proto3" json:"lines,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RootPlan) Reset() {
-	*x = RootPlan{}
-	mi := &file_broker_api_authority_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RootPlan) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RootPlan) ProtoMessage() {}
-
-func (x *RootPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RootPlan.ProtoReflect.Descriptor instead.
-func (*RootPlan) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *RootPlan) GetSteps() []*RootPlan_Step {
-	if x != nil {
-		return x.Steps
-	}
-	return nil
-}
-
-func (x *RootPlan) GetDone() bool {
-	if x != nil {
-		return x.Done
-	}
-	return false
-}
-
-func (x *RootPlan) GetLines() []string {
-	if x != nil {
-		return x.Lines
-	}
-	return nil
-}
-
-type MakeCSRRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Again         bool                   `protobuf:"varint,1,opt,name=again,proto3" json:"again,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *MakeCSRRequest) Reset() {
-	*x = MakeCSRRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MakeCSRRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MakeCSRRequest) ProtoMessage() {}
-
-func (x *MakeCSRRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MakeCSRRequest.ProtoReflect.Descriptor instead.
-func (*MakeCSRRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *MakeCSRRequest) GetAgain() bool {
-	if x != nil {
-		return x.Again
-	}
-	return false
-}
-
-type MakeCSRResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
-	KeyId         string                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *MakeCSRResponse) Reset() {
-	*x = MakeCSRResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MakeCSRResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MakeCSRResponse) ProtoMessage() {}
-
-func (x *MakeCSRResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[7]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MakeCSRResponse.ProtoReflect.Descriptor instead.
-func (*MakeCSRResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *MakeCSRResponse) GetCsr() []byte {
-	if x != nil {
-		return x.Csr
-	}
-	return nil
-}
-
-func (x *MakeCSRResponse) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-type InstallRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Chain         []byte                 `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
-	Now           bool                   `protobuf:"varint,2,opt,name=now,proto3" json:"now,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *InstallRequest) Reset() {
-	*x = InstallRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *InstallRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*InstallRequest) ProtoMessage() {}
-
-func (x *InstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[8]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use InstallRequest.ProtoReflect.Descriptor instead.
-func (*InstallRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{8}
-}
-
-func (x *InstallRequest) GetChain() []byte {
-	if x != nil {
-		return x.Chain
-	}
-	return nil
-}
-
-func (x *InstallRequest) GetNow() bool {
-	if x != nil {
-		return x.Now
-	}
-	return false
-}
-
-type InstallResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Anchor        *AuthorityInfo         `protobuf:"bytes,1,opt,name=anchor,proto3" json:"anchor,omitempty"`
-	Ca            *AuthorityInfo         `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`
-	PathLength    uint32                 `protobuf:"varint,3,opt,name=path_length,json=pathLength,proto3" json:"path_length,omitempty"`
-	Warnings      []string               `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *InstallResponse) Reset() {
-	*x = InstallResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[9]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *InstallResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*InstallResponse) ProtoMessage() {}
-
-func (x *InstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[9]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use InstallResponse.ProtoReflect.Descriptor instead.
-func (*InstallResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{9}
-}
-
-func (x *InstallResponse) GetAnchor() *AuthorityInfo {
-	if x != nil {
-		return x.Anchor
-	}
-	return nil
-}
-
-func (x *InstallResponse) GetCa() *AuthorityInfo {
-	if x != nil {
-		return x.Ca
-	}
-	return nil
-}
-
-func (x *InstallResponse) GetPathLength() uint32 {
-	if x != nil {
-		return x.PathLength
-	}
-	return 0
-}
-
-func (x *InstallResponse) GetWarnings() []string {
-	if x != nil {
-		return x.Warnings
-	}
-	return nil
-}
-
 type RevokeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "spiffe-id", "identity", "node" or "authority"
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "id", "identity", "node" or "authority"
 	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	Before        int64                  `protobuf:"varint,3,opt,name=before,proto3" json:"before,omitempty"` // 0: now
+	Before        int64                  `protobuf:"varint,3,opt,name=before,proto3" json:"before,omitempty"` // what was issued before; 0: now
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -585,7 +33,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[10]
+	mi := &file_broker_api_authority_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +45,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[10]
+	mi := &file_broker_api_authority_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +58,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{10}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *RevokeRequest) GetKind() string {
@@ -644,16 +92,16 @@ func (x *RevokeRequest) GetReason() string {
 type RevokeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Before        int64                  `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"`
-	Serials       []string               `protobuf:"bytes,2,rep,name=serials,proto3" json:"serials,omitempty"` // now on a CRL
-	Tokens        uint32                 `protobuf:"varint,3,opt,name=tokens,proto3" json:"tokens,omitempty"`  // JWT-SVIDs that our own validators refuse
-	Lines         []string               `protobuf:"bytes,4,rep,name=lines,proto3" json:"lines,omitempty"`     // per cloud: what works, and until when sessions live
+	Issued        []*Issued              `protobuf:"bytes,2,rep,name=issued,proto3" json:"issued,omitempty"`     // what it revokes and has not ended, newest first
+	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`      // how many there are
+	Problems      []string               `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"` // what the operator should know
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[11]
+	mi := &file_broker_api_authority_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +113,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[11]
+	mi := &file_broker_api_authority_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +126,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{11}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *RevokeResponse) GetBefore() int64 {
@@ -688,42 +136,45 @@ func (x *RevokeResponse) GetBefore() int64 {
 	return 0
 }
 
-func (x *RevokeResponse) GetSerials() []string {
+func (x *RevokeResponse) GetIssued() []*Issued {
 	if x != nil {
-		return x.Serials
+		return x.Issued
 	}
 	return nil
 }
 
-func (x *RevokeResponse) GetTokens() uint32 {
+func (x *RevokeResponse) GetCount() uint64 {
 	if x != nil {
-		return x.Tokens
+		return x.Count
 	}
 	return 0
 }
 
-func (x *RevokeResponse) GetLines() []string {
+func (x *RevokeResponse) GetProblems() []string {
 	if x != nil {
-		return x.Lines
+		return x.Problems
 	}
 	return nil
 }
 
 type ListIssuedRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
-	Authority     string                 `protobuf:"bytes,4,opt,name=authority,proto3" json:"authority,omitempty"`
-	Serial        string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
-	Limit         uint32                 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"` // one of the first five is wanted; all that are set must hold
+	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Identity      string                 `protobuf:"bytes,3,opt,name=identity,proto3" json:"identity,omitempty"`
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Authority     string                 `protobuf:"bytes,5,opt,name=authority,proto3" json:"authority,omitempty"`
+	From          int64                  `protobuf:"varint,6,opt,name=from,proto3" json:"from,omitempty"` // issued then; 0: no bound
+	Before        int64                  `protobuf:"varint,7,opt,name=before,proto3" json:"before,omitempty"`
+	Live          bool                   `protobuf:"varint,8,opt,name=live,proto3" json:"live,omitempty"`   // only those that have not ended
+	Limit         uint32                 `protobuf:"varint,9,opt,name=limit,proto3" json:"limit,omitempty"` // 0: 100
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListIssuedRequest) Reset() {
 	*x = ListIssuedRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[12]
+	mi := &file_broker_api_authority_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -735,7 +186,7 @@ func (x *ListIssuedRequest) String() string {
 func (*ListIssuedRequest) ProtoMessage() {}
 
 func (x *ListIssuedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[12]
+	mi := &file_broker_api_authority_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -748,7 +199,14 @@ func (x *ListIssuedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuedRequest.ProtoReflect.Descriptor instead.
 func (*ListIssuedRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{12}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ListIssuedRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
 }
 
 func (x *ListIssuedRequest) GetSpiffeId() string {
@@ -779,11 +237,25 @@ func (x *ListIssuedRequest) GetAuthority() string {
 	return ""
 }
 
-func (x *ListIssuedRequest) GetSerial() string {
+func (x *ListIssuedRequest) GetFrom() int64 {
 	if x != nil {
-		return x.Serial
+		return x.From
 	}
-	return ""
+	return 0
+}
+
+func (x *ListIssuedRequest) GetBefore() int64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *ListIssuedRequest) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
 }
 
 func (x *ListIssuedRequest) GetLimit() uint32 {
@@ -793,24 +265,79 @@ func (x *ListIssuedRequest) GetLimit() uint32 {
 	return 0
 }
 
+type ListIssuedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Issued        []*Issued              `protobuf:"bytes,1,rep,name=issued,proto3" json:"issued,omitempty"` // newest first
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`  // without the limit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListIssuedResponse) Reset() {
+	*x = ListIssuedResponse{}
+	mi := &file_broker_api_authority_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListIssuedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListIssuedResponse) ProtoMessage() {}
+
+func (x *ListIssuedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListIssuedResponse.ProtoReflect.Descriptor instead.
+func (*ListIssuedResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListIssuedResponse) GetIssued() []*Issued {
+	if x != nil {
+		return x.Issued
+	}
+	return nil
+}
+
+func (x *ListIssuedResponse) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type Issued struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`     // "x509" or "jwt"
 	Serial        string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"` // or jti
 	SpiffeId      string                 `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Identity      string                 `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
-	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
-	Authority     string                 `protobuf:"bytes,6,opt,name=authority,proto3" json:"authority,omitempty"`
-	IssuedAt      int64                  `protobuf:"varint,7,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
-	ExpiresAt     int64                  `protobuf:"varint,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	Target        string                 `protobuf:"bytes,9,opt,name=target,proto3" json:"target,omitempty"`
+	Identity      string                 `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"` // empty: a node's own
+	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Node          string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
+	Authority     string                 `protobuf:"bytes,7,opt,name=authority,proto3" json:"authority,omitempty"`
+	Target        string                 `protobuf:"bytes,8,opt,name=target,proto3" json:"target,omitempty"`
+	Audiences     []string               `protobuf:"bytes,9,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	IssuedAt      int64                  `protobuf:"varint,10,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	ExpiresAt     int64                  `protobuf:"varint,11,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Record        uint64                 `protobuf:"varint,12,opt,name=record,proto3" json:"record,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Issued) Reset() {
 	*x = Issued{}
-	mi := &file_broker_api_authority_proto_msgTypes[13]
+	mi := &file_broker_api_authority_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +349,7 @@ func (x *Issued) String() string {
 func (*Issued) ProtoMessage() {}
 
 func (x *Issued) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[13]
+	mi := &file_broker_api_authority_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +362,7 @@ func (x *Issued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issued.ProtoReflect.Descriptor instead.
 func (*Issued) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{13}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Issued) GetKind() string {
@@ -866,6 +393,13 @@ func (x *Issued) GetIdentity() string {
 	return ""
 }
 
+func (x *Issued) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 func (x *Issued) GetNode() string {
 	if x != nil {
 		return x.Node
@@ -878,6 +412,20 @@ func (x *Issued) GetAuthority() string {
 		return x.Authority
 	}
 	return ""
+}
+
+func (x *Issued) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Issued) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
 }
 
 func (x *Issued) GetIssuedAt() int64 {
@@ -894,269 +442,9 @@ func (x *Issued) GetExpiresAt() int64 {
 	return 0
 }
 
-func (x *Issued) GetTarget() string {
+func (x *Issued) GetRecord() uint64 {
 	if x != nil {
-		return x.Target
-	}
-	return ""
-}
-
-type ListIssuedResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Issued        []*Issued              `protobuf:"bytes,1,rep,name=issued,proto3" json:"issued,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListIssuedResponse) Reset() {
-	*x = ListIssuedResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListIssuedResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListIssuedResponse) ProtoMessage() {}
-
-func (x *ListIssuedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListIssuedResponse.ProtoReflect.Descriptor instead.
-func (*ListIssuedResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *ListIssuedResponse) GetIssued() []*Issued {
-	if x != nil {
-		return x.Issued
-	}
-	return nil
-}
-
-type ShowCRLsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ShowCRLsRequest) Reset() {
-	*x = ShowCRLsRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ShowCRLsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ShowCRLsRequest) ProtoMessage() {}
-
-func (x *ShowCRLsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ShowCRLsRequest.ProtoReflect.Descriptor instead.
-func (*ShowCRLsRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{15}
-}
-
-type ShowCRLsResponse struct {
-	state         protoimpl.MessageState  `protogen:"open.v1"`
-	Crls          []*ShowCRLsResponse_CRL `protobuf:"bytes,1,rep,name=crls,proto3" json:"crls,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ShowCRLsResponse) Reset() {
-	*x = ShowCRLsResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ShowCRLsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ShowCRLsResponse) ProtoMessage() {}
-
-func (x *ShowCRLsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ShowCRLsResponse.ProtoReflect.Descriptor instead.
-func (*ShowCRLsResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *ShowCRLsResponse) GetCrls() []*ShowCRLsResponse_CRL {
-	if x != nil {
-		return x.Crls
-	}
-	return nil
-}
-
-type RootPlan_Step struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // "done", "waits", "next"
-	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RootPlan_Step) Reset() {
-	*x = RootPlan_Step{}
-	mi := &file_broker_api_authority_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RootPlan_Step) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RootPlan_Step) ProtoMessage() {}
-
-func (x *RootPlan_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RootPlan_Step.ProtoReflect.Descriptor instead.
-func (*RootPlan_Step) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{5, 0}
-}
-
-func (x *RootPlan_Step) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *RootPlan_Step) GetState() string {
-	if x != nil {
-		return x.State
-	}
-	return ""
-}
-
-func (x *RootPlan_Step) GetDetail() string {
-	if x != nil {
-		return x.Detail
-	}
-	return ""
-}
-
-type ShowCRLsResponse_CRL struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Issuer        string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	Der           []byte                 `protobuf:"bytes,2,opt,name=der,proto3" json:"der,omitempty"`
-	ThisUpdate    int64                  `protobuf:"varint,3,opt,name=this_update,json=thisUpdate,proto3" json:"this_update,omitempty"`
-	NextUpdate    int64                  `protobuf:"varint,4,opt,name=next_update,json=nextUpdate,proto3" json:"next_update,omitempty"`
-	Entries       uint32                 `protobuf:"varint,5,opt,name=entries,proto3" json:"entries,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ShowCRLsResponse_CRL) Reset() {
-	*x = ShowCRLsResponse_CRL{}
-	mi := &file_broker_api_authority_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ShowCRLsResponse_CRL) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ShowCRLsResponse_CRL) ProtoMessage() {}
-
-func (x *ShowCRLsResponse_CRL) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ShowCRLsResponse_CRL.ProtoReflect.Descriptor instead.
-func (*ShowCRLsResponse_CRL) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{16, 0}
-}
-
-func (x *ShowCRLsResponse_CRL) GetIssuer() string {
-	if x != nil {
-		return x.Issuer
-	}
-	return ""
-}
-
-func (x *ShowCRLsResponse_CRL) GetDer() []byte {
-	if x != nil {
-		return x.Der
-	}
-	return nil
-}
-
-func (x *ShowCRLsResponse_CRL) GetThisUpdate() int64 {
-	if x != nil {
-		return x.ThisUpdate
-	}
-	return 0
-}
-
-func (x *ShowCRLsResponse_CRL) GetNextUpdate() int64 {
-	if x != nil {
-		return x.NextUpdate
-	}
-	return 0
-}
-
-func (x *ShowCRLsResponse_CRL) GetEntries() uint32 {
-	if x != nil {
-		return x.Entries
+		return x.Record
 	}
 	return 0
 }
@@ -1165,99 +453,49 @@ var File_broker_api_authority_proto protoreflect.FileDescriptor
 
 const file_broker_api_authority_proto_rawDesc = "" +
 	"\n" +
-	"\x1abroker/api/authority.proto\x12\x12credence.broker.v1\x1a\x16broker/api/admin.proto\"5\n" +
-	"\rRotateRequest\x12\x12\n" +
-	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
-	"\x03alg\x18\x02 \x01(\tR\x03alg\"N\n" +
-	"\x0eReplaceRequest\x12\x12\n" +
-	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
-	"\x03alg\x18\x02 \x01(\tR\x03alg\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x89\x01\n" +
-	"\vActResponse\x12C\n" +
-	"\vauthorities\x18\x01 \x03(\v2!.credence.broker.v1.AuthorityInfoR\vauthorities\x12\x14\n" +
-	"\x05lines\x18\x02 \x03(\tR\x05lines\x12\x1f\n" +
-	"\vasked_again\x18\x03 \x01(\rR\n" +
-	"askedAgain\"\\\n" +
-	"\x12AdvanceRootRequest\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
-	"\aconfirm\x18\x02 \x03(\tR\aconfirm\x12\x14\n" +
-	"\x05force\x18\x03 \x01(\bR\x05force\"-\n" +
-	"\x13RollbackRootRequest\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xb7\x01\n" +
-	"\bRootPlan\x127\n" +
-	"\x05steps\x18\x01 \x03(\v2!.credence.broker.v1.RootPlan.StepR\x05steps\x12\x12\n" +
-	"\x04done\x18\x02 \x01(\bR\x04done\x12\x14\n" +
-	"\x05lines\x18\x03 \x03(\tR\x05lines\x1aH\n" +
-	"\x04Step\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"&\n" +
-	"\x0eMakeCSRRequest\x12\x14\n" +
-	"\x05again\x18\x01 \x01(\bR\x05again\":\n" +
-	"\x0fMakeCSRResponse\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x15\n" +
-	"\x06key_id\x18\x02 \x01(\tR\x05keyId\"8\n" +
-	"\x0eInstallRequest\x12\x14\n" +
-	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x10\n" +
-	"\x03now\x18\x02 \x01(\bR\x03now\"\xbc\x01\n" +
-	"\x0fInstallResponse\x129\n" +
-	"\x06anchor\x18\x01 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x06anchor\x121\n" +
-	"\x02ca\x18\x02 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x02ca\x12\x1f\n" +
-	"\vpath_length\x18\x03 \x01(\rR\n" +
-	"pathLength\x12\x1a\n" +
-	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"i\n" +
+	"\x1abroker/api/authority.proto\x12\x12credence.broker.v1\"i\n" +
 	"\rRevokeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
 	"\x06before\x18\x03 \x01(\x03R\x06before\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"p\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x8e\x01\n" +
 	"\x0eRevokeResponse\x12\x16\n" +
-	"\x06before\x18\x01 \x01(\x03R\x06before\x12\x18\n" +
-	"\aserials\x18\x02 \x03(\tR\aserials\x12\x16\n" +
-	"\x06tokens\x18\x03 \x01(\rR\x06tokens\x12\x14\n" +
-	"\x05lines\x18\x04 \x03(\tR\x05lines\"\xac\x01\n" +
-	"\x11ListIssuedRequest\x12\x1b\n" +
-	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1a\n" +
-	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1c\n" +
-	"\tauthority\x18\x04 \x01(\tR\tauthority\x12\x16\n" +
-	"\x06serial\x18\x05 \x01(\tR\x06serial\x12\x14\n" +
-	"\x05limit\x18\x06 \x01(\rR\x05limit\"\xf3\x01\n" +
+	"\x06before\x18\x01 \x01(\x03R\x06before\x122\n" +
+	"\x06issued\x18\x02 \x03(\v2\x1a.credence.broker.v1.IssuedR\x06issued\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\x12\x1a\n" +
+	"\bproblems\x18\x04 \x03(\tR\bproblems\"\xec\x01\n" +
+	"\x11ListIssuedRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x1a\n" +
+	"\bidentity\x18\x03 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x1c\n" +
+	"\tauthority\x18\x05 \x01(\tR\tauthority\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\x03R\x04from\x12\x16\n" +
+	"\x06before\x18\a \x01(\x03R\x06before\x12\x12\n" +
+	"\x04live\x18\b \x01(\bR\x04live\x12\x14\n" +
+	"\x05limit\x18\t \x01(\rR\x05limit\"^\n" +
+	"\x12ListIssuedResponse\x122\n" +
+	"\x06issued\x18\x01 \x03(\v2\x1a.credence.broker.v1.IssuedR\x06issued\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xc5\x02\n" +
 	"\x06Issued\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x1b\n" +
 	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x1a\n" +
-	"\bidentity\x18\x04 \x01(\tR\bidentity\x12\x12\n" +
-	"\x04node\x18\x05 \x01(\tR\x04node\x12\x1c\n" +
-	"\tauthority\x18\x06 \x01(\tR\tauthority\x12\x1b\n" +
-	"\tissued_at\x18\a \x01(\x03R\bissuedAt\x12\x1d\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\x12\x1c\n" +
+	"\tauthority\x18\a \x01(\tR\tauthority\x12\x16\n" +
+	"\x06target\x18\b \x01(\tR\x06target\x12\x1c\n" +
+	"\taudiences\x18\t \x03(\tR\taudiences\x12\x1b\n" +
+	"\tissued_at\x18\n" +
+	" \x01(\x03R\bissuedAt\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\b \x01(\x03R\texpiresAt\x12\x16\n" +
-	"\x06target\x18\t \x01(\tR\x06target\"H\n" +
-	"\x12ListIssuedResponse\x122\n" +
-	"\x06issued\x18\x01 \x03(\v2\x1a.credence.broker.v1.IssuedR\x06issued\"\x11\n" +
-	"\x0fShowCRLsRequest\"\xde\x01\n" +
-	"\x10ShowCRLsResponse\x12<\n" +
-	"\x04crls\x18\x01 \x03(\v2(.credence.broker.v1.ShowCRLsResponse.CRLR\x04crls\x1a\x8b\x01\n" +
-	"\x03CRL\x12\x16\n" +
-	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x10\n" +
-	"\x03der\x18\x02 \x01(\fR\x03der\x12\x1f\n" +
-	"\vthis_update\x18\x03 \x01(\x03R\n" +
-	"thisUpdate\x12\x1f\n" +
-	"\vnext_update\x18\x04 \x01(\x03R\n" +
-	"nextUpdate\x12\x18\n" +
-	"\aentries\x18\x05 \x01(\rR\aentries2\x84\x06\n" +
-	"\vAuthorities\x12L\n" +
-	"\x06Rotate\x12!.credence.broker.v1.RotateRequest\x1a\x1f.credence.broker.v1.ActResponse\x12N\n" +
-	"\aReplace\x12\".credence.broker.v1.ReplaceRequest\x1a\x1f.credence.broker.v1.ActResponse\x12S\n" +
-	"\vAdvanceRoot\x12&.credence.broker.v1.AdvanceRootRequest\x1a\x1c.credence.broker.v1.RootPlan\x12U\n" +
-	"\fRollbackRoot\x12'.credence.broker.v1.RollbackRootRequest\x1a\x1c.credence.broker.v1.RootPlan\x12R\n" +
-	"\aMakeCSR\x12\".credence.broker.v1.MakeCSRRequest\x1a#.credence.broker.v1.MakeCSRResponse\x12R\n" +
-	"\aInstall\x12\".credence.broker.v1.InstallRequest\x1a#.credence.broker.v1.InstallResponse\x12O\n" +
+	"expires_at\x18\v \x01(\x03R\texpiresAt\x12\x16\n" +
+	"\x06record\x18\f \x01(\x04R\x06record2\xbb\x01\n" +
+	"\vAuthorities\x12O\n" +
 	"\x06Revoke\x12!.credence.broker.v1.RevokeRequest\x1a\".credence.broker.v1.RevokeResponse\x12[\n" +
 	"\n" +
-	"ListIssued\x12%.credence.broker.v1.ListIssuedRequest\x1a&.credence.broker.v1.ListIssuedResponse\x12U\n" +
-	"\bShowCRLs\x12#.credence.broker.v1.ShowCRLsRequest\x1a$.credence.broker.v1.ShowCRLsResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"ListIssued\x12%.credence.broker.v1.ListIssuedRequest\x1a&.credence.broker.v1.ListIssuedResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_authority_proto_rawDescOnce sync.Once
@@ -1271,59 +509,26 @@ func file_broker_api_authority_proto_rawDescGZIP() []byte {
 	return file_broker_api_authority_proto_rawDescData
 }
 
-var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_broker_api_authority_proto_goTypes = []any{
-	(*RotateRequest)(nil),        // 0: credence.broker.v1.RotateRequest
-	(*ReplaceRequest)(nil),       // 1: credence.broker.v1.ReplaceRequest
-	(*ActResponse)(nil),          // 2: credence.broker.v1.ActResponse
-	(*AdvanceRootRequest)(nil),   // 3: credence.broker.v1.AdvanceRootRequest
-	(*RollbackRootRequest)(nil),  // 4: credence.broker.v1.RollbackRootRequest
-	(*RootPlan)(nil),             // 5: credence.broker.v1.RootPlan
-	(*MakeCSRRequest)(nil),       // 6: credence.broker.v1.MakeCSRRequest
-	(*MakeCSRResponse)(nil),      // 7: credence.broker.v1.MakeCSRResponse
-	(*InstallRequest)(nil),       // 8: credence.broker.v1.InstallRequest
-	(*InstallResponse)(nil),      // 9: credence.broker.v1.InstallResponse
-	(*RevokeRequest)(nil),        // 10: credence.broker.v1.RevokeRequest
-	(*RevokeResponse)(nil),       // 11: credence.broker.v1.RevokeResponse
-	(*ListIssuedRequest)(nil),    // 12: credence.broker.v1.ListIssuedRequest
-	(*Issued)(nil),               // 13: credence.broker.v1.Issued
-	(*ListIssuedResponse)(nil),   // 14: credence.broker.v1.ListIssuedResponse
-	(*ShowCRLsRequest)(nil),      // 15: credence.broker.v1.ShowCRLsRequest
-	(*ShowCRLsResponse)(nil),     // 16: credence.broker.v1.ShowCRLsResponse
-	(*RootPlan_Step)(nil),        // 17: credence.broker.v1.RootPlan.Step
-	(*ShowCRLsResponse_CRL)(nil), // 18: credence.broker.v1.ShowCRLsResponse.CRL
-	(*AuthorityInfo)(nil),        // 19: credence.broker.v1.AuthorityInfo
+	(*RevokeRequest)(nil),      // 0: credence.broker.v1.RevokeRequest
+	(*RevokeResponse)(nil),     // 1: credence.broker.v1.RevokeResponse
+	(*ListIssuedRequest)(nil),  // 2: credence.broker.v1.ListIssuedRequest
+	(*ListIssuedResponse)(nil), // 3: credence.broker.v1.ListIssuedResponse
+	(*Issued)(nil),             // 4: credence.broker.v1.Issued
 }
 var file_broker_api_authority_proto_depIdxs = []int32{
-	19, // 0: credence.broker.v1.ActResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	17, // 1: credence.broker.v1.RootPlan.steps:type_name -> credence.broker.v1.RootPlan.Step
-	19, // 2: credence.broker.v1.InstallResponse.anchor:type_name -> credence.broker.v1.AuthorityInfo
-	19, // 3: credence.broker.v1.InstallResponse.ca:type_name -> credence.broker.v1.AuthorityInfo
-	13, // 4: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
-	18, // 5: credence.broker.v1.ShowCRLsResponse.crls:type_name -> credence.broker.v1.ShowCRLsResponse.CRL
-	0,  // 6: credence.broker.v1.Authorities.Rotate:input_type -> credence.broker.v1.RotateRequest
-	1,  // 7: credence.broker.v1.Authorities.Replace:input_type -> credence.broker.v1.ReplaceRequest
-	3,  // 8: credence.broker.v1.Authorities.AdvanceRoot:input_type -> credence.broker.v1.AdvanceRootRequest
-	4,  // 9: credence.broker.v1.Authorities.RollbackRoot:input_type -> credence.broker.v1.RollbackRootRequest
-	6,  // 10: credence.broker.v1.Authorities.MakeCSR:input_type -> credence.broker.v1.MakeCSRRequest
-	8,  // 11: credence.broker.v1.Authorities.Install:input_type -> credence.broker.v1.InstallRequest
-	10, // 12: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
-	12, // 13: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
-	15, // 14: credence.broker.v1.Authorities.ShowCRLs:input_type -> credence.broker.v1.ShowCRLsRequest
-	2,  // 15: credence.broker.v1.Authorities.Rotate:output_type -> credence.broker.v1.ActResponse
-	2,  // 16: credence.broker.v1.Authorities.Replace:output_type -> credence.broker.v1.ActResponse
-	5,  // 17: credence.broker.v1.Authorities.AdvanceRoot:output_type -> credence.broker.v1.RootPlan
-	5,  // 18: credence.broker.v1.Authorities.RollbackRoot:output_type -> credence.broker.v1.RootPlan
-	7,  // 19: credence.broker.v1.Authorities.MakeCSR:output_type -> credence.broker.v1.MakeCSRResponse
-	9,  // 20: credence.broker.v1.Authorities.Install:output_type -> credence.broker.v1.InstallResponse
-	11, // 21: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
-	14, // 22: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
-	16, // 23: credence.broker.v1.Authorities.ShowCRLs:output_type -> credence.broker.v1.ShowCRLsResponse
-	15, // [15:24] is the sub-list for method output_type
-	6,  // [6:15] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	4, // 0: credence.broker.v1.RevokeResponse.issued:type_name -> credence.broker.v1.Issued
+	4, // 1: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
+	0, // 2: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
+	2, // 3: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
+	1, // 4: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
+	3, // 5: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
+	4, // [4:6] is the sub-list for method output_type
+	2, // [2:4] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_authority_proto_init() }
@@ -1331,14 +536,13 @@ func file_broker_api_authority_proto_init() {
 	if File_broker_api_authority_proto != nil {
 		return
 	}
-	file_broker_api_admin_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_authority_proto_rawDesc), len(file_broker_api_authority_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -254,12 +254,17 @@ func (a adminService) ShowBundle(ctx context.Context, r *api.ShowBundleRequest) 
 }
 
 // ListAuthorities lists the keys that sign, and what happens to them next.
-func (a adminService) ListAuthorities(context.Context, *api.ListAuthoritiesRequest) (*api.ListAuthoritiesResponse, error) {
+func (a adminService) ListAuthorities(ctx context.Context, _ *api.ListAuthoritiesRequest) (*api.ListAuthoritiesResponse, error) {
 	response := &api.ListAuthoritiesResponse{}
 	for _, r := range a.s.cfg.Authority.List() {
+		_, outstanding, err := a.s.cfg.Store.Issued(ctx, broker.IssuedQuery{Authority: r.ID, LiveAt: a.s.cfg.Now(), Limit: 1})
+		if err != nil {
+			return nil, a.fail(ctx, err)
+		}
 		response.Authorities = append(response.Authorities, &api.AuthorityInfo{
 			Id: r.ID, Use: string(r.Use), Alg: r.Alg, State: string(r.State), PublishedAt: unix(r.PublishedAt), ActivatedAt: unix(r.ActivatedAt),
 			LastExpiry: unix(r.LastExpiry), NotAfter: unix(r.NotAfter), Next: r.Next, NextAt: unix(r.NextAt),
+			Outstanding: uint64(outstanding),
 		})
 	}
 	return response, nil

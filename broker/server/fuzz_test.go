@@ -146,12 +146,14 @@ func FuzzAdminRequests(f *testing.F) {
 	methods := []string{api.Admin_Apply_FullMethodName, api.Admin_Get_FullMethodName, api.Admin_Delete_FullMethodName,
 		api.Admin_CreateToken_FullMethodName, api.Admin_ListNodes_FullMethodName, api.Admin_EvictNode_FullMethodName,
 		api.Admin_AllowNode_FullMethodName, api.Admin_Explain_FullMethodName, api.Admin_ShowBundle_FullMethodName,
-		api.Admin_ListAuthorities_FullMethodName, api.Admin_TailAudit_FullMethodName, api.Admin_VerifyAudit_FullMethodName, api.Admin_Status_FullMethodName}
+		api.Admin_ListAuthorities_FullMethodName, api.Admin_TailAudit_FullMethodName, api.Admin_VerifyAudit_FullMethodName, api.Admin_Status_FullMethodName,
+		api.Authorities_Revoke_FullMethodName, api.Authorities_ListIssued_FullMethodName}
 	seed(f, 0,
 		&api.ApplyRequest{Yaml: []byte(web), File: "a.yaml", DryRun: true}, &api.GetRequest{Kind: "Identity", Name: "web"}, &api.DeleteRequest{Kind: "Deny", Name: "x"},
 		&api.CreateTokenRequest{Node: "n2"}, &api.ListNodesRequest{}, &api.EvictNodeRequest{Id: "n2"},
 		&api.AllowNodeRequest{Id: "n2"}, &api.ExplainRequest{}, &api.ShowBundleRequest{},
-		&api.ListAuthoritiesRequest{}, &api.TailAuditRequest{}, &api.VerifyAuditRequest{}, &api.StatusRequest{})
+		&api.ListAuthoritiesRequest{}, &api.TailAuditRequest{}, &api.VerifyAuditRequest{}, &api.StatusRequest{},
+		&api.RevokeRequest{Kind: "identity", Value: "x", Reason: "r"}, &api.ListIssuedRequest{Identity: "web", Limit: 3})
 	conn, err := grpc.NewClient("unix://"+filepath.Join(e.dir, "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		f.Fatal(err)

@@ -280,6 +280,7 @@ func (s *Server) adminServer() *grpc.Server {
 		grpc.ConnectionTimeout(10*time.Second),
 	)
 	api.RegisterAdminServer(g, adminService{s: s})
+	api.RegisterAuthoritiesServer(g, authoritiesService{s: s})
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
 	return g
 }

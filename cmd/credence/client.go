@@ -20,6 +20,10 @@ const adminVariable = "CREDENCE_ADMIN"
 
 // adminClient connects to the broker's admin socket and calls do.
 func adminClient(cmd *cobra.Command, do func(context.Context, api.AdminClient) error) error {
+	return adminConn(cmd, func(ctx context.Context, conn *grpc.ClientConn) error { return do(ctx, api.NewAdminClient(conn)) })
+}
+
+func adminConn(cmd *cobra.Command, do func(context.Context, *grpc.ClientConn) error) error {
 	where, _ := cmd.Flags().GetString("admin")
 	if where == "" {
 		where = os.Getenv(adminVariable)
@@ -32,7 +36,7 @@ func adminClient(cmd *cobra.Command, do func(context.Context, api.AdminClient) e
 		return err
 	}
 	defer conn.Close()
-	if err := do(cmd.Context(), api.NewAdminClient(conn)); err != nil {
+	if err := do(cmd.Context(), conn); err != nil {
 		return reached("broker", where, err)
 	}
 	return nil

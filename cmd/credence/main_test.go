@@ -206,6 +206,7 @@ func freePort() (string, error) {
 // commands they have:
 //
 //	code N PROGRAM ARG...            run it; its exit code must be N
+//	until PATTERN PROGRAM ARG...     run it until it exits 0 and prints PATTERN
 //	oneline                          the last standard error is one line
 //	start NAME PATTERN PROGRAM ARG...  start it, wait until it prints PATTERN; $NAME is its first group
 //	await NAME PATTERN               wait until it has printed PATTERN since it was last awaited
@@ -250,7 +251,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code": scriptCode, "oneline": scriptOneLine, "start": scriptStart, "await": scriptAwait, "finish": scriptFinish,
+			"code": scriptCode, "until": scriptUntil, "oneline": scriptOneLine, "start": scriptStart, "await": scriptAwait, "finish": scriptFinish,
 			"crash": scriptCrash, "ends": scriptEnds, "signal": scriptSignal, "joinfiles": scriptJoinFiles, "big": scriptBig,
 			"append": scriptAppend, "subst": scriptSubst, "lines": scriptLines, "sql": scriptSQL, "fromjson": scriptFromJSON, "empty": scriptEmpty,
 			"tokenfile": scriptTokenFile,
@@ -302,6 +303,19 @@ func scriptCode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if strconv.Itoa(got) != args[0] {
 		ts.Fatalf("exit code %d; want %s", got, args[0])
+	}
+}
+
+func scriptUntil(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 2, "until PATTERN PROGRAM ARG...")
+	re := regexp.MustCompile(`(?m)` + args[0])
+	for deadline := time.Now().Add(patience); ; {
+		if err := ts.Exec(args[1], args[2:]...); err == nil && re.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s does not come to print %q", args[1:], args[0])
+		}
 	}
 }
 
@@ -423,6 +437,10 @@ func scriptFromJSON(ts *testscript.TestScript, neg bool, args []string) {
 	var v any
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &v))
 	for _, name := range strings.Split(args[2], ".") {
+		if list, ok := v.([]any); ok && name == "0" && len(list) > 0 {
+			v = list[0]
+			continue
+		}
 		members, _ := v.(map[string]any)
 		v = members[name]
 	}

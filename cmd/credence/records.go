@@ -38,7 +38,7 @@ head. It exits 1 where the record does not hold.`,
 		RunE:    p.verifyAudit,
 	}
 	verify.Flags().String("data", "", "a broker's data directory, instead of asking a broker")
-	return group("audit", "The record of who got which identity, when and why", addOutput(addAdmin(tail)), addOutput(addAdmin(verify)))
+	return group("audit", "The record of who got which identity, when and why", addOutput(addAdmin(tail)), addOutput(addAdmin(verify)), p.queryCommand())
 }
 
 func (p *program) tailAudit(cmd *cobra.Command, _ []string) error {

@@ -127,12 +127,13 @@ type authorityView struct {
 	NotAfter    moment `json:"not_after"`
 	Next        string `json:"next"`
 	NextAt      moment `json:"next_at"`
+	Outstanding uint64 `json:"outstanding"`
 }
 
 func viewAuthority(a *api.AuthorityInfo) authorityView {
 	return authorityView{
 		a.GetId(), a.GetUse(), a.GetAlg(), a.GetState(), moment(a.GetPublishedAt()), moment(a.GetActivatedAt()),
-		moment(a.GetLastExpiry()), moment(a.GetNotAfter()), a.GetNext(), moment(a.GetNextAt()),
+		moment(a.GetLastExpiry()), moment(a.GetNotAfter()), a.GetNext(), moment(a.GetNextAt()), a.GetOutstanding(),
 	}
 }
 
