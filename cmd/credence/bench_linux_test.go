@@ -118,7 +118,8 @@ func (m *machine) credence(in string, args ...string) string {
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(in), &out, &errs
 	if err := cmd.Run(); err != nil {
-		m.b.Fatalf("%s: %v: %s", args, err, errs.Bytes())
+		said, _ := m.broker.printed()
+		m.b.Fatalf("%s: %v: %s\nthe broker: %s", args, err, errs.Bytes(), said)
 	}
 	return out.String()
 }
@@ -158,7 +159,7 @@ func identities(n int) (yaml []string) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "kind: Identity\nname: bench\nspiffe_id: /bench\nmatch: [{node.name: agent, workload.unix.uid: %d}]\njwt: {audiences: [orders]}\n", os.Getuid())
 	for i := range n {
-		if text.Len() > 3<<20 {
+		if i%5000 == 4999 { // an apply takes 10,000
 			yaml = append(yaml, text.String())
 			text.Reset()
 		} else {
