@@ -41,7 +41,7 @@ func TestIndex(t *testing.T) {
 		total += n
 	}
 	there := func() bool { return e.indexed("bulk") == total }
-	add(3000) // before anybody reads: more than a batch
+	add(1100) // before anybody reads: more than a batch
 	stop := e.run()
 	e.eventually("the past is indexed", there)
 	add(10)
@@ -101,14 +101,14 @@ func TestIndexOfAnotherRecord(t *testing.T) {
 
 func TestIndexForgets(t *testing.T) {
 	e := newEnv(t)
-	_, err := e.record.Append(t.Context(), e.record1(1200)...)
+	_, err := e.record.Append(t.Context(), e.record1(600)...)
 	e.must(err)
 	stop := e.run()
-	e.eventually("it is indexed", func() bool { return e.indexed("bulk") == 1200 })
+	e.eventually("it is indexed", func() bool { return e.indexed("bulk") == 600 })
 	stop()
 	e.pass(25 * time.Hour) // ended a day ago, to the moment
 	e.run()()
-	e.equal(e.indexed("bulk"), 1200)
+	e.equal(e.indexed("bulk"), 600)
 	e.pass(time.Second)
 	e.run()
 	e.eventually("it is forgotten", func() bool { return e.indexed("bulk") == 0 })

@@ -46,7 +46,7 @@ func (e *env) revoke(kind, value string) broker.Revoked {
 // eventually waits for what a loop does by itself.
 func (e *env) eventually(what string, ok func() bool) {
 	e.Helper()
-	late := time.After(15 * time.Second)
+	late := time.After(40 * time.Second)
 	for !ok() {
 		select {
 		case <-late:
@@ -654,4 +654,54 @@ func FuzzDenyFile(f *testing.F) {
 			t.Errorf("%v, and %v", err, cutoffs)
 		}
 	})
+}
+
+// TestRevokeBeforeItIsRemembered revokes after what a decision stands on was
+// read, and before the session knows of its set: an answer that is on its way
+// must be erased.
+func TestRevokeBeforeItIsRemembered(t *testing.T) {
+	e := newEnv(t)
+	n := e.caller("n1")
+	session := e.Watch(n)
+	defer session.Close()
+	e.mu.Lock()
+	e.hook = func() { e.revoke(broker.CutIdentity, "web") } // when the time of the decision is read
+	e.mu.Unlock()
+	e.issue(n, item(t, 1))
+	changes, _ := session.Take()
+	e.equal(changes, []broker.Change{{Set: set(1), Erase: true}, {Set: set(1)}})
+}
+
+// TestCutoffInWholeMilliseconds: what is kept in the store and on the disk is
+// no earlier than what was meant.
+func TestCutoffInWholeMilliseconds(t *testing.T) {
+	e := newEnv(t)
+	e.pass(300 * time.Microsecond)
+	joined := e.join("n1") // the store has it as issued 0.3 ms earlier
+	e.pass(300 * time.Microsecond)
+	r := e.revoke(broker.CutNode, nodeID)
+	if want := start.Add(time.Millisecond); !r.Cutoff.Before.Equal(want) {
+		t.Errorf("it reaches to %s, want %s", r.Cutoff.Before, want)
+	}
+	e.start()
+	_, err := e.as(joined)
+	e.refused(err, broker.ErrNotFound)
+}
+
+// TestUnknownAuthority holds that a node of which the store does not know who
+// signed its SVID, or when, falls under a cut-off of any.
+func TestUnknownAuthority(t *testing.T) {
+	e := newEnv(t)
+	joined := e.join("n1")
+	n, err := e.as(joined)
+	e.must(err)
+	n.Authority, n.IssuedAt = "", time.Time{}
+	_, err = e.store.SaveNode(t.Context(), n)
+	e.must(err)
+	e.start()
+	_, err = e.as(joined)
+	e.must(err)
+	e.revoke(broker.CutAuthority, "any")
+	_, err = e.as(joined)
+	e.refused(err, broker.ErrNotFound)
 }
