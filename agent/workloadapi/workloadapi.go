@@ -96,7 +96,6 @@ func (s *Server) GRPC() *grpc.Server {
 		// Answers are small, and hundreds of connections stay open.
 		grpc.ReadBufferSize(4<<10),
 		grpc.WriteBufferSize(4<<10),
-		grpc.SharedWriteBuffer(true),
 		grpc.ConnectionTimeout(5*time.Second),
 	)
 	workload.RegisterSpiffeWorkloadAPIServer(g, s)
