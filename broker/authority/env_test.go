@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -61,6 +62,7 @@ type records struct {
 	failAt      int // the n-th save fails; 0: none
 	keptFirst   bool
 	check       func(map[string]authority.Record) error
+	step        func(before, after map[string]authority.Record) error
 
 	revoked    []authority.Revocation
 	lists      map[string]authority.CRL
@@ -139,6 +141,11 @@ func (r *records) SaveAuthorities(_ context.Context, changed []authority.Record,
 			return err
 		}
 	}
+	if r.step != nil {
+		if err := r.step(r.rows, rows); err != nil {
+			return err
+		}
+	}
 	r.rows, r.publication = rows, p
 	r.history = append(r.history, p)
 	if r.saves == r.failAt {
@@ -155,6 +162,8 @@ type env struct {
 	keys    authority.Keys
 	lives   authority.Lives
 	issuer  string
+	change  func(*authority.Config) // nil: of nothing
+	chain   []*x509.Certificate     // what a PKI granted
 }
 
 func newEnv(t testing.TB) *env {
@@ -163,10 +172,14 @@ func newEnv(t testing.TB) *env {
 }
 
 func (e *env) config() authority.Config {
-	return authority.Config{
+	cfg := authority.Config{
 		TrustDomain: td, Issuer: e.issuer, Broker: "b1", Records: e.records, Keys: e.keys,
 		Lives: e.lives, Now: e.clock.now,
 	}
+	if e.change != nil {
+		e.change(&cfg)
+	}
+	return cfg
 }
 
 func (e *env) open() *authority.Authority {

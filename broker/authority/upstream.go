@@ -83,6 +83,9 @@ func (a *Authority) renewUpstream(ctx context.Context, now time.Time) (next time
 		return wait.at, nil
 	}
 	a.problems.set(problemUpstream, err)
+	if err := a.sync(ctx); err != nil { // it may be the store that failed
+		return time.Time{}, err
+	}
 	a.tryAt = now.Add(min(firstRetry<<min(a.tries, 10), lastRetry))
 	a.tries++
 	if !a.working(now) {
