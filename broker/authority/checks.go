@@ -32,6 +32,9 @@ func (a *Authority) checkPath(path []*x509.Certificate, hand bool, now, until ti
 	if len(path) > maxPath {
 		return fmt.Errorf("chain: has %d certificates, should have %d at most", len(path), maxPath)
 	}
+	if err := checkAlgorithms(path); err != nil {
+		return err
+	}
 	below := 0 // CAs of ours under the first
 	if hand && !leavesOnly(path[0]) {
 		below = 1
@@ -91,10 +94,7 @@ func checkCA(c *x509.Certificate, below int, now, until time.Time) error {
 	case c.NotAfter.Before(until):
 		return fmt.Errorf("notAfter: is %s, should be %s at the earliest", date(c.NotAfter), date(until))
 	}
-	if err := checkUsage(c); err != nil {
-		return err
-	}
-	return checkAlgorithms(c)
+	return checkUsage(c)
 }
 
 func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -111,7 +111,18 @@ func checkUsage(c *x509.Certificate) error {
 	return nil
 }
 
-func checkAlgorithms(c *x509.Certificate) error {
+// checkAlgorithms comes before anything that verifies a signature: crypto/x509
+// takes a weak one for none, and what it then says of the chain misleads.
+func checkAlgorithms(path []*x509.Certificate) error {
+	for i, c := range path {
+		if err := checkAlgorithm(c); err != nil {
+			return fmt.Errorf("%s: %w", describe(path, i), err)
+		}
+	}
+	return nil
+}
+
+func checkAlgorithm(c *x509.Certificate) error {
 	switch c.SignatureAlgorithm {
 	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA, x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
 		x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512:

@@ -95,10 +95,14 @@ func (a *Authority) ours(chain []*x509.Certificate) (Record, error) {
 
 // vet is every check of an installed chain.
 func (a *Authority) vet(ctx context.Context, ours Record, chain []*x509.Certificate, now time.Time) error {
+	if a.cfg.Anchor == anchorRoot && a.cfg.SharedRoot == "" {
+		return refused("%s", errSharedRoot)
+	}
+	if err := checkAlgorithms(chain); err != nil {
+		return refused("%s", err)
+	}
 	top := chain[len(chain)-1]
 	switch {
-	case a.cfg.Anchor == anchorRoot && a.cfg.SharedRoot == "":
-		return refused("%s", errSharedRoot)
 	case selfSigned(chain[0]):
 		return refused("issuer: our certificate is self-signed, should be signed by the corporate PKI")
 	case a.cfg.Anchor == anchorRoot && (len(chain) < 2 || !selfSigned(top)):

@@ -152,3 +152,26 @@ func csrOf(t testing.TB, a *authority.Authority, again bool) []byte {
 	}
 	return csr
 }
+
+func writeDER(t testing.TB, path string, der []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, der, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readCerts(t testing.TB, path string) (certs []*x509.Certificate) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs = append(certs, c)
+	}
+	return certs
+}

@@ -234,6 +234,9 @@ func (a *Authority) judge(key crypto.Signer, chain, anchors []*x509.Certificate,
 	if len(chain) == 0 {
 		return nil, nil, errors.New("chain: is empty, should begin with our certificate")
 	}
+	if err := checkAlgorithms(chain); err != nil {
+		return nil, nil, err
+	}
 	top := chain[len(chain)-1]
 	i := slices.IndexFunc(anchors, func(c *x509.Certificate) bool { return issued(c, top) == nil })
 	if i < 0 {
