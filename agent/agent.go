@@ -129,6 +129,7 @@ func New(cfg Config) (*Agent, error) {
 		cfg.Patience = patience
 	}
 	a := &Agent{cfg: cfg, ready: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
+	a.node.due = make(chan struct{}, 1)
 	a.wanted.Store(&map[string]bool{})
 	a.sets.init()
 	a.tokens.init()

@@ -6,8 +6,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -37,6 +39,8 @@ type nodeState struct {
 	cert    *tls.Certificate
 	renewAt time.Time
 	bundle  *spiffebundle.Bundle // nil: the first contact is by pin
+
+	due chan struct{} // of capacity 1: renew it now
 }
 
 func (n *nodeState) svidFile() string   { return filepath.Join(n.dir, "node.pem") }
@@ -211,6 +215,7 @@ func (a *Agent) keepNode(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
+		case <-a.node.due:
 		}
 		err := a.renewNode(ctx)
 		wait = a.node.renewIn(a.cfg.Now())
@@ -228,6 +233,34 @@ func (n *nodeState) renewIn(now time.Time) time.Duration {
 		return time.Second // the watch loop is joining again
 	}
 	return max(n.renewAt.Sub(now), time.Second)
+}
+
+// renewIfRevoked has the SVID renewed at once where its issuing CA is revoked:
+// the broker still takes it, knowing its key. Certificates tell whole seconds:
+// one of the cut-off's own second counts as from after it, or it would be
+// renewed again and again.
+func (n *nodeState) renewIfRevoked(c *Cutoffs) {
+	cert := n.certificate()
+	if c == nil || cert == nil || !cert.Leaf.NotBefore.Add(backdate).Before(c.authorities[signerOf(cert)].Truncate(time.Second)) {
+		return
+	}
+	select {
+	case n.due <- struct{}{}:
+	default:
+	}
+}
+
+// signerOf is the ID of the authority that signed an SVID, as brokers name it.
+func signerOf(cert *tls.Certificate) string {
+	if len(cert.Certificate) < 2 { // an anchor
+		return hex.EncodeToString(cert.Leaf.AuthorityKeyId[:min(16, len(cert.Leaf.AuthorityKeyId))])
+	}
+	issuer, err := x509.ParseCertificate(cert.Certificate[1])
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(issuer.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:16])
 }
 
 // ended says whether the SVID is over: no broker takes it any more.

@@ -187,6 +187,27 @@ func TestNodeRenewsAtHalfOfItsLife(t *testing.T) {
 	}
 }
 
+// A node renews at once when the authority that signed for it is revoked.
+func TestNodeRenewsWhenItsAuthorityIsRevoked(t *testing.T) {
+	t.Parallel()
+	b, a := started(t)
+	b.Revoke(&api.Cutoff{Kind: "authority", Value: "another", Before: time.Now().Add(time.Hour).UnixMilli()})
+	b.Await("another's revocation", func() bool { return b.Acknowledged() >= 3 })
+	if n := b.Calls("Renew"); n != 0 {
+		t.Errorf("%d renewals for another's revocation", n)
+	}
+	signer := a.NodeSigner()
+	b.Revoke(&api.Cutoff{Kind: "authority", Value: signer, Before: time.Now().Add(-time.Hour).UnixMilli()})
+	b.Await("a revocation from before", func() bool { return b.Calls("Watch") == 1 && b.Watching() == 1 })
+	if n := b.Calls("Renew"); n != 0 {
+		t.Errorf("%d renewals of what is from after the cut-off", n)
+	}
+	// In a while, for certificates tell whole seconds.
+	b.Revoke(&api.Cutoff{Kind: "authority", Value: signer, Before: time.Now().Add(2 * time.Second).UnixMilli()})
+	b.Await("a renewal", func() bool { return b.Calls("Renew") >= 1 })
+	b.Await("a stream under it", func() bool { return b.Calls("Watch") >= 2 })
+}
+
 func TestNodeThatTheBrokerForgotJoinsAgain(t *testing.T) {
 	t.Parallel()
 	b, a := started(t)

@@ -90,6 +90,11 @@ type Node struct {
 	ExpiresAt      time.Time
 	EvictedAt      time.Time // zero: it is welcome
 
+	// SHA-256 of the public keys (SubjectPublicKeyInfo, DER) of these two, so
+	// that nobody who can sign as one of our issuing CAs makes himself a node's
+	// SVID. Empty: not known.
+	Key, PreviousKey []byte
+
 	// When these two were issued, and by which authority. Zero and empty, not
 	// known, fall under every cut-off.
 	IssuedAt, PreviousIssuedAt   time.Time

@@ -137,6 +137,17 @@ func (c *cuts) hit(i Issued) (Cutoff, bool) {
 	return Cutoff{}, false
 }
 
+// hitNode returns the cut-off that a node's own SVID falls under. An authority's
+// is about what others may have made with it: a node's SVID whose key we know is
+// none of these, and makes itself a new one.
+func (c *cuts) hitNode(n Node) (Cutoff, bool) {
+	cut, hit := c.hit(n.own())
+	if hit && cut.Kind == CutAuthority && len(n.Key) > 0 {
+		return Cutoff{}, false
+	}
+	return cut, hit
+}
+
 // newest is the time before which nothing that was issued on a decision is
 // good any more; zero: all of it is. Which authority signed it is not known
 // here, so any authority's counts.

@@ -365,7 +365,17 @@ func (e *env) join(node string) broker.Joined {
 
 // as returns the node that calls under a certificate.
 func (e *env) as(j broker.Joined) (broker.Node, error) {
-	return e.Node(spiffeid.RequireFromString(j.Node.ID), j.Chain[0].SerialNumber)
+	return e.Node(spiffeid.RequireFromString(j.Node.ID), j.Chain[0].SerialNumber, keyOf(e, j))
+}
+
+// keyOf is the digest of the key in a node's SVID.
+func keyOf(t testing.TB, j broker.Joined) identity.KeyDigest {
+	t.Helper()
+	key, err := identity.DigestKey(j.Chain[0].PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }
 
 // caller joins a node and returns it as it calls.

@@ -96,9 +96,21 @@ type JWTSVID struct {
 	Expires time.Time
 }
 
+// errMeanwhile is ErrConflict where what was made has been revoked before it
+// was released.
+var errMeanwhile = fmt.Errorf("%w: revoked while it was made", ErrConflict)
+
 // IssueX509 decides, signs and records for each item, and releases all of it
 // once it is durable. A denied item has a Denial, not an error.
 func (b *Broker) IssueX509(ctx context.Context, node Node, items []X509Item) ([]X509Result, error) {
+	results, err := b.issueX509(ctx, node, items)
+	if errors.Is(err, errMeanwhile) { // what is made now is from after it
+		return b.issueX509(ctx, node, items)
+	}
+	return results, err
+}
+
+func (b *Broker) issueX509(ctx context.Context, node Node, items []X509Item) ([]X509Result, error) {
 	if len(items) == 0 || len(items) > MaxItems {
 		return nil, fmt.Errorf("issuing to %s: %w: %d items, 1 to %d are taken", node.ID, ErrRequest, len(items), MaxItems)
 	}
@@ -140,7 +152,7 @@ func (b *Broker) release(ctx context.Context, node Node, events []audit.Event) e
 	cuts := b.cuts.Load()
 	for _, e := range events {
 		if cut, hit := cuts.hit(Issued{SPIFFEID: e.SPIFFEID, Identity: e.Identity, Node: e.Node, Authority: e.Authority, IssuedAt: e.Issued}); hit {
-			return fmt.Errorf("issuing to %s: %w: %s %s was revoked while it was made: ask again", node.ID, ErrConflict, cut.Kind, cut.Value)
+			return fmt.Errorf("issuing to %s: %w: %s %s: ask again", node.ID, errMeanwhile, cut.Kind, cut.Value)
 		}
 	}
 	return nil
@@ -247,6 +259,14 @@ func isHeld(held []Held, d identity.Decision, digest [sha256.Size]byte, now time
 // IssueJWT decides, signs, records and then releases. Where nothing is
 // granted it returns a Denial and no error.
 func (b *Broker) IssueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSVID, *Denial, error) {
+	svids, denial, err := b.issueJWT(ctx, node, r)
+	if errors.Is(err, errMeanwhile) {
+		return b.issueJWT(ctx, node, r)
+	}
+	return svids, denial, err
+}
+
+func (b *Broker) issueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSVID, *Denial, error) {
 	if len(r.Audiences) > MaxAudiences || (len(r.Audiences) == 0) == (r.Target == "") {
 		return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w: give 1 to %d audiences, or a target", node.ID, ErrRequest, MaxAudiences)
 	}

@@ -216,7 +216,7 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 	}
 	shown := node
 	if event.Kind == "join" {
-		node.Serial, node.IssuedAt, node.Authority = known.Serial, known.IssuedAt, known.Authority
+		node.Serial, node.Key, node.IssuedAt, node.Authority = known.Serial, known.Key, known.IssuedAt, known.Authority
 	}
 	now := b.cfg.Now()
 	id, err := spiffeid.FromString(node.ID)
@@ -232,6 +232,7 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 		return Joined{}, err
 	}
 	node.PreviousSerial, node.Serial = node.Serial, chain[0].SerialNumber.Bytes()
+	node.PreviousKey, node.Key = node.Key, key[:]
 	node.PreviousIssuedAt, node.IssuedAt = node.IssuedAt, now
 	node.PreviousAuthority, node.Authority = node.Authority, authorityOf(chain)
 	node.ExpiresAt = chain[0].NotAfter
@@ -274,13 +275,13 @@ func (b *Broker) keep(n Node) {
 }
 
 // Node returns the node that may act under a certificate: it stands in the
-// table, is not evicted, and the serial is its last or last but one. The error
-// wraps ErrNotFound otherwise.
+// table, is not evicted, and serial number and public key are those of its last
+// SVID or the last but one. The error wraps ErrNotFound otherwise.
 //
 // The Serial of the returned node is the one shown, for Renew: an agent that
 // never got its last SVID keeps the one it has, however often answers are
 // lost.
-func (b *Broker) Node(id spiffeid.ID, serial *big.Int) (Node, error) {
+func (b *Broker) Node(id spiffeid.ID, serial *big.Int, key identity.KeyDigest) (Node, error) {
 	n, ok := b.node(id.String())
 	switch shown := serial.Bytes(); {
 	case !ok:
@@ -292,10 +293,14 @@ func (b *Broker) Node(id spiffeid.ID, serial *big.Int) (Node, error) {
 	case slices.Equal(n.Serial, shown):
 	case slices.Equal(n.PreviousSerial, shown):
 		n.Serial, n.PreviousSerial = n.PreviousSerial, n.Serial
+		n.Key, n.PreviousKey = n.PreviousKey, n.Key
 		n.IssuedAt, n.PreviousIssuedAt = n.PreviousIssuedAt, n.IssuedAt
 		n.Authority, n.PreviousAuthority = n.PreviousAuthority, n.Authority
 	default:
 		return Node{}, fmt.Errorf("node %s: %w: its SVID has been replaced twice", id, ErrNotFound)
+	}
+	if len(n.Key) > 0 && !slices.Equal(n.Key, key[:]) {
+		return Node{}, fmt.Errorf("node %s: %w: its SVID has the serial number of one of ours and another key: somebody else can sign as our issuing CA %s", id, ErrNotFound, n.Authority)
 	}
 	if err := b.good(n); err != nil {
 		return Node{}, err
@@ -305,7 +310,7 @@ func (b *Broker) Node(id spiffeid.ID, serial *big.Int) (Node, error) {
 
 // good refuses a node whose SVID, the one that it showed, is revoked.
 func (b *Broker) good(n Node) error {
-	if cut, hit := b.cuts.Load().hit(n.own()); hit {
+	if cut, hit := b.cuts.Load().hitNode(n); hit {
 		return fmt.Errorf("node %s: %w: what was issued before %s is revoked; it joins again", n.ID, ErrNotFound, cut.Before.UTC().Format(time.RFC3339))
 	}
 	return nil

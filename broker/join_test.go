@@ -287,24 +287,27 @@ func TestSerials(t *testing.T) {
 	check("at once")
 	e.start()
 	check("after a restart")
-	id := spiffeid.RequireFromString(first.Node.ID)
+	id, held := spiffeid.RequireFromString(first.Node.ID), keyOf(t, third)
 	for name, refused := range map[string]struct {
 		id     spiffeid.ID
 		serial *big.Int
+		key    identity.KeyDigest
 	}{
-		"unknown serial":       {id, big.NewInt(1)},
-		"no serial":            {id, new(big.Int)},
-		"negative":             {id, new(big.Int).Neg(new(big.Int).Add(third.Chain[0].SerialNumber, big.NewInt(1)))},
-		"unknown node":         {spiffeid.RequireFromString("spiffe://example.org/credence/node/n2"), third.Chain[0].SerialNumber},
-		"another trust domain": {spiffeid.RequireFromString("spiffe://peer.example/credence/node/n1"), third.Chain[0].SerialNumber},
-		"no ID":                {spiffeid.ID{}, third.Chain[0].SerialNumber},
+		"unknown serial":       {id, big.NewInt(1), held},
+		"no serial":            {id, new(big.Int), held},
+		"negative":             {id, new(big.Int).Neg(new(big.Int).Add(third.Chain[0].SerialNumber, big.NewInt(1))), held},
+		"unknown node":         {spiffeid.RequireFromString("spiffe://example.org/credence/node/n2"), third.Chain[0].SerialNumber, held},
+		"another trust domain": {spiffeid.RequireFromString("spiffe://peer.example/credence/node/n1"), third.Chain[0].SerialNumber, held},
+		"no ID":                {spiffeid.ID{}, third.Chain[0].SerialNumber, held},
+		"another's key":        {id, third.Chain[0].SerialNumber, identity.KeyDigest{1}},
+		"no key":               {id, third.Chain[0].SerialNumber, identity.KeyDigest{}},
 	} {
-		if n, err := e.Node(refused.id, refused.serial); !errors.Is(err, broker.ErrNotFound) || n.ID != "" {
+		if n, err := e.Node(refused.id, refused.serial, refused.key); !errors.Is(err, broker.ErrNotFound) || n.ID != "" {
 			t.Errorf("%s: %v, %v", name, n, err)
 		}
 	}
 	newcomer := e.join("n2") // has no previous serial
-	if _, err := e.Node(spiffeid.RequireFromString(newcomer.Node.ID), new(big.Int)); !errors.Is(err, broker.ErrNotFound) {
+	if _, err := e.Node(spiffeid.RequireFromString(newcomer.Node.ID), new(big.Int), keyOf(t, newcomer)); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("a serial of zero on a new node: %v", err)
 	}
 }

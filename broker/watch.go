@@ -21,7 +21,7 @@ const (
 type Session struct {
 	broker *Broker
 	node   string
-	shown  Issued        // the SVID under which it was opened
+	shown  Node          // as it was opened, with the SVID that was shown
 	wake   chan struct{} // of capacity 1
 
 	// Guarded by broker.mu.
@@ -62,7 +62,7 @@ type Change struct {
 // Watch opens a session for a node, as Node returned it. Close it.
 func (b *Broker) Watch(as Node) *Session {
 	node := as.ID
-	s := &Session{broker: b, node: node, shown: as.own(), wake: make(chan struct{}, 1)}
+	s := &Session{broker: b, node: node, shown: as, wake: make(chan struct{}, 1)}
 	s.forget()
 	s.pending = make(map[[sha256.Size]byte]pending)
 	b.mu.Lock()
@@ -71,7 +71,7 @@ func (b *Broker) Watch(as Node) *Session {
 	if n, ok := b.nodes[node]; !ok || !n.EvictedAt.IsZero() {
 		s.evict()
 	}
-	_, s.stale = b.cuts.Load().hit(s.shown)
+	_, s.stale = b.cuts.Load().hitNode(s.shown)
 	return s
 }
 
@@ -144,11 +144,12 @@ func (s *Session) Cutoffs() (all []Cutoff, changed bool) {
 	return now.tokens, changed
 }
 
-// cut has the agent erase what falls under a new cut-off, and ask again. Which
-// authority signed what is not remembered: an authority's is about all of it.
-// The caller holds broker.mu.
+// cut has the agent erase what falls under a new cut-off, and ask again. An
+// authority's is about all of it, for which authority signed what is not
+// remembered, and nothing is erased: what we granted is not in doubt, and is
+// served until it is signed anew. The caller holds broker.mu.
 func (s *Session) cut(c Cutoff, p ground, node Node, now time.Time) {
-	if _, s.stale = p.cuts.hit(s.shown); s.stale || c.Kind == CutID || c.Kind == CutAuthority {
+	if _, s.stale = p.cuts.hitNode(s.shown); s.stale || c.Kind == CutID || c.Kind == CutAuthority {
 		s.signal()
 	}
 	for set, d := range s.sets {
@@ -164,11 +165,15 @@ func (s *Session) cut(c Cutoff, p ground, node Node, now time.Time) {
 		}
 		d.digest = decisionsDigest(decisions, digestsOf(p, decisions))
 		s.sets[set] = d
-		s.tell(set, true)
+		if c.Kind != CutAuthority {
+			s.tell(set, true)
+		}
 		s.tell(set, false)
 	}
 	if s.overflow { // it may be about those that were not kept
-		s.tell([sha256.Size]byte{}, true)
+		if c.Kind != CutAuthority {
+			s.tell([sha256.Size]byte{}, true)
+		}
 		s.tell([sha256.Size]byte{}, false)
 		s.forget()
 	}

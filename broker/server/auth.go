@@ -79,7 +79,11 @@ func (s *Server) authenticate(ctx context.Context) (context.Context, error) {
 	if now := s.cfg.Now(); !now.Before(leaf.NotAfter.Add(clockSkew)) {
 		return refuse("SVID ended at " + leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
-	node, err := s.cfg.Broker.Node(id, leaf.SerialNumber)
+	key, err := identity.DigestKey(leaf.PublicKey)
+	if err != nil {
+		return refuse(err.Error())
+	}
+	node, err := s.cfg.Broker.Node(id, leaf.SerialNumber, key)
 	if err != nil {
 		return refuse(err.Error())
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 const nodeColumns = `id, revision, name, method, join_rule, durable_key, facts, joined_at, serial, previous_serial, expires_at, evicted_at,
-	issued_at, previous_issued_at, authority, previous_authority`
+	issued_at, previous_issued_at, authority, previous_authority, key_digest, previous_key_digest`
 
 // Nodes returns all nodes, by ID.
 func (s *Store) Nodes(ctx context.Context) ([]broker.Node, error) {
@@ -41,7 +41,7 @@ func scanNode(row interface{ Scan(...any) error }) (broker.Node, error) {
 	var evicted sql.NullInt64
 	var facts []byte
 	err := row.Scan(&n.ID, &revision, &n.Name, &n.Method, &n.JoinRule, &n.DurableKey, &facts, &joined, &n.Serial, &n.PreviousSerial, &expires, &evicted,
-		&issued, &previous, &n.Authority, &n.PreviousAuthority)
+		&issued, &previous, &n.Authority, &n.PreviousAuthority, &n.Key, &n.PreviousKey)
 	if err != nil {
 		return broker.Node{}, err
 	}
@@ -71,13 +71,13 @@ func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 		if err := admissible(ctx, tx, n); err != nil {
 			return err
 		}
-		const write = `INSERT INTO node (` + nodeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, $12, $13, $14, $15)
+		const write = `INSERT INTO node (` + nodeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, $12, $13, $14, $15, $16, $17)
 			ON CONFLICT (id) DO UPDATE SET revision = $2, name = $3, method = $4, join_rule = $5, durable_key = $6, facts = $7,
 				joined_at = $8, serial = $9, previous_serial = $10, expires_at = $11, evicted_at = NULL,
-				issued_at = $12, previous_issued_at = $13, authority = $14, previous_authority = $15`
+				issued_at = $12, previous_issued_at = $13, authority = $14, previous_authority = $15, key_digest = $16, previous_key_digest = $17`
 		_, err := tx.ExecContext(ctx, write, n.ID, revision, n.Name, n.Method, n.JoinRule, n.DurableKey, facts,
 			millis(n.JoinedAt), bytesOf(n.Serial), bytesOf(n.PreviousSerial), millis(n.ExpiresAt),
-			millis(n.IssuedAt), millis(n.PreviousIssuedAt), n.Authority, n.PreviousAuthority)
+			millis(n.IssuedAt), millis(n.PreviousIssuedAt), n.Authority, n.PreviousAuthority, bytesOf(n.Key), bytesOf(n.PreviousKey))
 		n.Revision = uint64(revision)
 		return err
 	})

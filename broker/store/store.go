@@ -29,7 +29,7 @@ import (
 )
 
 // schemaVersion is what this program writes and reads.
-const schemaVersion = 4
+const schemaVersion = 5
 
 //go:embed schema/*.sql
 var schema embed.FS

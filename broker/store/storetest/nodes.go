@@ -20,7 +20,7 @@ func (e *env) node(name string) broker.Node {
 	return broker.Node{
 		ID: "spiffe://example.org/credence/node/" + name, Name: name, Method: "token", DurableKey: "token:" + name,
 		Facts: facts, JoinedAt: e.time, Serial: []byte{0, 1, 255}, ExpiresAt: e.time.Add(4 * time.Hour),
-		IssuedAt: e.time, Authority: "a1",
+		IssuedAt: e.time, Authority: "a1", Key: []byte{0, 7}, PreviousKey: []byte{},
 	}
 }
 
