@@ -24,7 +24,8 @@ func (r *Refresher) alarm(j job, b *Bundle) {
 		log.Warn("peer's bundle changed, its sequence did not grow", "sequence", before)
 	}
 	if !old.Empty() && !keyInCommon(old, b) {
-		log.Error("every key of a peer's bundle changed", "sequence", before)
+		log.Error("every key of a peer's bundle changed", "sequence", before,
+			"old_fingerprint", BundleFingerprint(old.Bundle), "fingerprint", BundleFingerprint(b.Bundle))
 	}
 }
 

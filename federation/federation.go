@@ -37,7 +37,7 @@ type Peer struct {
 	URL          string // https, without user information
 	HTTPSSPIFFE  *HTTPSSPIFFE
 	HTTPSWeb     *HTTPSWeb
-	MaxStaleness time.Duration // 0: 24 h; past it the bundle's staleness is shouted, never hidden
+	MaxStaleness time.Duration // 0: 24 h; see Refresher
 	AllowPrivate bool          // the URL may lead to a loopback, link-local or private address
 	Accept       []string      // path patterns of its identities that may be evidence
 }
@@ -49,7 +49,7 @@ type HTTPSSPIFFE struct {
 	EndpointID  spiffeid.ID
 	BundleFile  string // as it was written; Bundle holds the file's text
 	Bundle      []byte // SPIFFE bundle JSON or PEM
-	Fingerprint string // "sha256:" and the hex SHA-256 of a CA's DER SubjectPublicKeyInfo in the shown chain
+	Fingerprint string // BundleFingerprint of the peer's bundle, or Fingerprint of a CA in the shown chain
 }
 
 // HTTPSWeb is the https_web profile: web PKI.
@@ -62,4 +62,6 @@ type Stored struct {
 	Document    []byte    // SPIFFE bundle JSON, as fetched
 	FetchedAt   time.Time // when this content was first fetched
 	ConfirmedAt time.Time // when the endpoint last gave it
+	Held        []byte    // a document that waits to be accepted in its place; none: nil
+	HeldAt      time.Time // since when something does
 }

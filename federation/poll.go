@@ -23,19 +23,39 @@ func (r *Refresher) poll(ctx context.Context, p *poller) {
 		if errors.Is(err, errChanged) {
 			continue // from the new text, or not at all
 		}
+		r.enforce(p)
 		wait := r.jitter(p.interval())
 		p.note(err, r.now().Add(wait))
 		p.answer(err)
-		timer := time.NewTimer(wait)
+		r.rest(ctx, p, wait)
+	}
+	p.answer(ctx.Err())
+}
+
+// rest waits for the next poll, or until somebody asks for one, and closes the
+// domain if its time comes meanwhile.
+func (r *Refresher) rest(ctx context.Context, p *poller, wait time.Duration) {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	var closing <-chan time.Time
+	if at := p.closesAt(); !at.IsZero() {
+		deadline := time.NewTimer(max(at.Sub(r.now()), 0))
+		defer deadline.Stop()
+		closing = deadline.C
+	}
+	for {
 		select {
+		case <-closing:
+			closing = nil
+			r.enforce(p)
+			continue
 		case <-timer.C:
 		case <-p.ask:
 		case <-p.gone:
 		case <-ctx.Done():
 		}
-		timer.Stop()
+		return
 	}
-	p.answer(ctx.Err())
 }
 
 // fetch asks the endpoint once and believes its answer or not. Every fetch is
@@ -127,16 +147,22 @@ func (r *Refresher) take(ctx context.Context, p *poller, j job, resp Response) (
 		}
 		return "unchanged", r.confirm(ctx, p, j, j.etag, now)
 	}
+	if j.held != nil && bytes.Equal(j.held.Document, resp.Document) {
+		return "unchanged", r.confirm(ctx, p, j, resp.ETag, now)
+	}
 	b, err := ParseBundle(p.trustDomain, resp.Document)
 	if err != nil {
 		return "refused", err
 	}
 	if j.held != nil {
-		if bytes.Equal(j.held.Document, resp.Document) || j.held.bundle.Equal(b.Bundle) {
+		if j.held.bundle.Equal(b.Bundle) {
 			return "unchanged", r.confirm(ctx, p, j, resp.ETag, now)
 		}
 		if err := checkOrder(j.held.bundle, b); err != nil {
 			return "refused", err
+		}
+		if mustHold(j, b) {
+			return "held", r.hold(ctx, p, j, b)
 		}
 	}
 	sequence, _ := b.SequenceNumber()
@@ -156,6 +182,7 @@ func (r *Refresher) take(ctx context.Context, p *poller, j job, resp Response) (
 func (r *Refresher) confirm(ctx context.Context, p *poller, j job, etag string, now time.Time) error {
 	same := *j.held
 	same.ConfirmedAt = now
+	same.Held, same.HeldAt, same.waiting = nil, time.Time{}, nil // the endpoint took it back
 	if err := r.store.SaveBundle(ctx, same.Stored); err != nil {
 		return err
 	}

@@ -19,7 +19,8 @@ const (
 // held is the last believed bundle.
 type held struct {
 	Stored
-	bundle *Bundle
+	bundle  *Bundle
+	waiting *Bundle // of Held
 }
 
 // A poller is what is known of one peer.
@@ -37,6 +38,7 @@ type poller struct {
 	tried     time.Time
 	lastError error
 	next      time.Time
+	extra     time.Time // when a fetch was last asked for by a validator
 }
 
 func newPoller(peer Peer) *poller {
@@ -59,6 +61,14 @@ func (p *poller) change(peer Peer) {
 	p.etag = ""
 	p.bootstrap = p.bootstrap || !reflect.DeepEqual(old.HTTPSSPIFFE, peer.HTTPSSPIFFE)
 	p.wake()
+}
+
+// staleness is how long a bundle may go unconfirmed.
+func (p *Peer) staleness() time.Duration {
+	if p.MaxStaleness == 0 {
+		return defaultMaxStaleness
+	}
+	return p.MaxStaleness
 }
 
 // request asks for a fetch and returns where its outcome will come.
@@ -124,10 +134,13 @@ type job struct {
 	bootstrap bool
 }
 
+// begin returns what a fetch at now starts from; with a zero now there is none.
 func (p *poller) begin(now time.Time) job {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tried = now
+	if !now.IsZero() {
+		p.tried = now
+	}
 	return job{peer: p.peer, held: p.held, etag: p.etag, bootstrap: p.bootstrap || p.held == nil}
 }
 
@@ -147,4 +160,36 @@ func (p *poller) note(err error, next time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lastError, p.next = err, next
+}
+
+// noteAccepted: what was wrong is mended.
+func (p *poller) noteAccepted() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lastError = nil
+}
+
+func (p *poller) closesAt() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held.closesAt(p.peer)
+}
+
+// extraEvery is how often validators may have a peer asked out of turn.
+const extraEvery = 10 * time.Second
+
+// requestExtra is request for a validator, once in extraEvery: it returns nil
+// to those who come too soon, unless they can wait with the one before.
+func (p *poller) requestExtra(now time.Time) <-chan error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if soon := !p.extra.IsZero() && now.Sub(p.extra) < extraEvery; soon && len(p.waiting) == 0 {
+		return nil
+	} else if !soon {
+		p.extra = now
+	}
+	outcome := make(chan error, 1)
+	p.waiting = append(p.waiting, outcome)
+	p.wake()
+	return outcome
 }

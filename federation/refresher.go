@@ -34,6 +34,12 @@ type Config struct {
 // A Refresher keeps the bundles of all peers fresh. Each peer is polled on its
 // own, so that a dead, slow or hostile one delays no other. Fetched bundles are
 // made durable, then put into the Set.
+//
+// A bundle that its endpoint has not confirmed within MaxStaleness is shouted
+// about at each poll, and goes on being believed: an endpoint that is down must
+// not take its trust domain with it. One whose every key an https_web endpoint
+// wants to change is believed so long and no longer, unless the operator
+// accepts the change.
 type Refresher struct {
 	own     spiffeid.TrustDomain
 	fetcher Fetcher
@@ -130,14 +136,33 @@ func (r *Refresher) Refresh(ctx context.Context, td spiffeid.TrustDomain) error 
 	if !ok {
 		return fmt.Errorf("refreshing the bundle of %s: it is no peer", td)
 	}
+	return r.await(ctx, p, p.request())
+}
+
+func (r *Refresher) await(ctx context.Context, p *poller, outcome <-chan error) error {
 	select {
-	case err := <-p.request():
+	case err := <-outcome:
 		return err
 	case <-p.gone:
-		return fmt.Errorf("refreshing the bundle of %s: its Peer was removed", td)
+		return fmt.Errorf("refreshing the bundle of %s: its Peer was removed", p.trustDomain)
 	case <-ctx.Done():
-		return fmt.Errorf("refreshing the bundle of %s: %w", td, ctx.Err())
+		return fmt.Errorf("refreshing the bundle of %s: %w", p.trustDomain, ctx.Err())
 	}
+}
+
+// RefreshFor is Refresh for a validator that met a key it does not know: a
+// trust domain is asked out of turn once in ten seconds, whoever asks how
+// often. It says whether a fetch came of it.
+func (r *Refresher) RefreshFor(ctx context.Context, td spiffeid.TrustDomain) (bool, error) {
+	p, ok := r.poller(td)
+	if !ok {
+		return false, fmt.Errorf("refreshing the bundle of %s: it is no peer", td)
+	}
+	outcome := p.requestExtra(r.now())
+	if outcome == nil {
+		return false, nil
+	}
+	return true, r.await(ctx, p, outcome)
 }
 
 func (r *Refresher) poller(td spiffeid.TrustDomain) (*poller, bool) {

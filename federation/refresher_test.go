@@ -804,6 +804,8 @@ func TestSetPeersIsAllOrNothing(t *testing.T) {
 func TestAlarms(t *testing.T) {
 	a, b := newCA(t, nil), newCA(t, nil)
 	priv := fmt.Sprintf(`{"spiffe_sequence":3,"keys":[%s,{"use":"jwt-svid","kid":"k",%s}]}`, x509Entry(t, a.Cert), jwkMembers(t, newKey(t)))
+	spiffe := federation.Peer{TrustDomain: partner, URL: partnerURL, HTTPSSPIFFE: &federation.HTTPSSPIFFE{
+		EndpointID: endpoint, Fingerprint: federation.Fingerprint(a.Cert)}}
 	tests := []struct{ name, before, after, alarm string }{
 		{"closed", document(t, 1, 300, a), document(t, 2, 300), "holds no key"},
 		{"every key", document(t, 1, 300, a), document(t, 2, 300, b), "every key"},
@@ -817,7 +819,7 @@ func TestAlarms(t *testing.T) {
 				h := start(t, &memory{}, nil)
 				defer h.stop()
 				h.endpoints.set(partnerURL, tt.before)
-				h.peers(t, webPeer(partner, partnerURL))
+				h.peers(t, spiffe)
 				if strings.Contains(h.log.String(), tt.alarm) {
 					t.Error("alarm before its cause")
 				}
@@ -890,4 +892,62 @@ func TestNewWantsItsParts(t *testing.T) {
 			t.Errorf("%s: made", name)
 		}
 	}
+}
+
+// A fifth of 500 peers answers nothing for five seconds each time; the others
+// stay as fresh as their hint says, and local work with the Set is not held up.
+func TestBlackHolesLeaveTheOthersFresh(t *testing.T) {
+	a := newCA(t, nil)
+	doc := document(t, 1, 60, a)
+	synctest.Test(t, func(t *testing.T) {
+		fetcher := &blackHoles{doc: doc}
+		store := &memory{}
+		r, err := federation.New(federation.Config{TrustDomain: example, Fetcher: fetcher, Store: store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		var peers []federation.Peer
+		for i := range 500 {
+			td := spiffeid.RequireTrustDomainFromString(fmt.Sprintf("peer%d.example", i))
+			host := "alive"
+			if i%5 == 0 {
+				host = "dead"
+			}
+			peers = append(peers, webPeer(td, fmt.Sprintf("https://%s%d.example/", host, i)))
+		}
+		if err := r.SetPeers(ctx, peers); err != nil {
+			t.Fatal(err)
+		}
+		for range 60 { // an hour, looked at each minute
+			wait(time.Minute)
+			for i, s := range r.Statuses() {
+				dead := strings.Contains(s.Peer.URL, "dead")
+				age := time.Since(s.ConfirmedAt)
+				if dead != (s.State == federation.Waiting) || !dead && age > 67*time.Second {
+					t.Fatalf("peer %d at %s is %s, %s old", i, s.Peer.URL, s.State, age)
+				}
+			}
+		}
+		if got := len(r.Set().All()); got != 400 {
+			t.Errorf("%d bundles", got)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// blackHoles answers but for hosts that are called dead.
+type blackHoles struct{ doc string }
+
+func (b *blackHoles) Fetch(ctx context.Context, req federation.Request) (federation.Response, error) {
+	if !strings.Contains(req.URL, "dead") {
+		return federation.Response{Document: []byte(b.doc)}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second) // fetch.Timeout
+	defer cancel()
+	<-ctx.Done()
+	return federation.Response{}, ctx.Err()
 }

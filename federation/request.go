@@ -25,9 +25,10 @@ type Request struct {
 }
 
 // Authentication is how an https_spiffe server is known: it shows an X509-SVID
-// of exactly EndpointID that verifies by Bundle or, where that is nil, under
-// the CA in the shown chain that Fingerprint names. The host name plays no part
-// (SPIFFE Federation §5.2.2.4).
+// of exactly EndpointID that verifies by Bundle. Where that is nil, Fingerprint
+// names a CA in the shown chain, under which the SVID verifies, or else the
+// authorities of the bundle that the server gives (BundleFingerprint), by which
+// it verifies then. The host name plays no part (SPIFFE Federation §5.2.2.4).
 type Authentication struct {
 	EndpointID  spiffeid.ID
 	Bundle      *x509bundle.Bundle

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -63,10 +64,25 @@ func (r *Refresher) load(ctx context.Context) (map[spiffeid.TrustDomain]*held, e
 				"trust_domain", s.TrustDomain.Name(), "error", err)
 			b = nil
 		}
-		stored[s.TrustDomain] = &held{Stored: s, bundle: b}
+		stored[s.TrustDomain] = &held{Stored: s, bundle: b, waiting: r.loadHeld(s)}
 	}
 	r.loaded = true
 	return stored, nil
+}
+
+// loadHeld reads what waits to be accepted. A spoilt one waits still: with it,
+// the time of the bundle that is believed runs out.
+func (r *Refresher) loadHeld(s Stored) *Bundle {
+	if s.HeldAt.IsZero() {
+		return nil
+	}
+	b, err := ParseBundle(s.TrustDomain, s.Held)
+	if err != nil {
+		r.log.Error("stored change of a bundle is not usable: it will be fetched anew",
+			"trust_domain", s.TrustDomain.Name(), "error", err)
+		return &Bundle{Bundle: spiffebundle.New(s.TrustDomain), document: s.Held}
+	}
+	return b
 }
 
 // remove comes first and cannot fail: validators drop the bundle at once.
@@ -108,7 +124,8 @@ func (r *Refresher) add(wanted map[spiffeid.TrustDomain]Peer, stored map[spiffei
 		p := newPoller(peer)
 		if h := stored[td]; h != nil && h.bundle != nil {
 			p.held = h
-			r.set.Put(h.bundle)
+			b, _ := h.inForce(&peer, r.now())
+			r.set.Put(b)
 		}
 		r.peers[td] = p
 	}

@@ -10,9 +10,26 @@ import (
 
 const defaultMaxStaleness = 24 * time.Hour
 
+// A State is how things stand with a peer, in a word.
+type State string
+
+const (
+	Waiting State = "waiting" // no bundle yet: nothing of it is trusted
+	Fresh   State = "fresh"
+	Stale   State = "stale"  // not confirmed within MaxStaleness
+	Holding State = "held"   // a change of every key waits to be accepted
+	Closed  State = "closed" // its bundle verifies nothing
+)
+
 // A Status is how things stand with one peer.
 type Status struct {
+	Peer        Peer
 	TrustDomain spiffeid.TrustDomain
+	State       State
+	Bundle      *Bundle   // last believed; nil: none yet
+	Held        *Bundle   // waits to be accepted; nil: nothing does
+	HeldAt      time.Time // since when
+	ClosesAt    time.Time // when Bundle is believed no more, because of Held
 	Sequence    uint64    // of the bundle held, 0 if it has none
 	FetchedAt   time.Time // when its content was first fetched; zero: no bundle yet
 	ConfirmedAt time.Time // the last success: when the endpoint last gave it
@@ -49,16 +66,26 @@ func (r *Refresher) status(p *poller) Status {
 	now := r.now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := Status{TrustDomain: p.trustDomain, TriedAt: p.tried, LastError: p.lastError, NextPoll: p.next, Stale: true}
+	s := Status{
+		Peer: *p.peer, TrustDomain: p.trustDomain, TriedAt: p.tried, LastError: p.lastError, NextPoll: p.next,
+		State: Waiting, Stale: true,
+	}
 	if p.held == nil {
 		return s
 	}
+	s.Bundle, s.Held, s.HeldAt, s.ClosesAt = p.held.bundle, p.held.waiting, p.held.HeldAt, p.held.closesAt(p.peer)
 	s.Sequence, s.FetchedAt, s.ConfirmedAt = p.held.Sequence, p.held.FetchedAt, p.held.ConfirmedAt
 	s.Ignored = p.held.bundle.Ignored
-	limit := p.peer.MaxStaleness
-	if limit == 0 {
-		limit = defaultMaxStaleness
+	s.Stale = now.Sub(s.ConfirmedAt) > p.peer.staleness()
+	switch in, _ := p.held.inForce(p.peer, now); {
+	case in.Empty():
+		s.State = Closed
+	case s.Held != nil:
+		s.State = Holding
+	case s.Stale:
+		s.State = Stale
+	default:
+		s.State = Fresh
 	}
-	s.Stale = now.Sub(s.ConfirmedAt) > limit
 	return s
 }

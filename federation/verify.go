@@ -178,6 +178,9 @@ func checkFingerprint(s string) error {
 	return nil
 }
 
+// ErrNotShown: the CA that a fingerprint names is not in the shown chain.
+var ErrNotShown = errors.New("no CA in the shown chain")
+
 // PinnedBundle is a bundle of td with the CA certificates in the shown chain
 // whose key has that fingerprint. An endpoint that is met for the first time
 // sends its chain with the anchor appended; only what verifies under the pinned
@@ -193,7 +196,7 @@ func PinnedBundle(td spiffeid.TrustDomain, shown []*x509.Certificate, fingerprin
 		}
 	}
 	if b.Empty() {
-		return nil, fmt.Errorf("no CA in the shown chain has the fingerprint %s: compare it with the peer's", fingerprint)
+		return nil, fmt.Errorf("%w has the fingerprint %s: compare it with the peer's", ErrNotShown, fingerprint)
 	}
 	return b, nil
 }

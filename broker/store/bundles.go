@@ -13,7 +13,7 @@ import (
 
 // Bundles returns the peers' bundles as they were last believed.
 func (s *Store) Bundles(ctx context.Context) ([]federation.Stored, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT trust_domain, sequence, document, fetched_at, confirmed_at FROM bundle ORDER BY trust_domain`)
+	rows, err := s.read.QueryContext(ctx, `SELECT trust_domain, sequence, document, fetched_at, confirmed_at, held, held_at FROM bundle ORDER BY trust_domain`)
 	if err != nil {
 		return nil, fmt.Errorf("reading bundles: %w", err)
 	}
@@ -22,8 +22,8 @@ func (s *Store) Bundles(ctx context.Context) ([]federation.Stored, error) {
 	for rows.Next() {
 		var b federation.Stored
 		var name, sequence string
-		var fetched, confirmed int64
-		if err := rows.Scan(&name, &sequence, &b.Document, &fetched, &confirmed); err != nil {
+		var fetched, confirmed, heldAt int64
+		if err := rows.Scan(&name, &sequence, &b.Document, &fetched, &confirmed, &b.Held, &heldAt); err != nil {
 			return nil, fmt.Errorf("reading bundles: %w", err)
 		}
 		if b.TrustDomain, err = spiffeid.TrustDomainFromString(name); err != nil {
@@ -33,6 +33,9 @@ func (s *Store) Bundles(ctx context.Context) ([]federation.Stored, error) {
 			return nil, fmt.Errorf("reading the bundle of %s: %w", name, err)
 		}
 		b.FetchedAt, b.ConfirmedAt = fromMillis(fetched), fromMillis(confirmed)
+		if b.HeldAt = fromMillis(heldAt); len(b.Held) == 0 {
+			b.Held = nil
+		}
 		all = append(all, b)
 	}
 	if err := rows.Err(); err != nil {
@@ -44,9 +47,9 @@ func (s *Store) Bundles(ctx context.Context) ([]federation.Stored, error) {
 // SaveBundle keeps a peer's bundle, in place of an earlier one.
 func (s *Store) SaveBundle(ctx context.Context, b federation.Stored) error {
 	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
-		const write = `INSERT INTO bundle (trust_domain, revision, sequence, document, fetched_at, confirmed_at) VALUES ($1, $2, $3, $4, $5, $6)
-			ON CONFLICT (trust_domain) DO UPDATE SET revision = $2, sequence = $3, document = $4, fetched_at = $5, confirmed_at = $6`
-		_, err := tx.ExecContext(ctx, write, b.TrustDomain.Name(), revision, strconv.FormatUint(b.Sequence, 10), bytesOf(b.Document), millis(b.FetchedAt), millis(b.ConfirmedAt))
+		const write = `INSERT INTO bundle (trust_domain, revision, sequence, document, fetched_at, confirmed_at, held, held_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+			ON CONFLICT (trust_domain) DO UPDATE SET revision = $2, sequence = $3, document = $4, fetched_at = $5, confirmed_at = $6, held = $7, held_at = $8`
+		_, err := tx.ExecContext(ctx, write, b.TrustDomain.Name(), revision, strconv.FormatUint(b.Sequence, 10), bytesOf(b.Document), millis(b.FetchedAt), millis(b.ConfirmedAt), bytesOf(b.Held), millis(b.HeldAt))
 		return err
 	})
 	if err != nil {

@@ -29,7 +29,7 @@ import (
 )
 
 // schemaVersion is what this program writes and reads.
-const schemaVersion = 5
+const schemaVersion = 6
 
 //go:embed schema/*.sql
 var schema embed.FS

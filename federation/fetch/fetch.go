@@ -9,6 +9,7 @@
 package fetch
 
 import (
+	"compress/gzip"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -91,15 +92,26 @@ func (c *Client) fetch(ctx context.Context, req federation.Request) (federation.
 	}
 	transport := c.transport(tlsConfig, req.AllowPrivate)
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, CheckRedirect: c.checkRedirect}
+	client := &http.Client{Transport: transport, CheckRedirect: func(to *http.Request, via []*http.Request) error {
+		if server.chain != nil {
+			return errors.New("redirected by a server that only its bundle can prove: give the Peer the bundle itself")
+		}
+		return c.checkRedirect(to, via)
+	}}
 	answer, err := client.Do(get)
 	if err != nil {
 		return federation.Response{}, err
 	}
 	defer answer.Body.Close()
 	resp, err := read(answer, req.IfNoneMatch != "")
+	if err == nil && server.chain != nil {
+		server.id, err = c.verifyByDocument(server.chain, *req.HTTPSSPIFFE, resp)
+	}
+	if err != nil {
+		return federation.Response{}, err
+	}
 	resp.PeerID = server.id
-	return resp, err
+	return resp, nil
 }
 
 func newGet(ctx context.Context, req federation.Request) (*http.Request, error) {
@@ -111,6 +123,7 @@ func newGet(ctx context.Context, req federation.Request) (*http.Request, error) 
 		return nil, err
 	}
 	get.Header.Set("Accept", "application/json")
+	get.Header.Set("Accept-Encoding", "gzip")
 	get.Header.Set("User-Agent", "credence")
 	if req.IfNoneMatch != "" {
 		get.Header.Set("If-None-Match", req.IfNoneMatch)
@@ -139,15 +152,10 @@ func read(answer *http.Response, conditional bool) (federation.Response, error) 
 		resp.NotModified = true
 		return resp, nil
 	}
-	switch {
-	case answer.StatusCode != http.StatusOK:
+	if answer.StatusCode != http.StatusOK {
 		return federation.Response{}, fmt.Errorf("status is %d, not 200", answer.StatusCode)
-	case answer.Header.Get("Content-Encoding") != "": // not asked for: a bomb, or a mistake
-		return federation.Response{}, errors.New("answer is compressed, which was not asked for")
-	case answer.ContentLength > MaxBody:
-		return federation.Response{}, fmt.Errorf("answer is larger than %d bytes", MaxBody)
 	}
-	body, err := io.ReadAll(io.LimitReader(answer.Body, MaxBody+1))
+	body, err := readBody(answer)
 	switch {
 	case err != nil:
 		return federation.Response{}, fmt.Errorf("reading the answer: %w", err)
@@ -158,6 +166,27 @@ func read(answer *http.Response, conditional bool) (federation.Response, error) 
 	}
 	resp.Document = body
 	return resp, nil
+}
+
+// readBody reads a little more than may be, both of what came and of what it
+// unpacks to.
+func readBody(answer *http.Response) ([]byte, error) {
+	if answer.ContentLength > MaxBody {
+		return make([]byte, MaxBody+1), nil
+	}
+	var body io.Reader = io.LimitReader(answer.Body, MaxBody+1)
+	switch encoding := answer.Header.Values("Content-Encoding"); {
+	case len(encoding) == 0:
+	case len(encoding) == 1 && strings.EqualFold(encoding[0], "gzip"):
+		z, err := gzip.NewReader(body)
+		if err != nil {
+			return nil, err
+		}
+		body = io.LimitReader(z, MaxBody+1)
+	default:
+		return nil, errors.New("it is encoded otherwise than by gzip, which alone was asked for")
+	}
+	return io.ReadAll(body)
 }
 
 // etag is what may be sent back in If-None-Match; an odd one is done without.

@@ -242,7 +242,17 @@ func TestAnswers(t *testing.T) {
 		{"gzip bomb", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			w.Write(bomb.Bytes())
-		}, "compressed"},
+		}, "larger"},
+		{"gzip", encoded("gzip", packed(t, document)), ""},
+		{"gzip, 1 MiB and a byte", encoded("gzip", packed(t, document+big+" ")), "larger"},
+		{"gzip cut", encoded("gzip", packed(t, document)[:20]), "unexpected EOF"},
+		{"not gzip, and says so", encoded("gzip", []byte(document)), "gzip"},
+		{"gzip in gzip", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Add("Content-Encoding", "gzip")
+			w.Header().Add("Content-Encoding", "gzip")
+			w.Write(packed(t, document))
+		}, "alone was asked for"},
+		{"another encoding", encoded("br", []byte(document)), "alone was asked for"},
 		{"cut mid-body", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "100")
 			io.WriteString(w, document)
@@ -267,6 +277,29 @@ func TestAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+func encoded(how string, body []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Accept-Encoding") != "gzip" {
+			return
+		}
+		w.Header().Set("Content-Encoding", how)
+		w.Write(body)
+	}
+}
+
+func packed(t *testing.T, text string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	if _, err := io.WriteString(z, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
 
 func TestETag(t *testing.T) {

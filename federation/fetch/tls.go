@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -13,8 +14,12 @@ import (
 	"github.com/credence-id/credence/federation"
 )
 
-// seen is whom the server proved to be, on the last connection.
-type seen struct{ id spiffeid.ID }
+// seen is whom the server proved to be, on the last connection. One that has
+// proved nothing yet, and can by its bundle alone, has a chain instead.
+type seen struct {
+	id    spiffeid.ID
+	chain []*x509.Certificate
+}
 
 // transport makes a fresh one, so that nothing that was verified for one
 // request serves another.
@@ -50,29 +55,49 @@ func (c *Client) tlsConfig(req federation.Request, server *seen) (*tls.Config, e
 	// The host name plays no part (§5.2.2.4): verifyEndpoint does the whole work.
 	config.InsecureSkipVerify = true
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		id, err := c.verifyEndpoint(state.PeerCertificates, auth)
-		server.id = id
+		server.id, server.chain = spiffeid.ID{}, nil
+		bundle := auth.Bundle
+		if bundle == nil {
+			pinned, err := federation.PinnedBundle(auth.EndpointID.TrustDomain(), state.PeerCertificates, auth.Fingerprint)
+			if errors.Is(err, federation.ErrNotShown) {
+				server.chain = state.PeerCertificates
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			bundle = pinned
+		}
+		var err error
+		server.id, err = c.verifyEndpoint(state.PeerCertificates, auth.EndpointID, bundle)
 		return err
 	}
 	return config, nil
 }
 
-// verifyEndpoint wants an X509-SVID of exactly the configured SPIFFE ID.
-func (c *Client) verifyEndpoint(shown []*x509.Certificate, auth federation.Authentication) (spiffeid.ID, error) {
-	var bundles x509bundle.Source = auth.Bundle
-	if auth.Bundle == nil {
-		pinned, err := federation.PinnedBundle(auth.EndpointID.TrustDomain(), shown, auth.Fingerprint)
-		if err != nil {
-			return spiffeid.ID{}, err
-		}
-		bundles = pinned
-	}
-	id, _, err := federation.VerifyX509(shown, bundles, c.now())
+// verifyByDocument verifies the server by the bundle that it gave, once that is
+// the one of the fingerprint. Nothing of the answer was believed before, and no
+// other server was asked.
+func (c *Client) verifyByDocument(shown []*x509.Certificate, auth federation.Authentication, resp federation.Response) (spiffeid.ID, error) {
+	b, err := federation.ParseBundle(auth.EndpointID.TrustDomain(), resp.Document)
 	if err != nil {
 		return spiffeid.ID{}, err
 	}
-	if id != auth.EndpointID {
-		return spiffeid.ID{}, fmt.Errorf("the endpoint is %s, not %s as the Peer says", id, auth.EndpointID)
+	if got := federation.BundleFingerprint(b.Bundle); got != auth.Fingerprint {
+		return spiffeid.ID{}, fmt.Errorf("the endpoint's bundle has the fingerprint %s, and no CA in its chain has %s: compare it with the peer's",
+			cmp.Or(got, "of no X.509 key"), auth.Fingerprint)
+	}
+	return c.verifyEndpoint(shown, auth.EndpointID, b.X509Bundle())
+}
+
+// verifyEndpoint wants an X509-SVID of exactly the configured SPIFFE ID.
+func (c *Client) verifyEndpoint(shown []*x509.Certificate, want spiffeid.ID, bundle *x509bundle.Bundle) (spiffeid.ID, error) {
+	id, _, err := federation.VerifyX509(shown, bundle, c.now())
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	if id != want {
+		return spiffeid.ID{}, fmt.Errorf("the endpoint is %s, not %s as the Peer says", id, want)
 	}
 	return id, nil
 }

@@ -139,6 +139,7 @@ func bundles(e *env) {
 	e.equal(got, []federation.Stored{a, b})
 
 	b.Document, b.Sequence, b.FetchedAt, b.ConfirmedAt = []byte("another"), 3, e.time.Add(time.Hour), time.Time{}
+	b.Held, b.HeldAt = []byte("waits"), e.time.Add(2*time.Hour)
 	e.must(e.SaveBundle(e.Context(), b))
 	e.must(e.DeleteBundle(e.Context(), a.TrustDomain))
 	e.must(e.DeleteBundle(e.Context(), a.TrustDomain))
