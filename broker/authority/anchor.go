@@ -73,14 +73,20 @@ func checkCRLURL(text string) error {
 	return nil
 }
 
-// crlURLs are where the CRL of the authority id is found.
-func (a *Authority) crlURLs(id string) []string {
+// crlURLs are where the CRL of the CA id is found: nowhere if its certificate
+// does not let it sign one.
+func (a *Authority) crlURLs(id string, ca *x509.Certificate) []string {
 	var urls []string
 	for _, u := range a.cfg.CRLURLs {
-		urls = append(urls, strings.ReplaceAll(u, "%s", id))
+		if signsCRLs(ca) {
+			urls = append(urls, strings.ReplaceAll(u, "%s", id))
+		}
 	}
 	return urls
 }
+
+// signsCRLs says whether a CA was granted cRLSign.
+func signsCRLs(c *x509.Certificate) bool { return c.KeyUsage&x509.KeyUsageCRLSign != 0 }
 
 // leavesOnly says whether a CA may certify no other CA: its path length is 0.
 func leavesOnly(c *x509.Certificate) bool { return c.MaxPathLen == 0 && c.MaxPathLenZero }

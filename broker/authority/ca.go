@@ -119,7 +119,7 @@ func (a *Authority) newIssuing(ctx context.Context, now time.Time, signer Record
 		return Record{}, err
 	}
 	template.MaxPathLenZero = true // it signs leaves only
-	template.CRLDistributionPoints = a.crlURLs(signer.ID)
+	template.CRLDistributionPoints = a.crlURLs(signer.ID, parents[0])
 	der, err := x509.CreateCertificate(rand.Reader, template, parents[0], key.Public(), signing)
 	if err != nil {
 		return Record{}, fmt.Errorf("signing the issuing CA of %s: %w", a.cfg.Broker, err)

@@ -55,6 +55,11 @@ func (a *Authority) checkPath(path []*x509.Certificate, hand bool, now, until ti
 			}
 		}
 	}
+	for i, c := range path {
+		if err := checkStrict(c, path[min(i+1, len(path)-1)]); err != nil {
+			return fmt.Errorf("%s: %w", describe(path, i), err)
+		}
+	}
 	return a.checkOurs(path)
 }
 
@@ -85,8 +90,11 @@ func checkCA(c *x509.Certificate, below int, now, until time.Time) error {
 		return errors.New("keyUsage: lacks keyCertSign")
 	case (c.MaxPathLen > 0 || c.MaxPathLenZero) && c.MaxPathLen < below:
 		return fmt.Errorf("basicConstraints: path length is %d, should be %d at least, or none", c.MaxPathLen, below)
-	case len(c.SubjectKeyId) == 0:
-		return errors.New("subjectKeyIdentifier: is missing, should be there (RFC 5280 §4.2.1.2)")
+	}
+	if err := checkConstraintTypes(c); err != nil {
+		return err
+	}
+	switch {
 	case len(c.UnhandledCriticalExtensions) > 0:
 		return fmt.Errorf("extension %s: is critical and nobody here understands it, should not be", c.UnhandledCriticalExtensions[0])
 	case now.Before(c.NotBefore):
@@ -100,13 +108,14 @@ func checkCA(c *x509.Certificate, below int, now, until time.Time) error {
 func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // checkUsage: a CA's extended usages bound those of the leaves for many
-// verifiers, and SVIDs are for both (X509-SVID §4.4).
+// verifiers, and SVIDs are for both (X509-SVID §4.4). OpenSSL takes
+// anyExtendedKeyUsage in a CA for neither.
 func checkUsage(c *x509.Certificate) error {
-	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
+	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 {
 		return nil
 	}
 	if !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) || !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
-		return errors.New("extendedKeyUsage: lacks serverAuth or clientAuth, should have both, or anyExtendedKeyUsage, or be absent")
+		return errors.New("extendedKeyUsage: lacks serverAuth or clientAuth, should have both by name, or be absent")
 	}
 	return nil
 }
@@ -174,8 +183,12 @@ func (a *Authority) checkNames(c *x509.Certificate) error {
 }
 
 // checkOurs holds the first certificate of a chain, which is ours, against
-// X509-SVID §3.2: it may have no other SPIFFE ID than the trust domain's.
+// X509-SVID §3.2 and §4.3: it may have no other SPIFFE ID than the trust
+// domain's, and its key usage is critical.
 func (a *Authority) checkOurs(path []*x509.Certificate) error {
+	if !critical(path[0], oidKeyUsage) {
+		return fmt.Errorf("%s: keyUsage: is not critical, should be", describe(path, 0))
+	}
 	for _, u := range path[0].URIs {
 		if u.String() != a.cfg.TrustDomain.IDString() {
 			return fmt.Errorf("%s: subjectAltName: has URI %s, should have %s or none", describe(path, 0), u, a.cfg.TrustDomain.IDString())

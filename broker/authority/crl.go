@@ -38,10 +38,11 @@ func (r Record) lists(now time.Time) bool {
 	switch {
 	case r.KeyRef == "" || r.Use == JWTKey || r.ActivatedAt.IsZero() || !now.Before(r.NotAfter):
 		return false
-	case r.State == Old && r.Use == Issuing:
-		return now.Before(r.LastExpiry)
+	case r.State == Old && r.Use == Issuing && !now.Before(r.LastExpiry):
+		return false
 	}
-	return r.State == Active || r.State == Old
+	chain, err := parseChain(r)
+	return err == nil && signsCRLs(chain[0]) && (r.State == Active || r.State == Old)
 }
 
 // Revoke puts certificates on the CRL of the CA that signed them, until they
@@ -187,9 +188,6 @@ func (a *Authority) makeCRL(ctx context.Context, issuer Record, entries []x509.R
 	chain, err := parseChain(issuer)
 	if err != nil {
 		return err
-	}
-	if chain[0].KeyUsage&x509.KeyUsageCRLSign == 0 {
-		return errors.New("keyUsage: its certificate lacks cRLSign")
 	}
 	key, err := a.openFor(ctx, issuer)
 	if err != nil {

@@ -161,19 +161,19 @@ func (a *Authority) warnings(chain []*x509.Certificate) []string {
 	if len(ours.URIs) == 0 {
 		add("subjectAltName: our CA has no SPIFFE ID (X509-SVID §3.2 asks for %s); some validators miss it", a.cfg.TrustDomain.IDString())
 	}
-	if ours.KeyUsage&x509.KeyUsageCRLSign == 0 {
-		add("keyUsage: lacks cRLSign: there is no CRL of what this CA signs")
+	if !signsCRLs(ours) {
+		add("keyUsage: lacks cRLSign: there is no CRL of what this CA signs, and no SVID or issuing CA of its names one")
 	}
 	length := len(chain) + 1
 	if !leavesOnly(ours) {
 		length++
 	}
 	if a.cfg.Anchor == anchorRoot && length > cloudPath {
-		add("chain: is %d certificates from SVID to root; Google Cloud takes %d", length, cloudPath)
+		add("chain: is %d certificates from SVID to root; AWS Roles Anywhere and Google Cloud take %d", length, cloudPath)
 	}
 	for _, c := range chain {
 		if len(c.PermittedDNSDomains)+len(c.ExcludedDNSDomains) > 0 {
-			add("nameConstraints: %q bounds DNS names (permitted %q, excluded %q): SVIDs with others do not verify", c.Subject.String(), c.PermittedDNSDomains, c.ExcludedDNSDomains)
+			add("nameConstraints: %q bounds DNS names (permitted %q, excluded %q): SVIDs with others do not verify, nor for GnuTLS and Java those with a CN that looks like one", c.Subject.String(), c.PermittedDNSDomains, c.ExcludedDNSDomains)
 		}
 		if len(c.PermittedURIDomains)+len(c.ExcludedURIDomains) > 0 {
 			add("nameConstraints: %q bounds URIs: GnuTLS, Mbed TLS and rustls refuse such chains", c.Subject.String())

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/hex"
 	"errors"
 	"net/url"
 	"strings"
@@ -131,6 +132,10 @@ func TestInstall(t *testing.T) {
 					t.Error(err)
 				}
 				strict(t, anchor, svid)
+				lintCerts(t, svid[0])
+				if tt.pathLen != 0 {
+					lintCerts(t, svid[1])
+				}
 			}
 			again, err := a.Install(t.Context(), chain)
 			if err != nil || again.CA.ID != done.CA.ID {
@@ -198,7 +203,7 @@ func TestInstallRefuses(t *testing.T) {
 		{name: "both usages", ours: ca(func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
 		})},
-		{name: "any usage", ours: ca(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} })},
+		{name: "any usage, which OpenSSL takes for none", want: "extendedKeyUsage", ours: ca(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} })},
 		{name: "a path too short above", want: "path length is 1, should be 2", policy: ca(func(c *x509.Certificate) { c.MaxPathLen = 1 })},
 		{name: "a path too short at the root", want: "path length is 2, should be 3", root: ca(func(c *x509.Certificate) { c.MaxPathLen = 2 })},
 		{name: "other URIs permitted", want: "nameConstraints: permitted", ours: ca(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"other.org"} })},
@@ -216,6 +221,27 @@ func TestInstallRefuses(t *testing.T) {
 		{name: "an extension nobody understands", want: "extension 1.2.3.4", ours: ca(func(c *x509.Certificate) {
 			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}}}
 		})},
+		{name: "no basicConstraints of weight", want: "basicConstraints: is not critical", policy: ca(func(c *x509.Certificate) {
+			c.BasicConstraintsValid, c.IsCA = false, false
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Value: []byte{0x30, 3, 1, 1, 0xff}}}
+		})},
+		{name: "no keyUsage of weight", want: "keyUsage: is not critical", ours: ca(func(c *x509.Certificate) {
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 15}, Value: []byte{3, 2, 1, 6}}}
+		})},
+		{name: "a root without a name", want: "issuer: is empty", root: ca(func(c *x509.Certificate) { c.Subject = pkix.Name{} })},
+		{name: "no name", want: "subject: is empty", ours: ca(func(c *x509.Certificate) { c.Subject, c.RawSubject = pkix.Name{}, nil })},
+		{name: "no key's name", want: "subjectKeyIdentifier: is missing", ours: ca(func(c *x509.Certificate) {
+			c.BasicConstraintsValid, c.IsCA = false, false // crypto/x509 gives every CA one
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 3, 1, 1, 0xff}}}
+		})},
+		{name: "no issuing key's name", want: "authorityKeyIdentifier: has no", ours: authorityKey(`3000`)},
+		{name: "another issuing key's name", want: "authorityKeyIdentifier: is 0102", ours: authorityKey(`3004 8002 0102`)},
+		{name: "another issuer's serial number", want: "authorityKeyIdentifier: has serial", ours: authorityKey(`300f 8009 506f6c696379204341 820205 39`)},
+		{name: "another issuer's issuer", want: "authorityKeyIdentifier: names another", ours: authorityKey(`301f 8009 506f6c696379204341 a112 a410 300e 310c300a06035504030c0358595a`)},
+		{name: "an issuing key's name that does not parse", want: "authorityKeyIdentifier: does not", ours: authorityKey(`300d 8009 506f6c696379204341 8200`)},
+		{name: "directory names permitted", want: "kind directoryName", policy: constraints(`3016 a014 3012 a410 300e 310c300a06035504030c0358595a`)},
+		{name: "directory names excluded", want: "kind directoryName", root: constraints(`3016 a114 3012 a410 300e 310c300a06035504030c0358595a`)},
+		{name: "mail permitted, which we have none of", policy: constraints(`3010 a00e 300c 810a 61636d652e6c6f63616c`)},
 		{name: "too many", want: "chain: has", chain: func(c certs) certs {
 			return append(append(certs{}, c[0], c[1]), c[2], c[2], c[2], c[2], c[2], c[2], c[2])
 		}},
@@ -268,6 +294,20 @@ func TestInstallRefuses(t *testing.T) {
 			}
 		}
 	})
+}
+
+// authorityKey and constraints put an extension into a certificate as hex says.
+func authorityKey(text string) func(*x509.Certificate) { return extended(35, text) }
+func constraints(text string) func(*x509.Certificate)  { return extended(30, text) }
+
+func extended(id int, text string) func(*x509.Certificate) {
+	return func(c *x509.Certificate) {
+		value, err := hex.DecodeString(strings.ReplaceAll(text, " ", ""))
+		if err != nil {
+			panic(err)
+		}
+		c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, id}, Value: value}}
+	}
 }
 
 // crypto/x509 makes no SHA-1 any more: OpenSSL does. It is refused by its name

@@ -65,6 +65,7 @@ func sign(t *testing.T, a *authority.Authority, g identity.Grant, pub crypto.Pub
 	if err := federation.CheckLeaf(chain[0], start); err != nil {
 		t.Error(err)
 	}
+	lintCerts(t, chain...)
 	*cas = append(*cas, chain[1:]...)
 	return chain[0]
 }

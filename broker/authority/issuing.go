@@ -79,7 +79,7 @@ func (a *Authority) renewOurs(ctx context.Context, now time.Time) (next time.Tim
 	}
 	if current && now.Before(s.issuing.NotAfter) && !s.issuing.NotAfter.Before(signer.NotAfter) {
 		// It signs SVIDs itself, or another issuing CA would not live longer.
-		a.cfg.Log.WarnContext(ctx, "the root ends with the issuing CA: replace it", "authority", signer.ID, "not_after", signer.NotAfter)
+		a.alarm(ctx, fmt.Errorf("%s %s ends with it: %s", signer.Use, signer.ID, a.wayOut(signer)))
 		return signer.NotAfter, nil
 	}
 	changed, err := a.takeOver(ctx, now, root, signer)
@@ -87,6 +87,14 @@ func (a *Authority) renewOurs(ctx context.Context, now time.Time) (next time.Tim
 		return time.Time{}, err
 	}
 	return a.takeInUse(ctx, changed)
+}
+
+// wayOut is how a signer that ends is replaced.
+func (a *Authority) wayOut(signer Record) string {
+	if signer.Use == Domain || a.byHand() {
+		return "have the PKI team certify another CA (csr, install)"
+	}
+	return "replace the root (publish, activate, drop)"
 }
 
 // takeInUse saves a take-over, and says when the next is due.
@@ -220,6 +228,9 @@ func (a *Authority) believedIssuing(old Record) []string {
 	signer, _ := s.find(old.Parent)
 	if signer.KeyRef == "" {
 		return append(believed, fmt.Sprintf("it was certified by upstream %s, whose CRL is not ours: have serial number %s revoked there", a.cfg.UpstreamName, serialOf(old)))
+	}
+	if chain, err := parseChain(signer); err == nil && !signsCRLs(chain[0]) {
+		return append(believed, fmt.Sprintf("there is no CRL of %s %s: its certificate lacks cRLSign", signer.Use, signer.ID))
 	}
 	return append(believed, fmt.Sprintf("whoever reads the CRL of %s %s believes it until that list is fetched again, at the latest %s from now", signer.Use, signer.ID, a.cfg.Lives.CRL))
 }

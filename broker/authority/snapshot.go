@@ -126,7 +126,7 @@ func (a *Authority) useCA(ctx context.Context, s *snapshot, r Record) error {
 	if uris := chain[0].URIs; len(uris) > 0 && uris[0].String() != a.cfg.TrustDomain.IDString() {
 		return fmt.Errorf("authority %s: its certificate is not one of %s", r.ID, a.cfg.TrustDomain)
 	}
-	ca := &issuingCA{Record: r, cert: chain[0], chain: chain, crl: a.crlURLs(r.ID)}
+	ca := &issuingCA{Record: r, cert: chain[0], chain: chain, crl: a.crlURLs(r.ID, chain[0])}
 	if r.Use == Root {
 		ca.chain = nil
 	}

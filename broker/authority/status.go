@@ -164,7 +164,7 @@ func (a *Authority) waits(s *snapshot, r Record) []string {
 		return []string{"its certificate is installed"}
 	case r.Use == Domain && r.State == Published:
 		return []string{"root " + r.Parent + " is activated"}
-	case r.Use == Domain && r.State == Active && r.signsSVIDs():
+	case (r.Use == Domain || r.Use == Root) && r.State == Active && r.signsSVIDs():
 		return []string{"the PKI team certifies another: it signs SVIDs itself"}
 	case r.Use == Issuing && r.State == Prepared:
 		return []string{"root " + r.Parent + " is known to those who verify SVIDs"}

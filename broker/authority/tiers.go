@@ -157,14 +157,20 @@ func (a *Authority) leafSigner(ctx context.Context, now time.Time, r Record) (Re
 }
 
 // stepDown returns what stops being active when root and signer take over: this
-// broker's issuing CA, the other root and the CA under it.
+// broker's issuing CA, the other root and the CA under it. A CA that was
+// installed under root besides signer was never used, and never will be.
 func (a *Authority) stepDown(root, signer string) []Record {
 	changed := a.outgoing()
 	for _, r := range a.live.Load().records {
-		if r.State == Active && (r.Use == Root && r.ID != root || r.Use == Domain && r.ID != signer) {
+		switch {
+		case r.State == Active && (r.Use == Root && r.ID != root || r.Use == Domain && r.ID != signer):
 			r.State = Old
-			changed = append(changed, r)
+		case r.State == Published && r.Use == Domain && r.Parent == root && r.ID != signer:
+			r.State, r.Reason = Revoked, "another CA was installed after it"
+		default:
+			continue
 		}
+		changed = append(changed, r)
 	}
 	return changed
 }

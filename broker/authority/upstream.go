@@ -194,6 +194,10 @@ func (a *Authority) ask(ctx context.Context, now time.Time) (ca Record, roots []
 	if err != nil {
 		return ca, nil, fmt.Errorf("having an issuing CA certified by upstream %s: %w", a.cfg.UpstreamName, err)
 	}
+	anchors, err = judgeAnchors(anchors, now)
+	if err != nil {
+		return ca, nil, fmt.Errorf("checking the anchors of upstream %s: %w", a.cfg.UpstreamName, err)
+	}
 	chain, anchor, err := a.judge(key, chain, anchors, now)
 	if err != nil {
 		return ca, nil, fmt.Errorf("checking what upstream %s certified: %w", a.cfg.UpstreamName, err)
@@ -222,11 +226,44 @@ func nonZero(t time.Time) []time.Time {
 	return []time.Time{t}
 }
 
+// judgeAnchors returns the anchors that have not ended: all of them go into the
+// bundle, so each must be one that verifiers take, whatever stands under it.
+func judgeAnchors(anchors []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
+	if len(anchors) > maxAnchors || slices.Contains(anchors, nil) {
+		return nil, fmt.Errorf("there are %d, or none is where one should be: should be 1 to %d", len(anchors), maxAnchors)
+	}
+	var valid []*x509.Certificate
+	for _, c := range anchors {
+		if !now.Before(c.NotAfter) {
+			continue
+		}
+		err := checkAlgorithm(c)
+		if err == nil {
+			err = checkCA(c, 0, now, now)
+		}
+		if err == nil {
+			err = checkStrict(c, c)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%q: %w", c.Subject.String(), err)
+		}
+		valid = append(valid, c)
+	}
+	if len(valid) == 0 {
+		return nil, fmt.Errorf("of %d none is valid, should be 1 to %d", len(anchors), maxAnchors)
+	}
+	return valid, nil
+}
+
+// maxUpstream is how long an issuing CA may live that an upstream made: the
+// bound of Lives.Issuing, and a day for those that round up.
+const maxUpstream = 8 * day
+
 // judge takes nothing on trust of what an upstream returned. It returns the
 // chain below the anchor, and the anchor.
 func (a *Authority) judge(key crypto.Signer, chain, anchors []*x509.Certificate, now time.Time) ([]*x509.Certificate, *x509.Certificate, error) {
-	if len(anchors) == 0 || len(anchors) > maxAnchors || slices.Contains(anchors, nil) || slices.Contains(chain, nil) {
-		return nil, nil, fmt.Errorf("anchors: there are %d, should be 1 to %d", len(anchors), maxAnchors)
+	if slices.Contains(chain, nil) {
+		return nil, nil, errors.New("chain: a certificate is none, should be one")
 	}
 	for len(chain) > 1 && slices.ContainsFunc(anchors, chain[len(chain)-1].Equal) {
 		chain = chain[:len(chain)-1]
@@ -252,6 +289,9 @@ func (a *Authority) judge(key crypto.Signer, chain, anchors []*x509.Certificate,
 	path := append(slices.Clone(chain), anchors[i])
 	if err := a.checkPath(path, false, now, now.Add(min(time.Hour, a.cfg.Lives.Issuing/2))); err != nil {
 		return nil, nil, err
+	}
+	if most := now.Add(maxUpstream); chain[0].NotAfter.After(most) { // its key would be worth stealing for as long
+		return nil, nil, fmt.Errorf("notAfter: is %s, should be %s at the latest: it was asked for %s", date(chain[0].NotAfter), date(most), a.cfg.Lives.Issuing)
 	}
 	return chain, anchors[i], a.tryChain(key, path, false, now)
 }
