@@ -102,6 +102,7 @@ type Agent struct {
 	linking sync.Mutex // held while link is replaced
 	bundles bundles
 	cutoffs atomic.Pointer[Cutoffs]
+	lessons lessons
 	wanted  atomic.Pointer[map[string]bool]
 	ready   chan struct{}
 	once    sync.Once

@@ -91,14 +91,14 @@ func (h *held) closesAt(peer *Peer) time.Time {
 	if h == nil || h.waiting == nil {
 		return time.Time{}
 	}
-	return h.ConfirmedAt.Add(peer.staleness())
+	return h.ConfirmedAt.Add(peer.Staleness())
 }
 
 // inForce is what validators get of h at now: the believed bundle or, when a
 // change of all its keys was not accepted in time, one that verifies nothing.
 func (h *held) inForce(peer *Peer, now time.Time) (b *Bundle, closed bool) {
 	if at := h.closesAt(peer); !at.IsZero() && !now.Before(at) {
-		return &Bundle{Bundle: spiffebundle.New(peer.TrustDomain)}, true
+		return &Bundle{Bundle: spiffebundle.New(peer.TrustDomain), document: []byte(`{"keys":[]}`)}, true
 	}
 	return h.bundle, false
 }

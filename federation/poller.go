@@ -63,8 +63,8 @@ func (p *poller) change(peer Peer) {
 	p.wake()
 }
 
-// staleness is how long a bundle may go unconfirmed.
-func (p *Peer) staleness() time.Duration {
+// Staleness is MaxStaleness or its default.
+func (p *Peer) Staleness() time.Duration {
 	if p.MaxStaleness == 0 {
 		return defaultMaxStaleness
 	}

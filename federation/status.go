@@ -76,7 +76,7 @@ func (r *Refresher) status(p *poller) Status {
 	s.Bundle, s.Held, s.HeldAt, s.ClosesAt = p.held.bundle, p.held.waiting, p.held.HeldAt, p.held.closesAt(p.peer)
 	s.Sequence, s.FetchedAt, s.ConfirmedAt = p.held.Sequence, p.held.FetchedAt, p.held.ConfirmedAt
 	s.Ignored = p.held.bundle.Ignored
-	s.Stale = now.Sub(s.ConfirmedAt) > p.peer.staleness()
+	s.Stale = now.Sub(s.ConfirmedAt) > p.peer.Staleness()
 	switch in, _ := p.held.inForce(p.peer, now); {
 	case in.Empty():
 		s.State = Closed

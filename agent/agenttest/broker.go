@@ -51,6 +51,7 @@ type Broker struct {
 	bundles []*api.Bundle
 	wanted  []string
 	cutoffs []*api.Cutoff
+	refresh func(td, keyID string) bool
 	streams map[chan *api.WatchResponse]bool
 	gone    chan struct{} // closed to end all Watch streams
 	reason  error
@@ -206,6 +207,22 @@ func (b *Broker) AddBundle(td string, document []byte) {
 	b.bundles = append(slices.DeleteFunc(b.bundles, func(o *api.Bundle) bool { return o.TrustDomain == td }), in)
 	b.mu.Unlock()
 	b.Push(&api.WatchResponse{Revision: 2, Bundles: []*api.Bundle{in}})
+}
+
+// OnRefresh says what becomes of a wish for a peer's new key: whether the broker
+// has it then.
+func (b *Broker) OnRefresh(f func(td, keyID string) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refresh = f
+}
+
+// RefreshBundle implements api.NodeServer.
+func (b *Broker) RefreshBundle(_ context.Context, r *api.RefreshBundleRequest) (*api.RefreshBundleResponse, error) {
+	b.mu.Lock()
+	refresh := b.refresh
+	b.mu.Unlock()
+	return &api.RefreshBundleResponse{Known: refresh != nil && refresh(r.GetTrustDomain(), r.GetKeyId())}, nil
 }
 
 // Push sends a message on all open Watch streams.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -95,6 +96,22 @@ func jwks(b *agent.Bundle) ([]byte, error) {
 	return document, nil
 }
 
+// learned says whether a key that a token names, and that nobody here knew, has
+// come meanwhile, and updates what the caller may know.
+func (s *Server) learned(ctx context.Context, view *agent.Identities, key *unknownKeyError, u *agent.Update) bool {
+	if !s.cfg.Agent.LearnKey(ctx, key.td, key.kid) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // it is there, or is not for this caller
+	defer cancel()
+	next, err := view.Next(ctx)
+	if err != nil {
+		return false
+	}
+	*u = next
+	return true
+}
+
 // ValidateJWTSVID validates a token for the caller, under the bundles that the
 // caller may use (SPIFFE Workload API §6.2.3), and against what the broker has
 // revoked of our own: as long as that is not known, none is valid. Numbers above 2^53 lose
@@ -118,6 +135,9 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVI
 		return nil, s.fail(ctx, err)
 	}
 	id, claims, err := validate(r.GetSvid(), r.GetAudience(), u.Bundles, s.cfg.Agent.Cutoffs(), s.cfg.Now())
+	if unknown := new(unknownKeyError); errors.As(err, &unknown) && s.learned(ctx, view, unknown, &u) {
+		id, claims, err = validate(r.GetSvid(), r.GetAudience(), u.Bundles, s.cfg.Agent.Cutoffs(), s.cfg.Now())
+	}
 	if errors.Is(err, agent.ErrUnavailable) {
 		return nil, s.fail(ctx, err)
 	}

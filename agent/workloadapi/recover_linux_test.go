@@ -37,6 +37,10 @@ func (broken) JWT(context.Context, *caller.Process, []string, spiffeid.ID) ([]ag
 	panic("a bug in a call")
 }
 
+func (broken) LearnKey(context.Context, spiffeid.TrustDomain, string) bool {
+	panic("a bug in a validation")
+}
+
 // A panic ends the call that it is in, and nothing else.
 func TestAPanicIsOneCalls(t *testing.T) {
 	dir, err := os.MkdirTemp("", "w") // t.TempDir's are too long for a socket

@@ -232,9 +232,20 @@ func verify(parsed *jose.JSONWebSignature, alg jose.SignatureAlgorithm, kid stri
 		}
 	}
 	if tried == 0 {
-		return "", fmt.Errorf("no JWT authority %q for %s in the bundle of %s", kid, alg, bundle.TrustDomain)
+		return "", &unknownKeyError{kid, alg, bundle.TrustDomain}
 	}
 	return "", errors.New("its signature does not verify")
+}
+
+// unknownKeyError: the peer may have published the key since its bundle came.
+type unknownKeyError struct {
+	kid string
+	alg jose.SignatureAlgorithm
+	td  spiffeid.TrustDomain
+}
+
+func (e *unknownKeyError) Error() string {
+	return fmt.Sprintf("no JWT authority %q for %s in the bundle of %s", e.kid, e.alg, e.td)
 }
 
 func checkTimes(claims map[string]any, now time.Time) error {

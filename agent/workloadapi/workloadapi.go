@@ -53,6 +53,7 @@ type Agent interface {
 	Identities(*caller.Process) *agent.Identities
 	Cutoffs() *agent.Cutoffs
 	JWT(ctx context.Context, p *caller.Process, audiences []string, id spiffeid.ID) ([]agent.JWTSVID, error)
+	LearnKey(ctx context.Context, td spiffeid.TrustDomain, keyID string) bool
 }
 
 // Config is the wiring of a Server. Fields are required unless noted.

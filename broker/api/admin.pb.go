@@ -1777,6 +1777,622 @@ func (x *StatusResponse) GetProblem() string {
 	return ""
 }
 
+type PeerInfo struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain     string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Url             string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`         // without what may be secret in it
+	Profile         string                 `protobuf:"bytes,3,opt,name=profile,proto3" json:"profile,omitempty"` // "https_spiffe" or "https_web"
+	EndpointId      string                 `protobuf:"bytes,4,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	State           string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // "waiting", "fresh", "stale", "held", "closed"
+	Sequence        uint64                 `protobuf:"varint,6,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	FetchedAt       int64                  `protobuf:"varint,7,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
+	ConfirmedAt     int64                  `protobuf:"varint,8,opt,name=confirmed_at,json=confirmedAt,proto3" json:"confirmed_at,omitempty"`
+	TriedAt         int64                  `protobuf:"varint,9,opt,name=tried_at,json=triedAt,proto3" json:"tried_at,omitempty"`
+	NextPoll        int64                  `protobuf:"varint,10,opt,name=next_poll,json=nextPoll,proto3" json:"next_poll,omitempty"`
+	LastError       string                 `protobuf:"bytes,11,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	Fingerprint     string                 `protobuf:"bytes,12,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`                                // of the bundle that is believed; none: empty
+	HeldFingerprint string                 `protobuf:"bytes,13,opt,name=held_fingerprint,json=heldFingerprint,proto3" json:"held_fingerprint,omitempty"` // of the one that waits to be accepted
+	HeldAt          int64                  `protobuf:"varint,14,opt,name=held_at,json=heldAt,proto3" json:"held_at,omitempty"`
+	ClosesAt        int64                  `protobuf:"varint,15,opt,name=closes_at,json=closesAt,proto3" json:"closes_at,omitempty"` // if it is not accepted
+	X509Keys        uint32                 `protobuf:"varint,16,opt,name=x509_keys,json=x509Keys,proto3" json:"x509_keys,omitempty"`
+	JwtKeys         uint32                 `protobuf:"varint,17,opt,name=jwt_keys,json=jwtKeys,proto3" json:"jwt_keys,omitempty"`
+	Ignored         []string               `protobuf:"bytes,18,rep,name=ignored,proto3" json:"ignored,omitempty"`                                // entries that were not understood, and why
+	MaxStaleness    int64                  `protobuf:"varint,19,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"` // seconds
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *PeerInfo) Reset() {
+	*x = PeerInfo{}
+	mi := &file_broker_api_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerInfo) ProtoMessage() {}
+
+func (x *PeerInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerInfo.ProtoReflect.Descriptor instead.
+func (*PeerInfo) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *PeerInfo) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *PeerInfo) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *PeerInfo) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *PeerInfo) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *PeerInfo) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *PeerInfo) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *PeerInfo) GetFetchedAt() int64 {
+	if x != nil {
+		return x.FetchedAt
+	}
+	return 0
+}
+
+func (x *PeerInfo) GetConfirmedAt() int64 {
+	if x != nil {
+		return x.ConfirmedAt
+	}
+	return 0
+}
+
+func (x *PeerInfo) GetTriedAt() int64 {
+	if x != nil {
+		return x.TriedAt
+	}
+	return 0
+}
+
+func (x *PeerInfo) GetNextPoll() int64 {
+	if x != nil {
+		return x.NextPoll
+	}
+	return 0
+}
+
+func (x *PeerInfo) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *PeerInfo) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *PeerInfo) GetHeldFingerprint() string {
+	if x != nil {
+		return x.HeldFingerprint
+	}
+	return ""
+}
+
+func (x *PeerInfo) GetHeldAt() int64 {
+	if x != nil {
+		return x.HeldAt
+	}
+	return 0
+}
+
+func (x *PeerInfo) GetClosesAt() int64 {
+	if x != nil {
+		return x.ClosesAt
+	}
+	return 0
+}
+
+func (x *PeerInfo) GetX509Keys() uint32 {
+	if x != nil {
+		return x.X509Keys
+	}
+	return 0
+}
+
+func (x *PeerInfo) GetJwtKeys() uint32 {
+	if x != nil {
+		return x.JwtKeys
+	}
+	return 0
+}
+
+func (x *PeerInfo) GetIgnored() []string {
+	if x != nil {
+		return x.Ignored
+	}
+	return nil
+}
+
+func (x *PeerInfo) GetMaxStaleness() int64 {
+	if x != nil {
+		return x.MaxStaleness
+	}
+	return 0
+}
+
+type ListPeersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPeersRequest) Reset() {
+	*x = ListPeersRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPeersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPeersRequest) ProtoMessage() {}
+
+func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
+func (*ListPeersRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListPeersRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+type ListPeersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         []*PeerInfo            `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPeersResponse) Reset() {
+	*x = ListPeersResponse{}
+	mi := &file_broker_api_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPeersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPeersResponse) ProtoMessage() {}
+
+func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
+func (*ListPeersResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ListPeersResponse) GetPeers() []*PeerInfo {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+type RefreshPeerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshPeerRequest) Reset() {
+	*x = RefreshPeerRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshPeerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshPeerRequest) ProtoMessage() {}
+
+func (x *RefreshPeerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshPeerRequest.ProtoReflect.Descriptor instead.
+func (*RefreshPeerRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RefreshPeerRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+type RefreshPeerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          *PeerInfo              `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshPeerResponse) Reset() {
+	*x = RefreshPeerResponse{}
+	mi := &file_broker_api_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshPeerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshPeerResponse) ProtoMessage() {}
+
+func (x *RefreshPeerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshPeerResponse.ProtoReflect.Descriptor instead.
+func (*RefreshPeerResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RefreshPeerResponse) GetPeer() *PeerInfo {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+type AcceptPeerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Fingerprint   string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptPeerRequest) Reset() {
+	*x = AcceptPeerRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptPeerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptPeerRequest) ProtoMessage() {}
+
+func (x *AcceptPeerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptPeerRequest.ProtoReflect.Descriptor instead.
+func (*AcceptPeerRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *AcceptPeerRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *AcceptPeerRequest) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+type AcceptPeerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          *PeerInfo              `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptPeerResponse) Reset() {
+	*x = AcceptPeerResponse{}
+	mi := &file_broker_api_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptPeerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptPeerResponse) ProtoMessage() {}
+
+func (x *AcceptPeerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptPeerResponse.ProtoReflect.Descriptor instead.
+func (*AcceptPeerResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *AcceptPeerResponse) GetPeer() *PeerInfo {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+type CheckPeerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckPeerRequest) Reset() {
+	*x = CheckPeerRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckPeerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckPeerRequest) ProtoMessage() {}
+
+func (x *CheckPeerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckPeerRequest.ProtoReflect.Descriptor instead.
+func (*CheckPeerRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *CheckPeerRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+type CheckPeerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Findings      []*PeerFinding         `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckPeerResponse) Reset() {
+	*x = CheckPeerResponse{}
+	mi := &file_broker_api_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckPeerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckPeerResponse) ProtoMessage() {}
+
+func (x *CheckPeerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckPeerResponse.ProtoReflect.Descriptor instead.
+func (*CheckPeerResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *CheckPeerResponse) GetFindings() []*PeerFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+type PeerFinding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          string                 `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"` // "dns", "tcp", "profile", "certificate", "spiffe_id", "bundle", "sequence", "clock"
+	Found         string                 `protobuf:"bytes,2,opt,name=found,proto3" json:"found,omitempty"`
+	Problem       string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"` // empty: none
+	Change        string                 `protobuf:"bytes,4,opt,name=change,proto3" json:"change,omitempty"`   // the one thing to change
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerFinding) Reset() {
+	*x = PeerFinding{}
+	mi := &file_broker_api_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerFinding) ProtoMessage() {}
+
+func (x *PeerFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerFinding.ProtoReflect.Descriptor instead.
+func (*PeerFinding) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *PeerFinding) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *PeerFinding) GetFound() string {
+	if x != nil {
+		return x.Found
+	}
+	return ""
+}
+
+func (x *PeerFinding) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *PeerFinding) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
 type ApplyResponse_Applied struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -1790,7 +2406,7 @@ type ApplyResponse_Applied struct {
 
 func (x *ApplyResponse_Applied) Reset() {
 	*x = ApplyResponse_Applied{}
-	mi := &file_broker_api_admin_proto_msgTypes[29]
+	mi := &file_broker_api_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +2418,7 @@ func (x *ApplyResponse_Applied) String() string {
 func (*ApplyResponse_Applied) ProtoMessage() {}
 
 func (x *ApplyResponse_Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[29]
+	mi := &file_broker_api_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2623,53 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\aproblem\x18\t \x01(\tR\aproblem\x1a9\n" +
 	"\vListenEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\x80\t\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbf\x04\n" +
+	"\bPeerInfo\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x18\n" +
+	"\aprofile\x18\x03 \x01(\tR\aprofile\x12\x1f\n" +
+	"\vendpoint_id\x18\x04 \x01(\tR\n" +
+	"endpointId\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x1a\n" +
+	"\bsequence\x18\x06 \x01(\x04R\bsequence\x12\x1d\n" +
+	"\n" +
+	"fetched_at\x18\a \x01(\x03R\tfetchedAt\x12!\n" +
+	"\fconfirmed_at\x18\b \x01(\x03R\vconfirmedAt\x12\x19\n" +
+	"\btried_at\x18\t \x01(\x03R\atriedAt\x12\x1b\n" +
+	"\tnext_poll\x18\n" +
+	" \x01(\x03R\bnextPoll\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\v \x01(\tR\tlastError\x12 \n" +
+	"\vfingerprint\x18\f \x01(\tR\vfingerprint\x12)\n" +
+	"\x10held_fingerprint\x18\r \x01(\tR\x0fheldFingerprint\x12\x17\n" +
+	"\aheld_at\x18\x0e \x01(\x03R\x06heldAt\x12\x1b\n" +
+	"\tcloses_at\x18\x0f \x01(\x03R\bclosesAt\x12\x1b\n" +
+	"\tx509_keys\x18\x10 \x01(\rR\bx509Keys\x12\x19\n" +
+	"\bjwt_keys\x18\x11 \x01(\rR\ajwtKeys\x12\x18\n" +
+	"\aignored\x18\x12 \x03(\tR\aignored\x12#\n" +
+	"\rmax_staleness\x18\x13 \x01(\x03R\fmaxStaleness\"5\n" +
+	"\x10ListPeersRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\"G\n" +
+	"\x11ListPeersResponse\x122\n" +
+	"\x05peers\x18\x01 \x03(\v2\x1c.credence.broker.v1.PeerInfoR\x05peers\"7\n" +
+	"\x12RefreshPeerRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\"G\n" +
+	"\x13RefreshPeerResponse\x120\n" +
+	"\x04peer\x18\x01 \x01(\v2\x1c.credence.broker.v1.PeerInfoR\x04peer\"X\n" +
+	"\x11AcceptPeerRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\"F\n" +
+	"\x12AcceptPeerResponse\x120\n" +
+	"\x04peer\x18\x01 \x01(\v2\x1c.credence.broker.v1.PeerInfoR\x04peer\"5\n" +
+	"\x10CheckPeerRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\"P\n" +
+	"\x11CheckPeerResponse\x12;\n" +
+	"\bfindings\x18\x01 \x03(\v2\x1f.credence.broker.v1.PeerFindingR\bfindings\"i\n" +
+	"\vPeerFinding\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
+	"\x05found\x18\x02 \x01(\tR\x05found\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x16\n" +
+	"\x06change\x18\x04 \x01(\tR\x06change2\xf1\v\n" +
 	"\x05Admin\x12L\n" +
 	"\x05Apply\x12 .credence.broker.v1.ApplyRequest\x1a!.credence.broker.v1.ApplyResponse\x12F\n" +
 	"\x03Get\x12\x1e.credence.broker.v1.GetRequest\x1a\x1f.credence.broker.v1.GetResponse\x12O\n" +
@@ -2022,7 +2684,12 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x0fListAuthorities\x12*.credence.broker.v1.ListAuthoritiesRequest\x1a+.credence.broker.v1.ListAuthoritiesResponse\x12T\n" +
 	"\tTailAudit\x12$.credence.broker.v1.TailAuditRequest\x1a\x1f.credence.broker.v1.AuditRecord0\x01\x12^\n" +
 	"\vVerifyAudit\x12&.credence.broker.v1.VerifyAuditRequest\x1a'.credence.broker.v1.VerifyAuditResponse\x12O\n" +
-	"\x06Status\x12!.credence.broker.v1.StatusRequest\x1a\".credence.broker.v1.StatusResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"\x06Status\x12!.credence.broker.v1.StatusRequest\x1a\".credence.broker.v1.StatusResponse\x12X\n" +
+	"\tListPeers\x12$.credence.broker.v1.ListPeersRequest\x1a%.credence.broker.v1.ListPeersResponse\x12^\n" +
+	"\vRefreshPeer\x12&.credence.broker.v1.RefreshPeerRequest\x1a'.credence.broker.v1.RefreshPeerResponse\x12[\n" +
+	"\n" +
+	"AcceptPeer\x12%.credence.broker.v1.AcceptPeerRequest\x1a&.credence.broker.v1.AcceptPeerResponse\x12X\n" +
+	"\tCheckPeer\x12$.credence.broker.v1.CheckPeerRequest\x1a%.credence.broker.v1.CheckPeerResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_admin_proto_rawDescOnce sync.Once
@@ -2036,7 +2703,7 @@ func file_broker_api_admin_proto_rawDescGZIP() []byte {
 	return file_broker_api_admin_proto_rawDescData
 }
 
-var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_broker_api_admin_proto_goTypes = []any{
 	(*Resource)(nil),                // 0: credence.broker.v1.Resource
 	(*ApplyRequest)(nil),            // 1: credence.broker.v1.ApplyRequest
@@ -2067,55 +2734,77 @@ var file_broker_api_admin_proto_goTypes = []any{
 	(*VerifyAuditResponse)(nil),     // 26: credence.broker.v1.VerifyAuditResponse
 	(*StatusRequest)(nil),           // 27: credence.broker.v1.StatusRequest
 	(*StatusResponse)(nil),          // 28: credence.broker.v1.StatusResponse
-	(*ApplyResponse_Applied)(nil),   // 29: credence.broker.v1.ApplyResponse.Applied
-	nil,                             // 30: credence.broker.v1.CreateTokenRequest.LabelsEntry
-	nil,                             // 31: credence.broker.v1.NodeInfo.FactsEntry
-	nil,                             // 32: credence.broker.v1.ExplainRequest.FactsEntry
-	nil,                             // 33: credence.broker.v1.StatusResponse.ListenEntry
-	(*Values)(nil),                  // 34: credence.broker.v1.Values
+	(*PeerInfo)(nil),                // 29: credence.broker.v1.PeerInfo
+	(*ListPeersRequest)(nil),        // 30: credence.broker.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),       // 31: credence.broker.v1.ListPeersResponse
+	(*RefreshPeerRequest)(nil),      // 32: credence.broker.v1.RefreshPeerRequest
+	(*RefreshPeerResponse)(nil),     // 33: credence.broker.v1.RefreshPeerResponse
+	(*AcceptPeerRequest)(nil),       // 34: credence.broker.v1.AcceptPeerRequest
+	(*AcceptPeerResponse)(nil),      // 35: credence.broker.v1.AcceptPeerResponse
+	(*CheckPeerRequest)(nil),        // 36: credence.broker.v1.CheckPeerRequest
+	(*CheckPeerResponse)(nil),       // 37: credence.broker.v1.CheckPeerResponse
+	(*PeerFinding)(nil),             // 38: credence.broker.v1.PeerFinding
+	(*ApplyResponse_Applied)(nil),   // 39: credence.broker.v1.ApplyResponse.Applied
+	nil,                             // 40: credence.broker.v1.CreateTokenRequest.LabelsEntry
+	nil,                             // 41: credence.broker.v1.NodeInfo.FactsEntry
+	nil,                             // 42: credence.broker.v1.ExplainRequest.FactsEntry
+	nil,                             // 43: credence.broker.v1.StatusResponse.ListenEntry
+	(*Values)(nil),                  // 44: credence.broker.v1.Values
 }
 var file_broker_api_admin_proto_depIdxs = []int32{
-	29, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
+	39, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
 	0,  // 1: credence.broker.v1.GetResponse.resources:type_name -> credence.broker.v1.Resource
-	30, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
-	31, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
+	40, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
+	41, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
 	9,  // 4: credence.broker.v1.ListNodesResponse.nodes:type_name -> credence.broker.v1.NodeInfo
-	32, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
+	42, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
 	20, // 6: credence.broker.v1.ListAuthoritiesResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	33, // 7: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
-	34, // 8: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
-	34, // 9: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
-	1,  // 10: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
-	3,  // 11: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
-	5,  // 12: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
-	7,  // 13: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
-	10, // 14: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
-	12, // 15: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
-	14, // 16: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
-	16, // 17: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
-	18, // 18: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
-	21, // 19: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
-	23, // 20: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
-	25, // 21: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
-	27, // 22: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
-	2,  // 23: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
-	4,  // 24: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
-	6,  // 25: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
-	8,  // 26: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
-	11, // 27: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
-	13, // 28: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
-	15, // 29: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
-	17, // 30: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
-	19, // 31: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
-	22, // 32: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
-	24, // 33: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
-	26, // 34: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
-	28, // 35: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
-	23, // [23:36] is the sub-list for method output_type
-	10, // [10:23] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	43, // 7: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
+	29, // 8: credence.broker.v1.ListPeersResponse.peers:type_name -> credence.broker.v1.PeerInfo
+	29, // 9: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
+	29, // 10: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
+	38, // 11: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
+	44, // 12: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
+	44, // 13: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
+	1,  // 14: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
+	3,  // 15: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
+	5,  // 16: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
+	7,  // 17: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
+	10, // 18: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
+	12, // 19: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
+	14, // 20: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
+	16, // 21: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
+	18, // 22: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
+	21, // 23: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
+	23, // 24: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
+	25, // 25: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
+	27, // 26: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
+	30, // 27: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
+	32, // 28: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
+	34, // 29: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
+	36, // 30: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
+	2,  // 31: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
+	4,  // 32: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
+	6,  // 33: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
+	8,  // 34: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
+	11, // 35: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
+	13, // 36: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
+	15, // 37: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
+	17, // 38: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
+	19, // 39: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
+	22, // 40: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
+	24, // 41: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
+	26, // 42: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
+	28, // 43: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
+	31, // 44: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
+	33, // 45: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
+	35, // 46: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
+	37, // 47: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
+	31, // [31:48] is the sub-list for method output_type
+	14, // [14:31] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_admin_proto_init() }
@@ -2130,7 +2819,7 @@ func file_broker_api_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_admin_proto_rawDesc), len(file_broker_api_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,10 @@ const (
 	Admin_TailAudit_FullMethodName       = "/credence.broker.v1.Admin/TailAudit"
 	Admin_VerifyAudit_FullMethodName     = "/credence.broker.v1.Admin/VerifyAudit"
 	Admin_Status_FullMethodName          = "/credence.broker.v1.Admin/Status"
+	Admin_ListPeers_FullMethodName       = "/credence.broker.v1.Admin/ListPeers"
+	Admin_RefreshPeer_FullMethodName     = "/credence.broker.v1.Admin/RefreshPeer"
+	Admin_AcceptPeer_FullMethodName      = "/credence.broker.v1.Admin/AcceptPeer"
+	Admin_CheckPeer_FullMethodName       = "/credence.broker.v1.Admin/CheckPeer"
 )
 
 // AdminClient is the client API for Admin service.
@@ -54,6 +58,10 @@ type AdminClient interface {
 	TailAudit(ctx context.Context, in *TailAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditRecord], error)
 	VerifyAudit(ctx context.Context, in *VerifyAuditRequest, opts ...grpc.CallOption) (*VerifyAuditResponse, error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	ListPeers(ctx context.Context, in *ListPeersRequest, opts ...grpc.CallOption) (*ListPeersResponse, error)
+	RefreshPeer(ctx context.Context, in *RefreshPeerRequest, opts ...grpc.CallOption) (*RefreshPeerResponse, error)
+	AcceptPeer(ctx context.Context, in *AcceptPeerRequest, opts ...grpc.CallOption) (*AcceptPeerResponse, error)
+	CheckPeer(ctx context.Context, in *CheckPeerRequest, opts ...grpc.CallOption) (*CheckPeerResponse, error)
 }
 
 type adminClient struct {
@@ -203,6 +211,46 @@ func (c *adminClient) Status(ctx context.Context, in *StatusRequest, opts ...grp
 	return out, nil
 }
 
+func (c *adminClient) ListPeers(ctx context.Context, in *ListPeersRequest, opts ...grpc.CallOption) (*ListPeersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPeersResponse)
+	err := c.cc.Invoke(ctx, Admin_ListPeers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) RefreshPeer(ctx context.Context, in *RefreshPeerRequest, opts ...grpc.CallOption) (*RefreshPeerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RefreshPeerResponse)
+	err := c.cc.Invoke(ctx, Admin_RefreshPeer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) AcceptPeer(ctx context.Context, in *AcceptPeerRequest, opts ...grpc.CallOption) (*AcceptPeerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcceptPeerResponse)
+	err := c.cc.Invoke(ctx, Admin_AcceptPeer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) CheckPeer(ctx context.Context, in *CheckPeerRequest, opts ...grpc.CallOption) (*CheckPeerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckPeerResponse)
+	err := c.cc.Invoke(ctx, Admin_CheckPeer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -223,6 +271,10 @@ type AdminServer interface {
 	TailAudit(*TailAuditRequest, grpc.ServerStreamingServer[AuditRecord]) error
 	VerifyAudit(context.Context, *VerifyAuditRequest) (*VerifyAuditResponse, error)
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	ListPeers(context.Context, *ListPeersRequest) (*ListPeersResponse, error)
+	RefreshPeer(context.Context, *RefreshPeerRequest) (*RefreshPeerResponse, error)
+	AcceptPeer(context.Context, *AcceptPeerRequest) (*AcceptPeerResponse, error)
+	CheckPeer(context.Context, *CheckPeerRequest) (*CheckPeerResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -271,6 +323,18 @@ func (UnimplementedAdminServer) VerifyAudit(context.Context, *VerifyAuditRequest
 }
 func (UnimplementedAdminServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedAdminServer) ListPeers(context.Context, *ListPeersRequest) (*ListPeersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPeers not implemented")
+}
+func (UnimplementedAdminServer) RefreshPeer(context.Context, *RefreshPeerRequest) (*RefreshPeerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RefreshPeer not implemented")
+}
+func (UnimplementedAdminServer) AcceptPeer(context.Context, *AcceptPeerRequest) (*AcceptPeerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcceptPeer not implemented")
+}
+func (UnimplementedAdminServer) CheckPeer(context.Context, *CheckPeerRequest) (*CheckPeerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckPeer not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -520,6 +584,78 @@ func _Admin_Status_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ListPeers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPeersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListPeers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListPeers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListPeers(ctx, req.(*ListPeersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_RefreshPeer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RefreshPeerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RefreshPeer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RefreshPeer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RefreshPeer(ctx, req.(*RefreshPeerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_AcceptPeer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptPeerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).AcceptPeer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_AcceptPeer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).AcceptPeer(ctx, req.(*AcceptPeerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_CheckPeer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckPeerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).CheckPeer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_CheckPeer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).CheckPeer(ctx, req.(*CheckPeerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -574,6 +710,22 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _Admin_Status_Handler,
+		},
+		{
+			MethodName: "ListPeers",
+			Handler:    _Admin_ListPeers_Handler,
+		},
+		{
+			MethodName: "RefreshPeer",
+			Handler:    _Admin_RefreshPeer_Handler,
+		},
+		{
+			MethodName: "AcceptPeer",
+			Handler:    _Admin_AcceptPeer_Handler,
+		},
+		{
+			MethodName: "CheckPeer",
+			Handler:    _Admin_CheckPeer_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

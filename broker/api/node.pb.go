@@ -1667,6 +1667,102 @@ func (x *Exchange) GetIdentity() string {
 	return ""
 }
 
+type RefreshBundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	KeyId         string                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // of a JWT authority
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshBundleRequest) Reset() {
+	*x = RefreshBundleRequest{}
+	mi := &file_broker_api_node_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshBundleRequest) ProtoMessage() {}
+
+func (x *RefreshBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshBundleRequest.ProtoReflect.Descriptor instead.
+func (*RefreshBundleRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RefreshBundleRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *RefreshBundleRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+type RefreshBundleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"` // the bundle in force has it: a Watch brings it, or has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshBundleResponse) Reset() {
+	*x = RefreshBundleResponse{}
+	mi := &file_broker_api_node_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshBundleResponse) ProtoMessage() {}
+
+func (x *RefreshBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshBundleResponse.ProtoReflect.Descriptor instead.
+func (*RefreshBundleResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RefreshBundleResponse) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
 type JoinRequest_Start struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Method        string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
@@ -1680,7 +1776,7 @@ type JoinRequest_Start struct {
 
 func (x *JoinRequest_Start) Reset() {
 	*x = JoinRequest_Start{}
-	mi := &file_broker_api_node_proto_msgTypes[24]
+	mi := &file_broker_api_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +1788,7 @@ func (x *JoinRequest_Start) String() string {
 func (*JoinRequest_Start) ProtoMessage() {}
 
 func (x *JoinRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[24]
+	mi := &file_broker_api_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1851,7 @@ type IssueX509Request_Item struct {
 
 func (x *IssueX509Request_Item) Reset() {
 	*x = IssueX509Request_Item{}
-	mi := &file_broker_api_node_proto_msgTypes[27]
+	mi := &file_broker_api_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1863,7 @@ func (x *IssueX509Request_Item) String() string {
 func (*IssueX509Request_Item) ProtoMessage() {}
 
 func (x *IssueX509Request_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[27]
+	mi := &file_broker_api_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1919,7 @@ type IssueX509Response_Result struct {
 
 func (x *IssueX509Response_Result) Reset() {
 	*x = IssueX509Response_Result{}
-	mi := &file_broker_api_node_proto_msgTypes[28]
+	mi := &file_broker_api_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +1931,7 @@ func (x *IssueX509Response_Result) String() string {
 func (*IssueX509Response_Result) ProtoMessage() {}
 
 func (x *IssueX509Response_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[28]
+	mi := &file_broker_api_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +1984,7 @@ type WatchRequest_Since struct {
 
 func (x *WatchRequest_Since) Reset() {
 	*x = WatchRequest_Since{}
-	mi := &file_broker_api_node_proto_msgTypes[31]
+	mi := &file_broker_api_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1996,7 @@ func (x *WatchRequest_Since) String() string {
 func (*WatchRequest_Since) ProtoMessage() {}
 
 func (x *WatchRequest_Since) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[31]
+	mi := &file_broker_api_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,14 +2184,20 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"request_id\x18\b \x01(\tR\trequestId\x12\x18\n" +
 	"\aexpires\x18\t \x01(\x03R\aexpires\x12\x1a\n" +
 	"\bidentity\x18\n" +
-	" \x01(\tR\bidentity2\xf0\x03\n" +
+	" \x01(\tR\bidentity\"P\n" +
+	"\x14RefreshBundleRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x15\n" +
+	"\x06key_id\x18\x02 \x01(\tR\x05keyId\"-\n" +
+	"\x15RefreshBundleResponse\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known2\xd6\x04\n" +
 	"\x04Node\x12M\n" +
 	"\x04Join\x12\x1f.credence.broker.v1.JoinRequest\x1a .credence.broker.v1.JoinResponse(\x010\x01\x12E\n" +
 	"\x05Renew\x12 .credence.broker.v1.RenewRequest\x1a\x1a.credence.broker.v1.Joined\x12X\n" +
 	"\tIssueX509\x12$.credence.broker.v1.IssueX509Request\x1a%.credence.broker.v1.IssueX509Response\x12U\n" +
 	"\bIssueJWT\x12#.credence.broker.v1.IssueJWTRequest\x1a$.credence.broker.v1.IssueJWTResponse\x12P\n" +
 	"\x05Watch\x12 .credence.broker.v1.WatchRequest\x1a!.credence.broker.v1.WatchResponse(\x010\x01\x12O\n" +
-	"\x06Report\x12!.credence.broker.v1.ReportRequest\x1a\".credence.broker.v1.ReportResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"\x06Report\x12!.credence.broker.v1.ReportRequest\x1a\".credence.broker.v1.ReportResponse\x12d\n" +
+	"\rRefreshBundle\x12(.credence.broker.v1.RefreshBundleRequest\x1a).credence.broker.v1.RefreshBundleResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_node_proto_rawDescOnce sync.Once
@@ -2109,7 +2211,7 @@ func file_broker_api_node_proto_rawDescGZIP() []byte {
 	return file_broker_api_node_proto_rawDescData
 }
 
-var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_broker_api_node_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: credence.broker.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: credence.broker.v1.JoinResponse
@@ -2135,36 +2237,38 @@ var file_broker_api_node_proto_goTypes = []any{
 	(*Refusal)(nil),                  // 21: credence.broker.v1.Refusal
 	(*ReportResponse)(nil),           // 22: credence.broker.v1.ReportResponse
 	(*Exchange)(nil),                 // 23: credence.broker.v1.Exchange
-	(*JoinRequest_Start)(nil),        // 24: credence.broker.v1.JoinRequest.Start
-	nil,                              // 25: credence.broker.v1.Workload.FactsEntry
-	nil,                              // 26: credence.broker.v1.Workload.ProofsEntry
-	(*IssueX509Request_Item)(nil),    // 27: credence.broker.v1.IssueX509Request.Item
-	(*IssueX509Response_Result)(nil), // 28: credence.broker.v1.IssueX509Response.Result
-	nil,                              // 29: credence.broker.v1.X509SVID.DependsEntry
-	nil,                              // 30: credence.broker.v1.JWTSVID.DependsEntry
-	(*WatchRequest_Since)(nil),       // 31: credence.broker.v1.WatchRequest.Since
-	nil,                              // 32: credence.broker.v1.Refusal.FactsEntry
+	(*RefreshBundleRequest)(nil),     // 24: credence.broker.v1.RefreshBundleRequest
+	(*RefreshBundleResponse)(nil),    // 25: credence.broker.v1.RefreshBundleResponse
+	(*JoinRequest_Start)(nil),        // 26: credence.broker.v1.JoinRequest.Start
+	nil,                              // 27: credence.broker.v1.Workload.FactsEntry
+	nil,                              // 28: credence.broker.v1.Workload.ProofsEntry
+	(*IssueX509Request_Item)(nil),    // 29: credence.broker.v1.IssueX509Request.Item
+	(*IssueX509Response_Result)(nil), // 30: credence.broker.v1.IssueX509Response.Result
+	nil,                              // 31: credence.broker.v1.X509SVID.DependsEntry
+	nil,                              // 32: credence.broker.v1.JWTSVID.DependsEntry
+	(*WatchRequest_Since)(nil),       // 33: credence.broker.v1.WatchRequest.Since
+	nil,                              // 34: credence.broker.v1.Refusal.FactsEntry
 }
 var file_broker_api_node_proto_depIdxs = []int32{
-	24, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
+	26, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
 	3,  // 1: credence.broker.v1.JoinResponse.joined:type_name -> credence.broker.v1.Joined
-	25, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
-	26, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
-	27, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
-	28, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
+	27, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
+	28, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
+	29, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
+	30, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
 	10, // 6: credence.broker.v1.X509SVID.targets:type_name -> credence.broker.v1.Target
-	29, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
+	31, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
 	5,  // 8: credence.broker.v1.IssueJWTRequest.workload:type_name -> credence.broker.v1.Workload
 	13, // 9: credence.broker.v1.IssueJWTResponse.svids:type_name -> credence.broker.v1.JWTSVID
 	14, // 10: credence.broker.v1.IssueJWTResponse.denial:type_name -> credence.broker.v1.Denial
-	30, // 11: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
-	31, // 12: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
+	32, // 11: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
+	33, // 12: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
 	19, // 13: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
 	18, // 14: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
 	17, // 15: credence.broker.v1.WatchResponse.cutoffs:type_name -> credence.broker.v1.Cutoff
 	23, // 16: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
 	21, // 17: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
-	32, // 18: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
+	34, // 18: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
 	4,  // 19: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
 	5,  // 20: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
 	7,  // 21: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
@@ -2179,14 +2283,16 @@ var file_broker_api_node_proto_depIdxs = []int32{
 	11, // 30: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
 	15, // 31: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
 	20, // 32: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
-	1,  // 33: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
-	3,  // 34: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
-	8,  // 35: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
-	12, // 36: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
-	16, // 37: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
-	22, // 38: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
-	33, // [33:39] is the sub-list for method output_type
-	27, // [27:33] is the sub-list for method input_type
+	24, // 33: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
+	1,  // 34: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
+	3,  // 35: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
+	8,  // 36: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
+	12, // 37: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
+	16, // 38: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
+	22, // 39: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
+	25, // 40: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
+	34, // [34:41] is the sub-list for method output_type
+	27, // [27:34] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
 	27, // [27:27] is the sub-list for extension extendee
 	0,  // [0:27] is the sub-list for field type_name
@@ -2215,7 +2321,7 @@ func file_broker_api_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_node_proto_rawDesc), len(file_broker_api_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,12 +19,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Node_Join_FullMethodName      = "/credence.broker.v1.Node/Join"
-	Node_Renew_FullMethodName     = "/credence.broker.v1.Node/Renew"
-	Node_IssueX509_FullMethodName = "/credence.broker.v1.Node/IssueX509"
-	Node_IssueJWT_FullMethodName  = "/credence.broker.v1.Node/IssueJWT"
-	Node_Watch_FullMethodName     = "/credence.broker.v1.Node/Watch"
-	Node_Report_FullMethodName    = "/credence.broker.v1.Node/Report"
+	Node_Join_FullMethodName          = "/credence.broker.v1.Node/Join"
+	Node_Renew_FullMethodName         = "/credence.broker.v1.Node/Renew"
+	Node_IssueX509_FullMethodName     = "/credence.broker.v1.Node/IssueX509"
+	Node_IssueJWT_FullMethodName      = "/credence.broker.v1.Node/IssueJWT"
+	Node_Watch_FullMethodName         = "/credence.broker.v1.Node/Watch"
+	Node_Report_FullMethodName        = "/credence.broker.v1.Node/Report"
+	Node_RefreshBundle_FullMethodName = "/credence.broker.v1.Node/RefreshBundle"
 )
 
 // NodeClient is the client API for Node service.
@@ -43,6 +44,9 @@ type NodeClient interface {
 	Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchResponse], error)
 	// Report hands in exchanges and refusals made on the node, for the record.
 	Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error)
+	// RefreshBundle has a peer asked out of turn, for a key that an agent met
+	// and does not know: once in ten seconds for all of a trust domain.
+	RefreshBundle(ctx context.Context, in *RefreshBundleRequest, opts ...grpc.CallOption) (*RefreshBundleResponse, error)
 }
 
 type nodeClient struct {
@@ -119,6 +123,16 @@ func (c *nodeClient) Report(ctx context.Context, in *ReportRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *nodeClient) RefreshBundle(ctx context.Context, in *RefreshBundleRequest, opts ...grpc.CallOption) (*RefreshBundleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RefreshBundleResponse)
+	err := c.cc.Invoke(ctx, Node_RefreshBundle_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -135,6 +149,9 @@ type NodeServer interface {
 	Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error
 	// Report hands in exchanges and refusals made on the node, for the record.
 	Report(context.Context, *ReportRequest) (*ReportResponse, error)
+	// RefreshBundle has a peer asked out of turn, for a key that an agent met
+	// and does not know: once in ten seconds for all of a trust domain.
+	RefreshBundle(context.Context, *RefreshBundleRequest) (*RefreshBundleResponse, error)
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -162,6 +179,9 @@ func (UnimplementedNodeServer) Watch(grpc.BidiStreamingServer[WatchRequest, Watc
 }
 func (UnimplementedNodeServer) Report(context.Context, *ReportRequest) (*ReportResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Report not implemented")
+}
+func (UnimplementedNodeServer) RefreshBundle(context.Context, *RefreshBundleRequest) (*RefreshBundleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RefreshBundle not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -270,6 +290,24 @@ func _Node_Report_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_RefreshBundle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RefreshBundleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).RefreshBundle(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_RefreshBundle_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).RefreshBundle(ctx, req.(*RefreshBundleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -292,6 +330,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Report",
 			Handler:    _Node_Report_Handler,
+		},
+		{
+			MethodName: "RefreshBundle",
+			Handler:    _Node_RefreshBundle_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -531,10 +531,12 @@ func foreignSVID(t testing.TB, id string) (*tls.Certificate, *x509.Certificate) 
 var partner = spiffeid.RequireTrustDomainFromString("partner.example")
 
 // bundleOf is a SPIFFE bundle document of one authority.
-func bundleOf(t testing.TB, root *x509.Certificate) []byte {
+func bundleOf(t testing.TB, roots ...*x509.Certificate) []byte {
 	t.Helper()
 	b := spiffebundle.New(partner)
-	b.AddX509Authority(root)
+	for _, root := range roots {
+		b.AddX509Authority(root)
+	}
 	document, err := federation.Marshal(b)
 	if err != nil {
 		t.Fatal(err)

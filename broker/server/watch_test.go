@@ -107,12 +107,12 @@ func TestAWatchBeginsWithEverything(t *testing.T) {
 		t.Errorf("still wanted: %v", m.GetWantedFacts())
 	}
 	_, other := foreignSVID(t, "spiffe://partner.example/a")
-	e.peers.set("https://partner.example/bundle", bundleOf(t, other))
+	e.peers.set("https://partner.example/bundle", bundleOf(t, root, other))
 	if err := e.config.Peers.Refresh(t.Context(), partner); err != nil {
 		t.Fatal(err)
 	}
 	m := w.until(func(m *api.WatchResponse) bool { return len(m.GetBundles()) > 0 })
-	if len(m.GetBundles()) != 1 || !bytes.Equal(m.GetBundles()[0].GetDocument(), bundleOf(t, other)) {
+	if len(m.GetBundles()) != 1 || !bytes.Equal(m.GetBundles()[0].GetDocument(), bundleOf(t, root, other)) {
 		t.Errorf("bundles %v", m.GetBundles())
 	}
 	if _, err := e.admin().Delete(t.Context(), &api.DeleteRequest{Kind: "Peer", Name: "partner.example"}); err != nil {
