@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/credence-id/credence/broker/authority"
+	"github.com/credence-id/credence/federation/endpoint"
 )
 
 // jwk is RFC 7517 with RFC 7518 §6.3.1. No x5c and no x5t: some clouds refuse
@@ -28,7 +29,7 @@ var errNoKeys = errors.New("no RS256 key is published")
 // A keySet is the document of some keys. It is immutable.
 type keySet struct {
 	keys []authority.PublicKey
-	*document
+	*endpoint.Document
 }
 
 // of says whether the document is that of these keys. Nobody changes a key in
@@ -41,25 +42,29 @@ func (s *keySet) of(keys []authority.PublicKey) bool {
 	})
 }
 
-// keySet gives the document of the RS256 keys that are published now. Some
-// clouds refuse a set with others in it.
-func (h *Handler) keySet() (*document, error) {
-	var keys []authority.PublicKey
-	for _, k := range h.keys() {
-		if k.Alg == "RS256" {
-			keys = append(keys, k)
-		}
-	}
+// keySet gives the document of the RS256 keys that are published now.
+func (h *Handler) keySet() (*endpoint.Document, error) {
+	keys := onlyRS256(h.keys())
 	if last := h.last.Load(); last.of(keys) {
-		return last.document, nil
+		return last.Document, nil
 	}
 	body, err := encode(keys)
 	if err != nil {
 		return nil, err
 	}
-	s := &keySet{keys, newDocument(body)}
+	s := &keySet{keys, endpoint.NewDocument(body, h.cache)}
 	h.last.Store(s)
-	return s.document, nil
+	return s.Document, nil
+}
+
+// onlyRS256 leaves other keys out: some clouds refuse a set that has any.
+func onlyRS256(all []authority.PublicKey) (keys []authority.PublicKey) {
+	for _, k := range all {
+		if k.Alg == "RS256" {
+			keys = append(keys, k)
+		}
+	}
+	return keys
 }
 
 // encode writes RS256 keys in the order that they have.

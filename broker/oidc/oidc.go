@@ -5,24 +5,22 @@
 // It trusts the keys that it is handed, and reads nothing of a request but its
 // method, path and conditions. The documents' bytes change only when what they
 // say does. They are not the SPIFFE bundle, whose keys have another use
-// (SPIFFE Trust Domain and Bundle §4.2.2): that is left to
+// (SPIFFE Trust Domain and Bundle §4.2.2). Their form over HTTP is left to
 // federation/endpoint, TLS and limits to the listener.
 package oidc
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/credence-id/credence/broker/authority"
+	"github.com/credence-id/credence/federation/endpoint"
 )
 
 // Config is the wiring of a Handler. Fields are required unless noted.
@@ -40,20 +38,9 @@ type Handler struct {
 	log       *slog.Logger
 	discovery string // paths
 	jwks      string
-	document  *document // the discovery document
-	cache     string    // Cache-Control
+	document  *endpoint.Document // the discovery document
+	cache     string             // Cache-Control
 	last      atomic.Pointer[keySet]
-}
-
-// A document is what is served, and its tag. It is immutable.
-type document struct {
-	body []byte
-	tag  string
-}
-
-func newDocument(body []byte) *document {
-	hash := sha256.Sum256(body)
-	return &document{body, `"` + hex.EncodeToString(hash[:]) + `"`}
 }
 
 // New returns the handler of cfg.Issuer, and refuses what CheckIssuer does.
@@ -81,14 +68,20 @@ func New(cfg Config) (*Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("serving issuer %s: %w", cfg.Issuer, err)
 	}
+	cache := CacheControl(cfg.MaxAge)
 	return &Handler{
 		keys:      cfg.Keys,
 		log:       cfg.Log,
 		discovery: u.Path + "/.well-known/openid-configuration",
 		jwks:      u.Path + "/keys",
-		document:  newDocument(document),
-		cache:     "public, max-age=" + strconv.Itoa(int(cfg.MaxAge/time.Second)),
+		document:  endpoint.NewDocument(document, cache),
+		cache:     cache,
 	}, nil
+}
+
+// CacheControl is that of both documents, whoever serves them.
+func CacheControl(age time.Duration) string {
+	return "public, max-age=" + strconv.Itoa(int(age/time.Second))
 }
 
 // Paths are those of the documents, for the listener's multiplexer.
@@ -97,18 +90,12 @@ func (h *Handler) Paths() []string { return []string{h.discovery, h.jwks} }
 // ServeHTTP serves GET and HEAD. Web pages of any origin may read the answer:
 // it is public.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	header := w.Header()
-	header.Set("X-Content-Type-Options", "nosniff")
 	path := r.URL.EscapedPath() // as it is spelled: an issuer has no escapes
 	if path != h.discovery && path != h.jwks {
 		http.NotFound(w, r)
 		return
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		header.Set("Allow", "GET, HEAD")
-		http.Error(w, "only GET and HEAD are served here", http.StatusMethodNotAllowed)
-		return
-	}
+	header := w.Header()
 	header.Set("Access-Control-Allow-Origin", "*")
 	document, err := h.keySet()
 	if err != nil {
@@ -121,31 +108,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path == h.discovery {
 		document = h.document
 	}
-	header.Set("ETag", document.tag)
-	header.Set("Cache-Control", h.cache)
-	if matches(r.Header.Values("If-None-Match"), document.tag) {
-		w.WriteHeader(http.StatusNotModified)
-		return
-	}
-	header.Set("Content-Type", "application/json")
-	header.Set("Content-Length", strconv.Itoa(len(document.body)))
-	if r.Method == http.MethodHead {
-		return
-	}
-	w.Write(document.body) // whoever hung up gets no second answer
+	document.ServeHTTP(w, r)
 }
 
-// matches compares weakly, as If-None-Match does (RFC 9110 §13.1.2).
-func matches(values []string, tag string) bool {
-	for _, value := range values {
-		for one := range strings.SplitSeq(value, ",") {
-			one = strings.TrimPrefix(strings.TrimSpace(one), "W/")
-			if one == tag || one == "*" {
-				return true
-			}
-		}
+// Documents are what a Handler serves, for who serves them in its place.
+func Documents(issuer string, keys []authority.PublicKey) (configuration, jwks []byte, err error) {
+	if _, err := CheckIssuer(issuer); err != nil {
+		return nil, nil, err
 	}
-	return false
+	if jwks, err = encode(onlyRS256(keys)); err != nil {
+		return nil, nil, fmt.Errorf("the keys of issuer %s: %w", issuer, err)
+	}
+	configuration, err = json.Marshal(discovery(issuer))
+	return configuration, jwks, err
 }
 
 // configuration is the part of OpenID Connect Discovery 1.0 §3 that clouds

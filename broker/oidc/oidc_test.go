@@ -292,3 +292,42 @@ func TestNewKeysAreServedAtOnce(t *testing.T) {
 		t.Errorf("%s without a key", r.Status)
 	}
 }
+
+// Who serves the documents in a Handler's place serves the same bytes.
+func TestDocumentsAreThoseServed(t *testing.T) {
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := []authority.PublicKey{rsaKey("one"), {ID: "ec", Alg: "ES256", Key: ec.Public()}, rsaKey("two")}
+	discovery, jwks, err := oidc.Documents(issuer, keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHandler(t, keys...)
+	for path, want := range map[string][]byte{"/td/.well-known/openid-configuration": discovery, "/td/keys": jwks} {
+		r := get(h, "GET", path)
+		got, err := io.ReadAll(r.Body)
+		if err != nil || string(got) != string(want) {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+		tag := r.Header.Get("ETag")
+		packed := get(h, "GET", path, "Accept-Encoding", "gzip")
+		if r := get(h, "GET", path, "If-None-Match", tag); r.StatusCode != 304 || r.Header.Get("Access-Control-Allow-Origin") != "*" {
+			t.Errorf("%s: %s %v", path, r.Status, r.Header)
+		}
+		if packed.Header.Get("Content-Encoding") != "gzip" || packed.Header.Get("Vary") != "Accept-Encoding" {
+			t.Errorf("%s: %v", path, packed.Header)
+		}
+	}
+	for name, try := range map[string]func() error{
+		"no key":    func() error { _, _, err := oidc.Documents(issuer, nil); return err },
+		"none ours": func() error { _, _, err := oidc.Documents(issuer, keys[1:2]); return err },
+		"no issuer": func() error { _, _, err := oidc.Documents("", keys); return err },
+		"http":      func() error { _, _, err := oidc.Documents("http://id.example.org", keys); return err },
+	} {
+		if try() == nil {
+			t.Errorf("%s: documents of it", name)
+		}
+	}
+}

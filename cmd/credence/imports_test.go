@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	"broker/store":                           {"broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
 	"broker/store/storetest":                 {"broker/store", "broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
 	"broker/audit":                           {},
-	"broker/oidc":                            {"broker/authority"},
+	"broker/oidc":                            {"broker/authority", "federation/endpoint"},
 	"broker/api":                             {},
 	"agent/api":                              {},
 	"broker/server": {
@@ -38,6 +38,7 @@ var mayImport = map[string][]string{
 	"federation":                    {},
 	"federation/fetch":              {"federation"},
 	"federation/endpoint":           {"federation", "federation/fetch"},
+	"federation/endpoint/acmetest":  {}, // a CA for tests
 	"federation/federationtest":     {}, // authorities and vectors for tests
 	"exchangers":                    {},
 	"exchangers/*":                  {"exchangers"},

@@ -7,13 +7,9 @@
 package endpoint
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -38,12 +34,11 @@ type Handler struct {
 	last     atomic.Pointer[answer]
 }
 
-// An answer is a document with its headers, which cost more than to send it.
-// It is immutable.
+// An answer is a document as it was handed out. It is immutable.
 type answer struct {
-	doc               []byte
-	hint              time.Duration
-	tag, cache, bytes string
+	doc  []byte
+	hint time.Duration
+	*Document
 }
 
 // of says whether a is the answer for a document: documents are not changed,
@@ -56,10 +51,15 @@ func (h *Handler) answer(doc []byte, hint time.Duration) *answer {
 	if last := h.last.Load(); last.of(doc, hint) {
 		return last
 	}
-	age := int64(min(max(hint, minAge), maxAge) / time.Second)
-	a := &answer{doc, hint, etag(doc), fmt.Sprintf("max-age=%d", age), strconv.Itoa(len(doc))}
+	a := &answer{doc, hint, NewDocument(doc, CacheControl(hint))}
 	h.last.Store(a)
 	return a
+}
+
+// CacheControl is that of a bundle with a refresh hint: no cache may keep it
+// longer than peers wait, nor for less than is worth it.
+func CacheControl(hint time.Duration) string {
+	return fmt.Sprintf("max-age=%d", int64(min(max(hint, minAge), maxAge)/time.Second))
 }
 
 // New makes a Handler.
@@ -73,50 +73,16 @@ func New(cfg Config) (*Handler, error) {
 // ServeHTTP answers GET and HEAD with the newest bundle (SPIFFE Federation §4,
 // §5.2.1.3), or with 503 while there is none.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	header := w.Header()
-	header.Set("X-Content-Type-Options", "nosniff")
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		header.Set("Allow", "GET, HEAD")
-		http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
+	if !readOnly(w, r) {
 		return
 	}
 	doc, hint, ok := h.document()
 	if !ok || len(doc) == 0 {
+		header := w.Header()
 		header.Set("Cache-Control", "no-store")
 		header.Set("Retry-After", "5")
 		http.Error(w, "no bundle yet", http.StatusServiceUnavailable)
 		return
 	}
-	a := h.answer(doc, hint)
-	header.Set("ETag", a.tag)
-	header.Set("Cache-Control", a.cache)
-	if matches(r.Header.Values("If-None-Match"), a.tag) {
-		w.WriteHeader(http.StatusNotModified)
-		return
-	}
-	header.Set("Content-Type", "application/json")
-	header.Set("Content-Length", a.bytes)
-	if r.Method == http.MethodHead {
-		return
-	}
-	w.Write(doc) // whoever hung up gets no second answer
-}
-
-// etag is strong: the same bytes, the same tag, on every broker.
-func etag(doc []byte) string {
-	sum := sha256.Sum256(doc)
-	return `"` + hex.EncodeToString(sum[:16]) + `"`
-}
-
-// matches compares weakly, as If-None-Match does (RFC 9110 §13.1.2).
-func matches(values []string, tag string) bool {
-	for _, value := range values {
-		for one := range strings.SplitSeq(value, ",") {
-			one = strings.TrimPrefix(strings.TrimSpace(one), "W/")
-			if one == tag || one == "*" {
-				return true
-			}
-		}
-	}
-	return false
+	h.answer(doc, hint).ServeHTTP(w, r)
 }
