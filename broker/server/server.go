@@ -80,13 +80,16 @@ type Config struct {
 	// AdminCredentials tell who is at the admin socket and refuse everybody
 	// but root and the daemon's own user.
 	AdminCredentials credentials.TransportCredentials
-	AdminActor       func(context.Context) string     // names the caller, for the record
-	AgentsAddress    string                           // where agents reach us, for a token's agent.yaml
-	Listen           map[string]string                // addresses by listener, for status
-	WebCertificate   func() (*tls.Certificate, error) // nil: no web listener
-	JoinStart        time.Duration                    // how long a caller of Join may take to begin; 0: 3 s
-	Log              *slog.Logger                     // nil discards
-	Now              func() time.Time                 // nil means time.Now
+	AdminActor       func(context.Context) string // names the caller, for the record
+	AgentsAddress    string                       // where agents reach us, for a token's agent.yaml
+	Listen           map[string]string            // addresses by listener, for status
+	// The web listener needs one of these three.
+	WebCertificate func() (*tls.Certificate, error) // shown by the rules of endpoint.WebServerTLS
+	WebTLS         *tls.Config                      // of endpoint.ACME, say
+	WebProxied     bool                             // plain HTTP on loopback: a proxy has the certificate
+	JoinStart      time.Duration                    // how long a caller of Join may take to begin; 0: 3 s
+	Log            *slog.Logger                     // nil discards
+	Now            func() time.Time                 // nil means time.Now
 }
 
 func (c *Config) check() error {
@@ -162,8 +165,8 @@ func (s *Server) SVID() *tls.Certificate { return s.svid.certificate() }
 // Run serves until ctx ends or a listener fails, then lets calls under way
 // finish for a moment, and closes everything. It is called once.
 func (s *Server) Run(ctx context.Context, l Listeners) error {
-	if l.Agents == nil || l.Admin == nil || l.Web != nil && s.cfg.WebCertificate == nil {
-		return errors.Join(errors.New("serving: listeners for agents and admin are required, and for web a certificate"), l.close())
+	if err := s.checkListeners(l); err != nil {
+		return errors.Join(fmt.Errorf("serving: %w", err), l.close())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -180,9 +183,9 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 		running.Go(func() { errs <- serving("spiffe", server.ServeTLS(l.SPIFFE, "", "")) })
 	}
 	if l.Web != nil {
-		server := s.quiet(endpoint.Server(s.web, endpoint.WebServerTLS(s.cfg.WebCertificate)))
+		server := s.quiet(endpoint.Server(s.web, s.webTLS()))
 		web = append(web, server)
-		running.Go(func() { errs <- serving("web", server.ServeTLS(l.Web, "", "")) })
+		running.Go(func() { errs <- serving("web", serveWeb(server, l.Web)) })
 	}
 	running.Go(func() { s.workers.run(ctx) })
 	running.Go(func() { s.keepOwn(ctx) })
@@ -198,6 +201,43 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	s.stop(agents, admin, web)
 	running.Wait()
 	return err
+}
+
+func (s *Server) checkListeners(l Listeners) error {
+	if l.Agents == nil || l.Admin == nil {
+		return errors.New("listeners for agents and admin are required")
+	}
+	if l.Web == nil {
+		return nil
+	}
+	ways := 0
+	for _, way := range []bool{s.cfg.WebCertificate != nil, s.cfg.WebTLS != nil, s.cfg.WebProxied} {
+		if way {
+			ways++
+		}
+	}
+	if ways != 1 {
+		return errors.New("for the web listener one of a certificate, a TLS configuration and a proxy is wanted")
+	}
+	if addr, ok := l.Web.Addr().(*net.TCPAddr); s.cfg.WebProxied && (!ok || !addr.IP.IsLoopback()) {
+		return fmt.Errorf("the web listener at %s is not on loopback: plain HTTP is for a proxy on this machine", l.Web.Addr())
+	}
+	return nil
+}
+
+// webTLS is nil where a proxy has the certificate.
+func (s *Server) webTLS() *tls.Config {
+	if s.cfg.WebCertificate != nil {
+		return endpoint.WebServerTLS(s.cfg.WebCertificate)
+	}
+	return s.cfg.WebTLS
+}
+
+func serveWeb(server *http.Server, l net.Listener) error {
+	if server.TLSConfig == nil {
+		return server.Serve(l)
+	}
+	return server.ServeTLS(l, "", "")
 }
 
 func (l Listeners) close() error {

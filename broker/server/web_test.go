@@ -2,11 +2,14 @@ package server_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -249,6 +252,73 @@ func TestARelyingPartyBelievesATokenOfOurs(t *testing.T) {
 		}
 		if r, _ := do(t, c, "POST", url, nil); r.StatusCode != 405 {
 			t.Errorf("POST %s: %d", url, r.StatusCode)
+		}
+	}
+}
+
+// newListeners are what another server on the same broker serves on.
+func newListeners(t *testing.T, web string) server.Listeners {
+	t.Helper()
+	var l server.Listeners
+	for into, at := range map[*net.Listener][2]string{
+		&l.Agents: {"tcp", "127.0.0.1:0"}, &l.Web: {"tcp", web}, &l.Admin: {"unix", filepath.Join(t.TempDir(), "admin.sock")},
+	} {
+		var err error
+		if *into, err = net.Listen(at[0], at[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return l
+}
+
+func TestTheWebListenerBehindAProxySpeaksPlainHTTP(t *testing.T) {
+	e := newEnv(t, withIssuer)
+	e.ready()
+	config := e.config
+	config.WebCertificate, config.WebProxied = nil, true
+	s, err := server.New(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	l, done := newListeners(t, "127.0.0.1:0"), make(chan error, 1)
+	go func() { done <- s.Run(ctx, l) }()
+	own, _ := e.authority.Document()
+	r, body := do(t, e.client(nil), "GET", "http://"+l.Web.Addr().String()+server.BundlePath, nil)
+	if r.StatusCode != 200 || !bytes.Equal(body, own) || r.TLS != nil {
+		t.Errorf("%s %s", r.Status, body)
+	}
+	if r, _ := do(t, e.client(nil), "GET", "http://"+l.Web.Addr().String()+"/td/keys", nil); r.StatusCode != 200 {
+		t.Errorf("keys: %s", r.Status)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheWebListenerServesInOneWay(t *testing.T) {
+	e := newEnv(t)
+	for name, c := range map[string]struct {
+		web  string
+		edit func(*server.Config)
+	}{
+		"none":                            {"127.0.0.1:0", func(c *server.Config) { c.WebCertificate = nil }},
+		"a certificate and a proxy":       {"127.0.0.1:0", func(c *server.Config) { c.WebProxied = true }},
+		"two certificates":                {"127.0.0.1:0", func(c *server.Config) { c.WebTLS = &tls.Config{} }},
+		"plain HTTP, not to this machine": {"0.0.0.0:0", func(c *server.Config) { c.WebCertificate, c.WebProxied = nil, true }},
+	} {
+		config := e.config
+		c.edit(&config)
+		s, err := server.New(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // one that is served ends at once
+		if err := s.Run(ctx, newListeners(t, c.web)); err == nil {
+			t.Errorf("%s: served", name)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -43,12 +42,13 @@ type brokerParts struct {
 	broker    *broker.Broker
 	server    *server.Server
 	listeners server.Listeners
+	keepWeb   func(context.Context) error // nil: nothing to do
 }
 
 // brokerOptions are what differs between dev and broker run.
 type brokerOptions struct {
 	listeners server.Listeners
-	webCert   func() (*tls.Certificate, error)
+	web       webServing
 	webRoots  *x509.CertPool // verify https_web peers; nil: the system's
 	now       func() time.Time
 	log       *slog.Logger
@@ -56,7 +56,7 @@ type brokerOptions struct {
 
 // newBroker puts a broker together in its data directory. Close it.
 func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerParts, err error) {
-	p := &brokerParts{file: f, listeners: o.listeners}
+	p := &brokerParts{file: f, listeners: o.listeners, keepWeb: o.web.keep}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -148,7 +148,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
 		RefreshHint: refreshHint, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
-		AdminActor:       adminActor, WebCertificate: o.webCert, Now: o.now, Log: o.log,
+		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Now: o.now, Log: o.log,
 	})
 	return err
 }
@@ -165,8 +165,11 @@ func adminActor(ctx context.Context) string {
 func (p *brokerParts) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	errs := make(chan error, 4)
+	errs := make(chan error, 5)
 	var running sync.WaitGroup
+	if p.keepWeb != nil {
+		running.Go(func() { errs <- p.keepWeb(ctx); cancel() })
+	}
 	running.Go(func() { errs <- p.authority.Run(ctx); cancel() })
 	running.Go(func() { errs <- p.peers.Run(ctx); cancel() })
 	running.Go(func() { errs <- p.broker.Run(ctx); cancel() })

@@ -18,6 +18,7 @@ import (
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/broker/resource"
 )
 
@@ -36,11 +37,8 @@ type brokerFile struct {
 		SPIFFE string `yaml:"spiffe"` // the bundle by https_spiffe; default 127.0.0.1:8444; "none": off
 		Web    string `yaml:"web"`    // OIDC and the bundle by https_web; default 127.0.0.1:8445; off without web_tls
 	} `yaml:"listen"`
-	Admin  string `yaml:"admin"` // socket; default DATA/run/admin.sock
-	WebTLS *struct {
-		Cert string `yaml:"cert"` // PEM files, read again when they change
-		Key  string `yaml:"key"`
-	} `yaml:"web_tls"`
+	Admin         string   `yaml:"admin"` // socket; default DATA/run/admin.sock
+	WebTLS        *webTLS  `yaml:"web_tls"`
 	Store         string   `yaml:"store"`          // sqlite
 	DNSSuffixes   []string `yaml:"dns_suffixes"`   // under which Identities may ask for DNS names; empty permits none
 	Subjects      []string `yaml:"subjects"`       // RDNs (patterns) they may ask for besides CN=<their name>
@@ -124,8 +122,6 @@ func placeOf(text []byte, field string) (line, column int) {
 	return 1, 1
 }
 
-var issuerPattern = regexp.MustCompile(`^https://[^\s?#@/]+(/[^\s?#]*[^\s?#/])?$`)
-
 // complete fills defaults in and holds the file's fields against each other.
 func (f *brokerFile) complete() (err error) {
 	if _, e := identity.ParseTrustDomain(f.TrustDomain); e != nil {
@@ -134,8 +130,10 @@ func (f *brokerFile) complete() (err error) {
 	if f.Data == "" {
 		return errors.New("data: is required: the directory that keeps keys, database and record")
 	}
-	if f.Issuer != "" && (!issuerPattern.MatchString(f.Issuer) || len(f.Issuer) > 255) {
-		return fmt.Errorf("issuer: %q: https://host/path without query, fragment or trailing slash, at most 255 characters: clouds compare it byte by byte", f.Issuer)
+	if f.Issuer != "" {
+		if _, e := oidc.CheckIssuer(f.Issuer); e != nil {
+			return fmt.Errorf("issuer: %w: https://host/path is wanted, in lower case, as clouds are told: they compare it byte by byte", e)
+		}
 	}
 	setDefault(&f.Listen.Agents, "127.0.0.1:8443")
 	setDefault(&f.Listen.SPIFFE, "127.0.0.1:8444")
@@ -153,8 +151,8 @@ func (f *brokerFile) complete() (err error) {
 	if f.Store != "sqlite" {
 		return fmt.Errorf("store: %q: sqlite is what this program has", f.Store)
 	}
-	if f.WebTLS != nil && (f.WebTLS.Cert == "" || f.WebTLS.Key == "") {
-		return errors.New("web_tls: cert and key are both wanted")
+	if e := f.WebTLS.complete(f); e != nil {
+		return e
 	}
 	if _, e := f.networks(); e != nil {
 		return e

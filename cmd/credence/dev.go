@@ -272,7 +272,7 @@ func (d *dev) brokers(ctx context.Context, ports *portList) error {
 		opening.Go(func() {
 			o := brokerOptions{listeners: s.broker.listeners, now: d.p.now, log: d.log.With("trust_domain", s.domain), webRoots: d.web.roots}
 			if s == d.own {
-				o.webCert = d.web.certificate
+				o.web.cert = d.web.certificate
 			}
 			b, err := newBroker(ctx, s.broker.file, o)
 			if err != nil {

@@ -2,19 +2,18 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/agent/caller"
+	"github.com/credence-id/credence/broker/oidc"
 )
 
 func (p *program) logger() *slog.Logger {
@@ -102,8 +101,12 @@ data: %s
 
 # admin: DATA/run/admin.sock
 
-# The web listener's certificate, read again when the files change.
+# The web listener's certificate: files, read again when they change; or a CA's
+# by ACME, which must reach listen.web at port 443 of the issuer's host; or none,
+# plain HTTP to a proxy on this machine that has one.
 # web_tls: {cert: FILE, key: FILE}
+# web_tls: {acme: {hosts: [id.example.org], email: "", directory: "https://acme-v02.api.letsencrypt.org/directory", ca_file: "", cache: DATA/acme}}
+# web_tls: {proxy: true}
 
 # store: sqlite
 
@@ -139,6 +142,15 @@ func (p *program) runBroker(ctx context.Context, f brokerFile) error {
 	}
 	log := p.logger()
 	o := brokerOptions{log: log, now: p.now}
+	if f.Issuer != "" {
+		warnings, err := oidc.CheckIssuer(f.Issuer)
+		if err != nil {
+			return input(err)
+		}
+		for _, w := range warnings {
+			log.WarnContext(ctx, w)
+		}
+	}
 	var err error
 	if o.listeners.Agents, err = net.Listen("tcp", f.Listen.Agents); err != nil {
 		return input(fmt.Errorf("listen.agents: %w", err))
@@ -149,11 +161,9 @@ func (p *program) runBroker(ctx context.Context, f brokerFile) error {
 		}
 	}
 	if f.WebTLS != nil && f.Listen.Web != "none" {
-		w := &webFiles{cert: f.WebTLS.Cert, key: f.WebTLS.Key}
-		if _, err := w.certificate(); err != nil {
+		if o.web, err = openWeb(f, log); err != nil {
 			return input(fmt.Errorf("web_tls: %w", err))
 		}
-		o.webCert = w.certificate
 		if o.listeners.Web, err = net.Listen("tcp", f.Listen.Web); err != nil {
 			return input(fmt.Errorf("listen.web: %w", err))
 		}
@@ -174,51 +184,6 @@ func absolute(path string) string {
 		return abs
 	}
 	return path
-}
-
-// webFiles is a certificate in files, read again when they change.
-type webFiles struct {
-	cert, key string
-
-	mu     sync.Mutex // guards what follows
-	loaded *tls.Certificate
-	stamp  [2]time.Time
-	looked time.Time
-}
-
-// certificate looks at the files at most once a second. Files that cannot be
-// read or don't fit each other leave the old certificate in use.
-func (w *webFiles) certificate() (*tls.Certificate, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.loaded != nil && time.Since(w.looked) < time.Second {
-		return w.loaded, nil
-	}
-	w.looked = time.Now()
-	var stamp [2]time.Time
-	for i, name := range []string{w.cert, w.key} {
-		info, err := os.Stat(name)
-		if err != nil {
-			return w.loaded, unlessLoaded(w.loaded, err)
-		}
-		stamp[i] = info.ModTime()
-	}
-	if w.loaded != nil && stamp == w.stamp {
-		return w.loaded, nil
-	}
-	cert, err := tls.LoadX509KeyPair(w.cert, w.key)
-	if err != nil {
-		return w.loaded, unlessLoaded(w.loaded, err)
-	}
-	w.loaded, w.stamp = &cert, stamp
-	return w.loaded, nil
-}
-
-func unlessLoaded(c *tls.Certificate, err error) error {
-	if c != nil {
-		return nil
-	}
-	return err
 }
 
 func (p *program) agentCommand() *cobra.Command {
@@ -358,7 +323,7 @@ func checkWeb(f brokerFile) error {
 	if f.WebTLS == nil {
 		return nil
 	}
-	if _, err := (&webFiles{cert: f.WebTLS.Cert, key: f.WebTLS.Key}).certificate(); err != nil {
+	if _, err := openWeb(f, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
 	return checkPort(f.Listen.Web)
