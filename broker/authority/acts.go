@@ -50,6 +50,10 @@ func (a *Authority) RotateJWT(ctx context.Context, alg string) (Status, error) {
 		if now.Before(at) {
 			return notYet(at, "relying parties learn the key %s for %s before its first use, and no more than three are published", k.standby.ID, a.cfg.Lives.Lead)
 		}
+		if k, err = a.withoutOld(ctx, alg, now); err != nil {
+			return err
+		}
+		k.active.NotAfter = now
 		changed, err := a.nextJWT(ctx, alg, k, now)
 		if err != nil {
 			return err

@@ -441,3 +441,20 @@ func signTwice(e *env, a *authority.Authority) (chain []*x509.Certificate, err e
 	}
 	return chain, err
 }
+
+// An old key whose time is over, and which no Tick has removed yet, is no
+// fourth.
+func TestRotateJWTRemovesFirst(t *testing.T) {
+	e := newEnv(t)
+	e.records.check = threeAtMost
+	a := e.open()
+	for i := range 3 {
+		e.clock.set(start.Add(time.Duration(i+1) * 2 * day))
+		if _, err := a.RotateJWT(t.Context(), "ES256"); err != nil {
+			t.Fatal(err)
+		}
+		if got := kids(a, "ES256"); len(got) != 3 {
+			t.Errorf("published %v", got)
+		}
+	}
+}

@@ -121,12 +121,10 @@ func (a *Authority) rotateJWT(ctx context.Context, alg string) (next time.Time, 
 	if a.cfg.Issuer == "" {
 		return time.Time{}, nil
 	}
-	now, k := a.now(), a.live.Load().jwtKeys(alg)
-	if k.old != nil && !now.Before(k.old.removeAt(a.cfg.Lives)) {
-		if err := a.removeOld(ctx, *k.old); err != nil {
-			return time.Time{}, err
-		}
-		k = a.live.Load().jwtKeys(alg)
+	now := a.now()
+	k, err := a.withoutOld(ctx, alg, now)
+	if err != nil {
+		return time.Time{}, err
 	}
 	changed, err := a.nextJWT(ctx, alg, k, now)
 	if err != nil {
@@ -146,6 +144,19 @@ func (a *Authority) rotateJWT(ctx context.Context, alg string) (next time.Time, 
 		next = k.old.removeAt(a.cfg.Lives)
 	}
 	return next, nil
+}
+
+// withoutOld takes an old key out whose time is over: before the next one is
+// published, so that there are three at most.
+func (a *Authority) withoutOld(ctx context.Context, alg string, now time.Time) (jwtKeys, error) {
+	k := a.live.Load().jwtKeys(alg)
+	if k.old == nil || now.Before(k.old.removeAt(a.cfg.Lives)) {
+		return k, nil
+	}
+	if err := a.removeOld(ctx, *k.old); err != nil {
+		return k, err
+	}
+	return a.live.Load().jwtKeys(alg), nil
 }
 
 // nextJWT returns what changes now, the key that stops being active first. New

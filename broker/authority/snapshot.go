@@ -18,6 +18,7 @@ import (
 type snapshot struct {
 	bundle  *Bundle
 	records []Record                        // in the order of their publication
+	index   map[string]int                  // of records, by ID: years leave thousands
 	issuing *issuingCA                      // nil: none that the bundle verifies
 	jwt     map[string]*jwtKey              // the active one by algorithm
 	keys    map[identity.KeyDigest]struct{} // of every authority there ever was
@@ -46,8 +47,8 @@ func (r Record) published() bool {
 }
 
 func (s *snapshot) find(id string) (Record, bool) {
-	i := slices.IndexFunc(s.records, func(r Record) bool { return r.ID == id })
-	if i < 0 {
+	i, ok := s.index[id]
+	if !ok {
 		return Record{}, false
 	}
 	return s.records[i], true
@@ -72,6 +73,7 @@ func (a *Authority) snapshot(ctx context.Context, records []Record, sequence uin
 		jwt:     map[string]*jwtKey{},
 		keys:    make(map[identity.KeyDigest]struct{}, len(records)),
 		signing: map[string]bool{},
+		index:   make(map[string]int, len(records)),
 	}
 	slices.SortFunc(s.records, func(x, y Record) int {
 		return cmp.Or(x.PublishedAt.Compare(y.PublishedAt), cmp.Compare(x.ID, y.ID))
@@ -80,7 +82,8 @@ func (a *Authority) snapshot(ctx context.Context, records []Record, sequence uin
 	if s.bundle, err = makeBundle(a.cfg.TrustDomain, s.records, sequence, a.cfg.Lives.RefreshHint); err != nil {
 		return nil, err
 	}
-	for _, r := range s.records {
+	for i, r := range s.records {
+		s.index[r.ID] = i
 		s.keys[digest(r.PublicKey)] = struct{}{}
 		if err := a.use(ctx, s, r); err != nil {
 			return nil, err
