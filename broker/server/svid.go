@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 )
 
@@ -81,16 +82,28 @@ func issuerOf(c *x509.Certificate, anchors []*x509.Certificate) *x509.Certificat
 	return nil
 }
 
-// keepOwn renews the broker's SVID until ctx ends. A failed renewal is tried
-// again every few seconds: the old one serves meanwhile.
+// keepOwn renews the broker's SVID until ctx ends, at once when the bundle no
+// longer verifies it: a root was dropped. A failed renewal is tried again every
+// few seconds: the old one serves meanwhile.
 func (s *Server) keepOwn(ctx context.Context) {
+	var seen *authority.Bundle
 	for {
+		if b := s.cfg.Authority.Bundle(); b != seen {
+			chain := s.svid.certificate().Certificate
+			last, err := x509.ParseCertificate(chain[len(chain)-1])
+			if err == nil && issuerOf(last, b.X509Authorities) == nil {
+				s.svid.retryAt(s.cfg.Now())
+			}
+			seen = b
+		}
 		// Looked at each minute: a machine that slept counts no timers.
 		wait := s.svid.current.Load().renewAt.Sub(s.cfg.Now())
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(min(max(wait, time.Second), time.Minute)):
+		case <-seen.Changed():
+			continue
+		case <-time.After(min(max(wait, 0), time.Minute)):
 		}
 		if s.cfg.Now().Before(s.svid.current.Load().renewAt) {
 			continue

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/google/go-cmp/cmp"
@@ -19,6 +20,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/server"
 	credence "github.com/credence-id/credence/federation"
 )
@@ -319,6 +321,50 @@ func TestTheWebListenerServesInOneWay(t *testing.T) {
 		cancel() // one that is served ends at once
 		if err := s.Run(ctx, newListeners(t, c.web)); err == nil {
 			t.Errorf("%s: served", name)
+		}
+	}
+}
+
+// The https_spiffe listener stays open over a change of root: what it shows is
+// always verified by the bundle that it serves.
+func TestTheSPIFFEListenerFollowsItsRoots(t *testing.T) {
+	e := newEnv(t)
+	broker := spiffeid.RequireFromPath(td, "/credence/broker")
+	url := "https://" + e.listeners.SPIFFE.Addr().String() + server.BundlePath
+	fetch := func() error {
+		_, err := federation.FetchBundle(t.Context(), td, url, federation.WithSPIFFEAuth(e.authority, broker))
+		return err
+	}
+	if err := fetch(); err != nil {
+		t.Fatal(err)
+	}
+	old := e.authority.Pin()
+	e.ahead.Store(int64(-time.Hour))
+	next, err := e.authority.PublishRoot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.ahead.Store(0) // the lead has passed
+	if _, err := e.authority.ActivateRoot(t.Context(), next.ID); err != nil {
+		t.Fatal(err)
+	}
+	for _, st := range e.authority.List() {
+		if st.Use == authority.Root && st.ID != next.ID {
+			if _, err := e.authority.DropRoot(t.Context(), st.ID, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if e.authority.Pin() == old {
+		t.Fatal("the root is the old one")
+	}
+	tick, end := time.NewTicker(10*time.Millisecond), time.After(20*time.Second)
+	defer tick.Stop()
+	for fetch() != nil {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatal(fetch())
 		}
 	}
 }
