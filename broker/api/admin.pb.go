@@ -1234,6 +1234,12 @@ type AuthorityInfo struct {
 	Next          string                 `protobuf:"bytes,9,opt,name=next,proto3" json:"next,omitempty"`
 	NextAt        int64                  `protobuf:"varint,10,opt,name=next_at,json=nextAt,proto3" json:"next_at,omitempty"`
 	Outstanding   uint64                 `protobuf:"varint,11,opt,name=outstanding,proto3" json:"outstanding,omitempty"` // SVIDs that it signed and that have not ended
+	Subject       string                 `protobuf:"bytes,12,opt,name=subject,proto3" json:"subject,omitempty"`
+	OwnKey        bool                   `protobuf:"varint,13,opt,name=own_key,json=ownKey,proto3" json:"own_key,omitempty"` // false: a root of somebody else
+	Problem       string                 `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`              // why it is not in use
+	Waits         []string               `protobuf:"bytes,15,rep,name=waits,proto3" json:"waits,omitempty"`                  // what it depends on
+	KeySource     string                 `protobuf:"bytes,16,opt,name=key_source,json=keySource,proto3" json:"key_source,omitempty"`
+	Believed      []string               `protobuf:"bytes,17,rep,name=believed,proto3" json:"believed,omitempty"` // who believes it, beyond what its name says
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1343,6 +1349,48 @@ func (x *AuthorityInfo) GetOutstanding() uint64 {
 		return x.Outstanding
 	}
 	return 0
+}
+
+func (x *AuthorityInfo) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *AuthorityInfo) GetOwnKey() bool {
+	if x != nil {
+		return x.OwnKey
+	}
+	return false
+}
+
+func (x *AuthorityInfo) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *AuthorityInfo) GetWaits() []string {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+func (x *AuthorityInfo) GetKeySource() string {
+	if x != nil {
+		return x.KeySource
+	}
+	return ""
+}
+
+func (x *AuthorityInfo) GetBelieved() []string {
+	if x != nil {
+		return x.Believed
+	}
+	return nil
 }
 
 type ListAuthoritiesRequest struct {
@@ -2577,7 +2625,7 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"fetched_at\x18\x03 \x01(\x03R\tfetchedAt\x12!\n" +
 	"\fconfirmed_at\x18\x04 \x01(\x03R\vconfirmedAt\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\x05 \x01(\tR\tlastError\"\xac\x02\n" +
+	"last_error\x18\x05 \x01(\tR\tlastError\"\xca\x03\n" +
 	"\rAuthorityInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03use\x18\x02 \x01(\tR\x03use\x12\x10\n" +
@@ -2591,7 +2639,14 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x04next\x18\t \x01(\tR\x04next\x12\x17\n" +
 	"\anext_at\x18\n" +
 	" \x01(\x03R\x06nextAt\x12 \n" +
-	"\voutstanding\x18\v \x01(\x04R\voutstanding\"\x18\n" +
+	"\voutstanding\x18\v \x01(\x04R\voutstanding\x12\x18\n" +
+	"\asubject\x18\f \x01(\tR\asubject\x12\x17\n" +
+	"\aown_key\x18\r \x01(\bR\x06ownKey\x12\x18\n" +
+	"\aproblem\x18\x0e \x01(\tR\aproblem\x12\x14\n" +
+	"\x05waits\x18\x0f \x03(\tR\x05waits\x12\x1d\n" +
+	"\n" +
+	"key_source\x18\x10 \x01(\tR\tkeySource\x12\x1a\n" +
+	"\bbelieved\x18\x11 \x03(\tR\bbelieved\"\x18\n" +
 	"\x16ListAuthoritiesRequest\"^\n" +
 	"\x17ListAuthoritiesResponse\x12C\n" +
 	"\vauthorities\x18\x01 \x03(\v2!.credence.broker.v1.AuthorityInfoR\vauthorities\">\n" +

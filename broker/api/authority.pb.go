@@ -21,6 +21,566 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RotateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "issuing" or "jwt"
+	Alg           string                 `protobuf:"bytes,2,opt,name=alg,proto3" json:"alg,omitempty"`   // of a JWT key: RS256 or ES256; empty: each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRequest) Reset() {
+	*x = RotateRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRequest) ProtoMessage() {}
+
+func (x *RotateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
+func (*RotateRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RotateRequest) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetAlg() string {
+	if x != nil {
+		return x.Alg
+	}
+	return ""
+}
+
+type ReplaceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "issuing" or "jwt"
+	Alg           string                 `protobuf:"bytes,2,opt,name=alg,proto3" json:"alg,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceRequest) Reset() {
+	*x = ReplaceRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceRequest) ProtoMessage() {}
+
+func (x *ReplaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceRequest.ProtoReflect.Descriptor instead.
+func (*ReplaceRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ReplaceRequest) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *ReplaceRequest) GetAlg() string {
+	if x != nil {
+		return x.Alg
+	}
+	return ""
+}
+
+func (x *ReplaceRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ActResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authorities   []*AuthorityInfo       `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"` // those that changed
+	Lines         []string               `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`             // what it means, for whom and until when
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActResponse) Reset() {
+	*x = ActResponse{}
+	mi := &file_broker_api_authority_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActResponse) ProtoMessage() {}
+
+func (x *ActResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActResponse.ProtoReflect.Descriptor instead.
+func (*ActResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ActResponse) GetAuthorities() []*AuthorityInfo {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *ActResponse) GetLines() []string {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+type AdvanceRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Confirm       []string               `protobuf:"bytes,2,rep,name=confirm,proto3" json:"confirm,omitempty"` // targets whose cloud has the new anchor
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`    // don't wait for anything: lines say what breaks
+	Now           bool                   `protobuf:"varint,4,opt,name=now,proto3" json:"now,omitempty"`        // wait for connected agents alone
+	Resign        bool                   `protobuf:"varint,5,opt,name=resign,proto3" json:"resign,omitempty"`  // have what stands under the old root signed anew
+	Look          bool                   `protobuf:"varint,6,opt,name=look,proto3" json:"look,omitempty"`      // do nothing: say where it stands
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdvanceRootRequest) Reset() {
+	*x = AdvanceRootRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdvanceRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdvanceRootRequest) ProtoMessage() {}
+
+func (x *AdvanceRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdvanceRootRequest.ProtoReflect.Descriptor instead.
+func (*AdvanceRootRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AdvanceRootRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AdvanceRootRequest) GetConfirm() []string {
+	if x != nil {
+		return x.Confirm
+	}
+	return nil
+}
+
+func (x *AdvanceRootRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *AdvanceRootRequest) GetNow() bool {
+	if x != nil {
+		return x.Now
+	}
+	return false
+}
+
+func (x *AdvanceRootRequest) GetResign() bool {
+	if x != nil {
+		return x.Resign
+	}
+	return false
+}
+
+func (x *AdvanceRootRequest) GetLook() bool {
+	if x != nil {
+		return x.Look
+	}
+	return false
+}
+
+type RollbackRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRootRequest) Reset() {
+	*x = RollbackRootRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRootRequest) ProtoMessage() {}
+
+func (x *RollbackRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRootRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRootRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RollbackRootRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RootPlan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*RootPlan_Step       `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	Done          bool                   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`  // the old root is out of the bundle
+	Lines         []string               `protobuf:"bytes,3,rep,name=lines,proto3" json:"lines,omitempty"` // what was done just now, and what it means
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RootPlan) Reset() {
+	*x = RootPlan{}
+	mi := &file_broker_api_authority_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RootPlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RootPlan) ProtoMessage() {}
+
+func (x *RootPlan) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RootPlan.ProtoReflect.Descriptor instead.
+func (*RootPlan) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RootPlan) GetSteps() []*RootPlan_Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *RootPlan) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *RootPlan) GetLines() []string {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+type MakeCSRRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Again         bool                   `protobuf:"varint,1,opt,name=again,proto3" json:"again,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MakeCSRRequest) Reset() {
+	*x = MakeCSRRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakeCSRRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakeCSRRequest) ProtoMessage() {}
+
+func (x *MakeCSRRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakeCSRRequest.ProtoReflect.Descriptor instead.
+func (*MakeCSRRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *MakeCSRRequest) GetAgain() bool {
+	if x != nil {
+		return x.Again
+	}
+	return false
+}
+
+type MakeCSRResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	KeyId         string                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MakeCSRResponse) Reset() {
+	*x = MakeCSRResponse{}
+	mi := &file_broker_api_authority_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakeCSRResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakeCSRResponse) ProtoMessage() {}
+
+func (x *MakeCSRResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakeCSRResponse.ProtoReflect.Descriptor instead.
+func (*MakeCSRResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *MakeCSRResponse) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *MakeCSRResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+type InstallRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chain         []byte                 `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`                             // PEM: our certificate first
+	SharedRoot    string                 `protobuf:"bytes,2,opt,name=shared_root,json=sharedRoot,proto3" json:"shared_root,omitempty"` // "dedicated" or "shared": what else the root signs; empty: as configured
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallRequest) Reset() {
+	*x = InstallRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallRequest) ProtoMessage() {}
+
+func (x *InstallRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallRequest.ProtoReflect.Descriptor instead.
+func (*InstallRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *InstallRequest) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *InstallRequest) GetSharedRoot() string {
+	if x != nil {
+		return x.SharedRoot
+	}
+	return ""
+}
+
+type InstallResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Anchor        *AuthorityInfo         `protobuf:"bytes,1,opt,name=anchor,proto3" json:"anchor,omitempty"`
+	Ca            *AuthorityInfo         `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`
+	Lines         []string               `protobuf:"bytes,3,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallResponse) Reset() {
+	*x = InstallResponse{}
+	mi := &file_broker_api_authority_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallResponse) ProtoMessage() {}
+
+func (x *InstallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallResponse.ProtoReflect.Descriptor instead.
+func (*InstallResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *InstallResponse) GetAnchor() *AuthorityInfo {
+	if x != nil {
+		return x.Anchor
+	}
+	return nil
+}
+
+func (x *InstallResponse) GetCa() *AuthorityInfo {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *InstallResponse) GetLines() []string {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
 type RevokeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "id", "identity", "node" or "authority"
@@ -33,7 +593,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[0]
+	mi := &file_broker_api_authority_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -45,7 +605,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[0]
+	mi := &file_broker_api_authority_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -58,7 +618,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{0}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RevokeRequest) GetKind() string {
@@ -101,7 +661,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[1]
+	mi := &file_broker_api_authority_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -113,7 +673,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[1]
+	mi := &file_broker_api_authority_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -126,7 +686,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{1}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RevokeResponse) GetBefore() int64 {
@@ -174,7 +734,7 @@ type ListIssuedRequest struct {
 
 func (x *ListIssuedRequest) Reset() {
 	*x = ListIssuedRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[2]
+	mi := &file_broker_api_authority_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +746,7 @@ func (x *ListIssuedRequest) String() string {
 func (*ListIssuedRequest) ProtoMessage() {}
 
 func (x *ListIssuedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[2]
+	mi := &file_broker_api_authority_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +759,7 @@ func (x *ListIssuedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuedRequest.ProtoReflect.Descriptor instead.
 func (*ListIssuedRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{2}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListIssuedRequest) GetSerial() string {
@@ -275,7 +835,7 @@ type ListIssuedResponse struct {
 
 func (x *ListIssuedResponse) Reset() {
 	*x = ListIssuedResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[3]
+	mi := &file_broker_api_authority_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -287,7 +847,7 @@ func (x *ListIssuedResponse) String() string {
 func (*ListIssuedResponse) ProtoMessage() {}
 
 func (x *ListIssuedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[3]
+	mi := &file_broker_api_authority_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -300,7 +860,7 @@ func (x *ListIssuedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuedResponse.ProtoReflect.Descriptor instead.
 func (*ListIssuedResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{3}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListIssuedResponse) GetIssued() []*Issued {
@@ -337,7 +897,7 @@ type Issued struct {
 
 func (x *Issued) Reset() {
 	*x = Issued{}
-	mi := &file_broker_api_authority_proto_msgTypes[4]
+	mi := &file_broker_api_authority_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +909,7 @@ func (x *Issued) String() string {
 func (*Issued) ProtoMessage() {}
 
 func (x *Issued) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[4]
+	mi := &file_broker_api_authority_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +922,7 @@ func (x *Issued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issued.ProtoReflect.Descriptor instead.
 func (*Issued) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{4}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Issued) GetKind() string {
@@ -449,11 +1009,111 @@ func (x *Issued) GetRecord() uint64 {
 	return 0
 }
 
+type RootPlan_Step struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // "done", "waits", "next" or "later"
+	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RootPlan_Step) Reset() {
+	*x = RootPlan_Step{}
+	mi := &file_broker_api_authority_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RootPlan_Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RootPlan_Step) ProtoMessage() {}
+
+func (x *RootPlan_Step) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RootPlan_Step.ProtoReflect.Descriptor instead.
+func (*RootPlan_Step) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{5, 0}
+}
+
+func (x *RootPlan_Step) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RootPlan_Step) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *RootPlan_Step) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 var File_broker_api_authority_proto protoreflect.FileDescriptor
 
 const file_broker_api_authority_proto_rawDesc = "" +
 	"\n" +
-	"\x1abroker/api/authority.proto\x12\x12credence.broker.v1\"i\n" +
+	"\x1abroker/api/authority.proto\x12\x12credence.broker.v1\x1a\x16broker/api/admin.proto\"5\n" +
+	"\rRotateRequest\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
+	"\x03alg\x18\x02 \x01(\tR\x03alg\"N\n" +
+	"\x0eReplaceRequest\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
+	"\x03alg\x18\x02 \x01(\tR\x03alg\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"h\n" +
+	"\vActResponse\x12C\n" +
+	"\vauthorities\x18\x01 \x03(\v2!.credence.broker.v1.AuthorityInfoR\vauthorities\x12\x14\n" +
+	"\x05lines\x18\x02 \x03(\tR\x05lines\"\x9a\x01\n" +
+	"\x12AdvanceRootRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\aconfirm\x18\x02 \x03(\tR\aconfirm\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x12\x10\n" +
+	"\x03now\x18\x04 \x01(\bR\x03now\x12\x16\n" +
+	"\x06resign\x18\x05 \x01(\bR\x06resign\x12\x12\n" +
+	"\x04look\x18\x06 \x01(\bR\x04look\"-\n" +
+	"\x13RollbackRootRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xb7\x01\n" +
+	"\bRootPlan\x127\n" +
+	"\x05steps\x18\x01 \x03(\v2!.credence.broker.v1.RootPlan.StepR\x05steps\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\x12\x14\n" +
+	"\x05lines\x18\x03 \x03(\tR\x05lines\x1aH\n" +
+	"\x04Step\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"&\n" +
+	"\x0eMakeCSRRequest\x12\x14\n" +
+	"\x05again\x18\x01 \x01(\bR\x05again\":\n" +
+	"\x0fMakeCSRResponse\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x15\n" +
+	"\x06key_id\x18\x02 \x01(\tR\x05keyId\"G\n" +
+	"\x0eInstallRequest\x12\x14\n" +
+	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x1f\n" +
+	"\vshared_root\x18\x02 \x01(\tR\n" +
+	"sharedRoot\"\x95\x01\n" +
+	"\x0fInstallResponse\x129\n" +
+	"\x06anchor\x18\x01 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x06anchor\x121\n" +
+	"\x02ca\x18\x02 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x02ca\x12\x14\n" +
+	"\x05lines\x18\x03 \x03(\tR\x05lines\"i\n" +
 	"\rRevokeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
@@ -491,8 +1151,14 @@ const file_broker_api_authority_proto_rawDesc = "" +
 	" \x01(\x03R\bissuedAt\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\v \x01(\x03R\texpiresAt\x12\x16\n" +
-	"\x06record\x18\f \x01(\x04R\x06record2\xbb\x01\n" +
-	"\vAuthorities\x12O\n" +
+	"\x06record\x18\f \x01(\x04R\x06record2\xb0\x05\n" +
+	"\vAuthorities\x12L\n" +
+	"\x06Rotate\x12!.credence.broker.v1.RotateRequest\x1a\x1f.credence.broker.v1.ActResponse\x12N\n" +
+	"\aReplace\x12\".credence.broker.v1.ReplaceRequest\x1a\x1f.credence.broker.v1.ActResponse\x12S\n" +
+	"\vAdvanceRoot\x12&.credence.broker.v1.AdvanceRootRequest\x1a\x1c.credence.broker.v1.RootPlan\x12X\n" +
+	"\fRollbackRoot\x12'.credence.broker.v1.RollbackRootRequest\x1a\x1f.credence.broker.v1.ActResponse\x12R\n" +
+	"\aMakeCSR\x12\".credence.broker.v1.MakeCSRRequest\x1a#.credence.broker.v1.MakeCSRResponse\x12R\n" +
+	"\aInstall\x12\".credence.broker.v1.InstallRequest\x1a#.credence.broker.v1.InstallResponse\x12O\n" +
 	"\x06Revoke\x12!.credence.broker.v1.RevokeRequest\x1a\".credence.broker.v1.RevokeResponse\x12[\n" +
 	"\n" +
 	"ListIssued\x12%.credence.broker.v1.ListIssuedRequest\x1a&.credence.broker.v1.ListIssuedResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
@@ -509,26 +1175,54 @@ func file_broker_api_authority_proto_rawDescGZIP() []byte {
 	return file_broker_api_authority_proto_rawDescData
 }
 
-var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_broker_api_authority_proto_goTypes = []any{
-	(*RevokeRequest)(nil),      // 0: credence.broker.v1.RevokeRequest
-	(*RevokeResponse)(nil),     // 1: credence.broker.v1.RevokeResponse
-	(*ListIssuedRequest)(nil),  // 2: credence.broker.v1.ListIssuedRequest
-	(*ListIssuedResponse)(nil), // 3: credence.broker.v1.ListIssuedResponse
-	(*Issued)(nil),             // 4: credence.broker.v1.Issued
+	(*RotateRequest)(nil),       // 0: credence.broker.v1.RotateRequest
+	(*ReplaceRequest)(nil),      // 1: credence.broker.v1.ReplaceRequest
+	(*ActResponse)(nil),         // 2: credence.broker.v1.ActResponse
+	(*AdvanceRootRequest)(nil),  // 3: credence.broker.v1.AdvanceRootRequest
+	(*RollbackRootRequest)(nil), // 4: credence.broker.v1.RollbackRootRequest
+	(*RootPlan)(nil),            // 5: credence.broker.v1.RootPlan
+	(*MakeCSRRequest)(nil),      // 6: credence.broker.v1.MakeCSRRequest
+	(*MakeCSRResponse)(nil),     // 7: credence.broker.v1.MakeCSRResponse
+	(*InstallRequest)(nil),      // 8: credence.broker.v1.InstallRequest
+	(*InstallResponse)(nil),     // 9: credence.broker.v1.InstallResponse
+	(*RevokeRequest)(nil),       // 10: credence.broker.v1.RevokeRequest
+	(*RevokeResponse)(nil),      // 11: credence.broker.v1.RevokeResponse
+	(*ListIssuedRequest)(nil),   // 12: credence.broker.v1.ListIssuedRequest
+	(*ListIssuedResponse)(nil),  // 13: credence.broker.v1.ListIssuedResponse
+	(*Issued)(nil),              // 14: credence.broker.v1.Issued
+	(*RootPlan_Step)(nil),       // 15: credence.broker.v1.RootPlan.Step
+	(*AuthorityInfo)(nil),       // 16: credence.broker.v1.AuthorityInfo
 }
 var file_broker_api_authority_proto_depIdxs = []int32{
-	4, // 0: credence.broker.v1.RevokeResponse.issued:type_name -> credence.broker.v1.Issued
-	4, // 1: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
-	0, // 2: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
-	2, // 3: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
-	1, // 4: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
-	3, // 5: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	16, // 0: credence.broker.v1.ActResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
+	15, // 1: credence.broker.v1.RootPlan.steps:type_name -> credence.broker.v1.RootPlan.Step
+	16, // 2: credence.broker.v1.InstallResponse.anchor:type_name -> credence.broker.v1.AuthorityInfo
+	16, // 3: credence.broker.v1.InstallResponse.ca:type_name -> credence.broker.v1.AuthorityInfo
+	14, // 4: credence.broker.v1.RevokeResponse.issued:type_name -> credence.broker.v1.Issued
+	14, // 5: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
+	0,  // 6: credence.broker.v1.Authorities.Rotate:input_type -> credence.broker.v1.RotateRequest
+	1,  // 7: credence.broker.v1.Authorities.Replace:input_type -> credence.broker.v1.ReplaceRequest
+	3,  // 8: credence.broker.v1.Authorities.AdvanceRoot:input_type -> credence.broker.v1.AdvanceRootRequest
+	4,  // 9: credence.broker.v1.Authorities.RollbackRoot:input_type -> credence.broker.v1.RollbackRootRequest
+	6,  // 10: credence.broker.v1.Authorities.MakeCSR:input_type -> credence.broker.v1.MakeCSRRequest
+	8,  // 11: credence.broker.v1.Authorities.Install:input_type -> credence.broker.v1.InstallRequest
+	10, // 12: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
+	12, // 13: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
+	2,  // 14: credence.broker.v1.Authorities.Rotate:output_type -> credence.broker.v1.ActResponse
+	2,  // 15: credence.broker.v1.Authorities.Replace:output_type -> credence.broker.v1.ActResponse
+	5,  // 16: credence.broker.v1.Authorities.AdvanceRoot:output_type -> credence.broker.v1.RootPlan
+	2,  // 17: credence.broker.v1.Authorities.RollbackRoot:output_type -> credence.broker.v1.ActResponse
+	7,  // 18: credence.broker.v1.Authorities.MakeCSR:output_type -> credence.broker.v1.MakeCSRResponse
+	9,  // 19: credence.broker.v1.Authorities.Install:output_type -> credence.broker.v1.InstallResponse
+	11, // 20: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
+	13, // 21: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
+	14, // [14:22] is the sub-list for method output_type
+	6,  // [6:14] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_authority_proto_init() }
@@ -536,13 +1230,14 @@ func file_broker_api_authority_proto_init() {
 	if File_broker_api_authority_proto != nil {
 		return
 	}
+	file_broker_api_admin_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_authority_proto_rawDesc), len(file_broker_api_authority_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

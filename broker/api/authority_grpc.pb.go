@@ -19,17 +19,31 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Authorities_Revoke_FullMethodName     = "/credence.broker.v1.Authorities/Revoke"
-	Authorities_ListIssued_FullMethodName = "/credence.broker.v1.Authorities/ListIssued"
+	Authorities_Rotate_FullMethodName       = "/credence.broker.v1.Authorities/Rotate"
+	Authorities_Replace_FullMethodName      = "/credence.broker.v1.Authorities/Replace"
+	Authorities_AdvanceRoot_FullMethodName  = "/credence.broker.v1.Authorities/AdvanceRoot"
+	Authorities_RollbackRoot_FullMethodName = "/credence.broker.v1.Authorities/RollbackRoot"
+	Authorities_MakeCSR_FullMethodName      = "/credence.broker.v1.Authorities/MakeCSR"
+	Authorities_Install_FullMethodName      = "/credence.broker.v1.Authorities/Install"
+	Authorities_Revoke_FullMethodName       = "/credence.broker.v1.Authorities/Revoke"
+	Authorities_ListIssued_FullMethodName   = "/credence.broker.v1.Authorities/ListIssued"
 )
 
 // AuthoritiesClient is the client API for Authorities service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Authorities is what operators do about what was signed. It is served where
-// Admin is, to the same callers.
+// Authorities is what operators do to the keys that sign, and about what they
+// signed. It is served where Admin is, to the same callers.
 type AuthoritiesClient interface {
+	Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*ActResponse, error)
+	Replace(ctx context.Context, in *ReplaceRequest, opts ...grpc.CallOption) (*ActResponse, error)
+	// AdvanceRoot takes the replacement of the root as far as it will go now, and
+	// says what it waits for. To call it again goes on.
+	AdvanceRoot(ctx context.Context, in *AdvanceRootRequest, opts ...grpc.CallOption) (*RootPlan, error)
+	RollbackRoot(ctx context.Context, in *RollbackRootRequest, opts ...grpc.CallOption) (*ActResponse, error)
+	MakeCSR(ctx context.Context, in *MakeCSRRequest, opts ...grpc.CallOption) (*MakeCSRResponse, error)
+	Install(ctx context.Context, in *InstallRequest, opts ...grpc.CallOption) (*InstallResponse, error)
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	ListIssued(ctx context.Context, in *ListIssuedRequest, opts ...grpc.CallOption) (*ListIssuedResponse, error)
 }
@@ -40,6 +54,66 @@ type authoritiesClient struct {
 
 func NewAuthoritiesClient(cc grpc.ClientConnInterface) AuthoritiesClient {
 	return &authoritiesClient{cc}
+}
+
+func (c *authoritiesClient) Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*ActResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActResponse)
+	err := c.cc.Invoke(ctx, Authorities_Rotate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *authoritiesClient) Replace(ctx context.Context, in *ReplaceRequest, opts ...grpc.CallOption) (*ActResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActResponse)
+	err := c.cc.Invoke(ctx, Authorities_Replace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *authoritiesClient) AdvanceRoot(ctx context.Context, in *AdvanceRootRequest, opts ...grpc.CallOption) (*RootPlan, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RootPlan)
+	err := c.cc.Invoke(ctx, Authorities_AdvanceRoot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *authoritiesClient) RollbackRoot(ctx context.Context, in *RollbackRootRequest, opts ...grpc.CallOption) (*ActResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActResponse)
+	err := c.cc.Invoke(ctx, Authorities_RollbackRoot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *authoritiesClient) MakeCSR(ctx context.Context, in *MakeCSRRequest, opts ...grpc.CallOption) (*MakeCSRResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MakeCSRResponse)
+	err := c.cc.Invoke(ctx, Authorities_MakeCSR_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *authoritiesClient) Install(ctx context.Context, in *InstallRequest, opts ...grpc.CallOption) (*InstallResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InstallResponse)
+	err := c.cc.Invoke(ctx, Authorities_Install_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (c *authoritiesClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
@@ -66,9 +140,17 @@ func (c *authoritiesClient) ListIssued(ctx context.Context, in *ListIssuedReques
 // All implementations must embed UnimplementedAuthoritiesServer
 // for forward compatibility.
 //
-// Authorities is what operators do about what was signed. It is served where
-// Admin is, to the same callers.
+// Authorities is what operators do to the keys that sign, and about what they
+// signed. It is served where Admin is, to the same callers.
 type AuthoritiesServer interface {
+	Rotate(context.Context, *RotateRequest) (*ActResponse, error)
+	Replace(context.Context, *ReplaceRequest) (*ActResponse, error)
+	// AdvanceRoot takes the replacement of the root as far as it will go now, and
+	// says what it waits for. To call it again goes on.
+	AdvanceRoot(context.Context, *AdvanceRootRequest) (*RootPlan, error)
+	RollbackRoot(context.Context, *RollbackRootRequest) (*ActResponse, error)
+	MakeCSR(context.Context, *MakeCSRRequest) (*MakeCSRResponse, error)
+	Install(context.Context, *InstallRequest) (*InstallResponse, error)
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	ListIssued(context.Context, *ListIssuedRequest) (*ListIssuedResponse, error)
 	mustEmbedUnimplementedAuthoritiesServer()
@@ -81,6 +163,24 @@ type AuthoritiesServer interface {
 // pointer dereference when methods are called.
 type UnimplementedAuthoritiesServer struct{}
 
+func (UnimplementedAuthoritiesServer) Rotate(context.Context, *RotateRequest) (*ActResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rotate not implemented")
+}
+func (UnimplementedAuthoritiesServer) Replace(context.Context, *ReplaceRequest) (*ActResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Replace not implemented")
+}
+func (UnimplementedAuthoritiesServer) AdvanceRoot(context.Context, *AdvanceRootRequest) (*RootPlan, error) {
+	return nil, status.Error(codes.Unimplemented, "method AdvanceRoot not implemented")
+}
+func (UnimplementedAuthoritiesServer) RollbackRoot(context.Context, *RollbackRootRequest) (*ActResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollbackRoot not implemented")
+}
+func (UnimplementedAuthoritiesServer) MakeCSR(context.Context, *MakeCSRRequest) (*MakeCSRResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MakeCSR not implemented")
+}
+func (UnimplementedAuthoritiesServer) Install(context.Context, *InstallRequest) (*InstallResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Install not implemented")
+}
 func (UnimplementedAuthoritiesServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
 }
@@ -106,6 +206,114 @@ func RegisterAuthoritiesServer(s grpc.ServiceRegistrar, srv AuthoritiesServer) {
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&Authorities_ServiceDesc, srv)
+}
+
+func _Authorities_Rotate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).Rotate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_Rotate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).Rotate(ctx, req.(*RotateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Authorities_Replace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReplaceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).Replace(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_Replace_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).Replace(ctx, req.(*ReplaceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Authorities_AdvanceRoot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdvanceRootRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).AdvanceRoot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_AdvanceRoot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).AdvanceRoot(ctx, req.(*AdvanceRootRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Authorities_RollbackRoot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackRootRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).RollbackRoot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_RollbackRoot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).RollbackRoot(ctx, req.(*RollbackRootRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Authorities_MakeCSR_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MakeCSRRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).MakeCSR(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_MakeCSR_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).MakeCSR(ctx, req.(*MakeCSRRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Authorities_Install_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InstallRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).Install(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_Install_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).Install(ctx, req.(*InstallRequest))
+	}
+	return interceptor(ctx, in, info, handler)
 }
 
 func _Authorities_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -151,6 +359,30 @@ var Authorities_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "credence.broker.v1.Authorities",
 	HandlerType: (*AuthoritiesServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Rotate",
+			Handler:    _Authorities_Rotate_Handler,
+		},
+		{
+			MethodName: "Replace",
+			Handler:    _Authorities_Replace_Handler,
+		},
+		{
+			MethodName: "AdvanceRoot",
+			Handler:    _Authorities_AdvanceRoot_Handler,
+		},
+		{
+			MethodName: "RollbackRoot",
+			Handler:    _Authorities_RollbackRoot_Handler,
+		},
+		{
+			MethodName: "MakeCSR",
+			Handler:    _Authorities_MakeCSR_Handler,
+		},
+		{
+			MethodName: "Install",
+			Handler:    _Authorities_Install_Handler,
+		},
 		{
 			MethodName: "Revoke",
 			Handler:    _Authorities_Revoke_Handler,

@@ -25,7 +25,20 @@ type Installed struct {
 // anchor is the active root already or there is no other. Called again with the
 // same chain, it returns the same.
 func (a *Authority) Install(ctx context.Context, chain []*x509.Certificate) (Installed, error) {
+	return a.InstallUnder(ctx, chain, "")
+}
+
+// InstallUnder is Install where the operator says what else the root signs, as
+// Config.SharedRoot does; empty: as configured.
+func (a *Authority) InstallUnder(ctx context.Context, chain []*x509.Certificate, shared string) (Installed, error) {
 	var done Installed
+	switch shared {
+	case "":
+		shared = a.cfg.SharedRoot
+	case rootIsDedicated, rootIsShared:
+	default:
+		return done, refused("what else the root signs is %q: want dedicated or shared", shared)
+	}
 	err := a.act("installing a CA", ctx, func(now time.Time) error {
 		if a.cfg.Upstream != nil {
 			return refused("upstream %s certifies us by itself", a.cfg.UpstreamName)
@@ -34,7 +47,7 @@ func (a *Authority) Install(ctx context.Context, chain []*x509.Certificate) (Ins
 		if err != nil {
 			return err
 		}
-		if err := a.vet(ctx, ours, chain, now); err != nil {
+		if err := a.vet(ctx, ours, chain, shared, now); err != nil {
 			return err
 		}
 		anchor := rootID(chain[len(chain)-1])
@@ -45,7 +58,7 @@ func (a *Authority) Install(ctx context.Context, chain []*x509.Certificate) (Ins
 			if err := a.oneAtATime(a.live.Load(), anchor); err != nil {
 				return err
 			}
-			if err := a.change(ctx, a.installation(ours, chain, now)...); err != nil {
+			if err := a.change(ctx, a.installation(ours, chain, shared, now)...); err != nil {
 				return err
 			}
 			a.cfg.Log.InfoContext(ctx, "CA installed", "authority", ours.ID, "anchor", anchor)
@@ -94,8 +107,8 @@ func (a *Authority) ours(chain []*x509.Certificate) (Record, error) {
 }
 
 // vet is every check of an installed chain.
-func (a *Authority) vet(ctx context.Context, ours Record, chain []*x509.Certificate, now time.Time) error {
-	if a.cfg.Anchor == anchorRoot && a.cfg.SharedRoot == "" {
+func (a *Authority) vet(ctx context.Context, ours Record, chain []*x509.Certificate, shared string, now time.Time) error {
+	if a.cfg.Anchor == anchorRoot && shared == "" {
 		return refused("%s", errSharedRoot)
 	}
 	if err := checkAlgorithms(chain); err != nil {
@@ -126,7 +139,7 @@ func (a *Authority) vet(ctx context.Context, ours Record, chain []*x509.Certific
 }
 
 // installation are the records of a CA that is certified, and of its anchor.
-func (a *Authority) installation(ours Record, chain []*x509.Certificate, now time.Time) []Record {
+func (a *Authority) installation(ours Record, chain []*x509.Certificate, shared string, now time.Time) []Record {
 	ours.NotAfter = chain[0].NotAfter
 	for _, c := range chain {
 		ours.NotAfter = earliest(ours.NotAfter, c.NotAfter)
@@ -147,7 +160,7 @@ func (a *Authority) installation(ours Record, chain []*x509.Certificate, now tim
 	if r, ok := a.live.Load().find(rootID(root)); ok && r.published() {
 		return []Record{ours}
 	}
-	return []Record{ours, a.foreignRoot(root, now)}
+	return []Record{ours, a.foreignRoot(root, shared, now)}
 }
 
 // warnings are what works, but not everywhere or not for long.

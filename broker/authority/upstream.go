@@ -309,7 +309,7 @@ func (a *Authority) anchorsChanged(anchors []*x509.Certificate, now time.Time) [
 		}
 		wanted[id] = true
 		if r, ok := s.find(id); !ok || !r.published() || r.State == Old {
-			changed = append(changed, a.foreignRoot(c, now))
+			changed = append(changed, a.foreignRoot(c, a.cfg.SharedRoot, now))
 		}
 	}
 	for _, r := range s.of(Root, "") {
@@ -328,7 +328,7 @@ func rootID(c *x509.Certificate) string { return digest(c.Raw).String()[:32] }
 
 // foreignRoot is the record of a root that is not ours, published. One that is
 // in the bundle already keeps its time there.
-func (a *Authority) foreignRoot(c *x509.Certificate, now time.Time) Record {
+func (a *Authority) foreignRoot(c *x509.Certificate, shared string, now time.Time) Record {
 	r, ok := a.live.Load().find(rootID(c))
 	if !ok {
 		r = Record{ID: rootID(c), Use: Root, Alg: algOf(c), PublicKey: c.RawSubjectPublicKeyInfo, Chain: [][]byte{c.Raw}}
@@ -336,6 +336,6 @@ func (a *Authority) foreignRoot(c *x509.Certificate, now time.Time) Record {
 	if !r.published() {
 		r.PublishedAt, r.ActivatedAt, r.RevokedAt = stamp(now), time.Time{}, time.Time{}
 	}
-	r.State, r.NotAfter, r.Reason = Published, c.NotAfter, a.cfg.SharedRoot
+	r.State, r.NotAfter, r.Reason = Published, c.NotAfter, shared
 	return r
 }

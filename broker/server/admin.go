@@ -261,11 +261,9 @@ func (a adminService) ListAuthorities(ctx context.Context, _ *api.ListAuthoritie
 		if err != nil {
 			return nil, a.fail(ctx, err)
 		}
-		response.Authorities = append(response.Authorities, &api.AuthorityInfo{
-			Id: r.ID, Use: string(r.Use), Alg: r.Alg, State: string(r.State), PublishedAt: unix(r.PublishedAt), ActivatedAt: unix(r.ActivatedAt),
-			LastExpiry: unix(r.LastExpiry), NotAfter: unix(r.NotAfter), Next: r.Next, NextAt: unix(r.NextAt),
-			Outstanding: uint64(outstanding),
-		})
+		one := info(r)
+		one.Outstanding = uint64(outstanding)
+		response.Authorities = append(response.Authorities, one)
 	}
 	return response, nil
 }

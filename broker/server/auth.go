@@ -27,7 +27,7 @@ func (s *Server) agentsTLS() *tls.Config {
 		ClientAuth:             tls.RequestClientCert,
 		SessionTicketsDisabled: true,
 		NextProtos:             []string{"h2"},
-		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.svid.withAnchor(), nil },
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.svid.withAnchor() },
 		VerifyConnection:       s.verifyAgent,
 	}
 }

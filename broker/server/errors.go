@@ -12,6 +12,7 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
 )
@@ -53,8 +54,10 @@ func kindOf(err error) (code codes.Code, tell bool) {
 		return codes.Unauthenticated, false
 	case errors.Is(err, identity.ErrDenied):
 		return codes.PermissionDenied, false
-	case errors.Is(err, broker.ErrRequest):
+	case errors.Is(err, broker.ErrRequest), errors.Is(err, authority.ErrRefused):
 		return codes.InvalidArgument, true
+	case errors.Is(err, authority.ErrNotYet), errors.Is(err, authority.ErrNothing):
+		return codes.FailedPrecondition, false
 	case errors.Is(err, audit.ErrRefused):
 		return codes.InvalidArgument, false
 	case errors.Is(err, broker.ErrSpent), errors.Is(err, broker.ErrConflict):

@@ -9,16 +9,6 @@ import (
 	"github.com/credence-id/credence/broker/api"
 )
 
-// authoritiesService is what operators do about what was signed.
-type authoritiesService struct {
-	api.UnimplementedAuthoritiesServer
-	s *Server
-}
-
-func (a authoritiesService) fail(ctx context.Context, err error) error {
-	return statusOf(ctx, a.s.cfg.Log, true, err)
-}
-
 // Revoke makes that nothing counts any more which was issued before a time.
 func (a authoritiesService) Revoke(ctx context.Context, r *api.RevokeRequest) (*api.RevokeResponse, error) {
 	cutoff := broker.Cutoff{Kind: r.GetKind(), Value: r.GetValue(), Before: fromUnix(r.GetBefore()), Reason: r.GetReason(), Actor: a.s.cfg.AdminActor(ctx)}

@@ -60,6 +60,7 @@ type Authority interface {
 	Changed() <-chan struct{}             // closed at the bundle's next change
 	Pin() string
 	List() []authority.Status
+	Acts
 }
 
 // Config is the wiring of a Server. Fields are required unless noted.
@@ -133,6 +134,7 @@ type Server struct {
 	closing chan struct{}
 	started time.Time
 
+	acting   sync.Mutex  // held while an operator acts on an authority
 	applying sync.Mutex  // held while resources are changed: one writer at a time
 	behind   atomic.Bool // the store may hold what is not in force yet
 	state    atomic.Pointer[state]
@@ -150,7 +152,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := s.handlers(); err != nil {
 		return nil, err
 	}
-	if err := s.renewOwn(ctx); err != nil {
+	if err := s.firstOwn(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.load(ctx, nil); err != nil {
@@ -159,7 +161,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// SVID is the broker's own X509-SVID, without the root.
+// SVID is the broker's own X509-SVID, without the root; nil where no CA is
+// installed yet.
 func (s *Server) SVID() *tls.Certificate { return s.svid.certificate() }
 
 // Run serves until ctx ends or a listener fails, then lets calls under way
@@ -177,7 +180,7 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	running.Go(func() { errs <- serving("admin", admin.Serve(l.Admin)) })
 	var web []*http.Server
 	if l.SPIFFE != nil {
-		config := endpoint.SPIFFEServerTLS(func() (*tls.Certificate, error) { return s.svid.withAnchor(), nil })
+		config := endpoint.SPIFFEServerTLS(s.svid.withAnchor)
 		server := s.quiet(endpoint.Server(s.spiffe, config))
 		web = append(web, server)
 		running.Go(func() { errs <- serving("spiffe", server.ServeTLS(l.SPIFFE, "", "")) })

@@ -7,6 +7,7 @@ import (
 	cryptorand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
@@ -30,12 +31,33 @@ type ownCert struct {
 	renewAt         time.Time
 }
 
-// certificate is the chain without the root.
+// certificate is the chain without the root; nil: there is no issuing CA yet.
 func (o *ownSVID) certificate() *tls.Certificate { return o.current.Load().plain }
+
+// errNoCA is why listeners refuse handshakes where a corporate PKI has not
+// certified us yet.
+var errNoCA = errors.New("the broker has no SVID: no CA is installed yet (credence ca csr, credence ca install)")
 
 // withAnchor is the chain with the root at its end, by which a node that has
 // only a pin finds the anchor.
-func (o *ownSVID) withAnchor() *tls.Certificate { return o.current.Load().anchored }
+func (o *ownSVID) withAnchor() (*tls.Certificate, error) {
+	if c := o.current.Load().anchored; c != nil {
+		return c, nil
+	}
+	return nil, errNoCA
+}
+
+// firstOwn makes the first SVID. Where no CA is installed yet there is none, and
+// operators alone are served.
+func (s *Server) firstOwn(ctx context.Context) error {
+	err := s.renewOwn(ctx)
+	if err != nil && len(s.cfg.Authority.Bundle().X509Authorities) == 0 {
+		s.cfg.Log.WarnContext(ctx, "operators alone are served", "reason", errNoCA)
+		s.svid.current.Store(&ownCert{renewAt: s.cfg.Now().Add(5 * time.Second)})
+		return nil
+	}
+	return err
+}
 
 // renew makes a new key and signs it.
 func (s *Server) renewOwn(ctx context.Context) error {

@@ -114,6 +114,19 @@ func (s *Store) Issued(ctx context.Context, q broker.IssuedQuery) (rows []broker
 	return rows, total, nil
 }
 
+// Unreplaced says how many X509-SVIDs that were issued before a time live at
+// now and have no successor: none issued from then on to the same ID, by the
+// same Identity, on the same node. The last of them ends at until.
+func (s *Store) Unreplaced(ctx context.Context, before, now time.Time) (count int, until time.Time, err error) {
+	const query = `SELECT COUNT(*), COALESCE(MAX(expires_at), 0) FROM issued i WHERE kind = 'x509' AND expires_at > $1 AND issued_at < $2
+		AND NOT EXISTS (SELECT 1 FROM issued j WHERE j.kind = 'x509' AND j.spiffe_id = i.spiffe_id AND j.issued_at >= $2 AND j.node = i.node AND j.identity = i.identity)`
+	var end int64
+	if err := s.read.QueryRowContext(ctx, query, millis(now), millis(before)).Scan(&count, &end); err != nil {
+		return 0, time.Time{}, fmt.Errorf("counting SVIDs that are not replaced: %w", err)
+	}
+	return count, fromMillis(end), nil
+}
+
 // conditions are the query's, as SQL. Only names of ours are in the text.
 func conditions(q broker.IssuedQuery) (where string, args []any) {
 	var all []string

@@ -60,6 +60,7 @@ func Run(t *testing.T, open Open) {
 		"what is indexed twice is there once":   issuedTwice,
 		"rows and place are written together":   issuedAtomic,
 		"what is outstanding is counted":        outstanding,
+		"what is not replaced is counted":       unreplaced,
 		"what has ended is forgotten in parts":  forgotten,
 		"cut-offs come back":                    cutoffs,
 		"cut-offs only grow":                    cutoffsOnlyGrow,
