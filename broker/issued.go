@@ -72,10 +72,10 @@ type Index interface {
 	// Issued answers a query, newest first, and says how many there are
 	// without the limit.
 	Issued(context.Context, IssuedQuery) (rows []Issued, total int, err error)
-	// Unreplaced says how many X509-SVIDs issued before a time live at now
-	// without a successor of the same ID, Identity and node, and when the last
-	// of them ends.
-	Unreplaced(ctx context.Context, before, now time.Time) (count int, until time.Time, err error)
+	// Unreplaced says how many X509-SVIDs of other authorities live at now
+	// without a successor of the same ID, Identity and node by these, and when
+	// the last of them ends.
+	Unreplaced(ctx context.Context, authorities []string, now time.Time) (count int, until time.Time, err error)
 	// ForgetIssued removes up to so many SVIDs that ended before a time, and
 	// returns how many it removed.
 	ForgetIssued(ctx context.Context, endedBefore time.Time, most int) (int, error)

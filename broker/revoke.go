@@ -204,17 +204,17 @@ func (b *Broker) list(ctx context.Context, recorded uint64, r *Revoked) {
 	}
 }
 
-// Unreplaced says how many X509-SVIDs issued before a time live without a
-// successor of the same ID, Identity and node, and when the last of them ends.
-// All that was recorded up to a place is counted; where the index does not get
-// there, that is an error.
-func (b *Broker) Unreplaced(ctx context.Context, recorded uint64, before time.Time) (count int, until time.Time, err error) {
+// Unreplaced says how many X509-SVIDs of other authorities live without a
+// successor of the same ID, Identity and node by these, and when the last of
+// them ends. All that was recorded up to a place is counted; where the index
+// does not get there, that is an error.
+func (b *Broker) Unreplaced(ctx context.Context, recorded uint64, authorities []string) (count int, until time.Time, err error) {
 	indexing, cancel := context.WithTimeout(ctx, indexTime)
 	defer cancel()
 	if !b.indexer.wait(indexing, recorded) {
 		return 0, time.Time{}, errors.New("counting SVIDs that are not replaced: the index is behind the record")
 	}
-	return b.cfg.Index.Unreplaced(ctx, before, b.cfg.Now())
+	return b.cfg.Index.Unreplaced(ctx, authorities, b.cfg.Now())
 }
 
 // Cutoffs returns the cut-offs that stand, the latest first.

@@ -13,6 +13,7 @@ type Status struct {
 	Alg         string
 	State       State
 	Broker      string // whose issuing CA; empty: shared
+	Root        string // ID of the root it stands under; of a root, its own; empty: a JWT key
 	Subject     string // of its certificate
 	KeySource   string // where its key is kept, as the source calls itself, or who else has it
 	Self        bool   // the key is ours
@@ -58,6 +59,9 @@ func (a *Authority) statusOf(s *snapshot, r Record) Status {
 	}
 	if chain, err := parseChain(r); err == nil {
 		st.Subject = chain[0].Subject.String()
+	}
+	if r.Use != JWTKey {
+		st.Root = s.rootOf(r)
 	}
 	st.Next, st.NextAt = a.upcoming(s, r)
 	if r.State != Revoked {

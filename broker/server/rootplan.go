@@ -18,7 +18,8 @@ type rootView struct {
 	peersUntil        time.Time         // when every peer that polls at the hint has it; zero: nobody can poll
 	anchors           []string          // targets whose cloud holds our root
 	confirmed         []string          // of these, the ones confirmed for the newest root
-	left              int               // X509-SVIDs under the old root that have no successor
+	under             []string          // authorities that sign SVIDs under the active root, or did
+	left              int               // X509-SVIDs of others that have no successor by these
 	leftUntil         time.Time         // when the last of them ends
 	now               time.Time
 }
@@ -68,6 +69,11 @@ func rootsOf(list []authority.Status) (v rootView) {
 			v.next = &st
 		case authority.Old:
 			v.old = &st
+		}
+	}
+	for _, st := range list {
+		if v.active != nil && st.Root == v.active.ID && st.State != authority.Revoked {
+			v.under = append(v.under, st.ID)
 		}
 	}
 	return v
@@ -137,15 +143,24 @@ func (v rootView) unconfirmed() []string {
 	return slices.DeleteFunc(slices.Clone(v.anchors), func(t string) bool { return slices.Contains(v.confirmed, t) })
 }
 
+// settleTime is how long workloads have to take up what was signed anew: agents
+// hand it to them as it comes.
+const settleTime = 5 * time.Second
+
 // leave are the steps by which the old root goes.
 func (v rootView) leave() []step {
 	steps := []step{{stepActivate, stepDone, "issuing CAs are signed under it since " + clock(v.active.ActivatedAt)}}
-	if v.left == 0 && v.holding >= v.connected {
+	settled := v.active.ActivatedAt.Add(settleTime)
+	if v.left == 0 && v.holding >= v.connected && !v.now.Before(settled) {
 		return append(steps, step{stepResign, stepDone, "no SVID under root " + v.old.ID + " is without a successor"},
 			step{stepDrop, stepNext, "root " + v.old.ID + " leaves the bundle"})
 	}
 	why := fmt.Sprintf("%d SVIDs under root %s have no successor yet, the last of them ends at %s", v.left, v.old.ID, clock(v.leftUntil))
-	if v.left == 0 {
+	switch {
+	case v.left > 0:
+	case v.holding >= v.connected:
+		why = "workloads have until " + clock(settled) + " to take up what is signed anew"
+	default:
 		why = fmt.Sprintf("%d of %d connected nodes hold the newest bundle", v.holding, v.connected)
 	}
 	return append(steps, step{stepResign, stepWaits, why}, step{stepDrop, stepLater, ""})

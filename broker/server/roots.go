@@ -36,7 +36,7 @@ func (a authoritiesService) rootView(ctx context.Context) (rootView, error) {
 	if v.confirmed, err = s.cfg.Store.ConfirmedAnchors(ctx, newest.ID); err != nil || v.old == nil {
 		return v, err
 	}
-	v.left, v.leftUntil, err = s.cfg.Broker.Unreplaced(ctx, s.cfg.Audit.Head().Sequence, newest.ActivatedAt)
+	v.left, v.leftUntil, err = s.cfg.Broker.Unreplaced(ctx, s.cfg.Audit.Head().Sequence, v.under)
 	return v, err
 }
 
@@ -79,10 +79,14 @@ func (a authoritiesService) advance(ctx context.Context, r *api.AdvanceRootReque
 	switch {
 	case v.newest() == nil:
 		return true, a.act(ctx, "root.publish", r.GetReason(), nil, func(ctx context.Context) error {
-			_, err := a.s.cfg.Authority.PublishRoot(ctx)
+			st, err := a.s.cfg.Authority.PublishRoot(ctx)
+			if err == nil {
+				response.Lines = append(response.Lines, "root "+st.ID+" is in the bundle")
+			}
 			return err
 		})
 	case v.next != nil:
+		response.Lines = append(response.Lines, "root "+v.next.ID+" signs from now on")
 		return true, a.act(ctx, "root.activate", r.GetReason(), map[string]string{"root": v.next.ID}, func(ctx context.Context) error {
 			return a.activate(ctx, v.next.ID, r.GetReason(), r.GetResign())
 		})
@@ -99,7 +103,7 @@ func (a authoritiesService) advance(ctx context.Context, r *api.AdvanceRootReque
 // activate lets a root sign, and has what stands under the one before signed
 // anew.
 func (a authoritiesService) activate(ctx context.Context, id, reason string, resign bool) error {
-	before := a.signing()
+	before := a.signers(authority.Active, authority.Old)
 	if _, err := a.s.cfg.Authority.ActivateRoot(ctx, id); err != nil {
 		return err
 	}
@@ -112,18 +116,20 @@ func (a authoritiesService) activate(ctx context.Context, id, reason string, res
 	return a.cutOffAll(ctx, before, reason)
 }
 
-// signing are the authorities that sign SVIDs.
-func (a authoritiesService) signing() (ids []string) {
+// signers are the authorities in some states of which SVIDs may live.
+func (a authoritiesService) signers(in ...authority.State) (ids []string) {
 	for _, st := range a.s.cfg.Authority.List() {
-		if (st.Use == authority.Issuing || st.Use == authority.Domain) && st.State == authority.Active {
+		if (st.Use == authority.Issuing || st.Use == authority.Domain) && slices.Contains(in, st.State) && st.LastExpiry.After(a.s.cfg.Now()) {
 			ids = append(ids, st.ID)
 		}
 	}
 	return ids
 }
 
+// cutOffAll cuts off those that sign no more.
 func (a authoritiesService) cutOffAll(ctx context.Context, ids []string, reason string) error {
-	for _, id := range ids {
+	active := a.signers(authority.Active)
+	for _, id := range slices.DeleteFunc(ids, func(id string) bool { return slices.Contains(active, id) }) {
 		if err := a.cutOff(ctx, id, reason); err != nil {
 			return err
 		}
@@ -162,15 +168,14 @@ func (a authoritiesService) confirm(ctx context.Context, targets []string) error
 func (a authoritiesService) RollbackRoot(ctx context.Context, r *api.RollbackRootRequest) (*api.ActResponse, error) {
 	response := &api.ActResponse{}
 	err := a.act(ctx, "root.rollback", r.GetReason(), nil, func(ctx context.Context) error {
-		before := a.signing()
+		before, active := a.signers(authority.Active, authority.Old), a.signers(authority.Active)
 		st, err := a.s.cfg.Authority.RollbackRoot(ctx)
 		if err != nil {
 			return err
 		}
 		response.Authorities = append(response.Authorities, info(st))
 		response.Lines = append(response.Lines, fmt.Sprintf("root %s signs", st.ID))
-		after := a.signing()
-		if slices.Equal(before, after) {
+		if slices.Equal(active, a.signers(authority.Active)) {
 			response.Lines = append(response.Lines, "the root that was only published has left the bundle")
 			return nil
 		}
@@ -178,7 +183,7 @@ func (a authoritiesService) RollbackRoot(ctx context.Context, r *api.RollbackRoo
 		if err := a.s.renewOwn(ctx); err != nil {
 			return err
 		}
-		return a.cutOffAll(ctx, slices.DeleteFunc(before, func(id string) bool { return slices.Contains(after, id) }), r.GetReason())
+		return a.cutOffAll(ctx, before, r.GetReason())
 	})
 	if err != nil {
 		return nil, a.fail(ctx, err)

@@ -114,14 +114,25 @@ func (s *Store) Issued(ctx context.Context, q broker.IssuedQuery) (rows []broker
 	return rows, total, nil
 }
 
-// Unreplaced says how many X509-SVIDs that were issued before a time live at
-// now and have no successor: none issued from then on to the same ID, by the
-// same Identity, on the same node. The last of them ends at until.
-func (s *Store) Unreplaced(ctx context.Context, before, now time.Time) (count int, until time.Time, err error) {
-	const query = `SELECT COUNT(*), COALESCE(MAX(expires_at), 0) FROM issued i WHERE kind = 'x509' AND expires_at > $1 AND issued_at < $2
-		AND NOT EXISTS (SELECT 1 FROM issued j WHERE j.kind = 'x509' AND j.spiffe_id = i.spiffe_id AND j.issued_at >= $2 AND j.node = i.node AND j.identity = i.identity)`
+// Unreplaced says how many X509-SVIDs live at now that none of some authorities
+// signed, and of which none of these signed a successor: one to the same ID, by
+// the same Identity, on the same node. The last of them ends at until. The error
+// wraps broker.ErrRequest without authorities.
+func (s *Store) Unreplaced(ctx context.Context, authorities []string, now time.Time) (count int, until time.Time, err error) {
+	if len(authorities) == 0 {
+		return 0, time.Time{}, fmt.Errorf("counting SVIDs that are not replaced: %w: by which authorities?", broker.ErrRequest)
+	}
+	args := []any{millis(now)}
+	var in []string
+	for _, a := range authorities {
+		args = append(args, a)
+		in = append(in, fmt.Sprintf("$%d", len(args)))
+	}
+	these := "(" + strings.Join(in, ", ") + ")" // names of ours are not in the text
+	query := `SELECT COUNT(*), COALESCE(MAX(expires_at), 0) FROM issued i WHERE kind = 'x509' AND expires_at > $1 AND authority NOT IN ` + these + `
+		AND NOT EXISTS (SELECT 1 FROM issued j WHERE j.kind = 'x509' AND j.spiffe_id = i.spiffe_id AND j.authority IN ` + these + ` AND j.node = i.node AND j.identity = i.identity)`
 	var end int64
-	if err := s.read.QueryRowContext(ctx, query, millis(now), millis(before)).Scan(&count, &end); err != nil {
+	if err := s.read.QueryRowContext(ctx, query, args...).Scan(&count, &end); err != nil {
 		return 0, time.Time{}, fmt.Errorf("counting SVIDs that are not replaced: %w", err)
 	}
 	return count, fromMillis(end), nil

@@ -102,10 +102,14 @@ func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain
 	if err != nil {
 		return err
 	}
-	p.authority, err = authority.Open(ctx, authority.Config{
+	config := authority.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys,
 		Lives: authority.Lives{Lead: lead, RefreshHint: refreshHint}, Now: o.now, Log: o.log,
-	})
+	}
+	if err := p.file.CA.into(&config, o.now); err != nil {
+		return err
+	}
+	p.authority, err = authority.Open(ctx, config)
 	return err
 }
 

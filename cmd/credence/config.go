@@ -45,6 +45,8 @@ type brokerFile struct {
 	AllowNetworks []string `yaml:"allow_networks"` // private networks that peers' URLs may lead to
 	JWTKeyLead    string   `yaml:"jwt_key_lead"`   // how long a JWT key is published before its first use; default 24h
 	MinTTL        string   `yaml:"min_ttl"`        // the shortest life that an Identity may ask for; default 1m
+
+	CA anchorFile `yaml:",inline"`
 }
 
 // agentFile is agent.yaml.
@@ -155,6 +157,9 @@ func (f *brokerFile) complete() (err error) {
 		return e
 	}
 	if _, e := f.networks(); e != nil {
+		return e
+	}
+	if e := f.CA.check(); e != nil {
 		return e
 	}
 	if _, e := lifeField("jwt_key_lead", f.JWTKeyLead, 15*time.Minute, 7*24*time.Hour); e != nil {

@@ -108,6 +108,27 @@ data: %s
 # web_tls: {acme: {hosts: [id.example.org], email: "", directory: "https://acme-v02.api.letsencrypt.org/directory", ca_file: "", cache: DATA/acme}}
 # web_tls: {proxy: true}
 
+# Who certifies our CAs: by default a root of our own. Otherwise one of
+#   {csr: {}}                        a person: credence ca csr, credence ca install
+#   {disk: {cert: FILE, key: FILE}}  a CA in files
+#   {vault: {address: URL, mount: pki, approle: {role_id: ID, secret_id_file: FILE}}}
+#                                    or token_file, kubernetes: {role}, tls_cert: {cert, key}
+# upstream:
+
+# What the bundle holds then: the corporate root, or our own CA (ours), which is
+# not self-signed: Go, and OpenSSL with -partial_chain, take it as an anchor;
+# clouds that want a root do not.
+# anchor: root
+
+# What else that root signs: nothing (true), or others too, each of whom can
+# speak for us (accepted). One of the two is wanted with anchor: root.
+# root_is_dedicated: false
+# shared_root:
+
+# Our CAs permit URIs of our trust domain only. GnuTLS, Mbed TLS and rustls
+# refuse such chains, or misread them.
+# name_constraints: false
+
 # store: sqlite
 
 # Under which names Identities may ask for DNS names, and which RDNs they may
@@ -174,6 +195,10 @@ func (p *program) runBroker(ctx context.Context, f brokerFile) error {
 	b, err := newBroker(ctx, f, o)
 	if err != nil {
 		return input(err)
+	}
+	if b.authority.Pin() == "" {
+		fmt.Fprintf(p.err, "broker of %s: operators alone are served until a CA is installed: credence ca csr, credence ca install\nadmin: export %s=%s\n", f.TrustDomain, adminVariable, shellWord("unix://"+absolute(f.Admin)))
+		return errors.Join(b.run(ctx), b.close())
 	}
 	fmt.Fprintf(p.err, "broker of %s: agents on %s, pin %s\nadmin: export %s=%s\n", f.TrustDomain, o.listeners.Agents.Addr(), b.authority.Pin(), adminVariable, shellWord("unix://"+absolute(f.Admin)))
 	return errors.Join(b.run(ctx), b.close())

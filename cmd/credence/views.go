@@ -128,12 +128,20 @@ type authorityView struct {
 	Next        string `json:"next"`
 	NextAt      moment `json:"next_at"`
 	Outstanding uint64 `json:"outstanding"`
+
+	Subject   string   `json:"subject"`
+	KeySource string   `json:"key_source"`
+	OwnKey    bool     `json:"own_key"`
+	DependsOn []string `json:"depends_on"`
+	Problem   string   `json:"problem"`
+	Notes     []string `json:"notes"`
 }
 
 func viewAuthority(a *api.AuthorityInfo) authorityView {
 	return authorityView{
 		a.GetId(), a.GetUse(), a.GetAlg(), a.GetState(), moment(a.GetPublishedAt()), moment(a.GetActivatedAt()),
 		moment(a.GetLastExpiry()), moment(a.GetNotAfter()), a.GetNext(), moment(a.GetNextAt()), a.GetOutstanding(),
+		a.GetSubject(), a.GetKeySource(), a.GetOwnKey(), append([]string{}, a.GetWaits()...), a.GetProblem(), append([]string{}, a.GetBelieved()...),
 	}
 }
 

@@ -39,14 +39,17 @@ func (e *env) issued(q broker.IssuedQuery) []broker.Issued {
 	return rows
 }
 
-// unreplaced counts what is left under an authority that was replaced.
+// unreplaced counts what is left under authorities that were replaced.
 func unreplaced(e *env) {
-	at := func(serial, id, node, kind string, issued, life time.Duration) broker.Issued {
-		return broker.Issued{Kind: kind, Serial: serial, SPIFFEID: "spiffe://example.org/" + id, Identity: "i", Node: node, IssuedAt: e.time.Add(issued), ExpiresAt: e.time.Add(issued + life)}
+	at := func(serial, id, node, kind, authority string, life time.Duration) broker.Issued {
+		return broker.Issued{
+			Kind: kind, Serial: serial, SPIFFEID: "spiffe://example.org/" + id, Identity: "i", Node: node, Authority: authority,
+			IssuedAt: e.time, ExpiresAt: e.time.Add(life),
+		}
 	}
 	look := func(want int, until time.Duration) {
 		e.Helper()
-		count, end, err := e.Unreplaced(e.Context(), e.time.Add(time.Hour), e.time.Add(time.Hour))
+		count, end, err := e.Unreplaced(e.Context(), []string{"new", "newer"}, e.time.Add(time.Hour))
 		e.must(err)
 		e.equal(count, want)
 		if want > 0 {
@@ -56,16 +59,18 @@ func unreplaced(e *env) {
 	look(0, 0)
 	x509, jwt := broker.KindX509, broker.KindJWT
 	e.must(e.AddIssued(e.Context(), "b1", place(1), []broker.Issued{
-		at("ended", "a", "n1", x509, 0, time.Hour), at("old", "a", "n1", x509, time.Minute, 3*time.Hour), at("elsewhere", "a", "n2", x509, time.Minute, 2*time.Hour),
-		at("token", "b", "n1", jwt, time.Minute, 4*time.Hour), at("new", "c", "n1", x509, time.Hour, 4*time.Hour),
+		at("ended", "a", "n1", x509, "old", time.Hour), at("old", "a", "n1", x509, "old", 3*time.Hour), at("elsewhere", "a", "n2", x509, "older", 2*time.Hour),
+		at("token", "b", "n1", jwt, "old", 4*time.Hour), at("new", "c", "n1", x509, "new", 4*time.Hour),
 	}))
-	look(2, time.Minute+3*time.Hour)
+	look(2, 3*time.Hour)
 	e.must(e.AddIssued(e.Context(), "b1", place(2), []broker.Issued{
-		at("another's", "d", "n1", x509, time.Hour, time.Hour), at("no X.509", "a", "n1", jwt, time.Hour, time.Hour),
+		at("another's", "d", "n1", x509, "new", 2*time.Hour), at("no X.509", "a", "n1", jwt, "new", 2*time.Hour),
 	}))
-	look(2, time.Minute+3*time.Hour)
-	e.must(e.AddIssued(e.Context(), "b1", place(3), []broker.Issued{at("successor", "a", "n1", x509, time.Hour, time.Hour)}))
-	look(1, time.Minute+2*time.Hour)
+	look(2, 3*time.Hour)
+	e.must(e.AddIssued(e.Context(), "b1", place(3), []broker.Issued{at("successor", "a", "n1", x509, "newer", 2*time.Hour)}))
+	look(1, 2*time.Hour)
+	_, _, err := e.Unreplaced(e.Context(), nil, e.time)
+	e.refused(err, broker.ErrRequest)
 }
 
 func issued(e *env) {
