@@ -315,18 +315,13 @@ func (s *told) check(t *testing.T, dir string) {
 // believed signs, and verifies it as a peer does that has the document.
 func (h *house) believed(a *authority.Authority) {
 	h.t.Helper()
-	document, _ := a.Document()
-	b, err := federation.ParseBundle(td, document)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	var peers federation.Set
-	peers.Put(b)
+	peers := peerOf(h.t, a)
+	b, _ := peers.Get(td)
 	svid, err := signTwice(h.env, a)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if _, _, err := federation.VerifyX509(svid, &peers, h.clock.now()); err != nil {
+	if _, _, err := federation.VerifyX509(svid, peers, h.clock.now()); err != nil {
 		h.t.Fatal(err)
 	}
 	for _, alg := range []string{"ES256", "RS256"} {

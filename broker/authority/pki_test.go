@@ -8,10 +8,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,7 +47,7 @@ func newPKI(t testing.TB, name string, parent *pki, change func(*x509.Certificat
 
 func caOf(name string) *x509.Certificate {
 	return &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name, Organization: []string{"Acme"}},
+		SerialNumber: serialNumber(), Subject: pkix.Name{CommonName: name, Organization: []string{"Acme"}},
 		NotBefore: start.Add(-time.Hour), NotAfter: start.Add(3650 * day),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true, IsCA: true, SubjectKeyId: []byte(name),
@@ -102,21 +102,10 @@ func (p *pki) Sign(_ context.Context, csr []byte, life time.Duration) (chain, an
 	return chain[:len(chain)-1], chain[len(chain)-1:], nil
 }
 
-// leafOf is an SVID of path that p signs itself: a sibling of ours.
-func (p *pki) leafOf(id string) []*x509.Certificate {
-	p.t.Helper()
-	key := newKey(p.t)
-	leaf := p.certify(&x509.Certificate{
-		SerialNumber: big.NewInt(7), NotBefore: start.Add(-time.Hour), NotAfter: start.Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
-		URIs: []*url.URL{{Scheme: "spiffe", Host: td.Name(), Path: id}},
-	}, key.Public())
-	chain := []*x509.Certificate{leaf}
-	for ca := p; ca.parent != nil; ca = ca.parent {
-		chain = append(chain, ca.cert)
-	}
-	return chain
-}
+// serialNumber is one that no other certificate of the tests has.
+func serialNumber() *big.Int { return big.NewInt(serials.Add(1)) }
+
+var serials atomic.Int64
 
 // certFile writes certificates as PEM.
 func certFile(t testing.TB, name string, certs ...*x509.Certificate) string {
