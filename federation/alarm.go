@@ -29,6 +29,9 @@ func (r *Refresher) alarm(j job, b *Bundle) {
 	}
 }
 
+// SharesKey says whether some authority is in both bundles.
+func (b *Bundle) SharesKey(other *Bundle) bool { return keyInCommon(b, other) }
+
 func keyInCommon(a, b *Bundle) bool {
 	if slices.ContainsFunc(a.X509Authorities(), b.HasX509Authority) {
 		return true

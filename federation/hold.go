@@ -60,7 +60,7 @@ func (r *Refresher) Accept(ctx context.Context, td spiffeid.TrustDomain, fingerp
 		return fmt.Errorf("accepting the bundle of %s: it is no peer", td)
 	}
 	now := r.now()
-	j := p.begin(time.Time{})
+	j := p.job()
 	if j.held == nil || j.held.waiting == nil {
 		return fmt.Errorf("accepting the bundle of %s: no change is held", td)
 	}
@@ -111,7 +111,7 @@ func (r *Refresher) enforce(p *poller) {
 	if now, ok := r.poller(p.trustDomain); !ok || now != p {
 		return
 	}
-	j := p.begin(time.Time{})
+	j := p.job()
 	if j.held == nil {
 		return
 	}

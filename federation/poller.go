@@ -134,13 +134,17 @@ type job struct {
 	bootstrap bool
 }
 
-// begin returns what a fetch at now starts from; with a zero now there is none.
+// begin notes that a fetch begins.
 func (p *poller) begin(now time.Time) job {
 	p.mu.Lock()
+	p.tried = now
+	p.mu.Unlock()
+	return p.job()
+}
+
+func (p *poller) job() job {
+	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !now.IsZero() {
-		p.tried = now
-	}
 	return job{peer: p.peer, held: p.held, etag: p.etag, bootstrap: p.bootstrap || p.held == nil}
 }
 

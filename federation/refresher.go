@@ -24,6 +24,7 @@ type Store interface {
 type Config struct {
 	TrustDomain spiffeid.TrustDomain // our own: never a peer
 	Fetcher     Fetcher
+	Checker     Checker // nil: Check refuses
 	Store       Store
 	Own         func() *x509bundle.Bundle         // verifies endpoints whose ID lies in our own trust domain; nil: none do
 	Now         func() time.Time                  // nil means time.Now
@@ -43,6 +44,7 @@ type Config struct {
 type Refresher struct {
 	own     spiffeid.TrustDomain
 	fetcher Fetcher
+	checker Checker
 	store   Store
 	ownKeys func() *x509bundle.Bundle
 	now     func() time.Time
@@ -65,7 +67,7 @@ func New(cfg Config) (*Refresher, error) {
 		return nil, errors.New("making a bundle refresher: TrustDomain, Fetcher and Store are required")
 	}
 	r := &Refresher{
-		own: cfg.TrustDomain, fetcher: cfg.Fetcher, store: cfg.Store, ownKeys: cfg.Own,
+		own: cfg.TrustDomain, fetcher: cfg.Fetcher, checker: cfg.Checker, store: cfg.Store, ownKeys: cfg.Own,
 		now: cfg.Now, log: cfg.Log, jitter: cfg.Jitter,
 		kick:   make(chan struct{}, 1),
 		doomed: make(map[spiffeid.TrustDomain]struct{}),

@@ -78,6 +78,23 @@ func (a adminService) AcceptPeer(ctx context.Context, r *api.AcceptPeerRequest) 
 	return &api.AcceptPeerResponse{Peer: a.peerInfo(td)}, nil
 }
 
+// CheckPeer looks at a peer's endpoint, from here, and changes nothing.
+func (a adminService) CheckPeer(ctx context.Context, r *api.CheckPeerRequest) (*api.CheckPeerResponse, error) {
+	td, err := a.peer(r.GetTrustDomain())
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	findings, err := a.s.cfg.Peers.Check(ctx, td)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	response := &api.CheckPeerResponse{}
+	for _, f := range findings {
+		response.Findings = append(response.Findings, &api.PeerFinding{Step: f.Step, Found: f.Found, Problem: f.Problem, Change: f.Change})
+	}
+	return response, nil
+}
+
 // peer is the peer of a name.
 func (a adminService) peer(name string) (spiffeid.TrustDomain, error) {
 	td, err := identity.ParseTrustDomain(name)

@@ -79,9 +79,10 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if err != nil {
 		return nil, err
 	}
+	client := fetch.New(fetch.Config{AllowNetworks: networks, Roots: o.webRoots, Now: o.now, Log: o.log})
 	p.peers, err = federation.New(federation.Config{
 		TrustDomain: td, Store: p.store, Now: o.now, Log: o.log,
-		Fetcher: fetch.New(fetch.Config{AllowNetworks: networks, Roots: o.webRoots, Log: o.log}),
+		Fetcher: client, Checker: client,
 		Own: func() *x509bundle.Bundle {
 			b, _ := p.authority.GetX509BundleForTrustDomain(td)
 			return b

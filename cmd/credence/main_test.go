@@ -241,7 +241,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("D", dir)
 			e.Setenv("PID", strconv.Itoa(os.Getpid()))
 			e.Setenv("UID", strconv.Itoa(os.Getuid()))
-			for _, name := range []string{"PORT1", "PORT2"} {
+			for _, name := range []string{"PORT1", "PORT2", "PORT3", "PORT4"} {
 				port, err := freePort()
 				if err != nil {
 					return err

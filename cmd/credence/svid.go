@@ -182,8 +182,10 @@ func (p *program) bundleCommand() *cobra.Command {
 		Long: `Show asks the broker for our own bundle, or for a peer's as last believed, as the
 SPIFFE document; as PEM, for a Roles Anywhere trust anchor or any TLS server; or
 as the JWKS of its JWT keys. As a table, JSON or YAML it says what is in the
-bundle, and how fresh it is. It exits 1 where there is no bundle yet.`,
+bundle, how fresh it is, and the fingerprint by which peers add us: in hex, and
+as words to compare by phone. It exits 1 where there is no bundle yet.`,
 		Example: `  credence bundle show -o pem > anchor.pem
+  credence bundle show -o table                # with the fingerprint for peer add
   credence bundle show partner.example -o table`,
 		ValidArgsFunction: completeFirst(completeNamed("Peer")),
 		RunE: func(cmd *cobra.Command, args []string) error {

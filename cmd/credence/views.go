@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/federation"
 )
 
 // What the admin service answers, as -o json and -o yaml have it. The names
@@ -195,6 +197,8 @@ type bundleView struct {
 	TrustDomain     string       `json:"trust_domain"`
 	Sequence        *uint64      `json:"sequence"`
 	RefreshHint     *int64       `json:"refresh_hint"` // seconds
+	Fingerprint     string       `json:"fingerprint"`  // of its X.509 keys together
+	Words           []string     `json:"words"`        // of the fingerprint, to compare by phone
 	X509Authorities []caView     `json:"x509_authorities"`
 	JWTAuthorities  []jwtKeyView `json:"jwt_authorities"`
 	FetchedAt       moment       `json:"fetched_at"` // a peer's
@@ -216,7 +220,9 @@ func viewBundle(r *api.ShowBundleResponse, b *spiffebundle.Bundle) bundleView {
 	v := bundleView{
 		TrustDomain: r.GetTrustDomain(), X509Authorities: []caView{}, JWTAuthorities: []jwtKeyView{},
 		FetchedAt: moment(r.GetFetchedAt()), ConfirmedAt: moment(r.GetConfirmedAt()), LastError: r.GetLastError(),
+		Fingerprint: federation.BundleFingerprint(b),
 	}
+	v.Words = list(federation.FingerprintWords(v.Fingerprint))
 	if n, ok := b.SequenceNumber(); ok {
 		v.Sequence = &n
 	}
@@ -238,6 +244,9 @@ func (v bundleView) fields() [][2]string {
 	rows := [][2]string{{"trust domain", v.TrustDomain}}
 	if v.Sequence != nil {
 		rows = append(rows, [2]string{"sequence", fmt.Sprint(*v.Sequence)})
+	}
+	if v.Fingerprint != "" {
+		rows = append(rows, [2]string{"fingerprint", v.Fingerprint}, [2]string{"words", strings.Join(v.Words, " ")})
 	}
 	for _, c := range v.X509Authorities {
 		rows = append(rows, [2]string{"X.509 root", c.Subject + " " + c.Pin + " until " + when(int64(c.NotAfter))})

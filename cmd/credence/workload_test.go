@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
@@ -30,6 +32,7 @@ import (
 //
 //	watch SOCKET         prints each X509-SVID that its open stream brings
 //	calls SOCKET TOKEN   calls each method once, and prints what comes
+//	meet SOCKET SOCKET   two of different trust domains meet
 //	pose DIR             serves TLS with the SVID in DIR, as a broker would
 func workload(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -40,6 +43,8 @@ func workload(args []string) int {
 		err = watch(ctx, args[1])
 	case len(args) == 3 && args[0] == "calls":
 		err = calls(ctx, args[1], args[2])
+	case len(args) == 3 && args[0] == "meet":
+		err = meet(ctx, args[1], args[2])
 	case len(args) == 2 && args[0] == "pose":
 		err = pose(ctx, args[1])
 	default:
@@ -97,6 +102,93 @@ func watch(ctx context.Context, socket string) error {
 	}
 	fmt.Println("source", svid.ID, token.ID, token.Audience)
 	return workloadapi.WatchX509Context(ctx, printer{}, workloadapi.WithAddr(socket))
+}
+
+// meet has a workload at each of two agents believe the other: X509-SVIDs in
+// mTLS, each as server once, and JWT-SVIDs by each one's Workload API.
+func meet(ctx context.Context, first, second string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var ids []string
+	var sources []*workloadapi.X509Source
+	for _, socket := range []string{first, second} {
+		source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(socket)))
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		svid, err := source.GetX509SVID()
+		if err != nil {
+			return err
+		}
+		sources, ids = append(sources, source), append(ids, svid.ID.String())
+	}
+	for i, sockets := range [][2]string{{first, second}, {second, first}} {
+		if err := greet(ctx, sources[i], sources[1-i]); err != nil {
+			return fmt.Errorf("mTLS with %s as server: %w", ids[1-i], err)
+		}
+		if err := present(ctx, sockets[0], sockets[1], ids[i]); err != nil {
+			return fmt.Errorf("JWT-SVID of %s: %w", ids[i], err)
+		}
+	}
+	fmt.Println(ids[0], "and", ids[1], "believe each other: mTLS both ways, JWT-SVIDs both ways")
+	return nil
+}
+
+// greet has client say a word to server; each knows the other's ID.
+func greet(ctx context.Context, client, server *workloadapi.X509Source) error {
+	theirs, err := server.GetX509SVID()
+	if err != nil {
+		return err
+	}
+	ours, err := client.GetX509SVID()
+	if err != nil {
+		return err
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", tlsconfig.MTLSServerConfig(server, server, tlsconfig.AuthorizeID(ours.ID)))
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			fmt.Fprint(conn, "hello")
+			conn.Close()
+		}
+	}()
+	conn, err := (&tls.Dialer{Config: tlsconfig.MTLSClientConfig(client, client, tlsconfig.AuthorizeID(theirs.ID))}).DialContext(ctx, "tcp", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	word, err := io.ReadAll(conn)
+	if err == nil && string(word) != "hello" {
+		err = fmt.Errorf("the server said %q", word)
+	}
+	return err
+}
+
+// present has a token of one workload validated at the other's agent.
+func present(ctx context.Context, from, to, id string) error {
+	holder, err := workloadapi.New(ctx, workloadapi.WithAddr(from))
+	if err != nil {
+		return err
+	}
+	defer holder.Close()
+	token, err := holder.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "reports"})
+	if err != nil {
+		return err
+	}
+	validator, err := workloadapi.New(ctx, workloadapi.WithAddr(to))
+	if err != nil {
+		return err
+	}
+	defer validator.Close()
+	valid, err := validator.ValidateJWTSVID(ctx, token.Marshal(), "reports")
+	if err == nil && valid.ID.String() != id {
+		err = fmt.Errorf("it was taken for %s", valid.ID)
+	}
+	return err
 }
 
 // printer prints what a stream brings, a line each.

@@ -81,10 +81,9 @@ func (c *Client) checkAddr(addr netip.Addr, allowPrivate bool) error {
 		if allowPrivate {
 			return nil
 		}
-		return fmt.Errorf("address %s is loopback, link-local or private: "+
-			"if the Peer is meant to be there, say allow_private: true", addr)
+		return &addressError{addr, true}
 	}
-	return fmt.Errorf("address %s is of a special network: only allow_networks can open it", addr)
+	return &addressError{addr, false}
 }
 
 // dialer checks each address after the name was resolved and before a packet

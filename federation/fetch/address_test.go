@@ -75,7 +75,8 @@ func TestPrivateAddressNeedsPermission(t *testing.T) {
 }
 
 // nameServer answers every question for an A record with the next of addrs, as
-// a rebinding one does, and is what the client's resolver dials.
+// a rebinding one does, and is what the client's resolver dials. Without one it
+// knows no name.
 func nameServer(t *testing.T, addrs ...string) *net.Resolver {
 	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -93,7 +94,10 @@ func nameServer(t *testing.T, addrs ...string) *net.Resolver {
 			question := buf[12:n]
 			end := strings.IndexByte(string(question), 0) + 5 // name, type, class
 			msg := append([]byte{buf[0], buf[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, question[:end]...)
-			if binary.BigEndian.Uint16(question[end-4:]) == 1 { // A
+			switch {
+			case len(addrs) == 0:
+				msg[3] |= 3 // there is no such name
+			case binary.BigEndian.Uint16(question[end-4:]) == 1: // A
 				msg[7] = 1
 				msg = append(msg, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)
 				msg = append(msg, netip.MustParseAddr(addrs[given%len(addrs)]).AsSlice()...)

@@ -73,16 +73,15 @@ func New(cfg Config) *Client {
 func (c *Client) Fetch(ctx context.Context, req federation.Request) (federation.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	resp, err := c.fetch(ctx, req)
+	resp, err := c.fetch(ctx, req, new(seen))
 	if err != nil {
 		return federation.Response{}, fmt.Errorf("GET %s: %w", federation.RedactURL(req.URL), withoutURL(err))
 	}
 	return resp, nil
 }
 
-func (c *Client) fetch(ctx context.Context, req federation.Request) (federation.Response, error) {
-	var server seen
-	tlsConfig, err := c.tlsConfig(req, &server)
+func (c *Client) fetch(ctx context.Context, req federation.Request, server *seen) (federation.Response, error) {
+	tlsConfig, err := c.tlsConfig(req, server)
 	if err != nil {
 		return federation.Response{}, err
 	}
@@ -94,7 +93,7 @@ func (c *Client) fetch(ctx context.Context, req federation.Request) (federation.
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, CheckRedirect: func(to *http.Request, via []*http.Request) error {
 		if server.chain != nil {
-			return errors.New("redirected by a server that only its bundle can prove: give the Peer the bundle itself")
+			return &redirectError{errors.New("redirected by a server that only its bundle can prove")}
 		}
 		return c.checkRedirect(to, via)
 	}}
@@ -103,6 +102,7 @@ func (c *Client) fetch(ctx context.Context, req federation.Request) (federation.
 		return federation.Response{}, err
 	}
 	defer answer.Body.Close()
+	server.date = answer.Header.Get("Date")
 	resp, err := read(answer, req.IfNoneMatch != "")
 	if err == nil && server.chain != nil {
 		server.id, err = c.verifyByDocument(server.chain, *req.HTTPSSPIFFE, resp)
@@ -134,10 +134,10 @@ func newGet(ctx context.Context, req federation.Request) (*http.Request, error) 
 // checkRedirect lets a redirect through to a valid endpoint URL only.
 func (c *Client) checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) > MaxRedirects {
-		return fmt.Errorf("more than %d redirects", MaxRedirects)
+		return &redirectError{fmt.Errorf("more than %d redirects", MaxRedirects)}
 	}
 	if err := federation.CheckURL(req.URL); err != nil {
-		return fmt.Errorf("redirect: %w", err)
+		return &redirectError{fmt.Errorf("redirect: %w", err)}
 	}
 	req.Header.Del("Referer") // the URL before may hold a secret
 	c.log.InfoContext(req.Context(), "bundle endpoint redirects",
@@ -153,16 +153,16 @@ func read(answer *http.Response, conditional bool) (federation.Response, error) 
 		return resp, nil
 	}
 	if answer.StatusCode != http.StatusOK {
-		return federation.Response{}, fmt.Errorf("status is %d, not 200", answer.StatusCode)
+		return federation.Response{}, statusError(answer.StatusCode)
 	}
 	body, err := readBody(answer)
 	switch {
 	case err != nil:
 		return federation.Response{}, fmt.Errorf("reading the answer: %w", err)
 	case len(body) > MaxBody:
-		return federation.Response{}, fmt.Errorf("answer is larger than %d bytes", MaxBody)
+		return federation.Response{}, errTooLarge
 	case !json.Valid(body): // whatever Content-Type says, which is only a SHOULD
-		return federation.Response{}, errors.New("answer is not JSON: is this the URL of a bundle endpoint?")
+		return federation.Response{}, errNotJSON
 	}
 	resp.Document = body
 	return resp, nil
@@ -184,7 +184,7 @@ func readBody(answer *http.Response) ([]byte, error) {
 		}
 		body = io.LimitReader(z, MaxBody+1)
 	default:
-		return nil, errors.New("it is encoded otherwise than by gzip, which alone was asked for")
+		return nil, errEncoding
 	}
 	return io.ReadAll(body)
 }

@@ -19,6 +19,7 @@ import (
 type seen struct {
 	id    spiffeid.ID
 	chain []*x509.Certificate
+	date  string // as its answer says
 }
 
 // transport makes a fresh one, so that nothing that was verified for one
@@ -84,8 +85,7 @@ func (c *Client) verifyByDocument(shown []*x509.Certificate, auth federation.Aut
 		return spiffeid.ID{}, err
 	}
 	if got := federation.BundleFingerprint(b.Bundle); got != auth.Fingerprint {
-		return spiffeid.ID{}, fmt.Errorf("the endpoint's bundle has the fingerprint %s, and no CA in its chain has %s: compare it with the peer's",
-			cmp.Or(got, "of no X.509 key"), auth.Fingerprint)
+		return spiffeid.ID{}, &fingerprintError{cmp.Or(got, "of no X.509 key"), auth.Fingerprint}
 	}
 	return c.verifyEndpoint(shown, auth.EndpointID, b.X509Bundle())
 }
