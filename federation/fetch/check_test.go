@@ -225,7 +225,7 @@ func TestCheckNamesTheFault(t *testing.T) {
 				w.Header().Set("Date", time.Now().Add(-2*time.Hour).UTC().Format(http.TimeFormat))
 				io.WriteString(w, f.text)
 			})
-		}, "clock", "-2h0m0s off", "NTP"},
+		}, "clock", "-2h0m", "NTP"},
 		{"a url that is none", func(f *field) { f.url = "http://127.0.0.1" }, "dns", "none of a bundle endpoint", "https://"},
 	}
 	if len(tests) < 20 {

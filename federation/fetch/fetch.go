@@ -104,6 +104,9 @@ func (c *Client) fetch(ctx context.Context, req federation.Request, server *seen
 	defer answer.Body.Close()
 	server.date = answer.Header.Get("Date")
 	resp, err := read(answer, req.IfNoneMatch != "")
+	if late := ctx.Err(); late != nil { // a server that sees us hang up may still end its answer well
+		err = late
+	}
 	if err == nil && server.chain != nil {
 		server.id, err = c.verifyByDocument(server.chain, *req.HTTPSSPIFFE, resp)
 	}
