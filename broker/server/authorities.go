@@ -46,8 +46,8 @@ func (a authoritiesService) fail(ctx context.Context, err error) error {
 func (a authoritiesService) act(ctx context.Context, code, reason string, detail map[string]string, do func(context.Context) error) error {
 	a.s.acting.Lock()
 	defer a.s.acting.Unlock()
-	ctx = context.WithoutCancel(ctx) // what is recorded is done, though the caller left
 	event := audit.Event{Kind: "authority", OK: true, Actor: a.s.cfg.AdminActor(ctx), Code: code, Reason: reason, Detail: detail}
+	ctx = context.WithoutCancel(ctx) // what is recorded is done, though the caller left
 	if _, err := a.s.cfg.Audit.Append(ctx, event); err != nil {
 		return fmt.Errorf("recording %s: %w", code, err)
 	}

@@ -96,6 +96,7 @@ type env struct {
 	recording atomic.Pointer[func()]             // called at the next record
 	panicking atomic.Bool                        // instead of naming the caller
 	issuer    string
+	polled    bool // peers can poll its bundle
 	joinStart time.Duration
 	joinTime  time.Duration
 	peers     *documents
@@ -238,6 +239,9 @@ func (e *env) open() {
 		WebCertificate:   func() (*tls.Certificate, error) { return web, nil },
 		JoinStart:        e.joinStart, Log: log, Now: e.now,
 	}
+	if e.polled {
+		e.config.Listen["spiffe"] = e.listeners.SPIFFE.Addr().String()
+	}
 	if e.trust != nil {
 		e.config.Authority = e.trust(e.authority)
 	}
@@ -334,14 +338,16 @@ func (e *env) ready() {
 }
 
 // admin is an operator's client.
-func (e *env) admin() api.AdminClient {
+func (e *env) admin() api.AdminClient { return api.NewAdminClient(e.adminConn()) }
+
+func (e *env) adminConn() *grpc.ClientConn {
 	e.t.Helper()
 	conn, err := grpc.NewClient("unix://"+filepath.Join(e.dir, "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		e.t.Fatal(err)
 	}
 	e.t.Cleanup(func() { conn.Close() })
-	return api.NewAdminClient(conn)
+	return conn
 }
 
 func (e *env) apply(yaml string) *api.ApplyResponse {
