@@ -39,6 +39,8 @@ var mayImport = map[string][]string{
 	"federation/fetch":              {"federation"},
 	"federation/endpoint":           {"federation", "federation/fetch"},
 	"federation/endpoint/acmetest":  {}, // a CA for tests
+	"federation/publish":            {"federation"},
+	"federation/publish/*":          {"federation", "federation/publish"},
 	"federation/federationtest":     {}, // authorities and vectors for tests
 	"exchangers":                    {},
 	"exchangers/*":                  {"exchangers"},
