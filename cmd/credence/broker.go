@@ -21,7 +21,6 @@ import (
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
-	"github.com/credence-id/credence/broker/keys/disk"
 	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/broker/server"
 	"github.com/credence-id/credence/broker/store"
@@ -37,6 +36,7 @@ type brokerParts struct {
 	file      brokerFile
 	store     *store.Store
 	audit     *audit.Log
+	keys      []*sourceKeys
 	authority *authority.Authority
 	peers     *federation.Refresher
 	broker    *broker.Broker
@@ -50,6 +50,7 @@ type brokerOptions struct {
 	listeners server.Listeners
 	web       webServing
 	webRoots  *x509.CertPool // verify https_web peers; nil: the system's
+	keys      keyAccess
 	now       func() time.Time
 	log       *slog.Logger
 }
@@ -99,12 +100,12 @@ func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain
 	if err != nil {
 		return err
 	}
-	keys, err := disk.New(disk.Config{Dir: filepath.Join(p.file.Data, "keys")})
+	keys, rootKeys, err := p.openKeys(ctx, o.keys)
 	if err != nil {
 		return err
 	}
 	config := authority.Config{
-		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys,
+		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys, RootKeys: rootKeys,
 		Lives: authority.Lives{Lead: lead, RefreshHint: refreshHint}, Now: o.now, Log: o.log,
 	}
 	if err := p.file.CA.into(&config, o.now); err != nil {
@@ -112,6 +113,24 @@ func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain
 	}
 	p.authority, err = authority.Open(ctx, config)
 	return err
+}
+
+// openKeys opens where private keys are: root is nil where it is with the others.
+func (p *brokerParts) openKeys(ctx context.Context, access keyAccess) (keys, root authority.Keys, err error) {
+	opened, err := openKeys(ctx, p.file, "keys", purposeKeys, p.file.Keys, access)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.keys = append(p.keys, opened)
+	if p.file.RootKeys == nil {
+		return opened, nil, nil
+	}
+	rootOpened, err := openKeys(ctx, p.file, "root_keys", purposeRoot, p.file.RootKeys, access)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.keys = append(p.keys, rootOpened)
+	return opened, rootOpened, nil
 }
 
 func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o brokerOptions) (err error) {
@@ -198,6 +217,9 @@ func (p *brokerParts) close() error {
 	}
 	if p.audit != nil {
 		errs = append(errs, p.audit.Close())
+	}
+	for _, k := range p.keys {
+		errs = append(errs, k.close())
 	}
 	if p.store != nil {
 		errs = append(errs, p.store.Close())

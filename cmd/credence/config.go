@@ -47,6 +47,9 @@ type brokerFile struct {
 	MinTTL        string   `yaml:"min_ttl"`        // the shortest life that an Identity may ask for; default 1m
 
 	CA anchorFile `yaml:",inline"`
+
+	Keys     *keySource `yaml:"keys"`      // where private keys are kept; default {disk: {dir: DATA/keys}}
+	RootKeys *keySource `yaml:"root_keys"` // where the root's is; default: as keys
 }
 
 // agentFile is agent.yaml.
@@ -109,7 +112,7 @@ func inFile(file string, err error) error {
 	return fmt.Errorf("%s:%d:%d: %w", file, line, column, err)
 }
 
-var fieldPattern = regexp.MustCompile(`^[a-z_]+(\.[a-z_]+)*$`)
+var fieldPattern = regexp.MustCompile(`^[a-z0-9_]+(\.[a-z0-9_]+)*$`)
 
 func placeOf(text []byte, field string) (line, column int) {
 	for fieldPattern.MatchString(field) {
@@ -157,6 +160,9 @@ func (f *brokerFile) complete() (err error) {
 		return e
 	}
 	if _, e := f.networks(); e != nil {
+		return e
+	}
+	if e := f.completeKeys(); e != nil {
 		return e
 	}
 	if e := f.CA.check(); e != nil {

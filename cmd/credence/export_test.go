@@ -1,8 +1,12 @@
 package main
 
 import (
+	"context"
 	"io"
+	"log/slog"
+	"net"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -29,4 +33,32 @@ func (g *progress) Print(write func()) { g.print(write) }
 // Commands is the tree of all verbs.
 func Commands() *cobra.Command {
 	return (&program{in: strings.NewReader(""), out: io.Discard, err: io.Discard}).root()
+}
+
+// KeyAccess is how the services that keep keys are reached.
+type KeyAccess = keyAccess
+
+// OpenBroker opens and closes the broker of a broker.yaml. It returns its pin
+// and, by use, where its keys are.
+func OpenBroker(ctx context.Context, text string, access KeyAccess) (pin string, places map[string]string, err error) {
+	var f brokerFile
+	if err := parseFile("broker.yaml", []byte(text), &f); err != nil {
+		return "", nil, err
+	}
+	if err := f.complete(); err != nil {
+		return "", nil, err
+	}
+	o := brokerOptions{keys: access, now: time.Now, log: slog.New(slog.DiscardHandler)}
+	if o.listeners.Agents, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return "", nil, err
+	}
+	b, err := newBroker(ctx, f, o)
+	if err != nil {
+		return "", nil, err
+	}
+	places = map[string]string{}
+	for _, a := range b.authority.List() {
+		places[string(a.Use)] = a.KeySource
+	}
+	return b.authority.Pin(), places, b.close()
 }

@@ -131,6 +131,16 @@ data: %s
 
 # store: sqlite
 
+# Where private keys are kept, and where the root's is, by default as keys: each
+# exactly one of disk, awskms, gcpkms, azurekv and pkcs11. kek_file holds 32
+# random bytes, outside data, under which keys on disk are encrypted.
+# keys: {disk: {dir: DATA/keys, kek_file: "", old_kek_files: []}}
+# keys: {awskms: {region: eu-west-1, endpoint: "", profile: "", deletion_days: 30, timeout: 15s}}
+# keys: {gcpkms: {key_ring: projects/acme/locations/europe-west1/keyRings/credence, protection: software, endpoint: "", deletion_days: 30, timeout: 15s}}
+# keys: {azurekv: {vault_url: https://acme.vault.azure.net, protection: software, timeout: 15s}}
+# keys: {pkcs11: {module: /usr/lib/softhsm/libsofthsm2.so, token_label: credence, pin_file: /run/secrets/pin, timeout: 15s}}
+# root_keys: {disk: {dir: DATA/root-keys, kek_file: "", old_kek_files: []}}
+
 # Under which names Identities may ask for DNS names, and which RDNs they may
 # ask for besides CN=<their name>. Empty permits none.
 # dns_suffixes: []
