@@ -43,7 +43,7 @@ func completeAnchor(cfg *Config) error {
 		return fmt.Errorf("name constraints for trust domain %s: no validator takes one that looks like an address or is no domain name", name)
 	}
 	for _, u := range cfg.CRLURLs {
-		if err := checkCRLURL(u); err != nil {
+		if err := CheckCRLURL(u); err != nil {
 			return err
 		}
 	}
@@ -62,7 +62,9 @@ func isDomain(name string) bool {
 	return true
 }
 
-func checkCRLURL(text string) error {
+// CheckCRLURL refuses what is no CRL distribution point: an http or https URL
+// with %s in it.
+func CheckCRLURL(text string) error {
 	u, err := url.Parse(strings.ReplaceAll(text, "%s", "0"))
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.Fragment != "" {
 		return fmt.Errorf("CRL distribution point %q: want an http or https URL", text)

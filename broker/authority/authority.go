@@ -100,7 +100,7 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 		return nil, err
 	}
 	a := &Authority{cfg: cfg, ready: make(chan struct{}), signers: map[string]crypto.Signer{}, stale: true}
-	a.lists.Store(&revocations{})
+	a.lists.Store(&revocations{changed: make(chan struct{})})
 	if err := a.sync(ctx); err != nil {
 		return nil, err
 	}

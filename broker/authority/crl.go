@@ -7,16 +7,25 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"slices"
 	"time"
 )
 
+// MaxRevoked bounds a list: what reads it may take no more than a megabyte.
+const MaxRevoked = 20_000
+
 // revocations are the newest state of the store. It is immutable.
 type revocations struct {
 	revoked []Revocation
 	lists   map[string]CRL // by issuer
+	changed chan struct{}  // closed when there are other lists
 }
+
+// CRLsChanged is closed when a list that CRLs returned before is no longer the
+// newest. To miss none, call CRLsChanged first, then CRLs.
+func (a *Authority) CRLsChanged() <-chan struct{} { return a.lists.Load().changed }
 
 // CRLs returns the current list of every CA of ours that may have something
 // unexpired under it. One that could not be renewed in time (its key is
@@ -27,6 +36,7 @@ func (a *Authority) CRLs() []CRL {
 	var current []CRL
 	for _, r := range s.records {
 		if l, ok := lists[r.ID]; ok && r.lists(now) && now.Before(l.NextUpdate) {
+			l.Chain = r.Chain
 			current = append(current, l)
 		}
 	}
@@ -47,42 +57,72 @@ func (r Record) lists(now time.Time) bool {
 
 // Revoke puts certificates on the CRL of the CA that signed them, until they
 // have expired. They are durable first, then on a list: on an error about the
-// list alone, Tick makes it. Those already expired are ignored.
+// list alone, Tick makes it. Those already expired or revoked are ignored, and
+// those of a CA that is itself revoked: it stands on its signer's list. Where a
+// list would hold more than MaxRevoked the first ones are on it, and the error
+// wraps ErrFull.
 func (a *Authority) Revoke(ctx context.Context, serials []Revocation) error {
 	return a.act("revoking", ctx, func(now time.Time) error {
-		var added []Revocation
-		for _, r := range serials {
-			if err := a.revocable(&r, now); err != nil {
-				return err
-			}
-			if r.NotAfter.After(now) {
-				added = append(added, r)
-			}
+		if err := a.readRevocations(ctx); err != nil {
+			return err
 		}
-		if len(added) > 0 {
-			if err := a.cfg.Records.SaveRevocations(ctx, added, nil); err != nil {
-				return err
-			}
+		added, full, err := a.revocable(serials, now)
+		if err != nil {
+			return err
 		}
-		_, err := a.renewCRLs(ctx)
-		return err
+		if len(added) == 0 {
+			return full
+		}
+		if err := a.cfg.Records.SaveRevocations(ctx, added, nil); err != nil {
+			return err
+		}
+		_, err = a.renewCRLs(ctx)
+		return errors.Join(err, full)
 	})
 }
 
-func (a *Authority) revocable(r *Revocation, now time.Time) error {
+// revocable are those of the serials that are to be added to what is revoked;
+// full is ErrFull where there were more than a list takes.
+func (a *Authority) revocable(serials []Revocation, now time.Time) (added []Revocation, full, err error) {
+	known, count := make(map[string]bool), make(map[string]int)
+	for _, r := range a.lists.Load().revoked {
+		known[r.key()] = true
+		count[r.Issuer]++
+	}
+	for _, r := range serials {
+		issuer, err := a.checkRevocation(&r, now)
+		if err != nil {
+			return nil, nil, err
+		}
+		switch {
+		case !r.NotAfter.After(now) || issuer.State == Revoked || known[r.key()]:
+		case count[r.Issuer] >= MaxRevoked:
+			full = fmt.Errorf("%w: that of %s holds %d already: ca replace issuing revokes the CA itself", ErrFull, r.Issuer, MaxRevoked)
+		default:
+			known[r.key()] = true
+			count[r.Issuer]++
+			added = append(added, r)
+		}
+	}
+	return added, full, nil
+}
+
+func (r Revocation) key() string { return r.Issuer + " " + r.Serial.Text(16) }
+
+func (a *Authority) checkRevocation(r *Revocation, now time.Time) (issuer Record, err error) {
 	issuer, ok := a.live.Load().find(r.Issuer)
 	switch {
 	case r.Serial == nil || r.Serial.Sign() <= 0 || r.Serial.BitLen() > 159: // RFC 5280 §4.1.2.2: 20 octets
-		return refused("serial number: is %v, should be positive and 20 octets at most", r.Serial)
+		return issuer, refused("serial number: is %v, should be positive and 20 octets at most", r.Serial)
 	case !ok || issuer.KeyRef == "" || issuer.Use == JWTKey:
-		return refused("issuer: %q is no CA of ours, should be the one that signed %x", r.Issuer, r.Serial)
+		return issuer, refused("issuer: %q is no CA of ours, should be the one that signed %x", r.Issuer, r.Serial)
 	case r.NotAfter.IsZero():
-		return refused("notAfter: that of %x is not given, should be the certificate's", r.Serial)
+		return issuer, refused("notAfter: that of %x is not given, should be the certificate's", r.Serial)
 	}
 	if r.At.IsZero() || r.At.After(now) {
 		r.At = now
 	}
-	return nil
+	return issuer, nil
 }
 
 // renewCRLs makes the lists that are due: at half of their life, or when
@@ -140,11 +180,19 @@ func (a *Authority) readRevocations(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	read := &revocations{revoked: revoked, lists: make(map[string]CRL, len(lists))}
+	last := a.lists.Load()
+	read := &revocations{revoked: revoked, lists: make(map[string]CRL, len(lists)), changed: last.changed}
 	for _, l := range lists {
 		read.lists[l.Issuer] = l
 	}
+	same := maps.EqualFunc(read.lists, last.lists, func(x, y CRL) bool { return x.Number.Cmp(y.Number) == 0 })
+	if !same {
+		read.changed = make(chan struct{})
+	}
 	a.lists.Store(read)
+	if !same {
+		close(last.changed)
+	}
 	return nil
 }
 

@@ -14,6 +14,7 @@ var (
 	ErrNotYet  = errors.New("not yet")           // the text says when and why
 	ErrNothing = errors.New("nothing to act on") // there is no such authority, or it is none to do this to
 	ErrRefused = errors.New("refused")           // bad input: the text names the field and what it should be
+	ErrFull    = errors.New("the CRL is full")   // not all that was to be revoked is on it
 )
 
 func notYet(at time.Time, format string, args ...any) error {

@@ -65,7 +65,8 @@ type Publication struct {
 // It refuses all if a CRL's number is not above that of the one in its place.
 // With a CRL it may forget those of the issuer's revocations whose NotAfter
 // lies before the ThisUpdate of the CRL that was in its place: they were on one
-// made after they had ended (RFC 5280 §3.3).
+// made after they had ended (RFC 5280 §3.3). It may forget what ended long ago,
+// and CRLs that nobody renewed since.
 type Records interface {
 	Authorities(ctx context.Context) ([]Record, Publication, error)
 	SaveAuthorities(ctx context.Context, changed []Record, p Publication) error
@@ -84,7 +85,8 @@ type Revocation struct {
 
 // A CRL is a certificate revocation list (RFC 5280 §5).
 type CRL struct {
-	Issuer     string // authority ID
+	Issuer     string   // authority ID
+	Chain      [][]byte // DER, the issuer's certificate first, without the anchor unless it is that; CRLs fills it in, Records don't keep it
 	DER        []byte
 	Number     *big.Int
 	ThisUpdate time.Time

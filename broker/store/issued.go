@@ -152,6 +152,9 @@ func conditions(q broker.IssuedQuery) (where string, args []any) {
 			add(by.column+" =", by.value)
 		}
 	}
+	if q.Kind != "" {
+		add("kind =", q.Kind)
+	}
 	if !q.From.IsZero() {
 		add("issued_at >=", millis(q.From))
 	}
@@ -160,6 +163,10 @@ func conditions(q broker.IssuedQuery) (where string, args []any) {
 	}
 	if !q.LiveAt.IsZero() {
 		add("expires_at >", millis(q.LiveAt))
+	}
+	if q.After != nil {
+		args = append(args, millis(q.After.IssuedAt), q.After.Serial)
+		all = append(all, fmt.Sprintf("(issued_at < $%d OR issued_at = $%d AND serial > $%d)", len(args)-1, len(args)-1, len(args)))
 	}
 	return strings.Join(all, " AND "), args
 }

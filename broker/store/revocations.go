@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"time"
 
 	"github.com/credence-id/credence/broker/authority"
 )
@@ -89,10 +90,27 @@ func (s *Store) SaveRevocations(ctx context.Context, added []authority.Revocatio
 				return fmt.Errorf("CRL of %s: %w", l.Issuer, err)
 			}
 		}
-		return nil
+		return forgetLists(ctx, tx, lists)
 	})
 	if err != nil {
 		return fmt.Errorf("saving revocations: %w", err)
+	}
+	return nil
+}
+
+// forgetListsAfter is longer than any issuing CA lives after its last CRL.
+const forgetListsAfter = 30 * 24 * time.Hour
+
+// forgetLists removes what is left of CAs that make no lists any more.
+func forgetLists(ctx context.Context, tx *sql.Tx, made []authority.CRL) error {
+	for _, l := range made {
+		before := millis(l.ThisUpdate.Add(-forgetListsAfter))
+		if _, err := tx.ExecContext(ctx, `DELETE FROM revoked WHERE not_after < $1`, before); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM crl WHERE next_update < $1`, before); err != nil {
+			return err
+		}
 	}
 	return nil
 }

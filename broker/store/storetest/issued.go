@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/credence-id/credence/broker"
@@ -106,6 +107,20 @@ func issued(e *env) {
 	e.must(err)
 	e.equal(some, odd[:2])
 	e.equal(total, 5)
+
+	all := e.issued(broker.IssuedQuery{Kind: broker.KindX509, Authority: "a0"})
+	e.equal(len(all), 5)
+	e.equal(len(e.issued(broker.IssuedQuery{Kind: broker.KindX509, Authority: "a1"})), 0)
+	twin := all[2] // of the same time
+	twin.Serial = "twin"
+	e.must(e.AddIssued(e.Context(), "b1", place(11), []broker.Issued{twin}))
+	q := broker.IssuedQuery{Authority: "a0", Limit: 1}
+	var walked []broker.Issued
+	for page := e.issued(q); len(page) > 0 && len(walked) < 10; page = e.issued(q) {
+		walked = append(walked, page...)
+		q.After = &page[0]
+	}
+	e.equal(walked, slices.Insert(all, 3, twin))
 }
 
 func issuedBounds(e *env) {

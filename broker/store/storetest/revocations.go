@@ -82,3 +82,17 @@ func revokedUntilListed(e *env) {
 	e.must(e.SaveRevocations(e.Context(), nil, []authority.CRL{e.list("a", 3, e.time.Add(3*time.Hour))}))
 	e.equalRevocations([]authority.Revocation{long, other}, []authority.CRL{e.list("a", 3, e.time.Add(3*time.Hour))})
 }
+
+// What a CA that makes no lists any more left behind goes after a month.
+func listsForgotten(e *env) {
+	gone, lives := e.revocation("gone", 1, e.time.Add(time.Hour)), e.revocation("a", 1, e.time.Add(40*24*time.Hour))
+	e.must(e.SaveRevocations(e.Context(), []authority.Revocation{gone, lives}, []authority.CRL{e.list("gone", 1, e.time)}))
+	month := e.time.Add(30*24*time.Hour + time.Hour)
+	e.must(e.SaveRevocations(e.Context(), nil, []authority.CRL{e.list("a", 2, month)}))
+	e.equalRevocations([]authority.Revocation{lives, gone}, []authority.CRL{e.list("a", 2, month), e.list("gone", 1, e.time)})
+	later := month.Add(22 * time.Hour)
+	e.must(e.SaveRevocations(e.Context(), nil, []authority.CRL{e.list("a", 3, later)}))
+	e.equalRevocations([]authority.Revocation{lives}, []authority.CRL{e.list("a", 3, later), e.list("gone", 1, e.time)})
+	e.must(e.SaveRevocations(e.Context(), nil, []authority.CRL{e.list("a", 4, later.Add(2*time.Hour))}))
+	e.equalRevocations([]authority.Revocation{lives}, []authority.CRL{e.list("a", 4, later.Add(2*time.Hour))})
+}

@@ -53,6 +53,7 @@ func Run(t *testing.T, open Open) {
 		"revocations come back":                 revocations,
 		"a CRL's number grows":                  crlNumbers,
 		"a revocation stays until listed":       revokedUntilListed,
+		"old lists are forgotten":               listsForgotten,
 		"bundles come back":                     bundles,
 		"a confirmed anchor stays confirmed":    confirmed,
 		"what was issued comes back":            issued,
