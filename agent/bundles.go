@@ -53,12 +53,15 @@ type Bundle struct {
 	sum [sha256.Size]byte // of all of it
 }
 
-// bundles are ours and the peers', as the broker told them.
+// bundles are ours and the peers', as the broker told them, and the CRLs of our
+// CAs.
 type bundles struct {
 	changed bell
 
-	mu  sync.RWMutex // guards all
-	all map[spiffeid.TrustDomain]*Bundle
+	mu     sync.RWMutex // guards what follows
+	all    map[spiffeid.TrustDomain]*Bundle
+	crls   []*CRL
+	newest map[[sha256.Size]byte]numbered // by issuer, also of those that are gone
 }
 
 // own sets our bundle as it came with a join or from disk; nil sets nothing.
@@ -125,6 +128,9 @@ func (a *Agent) take(ctx context.Context, m *api.WatchResponse) {
 	for _, in := range m.GetBundles() {
 		if err := a.takeBundle(in); err != nil {
 			a.cfg.Log.ErrorContext(ctx, "bundle not taken", "trust_domain", in.GetTrustDomain(), "error", err)
+		}
+		if in.GetTrustDomain() == a.cfg.TrustDomain.Name() {
+			a.takeCRLs(ctx, in.GetCrls())
 		}
 	}
 	for _, name := range m.GetRemoved() {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -66,13 +67,14 @@ func (t Attestation) workload() *api.Workload {
 }
 
 // An Update is all that a workload may know at one moment: its SVIDs, in an
-// order that stays, and the bundles of our own and of the trust domains that
-// they federate with.
+// order that stays, the bundles of our own and of the trust domains that they
+// federate with, and the CRLs of our own.
 type Update struct {
 	SVIDs   []*SVID
 	Bundles map[spiffeid.TrustDomain]*Bundle
+	CRLs    []*CRL
 
-	ends time.Time // of the SVID that ends first
+	ends time.Time // of the SVID or CRL that ends first
 }
 
 // An Identities is one caller's view, for as long as its stream is open. It is
@@ -226,9 +228,7 @@ func (a *Agent) look(st *set, after uint64) (u Update, held bool, err error) {
 	}
 	u = Update{SVIDs: svids, Bundles: map[spiffeid.TrustDomain]*Bundle{a.cfg.TrustDomain: own}, ends: svids[0].Certificates[0].NotAfter}
 	for _, v := range svids {
-		if end := v.Certificates[0].NotAfter; end.Before(u.ends) {
-			u.ends = end
-		}
+		u.ends = earlier(u.ends, v.Certificates[0].NotAfter)
 		for _, name := range v.FederatesWith {
 			td, err := federation.ParseTrustDomain(name)
 			if err != nil {
@@ -240,7 +240,18 @@ func (a *Agent) look(st *set, after uint64) (u Update, held bool, err error) {
 			}
 		}
 	}
+	u.CRLs = a.bundles.currentCRLs(now)
+	for _, l := range u.CRLs {
+		u.ends = earlier(u.ends, l.NextUpdate)
+	}
 	return u, true, nil
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // same says whether two updates come to the same for a workload.
@@ -259,7 +270,7 @@ func (u Update) same(o Update) bool {
 			return false
 		}
 	}
-	return true
+	return slices.EqualFunc(u.CRLs, o.CRLs, func(x, y *CRL) bool { return x == y || bytes.Equal(x.DER, y.DER) })
 }
 
 // granted attests a caller afresh and returns its set with what it holds. The

@@ -127,6 +127,7 @@ type Config struct {
 	Audit       Recorder
 	Record      Follower // what Audit wrote, for the index
 	Index       Index
+	CRLs        Lister
 	Origin      string // this broker's name in the index
 	DenyFile    string // on this broker's disk: what is revoked, also without the store
 	Policy      *Policy
@@ -144,6 +145,7 @@ type Broker struct {
 	policy    atomic.Pointer[Policy]
 	cuts      atomic.Pointer[cuts]
 	indexer   *indexer
+	listing   *listing
 	denials   *audit.Folder
 	strangers *audit.Counter
 
@@ -159,7 +161,7 @@ type Broker struct {
 
 func (c Config) check() error {
 	for name, missing := range map[string]bool{
-		"Policy": c.Policy == nil, "Record": c.Record == nil, "Index": c.Index == nil, "Origin": c.Origin == "", "DenyFile": c.DenyFile == "",
+		"Policy": c.Policy == nil, "Record": c.Record == nil, "Index": c.Index == nil, "CRLs": c.CRLs == nil, "Origin": c.Origin == "", "DenyFile": c.DenyFile == "",
 	} {
 		if missing {
 			return fmt.Errorf("making a broker: %s is required", name)
@@ -203,7 +205,8 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading nodes: %w", err)
 	}
-	b := &Broker{cfg: cfg, nodes: make(map[string]Node, len(nodes)), sessions: make(map[string][]*Session), indexer: newIndexer(cfg)}
+	b := &Broker{cfg: cfg, nodes: make(map[string]Node, len(nodes)), sessions: make(map[string][]*Session), indexer: newIndexer(cfg), listing: newListing()}
+	b.indexer.added = b.indexed
 	if err := b.loadCutoffs(ctx); err != nil {
 		return nil, err
 	}

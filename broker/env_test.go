@@ -30,6 +30,7 @@ import (
 	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/keys/disk"
+	"github.com/credence-id/credence/broker/server"
 	"github.com/credence-id/credence/broker/store"
 )
 
@@ -180,7 +181,8 @@ type env struct {
 	record *recorder
 	policy *broker.Policy
 	method join.Method // of join rules whose method is fake
-	site   string      // label of the tokens that are made
+	lists  broker.Lister
+	site   string // label of the tokens that are made
 
 	mu   sync.Mutex // guards what follows
 	time time.Time
@@ -224,6 +226,7 @@ func newEnv(t *testing.T) *env {
 	})
 	e.must(err)
 	e.issuer = &issuer{Authority: a}
+	e.lists = server.Lists{Authority: a}
 	e.policy = e.newPolicy(1, identity.Resources{Identities: []identity.Identity{web("web")}})
 	e.start()
 	return e
@@ -241,7 +244,7 @@ func (e *env) start() {
 func (e *env) config() broker.Config {
 	return broker.Config{
 		TrustDomain: td, Issuer: e.issuer, Store: e.store, Audit: e.record, Policy: e.policy, Now: e.now,
-		Record: e.record.Log, Index: e.store, Origin: "b1", DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
+		Record: e.record.Log, Index: e.store, CRLs: e.lists, Origin: "b1", DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
 		Method: func(r join.Rule) (join.Method, error) {
 			if r.Method == "fake" {
 				return e.method, nil

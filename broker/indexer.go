@@ -33,6 +33,7 @@ type indexer struct {
 	index  Index
 	origin string
 	log    *slog.Logger
+	added  func([]Issued) // told of what is in the index now, before it is waited for
 
 	mu      sync.Mutex // guards what follows
 	running bool
@@ -143,6 +144,7 @@ func (x *indexer) write(ctx context.Context, records <-chan audit.Record, wrote 
 			if err := x.index.AddIssued(ctx, x.origin, last, rows); err != nil {
 				return err
 			}
+			x.added(rows)
 			rows, skipped = rows[:0], 0
 			wrote()
 		}

@@ -41,9 +41,11 @@ const (
 type IssuedQuery struct {
 	Serial, SPIFFEID, Identity, Node, Authority string
 
+	Kind         string    // KindX509 or KindJWT; empty: both
 	From, Before time.Time // issued then, Before not included; zero: no bound
 	LiveAt       time.Time // only those that end after it; zero: all
 	Limit        int       // 0: 100; at most MaxIssued
+	After        *Issued   // a row: only those that come after it in the answer; nil: all
 }
 
 // Complete fills in the limit. The error wraps ErrRequest.

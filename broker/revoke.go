@@ -15,7 +15,8 @@ import (
 type Revoked struct {
 	Cutoff Cutoff // as it stands: an earlier one may reach further
 	// What it revokes and has not ended, newest first, up to MaxIssued; and how
-	// many there are. Serials of X509-SVIDs belong on a CRL.
+	// many there are. Those of X509-SVIDs are on the CRLs of their CAs, but for
+	// what Problems says.
 	Serials []Issued
 	Count   int
 	// What the operator should know: what is not durable everywhere yet, or why
@@ -103,6 +104,7 @@ func (b *Broker) cut(c Cutoff, tell bool) (standing Cutoff, err error) {
 		return standing, b.mendDeny()
 	}
 	b.unsaved[standing.key()] = standing
+	b.listing.add(standing.key())
 	return standing, b.file.append(standing, next.all)
 }
 
@@ -184,17 +186,8 @@ func (b *Broker) list(ctx context.Context, recorded uint64, r *Revoked) {
 	if !b.indexer.wait(indexing, recorded) {
 		r.Problems = append(r.Problems, "serials may lack the newest: the index is behind the record")
 	}
-	q := IssuedQuery{Before: r.Cutoff.Before, LiveAt: b.cfg.Now(), Limit: MaxIssued}
-	switch c := r.Cutoff; c.Kind {
-	case CutID:
-		q.SPIFFEID = c.Value
-	case CutIdentity:
-		q.Identity = c.Value
-	case CutNode:
-		q.Node = c.Value
-	case CutAuthority:
-		q.Authority = c.Value
-	}
+	q := r.Cutoff.query()
+	q.LiveAt, q.Limit = b.cfg.Now(), MaxIssued
 	var err error
 	if r.Serials, r.Count, err = b.cfg.Index.Issued(ctx, q); err != nil {
 		r.Problems = append(r.Problems, fmt.Sprintf("serials are not known: %v", err))
@@ -202,6 +195,12 @@ func (b *Broker) list(ctx context.Context, recorded uint64, r *Revoked) {
 	if r.Count > len(r.Serials) {
 		r.Problems = append(r.Problems, fmt.Sprintf("serials are the newest %d of %d", len(r.Serials), r.Count))
 	}
+	b.listing.add(r.Cutoff.key()) // though it may have been done a moment ago: what it refuses is told here
+	refused, err := b.listCut(ctx, r.Cutoff.key())
+	if err != nil {
+		refused = []string{fmt.Sprintf("not all of it is on the CRLs yet, and will be when this is mended: %v", err)}
+	}
+	r.Problems = append(r.Problems, refused...)
 }
 
 // Unreplaced says how many X509-SVIDs of other authorities live without a
@@ -243,6 +242,9 @@ func (b *Broker) loadCutoffs(ctx context.Context) error {
 		}
 	}
 	b.cuts.Store(newCuts(all))
+	for key := range all {
+		b.listing.add(key) // nobody knows how far it got before
+	}
 	if err := b.takeCutoffs(ctx); err != nil {
 		b.cfg.Log.WarnContext(ctx, "revocations of other brokers are not known until the store answers", "error", err)
 	}
@@ -345,13 +347,17 @@ const (
 	forgetRounds = 40
 )
 
-// Run keeps the issuance index up with the record, takes over the cut-offs that
+// Run keeps the issuance index up with the record, and the CRLs with what is
+// revoked, takes over the cut-offs that
 // other brokers made, and forgets what no longer matters, until ctx ends. It
 // returns nil then. Nothing that is issued waits for it.
 func (b *Broker) Run(ctx context.Context) error {
 	indexing := make(chan struct{})
 	go func() { b.indexer.run(ctx); close(indexing) }()
 	defer func() { <-indexing }()
+	listing := make(chan struct{})
+	go func() { b.keepListing(ctx); close(listing) }()
+	defer func() { <-listing }()
 	var dropped time.Time
 	away := false
 	for {

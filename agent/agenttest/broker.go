@@ -202,7 +202,16 @@ func (b *Broker) Revoke(all ...*api.Cutoff) {
 // AddBundle tells agents of a trust domain's bundle, also those that connect
 // later.
 func (b *Broker) AddBundle(td string, document []byte) {
-	in := &api.Bundle{TrustDomain: td, Document: document}
+	b.tell(&api.Bundle{TrustDomain: td, Document: document})
+}
+
+// AddCRLs tells agents of our own bundle with these CRLs.
+func (b *Broker) AddCRLs(lists ...*api.CRL) {
+	b.tell(&api.Bundle{TrustDomain: b.TrustDomain.Name(), Document: b.Document(), Crls: lists})
+}
+
+func (b *Broker) tell(in *api.Bundle) {
+	td := in.TrustDomain
 	b.mu.Lock()
 	b.bundles = append(slices.DeleteFunc(b.bundles, func(o *api.Bundle) bool { return o.TrustDomain == td }), in)
 	b.mu.Unlock()

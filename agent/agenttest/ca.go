@@ -17,6 +17,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/broker/api"
 )
 
 // A CA is a trust domain's authority: a root, and a key for JWT-SVIDs.
@@ -66,6 +68,17 @@ func (ca *CA) Document() []byte {
 	document, err := ca.Bundle().Marshal()
 	must(err)
 	return document
+}
+
+// CRL is a list of what the root revoked, of this number, current until end.
+func (ca *CA) CRL(number int64, end time.Time, serials ...*big.Int) *api.CRL {
+	list := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: time.Now().Add(-time.Minute), NextUpdate: end}
+	for _, n := range serials {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: n, RevocationTime: list.ThisUpdate})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, ca.Root, ca.Key)
+	must(err)
+	return &api.CRL{Der: der, Issuer: [][]byte{ca.Root.Raw}}
 }
 
 // Pin is what ca_pin says of the root.

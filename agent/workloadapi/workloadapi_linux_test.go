@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"math/big"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -313,6 +315,52 @@ func count[M any](s interface{ Recv() (M, error) }) (messages <-chan M, end <-ch
 		}
 	}()
 	return all, ended
+}
+
+// TestCRLs: those of our own CAs are in what names X509-SVIDs or verifies them,
+// each by itself in DER, and a newer one comes on streams that are open; rows
+// WAPI-05, WAPI-07, WAPI-15. Clients that read none are served all the same.
+func TestCRLs(t *testing.T) {
+	t.Parallel()
+	b, socket := serve(t, true)
+	b.Decide(granted(grant("/a")))
+	client, _ := raw(t, socket)
+	ctx, cancel := context.WithTimeout(header(t.Context()), 20*time.Second)
+	defer cancel()
+	svids, err := client.FetchX509SVID(ctx, &workloadpb.X509SVIDRequest{})
+	must(t, err)
+	bundles, err := client.FetchX509Bundles(ctx, &workloadpb.X509BundlesRequest{})
+	must(t, err)
+	check := func(want ...[]byte) {
+		t.Helper()
+		s, err := svids.Recv()
+		must(t, err)
+		x, err := bundles.Recv()
+		must(t, err)
+		if d := cmp.Diff(want, s.GetCrl(), cmpopts.EquateEmpty()); d != "" || len(s.GetSvids()) != 1 {
+			t.Errorf("%d SVIDs, %s", len(s.GetSvids()), d)
+		}
+		if d := cmp.Diff(want, x.GetCrl(), cmpopts.EquateEmpty()); d != "" || len(x.GetBundles()) != 1 {
+			t.Errorf("%d bundles, %s", len(x.GetBundles()), d)
+		}
+		for _, der := range s.GetCrl() {
+			list, err := x509.ParseRevocationList(der)
+			must(t, err)
+			must(t, list.CheckSignatureFrom(b.Root))
+		}
+	}
+	check()
+	for number := range int64(2) { // also what is made anew at half of its life
+		l := b.CRL(number+1, time.Now().Add(time.Hour), big.NewInt(1))
+		b.AddCRLs(l)
+		check(l.GetDer())
+		c, err := spiffe.New(t.Context(), spiffe.WithAddr("unix://"+socket))
+		must(t, err)
+		if _, err := c.FetchX509Context(t.Context()); err != nil {
+			t.Error(err)
+		}
+		must(t, c.Close())
+	}
 }
 
 func TestNoMessageWithoutAChange(t *testing.T) {

@@ -23,7 +23,7 @@ func x509Response(own spiffeid.TrustDomain, u agent.Update) (*workload.X509SVIDR
 	if err != nil {
 		return nil, err
 	}
-	m := &workload.X509SVIDResponse{FederatedBundles: bundles}
+	m := &workload.X509SVIDResponse{FederatedBundles: bundles, Crl: crls(u)}
 	bundle := bundles[own.IDString()]
 	delete(bundles, own.IDString())
 	for _, v := range u.SVIDs {
@@ -40,8 +40,16 @@ func x509Response(own spiffeid.TrustDomain, u agent.Update) (*workload.X509SVIDR
 func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
 	return each(s, stream, func(own spiffeid.TrustDomain, u agent.Update) (*workload.X509BundlesResponse, error) {
 		bundles, err := x509Bundles(own, u)
-		return &workload.X509BundlesResponse{Bundles: bundles}, err
+		return &workload.X509BundlesResponse{Bundles: bundles, Crl: crls(u)}, err
 	})
+}
+
+// crls are those of our own CAs, each whole, in DER (SPIFFE Workload API §5.1).
+func crls(u agent.Update) (all [][]byte) {
+	for _, l := range u.CRLs {
+		all = append(all, l.DER)
+	}
+	return all
 }
 
 // x509Bundles are bundles by the SPIFFE ID of their trust domain. One that is

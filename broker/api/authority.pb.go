@@ -877,6 +877,86 @@ func (x *ListIssuedResponse) GetCount() uint64 {
 	return 0
 }
 
+type ListCRLsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCRLsRequest) Reset() {
+	*x = ListCRLsRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCRLsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCRLsRequest) ProtoMessage() {}
+
+func (x *ListCRLsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCRLsRequest.ProtoReflect.Descriptor instead.
+func (*ListCRLsRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{14}
+}
+
+type ListCRLsResponse struct {
+	state         protoimpl.MessageState   `protogen:"open.v1"`
+	Lists         []*ListCRLsResponse_List `protobuf:"bytes,1,rep,name=lists,proto3" json:"lists,omitempty"` // those that are current
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCRLsResponse) Reset() {
+	*x = ListCRLsResponse{}
+	mi := &file_broker_api_authority_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCRLsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCRLsResponse) ProtoMessage() {}
+
+func (x *ListCRLsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCRLsResponse.ProtoReflect.Descriptor instead.
+func (*ListCRLsResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListCRLsResponse) GetLists() []*ListCRLsResponse_List {
+	if x != nil {
+		return x.Lists
+	}
+	return nil
+}
+
 type Issued struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`     // "x509" or "jwt"
@@ -897,7 +977,7 @@ type Issued struct {
 
 func (x *Issued) Reset() {
 	*x = Issued{}
-	mi := &file_broker_api_authority_proto_msgTypes[14]
+	mi := &file_broker_api_authority_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +989,7 @@ func (x *Issued) String() string {
 func (*Issued) ProtoMessage() {}
 
 func (x *Issued) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[14]
+	mi := &file_broker_api_authority_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1002,7 @@ func (x *Issued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issued.ProtoReflect.Descriptor instead.
 func (*Issued) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{14}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Issued) GetKind() string {
@@ -1020,7 +1100,7 @@ type RootPlan_Step struct {
 
 func (x *RootPlan_Step) Reset() {
 	*x = RootPlan_Step{}
-	mi := &file_broker_api_authority_proto_msgTypes[15]
+	mi := &file_broker_api_authority_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1112,7 @@ func (x *RootPlan_Step) String() string {
 func (*RootPlan_Step) ProtoMessage() {}
 
 func (x *RootPlan_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[15]
+	mi := &file_broker_api_authority_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,11 +1149,63 @@ func (x *RootPlan_Step) GetDetail() string {
 	return ""
 }
 
+type ListCRLsResponse_List struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Issuer        string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"` // authority ID
+	Crl           *CRL                   `protobuf:"bytes,2,opt,name=crl,proto3" json:"crl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCRLsResponse_List) Reset() {
+	*x = ListCRLsResponse_List{}
+	mi := &file_broker_api_authority_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCRLsResponse_List) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCRLsResponse_List) ProtoMessage() {}
+
+func (x *ListCRLsResponse_List) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCRLsResponse_List.ProtoReflect.Descriptor instead.
+func (*ListCRLsResponse_List) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{15, 0}
+}
+
+func (x *ListCRLsResponse_List) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *ListCRLsResponse_List) GetCrl() *CRL {
+	if x != nil {
+		return x.Crl
+	}
+	return nil
+}
+
 var File_broker_api_authority_proto protoreflect.FileDescriptor
 
 const file_broker_api_authority_proto_rawDesc = "" +
 	"\n" +
-	"\x1abroker/api/authority.proto\x12\x12credence.broker.v1\x1a\x16broker/api/admin.proto\"5\n" +
+	"\x1abroker/api/authority.proto\x12\x12credence.broker.v1\x1a\x16broker/api/admin.proto\x1a\x15broker/api/node.proto\"5\n" +
 	"\rRotateRequest\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
 	"\x03alg\x18\x02 \x01(\tR\x03alg\"N\n" +
@@ -1136,7 +1268,13 @@ const file_broker_api_authority_proto_rawDesc = "" +
 	"\x05limit\x18\t \x01(\rR\x05limit\"^\n" +
 	"\x12ListIssuedResponse\x122\n" +
 	"\x06issued\x18\x01 \x03(\v2\x1a.credence.broker.v1.IssuedR\x06issued\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xc5\x02\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x11\n" +
+	"\x0fListCRLsRequest\"\x9e\x01\n" +
+	"\x10ListCRLsResponse\x12?\n" +
+	"\x05lists\x18\x01 \x03(\v2).credence.broker.v1.ListCRLsResponse.ListR\x05lists\x1aI\n" +
+	"\x04List\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12)\n" +
+	"\x03crl\x18\x02 \x01(\v2\x17.credence.broker.v1.CRLR\x03crl\"\xc5\x02\n" +
 	"\x06Issued\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x1b\n" +
@@ -1151,7 +1289,7 @@ const file_broker_api_authority_proto_rawDesc = "" +
 	" \x01(\x03R\bissuedAt\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\v \x01(\x03R\texpiresAt\x12\x16\n" +
-	"\x06record\x18\f \x01(\x04R\x06record2\xb0\x05\n" +
+	"\x06record\x18\f \x01(\x04R\x06record2\x87\x06\n" +
 	"\vAuthorities\x12L\n" +
 	"\x06Rotate\x12!.credence.broker.v1.RotateRequest\x1a\x1f.credence.broker.v1.ActResponse\x12N\n" +
 	"\aReplace\x12\".credence.broker.v1.ReplaceRequest\x1a\x1f.credence.broker.v1.ActResponse\x12S\n" +
@@ -1161,7 +1299,8 @@ const file_broker_api_authority_proto_rawDesc = "" +
 	"\aInstall\x12\".credence.broker.v1.InstallRequest\x1a#.credence.broker.v1.InstallResponse\x12O\n" +
 	"\x06Revoke\x12!.credence.broker.v1.RevokeRequest\x1a\".credence.broker.v1.RevokeResponse\x12[\n" +
 	"\n" +
-	"ListIssued\x12%.credence.broker.v1.ListIssuedRequest\x1a&.credence.broker.v1.ListIssuedResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"ListIssued\x12%.credence.broker.v1.ListIssuedRequest\x1a&.credence.broker.v1.ListIssuedResponse\x12U\n" +
+	"\bListCRLs\x12#.credence.broker.v1.ListCRLsRequest\x1a$.credence.broker.v1.ListCRLsResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_authority_proto_rawDescOnce sync.Once
@@ -1175,54 +1314,62 @@ func file_broker_api_authority_proto_rawDescGZIP() []byte {
 	return file_broker_api_authority_proto_rawDescData
 }
 
-var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_broker_api_authority_proto_goTypes = []any{
-	(*RotateRequest)(nil),       // 0: credence.broker.v1.RotateRequest
-	(*ReplaceRequest)(nil),      // 1: credence.broker.v1.ReplaceRequest
-	(*ActResponse)(nil),         // 2: credence.broker.v1.ActResponse
-	(*AdvanceRootRequest)(nil),  // 3: credence.broker.v1.AdvanceRootRequest
-	(*RollbackRootRequest)(nil), // 4: credence.broker.v1.RollbackRootRequest
-	(*RootPlan)(nil),            // 5: credence.broker.v1.RootPlan
-	(*MakeCSRRequest)(nil),      // 6: credence.broker.v1.MakeCSRRequest
-	(*MakeCSRResponse)(nil),     // 7: credence.broker.v1.MakeCSRResponse
-	(*InstallRequest)(nil),      // 8: credence.broker.v1.InstallRequest
-	(*InstallResponse)(nil),     // 9: credence.broker.v1.InstallResponse
-	(*RevokeRequest)(nil),       // 10: credence.broker.v1.RevokeRequest
-	(*RevokeResponse)(nil),      // 11: credence.broker.v1.RevokeResponse
-	(*ListIssuedRequest)(nil),   // 12: credence.broker.v1.ListIssuedRequest
-	(*ListIssuedResponse)(nil),  // 13: credence.broker.v1.ListIssuedResponse
-	(*Issued)(nil),              // 14: credence.broker.v1.Issued
-	(*RootPlan_Step)(nil),       // 15: credence.broker.v1.RootPlan.Step
-	(*AuthorityInfo)(nil),       // 16: credence.broker.v1.AuthorityInfo
+	(*RotateRequest)(nil),         // 0: credence.broker.v1.RotateRequest
+	(*ReplaceRequest)(nil),        // 1: credence.broker.v1.ReplaceRequest
+	(*ActResponse)(nil),           // 2: credence.broker.v1.ActResponse
+	(*AdvanceRootRequest)(nil),    // 3: credence.broker.v1.AdvanceRootRequest
+	(*RollbackRootRequest)(nil),   // 4: credence.broker.v1.RollbackRootRequest
+	(*RootPlan)(nil),              // 5: credence.broker.v1.RootPlan
+	(*MakeCSRRequest)(nil),        // 6: credence.broker.v1.MakeCSRRequest
+	(*MakeCSRResponse)(nil),       // 7: credence.broker.v1.MakeCSRResponse
+	(*InstallRequest)(nil),        // 8: credence.broker.v1.InstallRequest
+	(*InstallResponse)(nil),       // 9: credence.broker.v1.InstallResponse
+	(*RevokeRequest)(nil),         // 10: credence.broker.v1.RevokeRequest
+	(*RevokeResponse)(nil),        // 11: credence.broker.v1.RevokeResponse
+	(*ListIssuedRequest)(nil),     // 12: credence.broker.v1.ListIssuedRequest
+	(*ListIssuedResponse)(nil),    // 13: credence.broker.v1.ListIssuedResponse
+	(*ListCRLsRequest)(nil),       // 14: credence.broker.v1.ListCRLsRequest
+	(*ListCRLsResponse)(nil),      // 15: credence.broker.v1.ListCRLsResponse
+	(*Issued)(nil),                // 16: credence.broker.v1.Issued
+	(*RootPlan_Step)(nil),         // 17: credence.broker.v1.RootPlan.Step
+	(*ListCRLsResponse_List)(nil), // 18: credence.broker.v1.ListCRLsResponse.List
+	(*AuthorityInfo)(nil),         // 19: credence.broker.v1.AuthorityInfo
+	(*CRL)(nil),                   // 20: credence.broker.v1.CRL
 }
 var file_broker_api_authority_proto_depIdxs = []int32{
-	16, // 0: credence.broker.v1.ActResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	15, // 1: credence.broker.v1.RootPlan.steps:type_name -> credence.broker.v1.RootPlan.Step
-	16, // 2: credence.broker.v1.InstallResponse.anchor:type_name -> credence.broker.v1.AuthorityInfo
-	16, // 3: credence.broker.v1.InstallResponse.ca:type_name -> credence.broker.v1.AuthorityInfo
-	14, // 4: credence.broker.v1.RevokeResponse.issued:type_name -> credence.broker.v1.Issued
-	14, // 5: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
-	0,  // 6: credence.broker.v1.Authorities.Rotate:input_type -> credence.broker.v1.RotateRequest
-	1,  // 7: credence.broker.v1.Authorities.Replace:input_type -> credence.broker.v1.ReplaceRequest
-	3,  // 8: credence.broker.v1.Authorities.AdvanceRoot:input_type -> credence.broker.v1.AdvanceRootRequest
-	4,  // 9: credence.broker.v1.Authorities.RollbackRoot:input_type -> credence.broker.v1.RollbackRootRequest
-	6,  // 10: credence.broker.v1.Authorities.MakeCSR:input_type -> credence.broker.v1.MakeCSRRequest
-	8,  // 11: credence.broker.v1.Authorities.Install:input_type -> credence.broker.v1.InstallRequest
-	10, // 12: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
-	12, // 13: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
-	2,  // 14: credence.broker.v1.Authorities.Rotate:output_type -> credence.broker.v1.ActResponse
-	2,  // 15: credence.broker.v1.Authorities.Replace:output_type -> credence.broker.v1.ActResponse
-	5,  // 16: credence.broker.v1.Authorities.AdvanceRoot:output_type -> credence.broker.v1.RootPlan
-	2,  // 17: credence.broker.v1.Authorities.RollbackRoot:output_type -> credence.broker.v1.ActResponse
-	7,  // 18: credence.broker.v1.Authorities.MakeCSR:output_type -> credence.broker.v1.MakeCSRResponse
-	9,  // 19: credence.broker.v1.Authorities.Install:output_type -> credence.broker.v1.InstallResponse
-	11, // 20: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
-	13, // 21: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
-	14, // [14:22] is the sub-list for method output_type
-	6,  // [6:14] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	19, // 0: credence.broker.v1.ActResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
+	17, // 1: credence.broker.v1.RootPlan.steps:type_name -> credence.broker.v1.RootPlan.Step
+	19, // 2: credence.broker.v1.InstallResponse.anchor:type_name -> credence.broker.v1.AuthorityInfo
+	19, // 3: credence.broker.v1.InstallResponse.ca:type_name -> credence.broker.v1.AuthorityInfo
+	16, // 4: credence.broker.v1.RevokeResponse.issued:type_name -> credence.broker.v1.Issued
+	16, // 5: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
+	18, // 6: credence.broker.v1.ListCRLsResponse.lists:type_name -> credence.broker.v1.ListCRLsResponse.List
+	20, // 7: credence.broker.v1.ListCRLsResponse.List.crl:type_name -> credence.broker.v1.CRL
+	0,  // 8: credence.broker.v1.Authorities.Rotate:input_type -> credence.broker.v1.RotateRequest
+	1,  // 9: credence.broker.v1.Authorities.Replace:input_type -> credence.broker.v1.ReplaceRequest
+	3,  // 10: credence.broker.v1.Authorities.AdvanceRoot:input_type -> credence.broker.v1.AdvanceRootRequest
+	4,  // 11: credence.broker.v1.Authorities.RollbackRoot:input_type -> credence.broker.v1.RollbackRootRequest
+	6,  // 12: credence.broker.v1.Authorities.MakeCSR:input_type -> credence.broker.v1.MakeCSRRequest
+	8,  // 13: credence.broker.v1.Authorities.Install:input_type -> credence.broker.v1.InstallRequest
+	10, // 14: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
+	12, // 15: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
+	14, // 16: credence.broker.v1.Authorities.ListCRLs:input_type -> credence.broker.v1.ListCRLsRequest
+	2,  // 17: credence.broker.v1.Authorities.Rotate:output_type -> credence.broker.v1.ActResponse
+	2,  // 18: credence.broker.v1.Authorities.Replace:output_type -> credence.broker.v1.ActResponse
+	5,  // 19: credence.broker.v1.Authorities.AdvanceRoot:output_type -> credence.broker.v1.RootPlan
+	2,  // 20: credence.broker.v1.Authorities.RollbackRoot:output_type -> credence.broker.v1.ActResponse
+	7,  // 21: credence.broker.v1.Authorities.MakeCSR:output_type -> credence.broker.v1.MakeCSRResponse
+	9,  // 22: credence.broker.v1.Authorities.Install:output_type -> credence.broker.v1.InstallResponse
+	11, // 23: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
+	13, // 24: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
+	15, // 25: credence.broker.v1.Authorities.ListCRLs:output_type -> credence.broker.v1.ListCRLsResponse
+	17, // [17:26] is the sub-list for method output_type
+	8,  // [8:17] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_authority_proto_init() }
@@ -1231,13 +1378,14 @@ func file_broker_api_authority_proto_init() {
 		return
 	}
 	file_broker_api_admin_proto_init()
+	file_broker_api_node_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_authority_proto_rawDesc), len(file_broker_api_authority_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

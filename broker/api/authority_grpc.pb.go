@@ -27,6 +27,7 @@ const (
 	Authorities_Install_FullMethodName      = "/credence.broker.v1.Authorities/Install"
 	Authorities_Revoke_FullMethodName       = "/credence.broker.v1.Authorities/Revoke"
 	Authorities_ListIssued_FullMethodName   = "/credence.broker.v1.Authorities/ListIssued"
+	Authorities_ListCRLs_FullMethodName     = "/credence.broker.v1.Authorities/ListCRLs"
 )
 
 // AuthoritiesClient is the client API for Authorities service.
@@ -46,6 +47,7 @@ type AuthoritiesClient interface {
 	Install(ctx context.Context, in *InstallRequest, opts ...grpc.CallOption) (*InstallResponse, error)
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	ListIssued(ctx context.Context, in *ListIssuedRequest, opts ...grpc.CallOption) (*ListIssuedResponse, error)
+	ListCRLs(ctx context.Context, in *ListCRLsRequest, opts ...grpc.CallOption) (*ListCRLsResponse, error)
 }
 
 type authoritiesClient struct {
@@ -136,6 +138,16 @@ func (c *authoritiesClient) ListIssued(ctx context.Context, in *ListIssuedReques
 	return out, nil
 }
 
+func (c *authoritiesClient) ListCRLs(ctx context.Context, in *ListCRLsRequest, opts ...grpc.CallOption) (*ListCRLsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListCRLsResponse)
+	err := c.cc.Invoke(ctx, Authorities_ListCRLs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AuthoritiesServer is the server API for Authorities service.
 // All implementations must embed UnimplementedAuthoritiesServer
 // for forward compatibility.
@@ -153,6 +165,7 @@ type AuthoritiesServer interface {
 	Install(context.Context, *InstallRequest) (*InstallResponse, error)
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	ListIssued(context.Context, *ListIssuedRequest) (*ListIssuedResponse, error)
+	ListCRLs(context.Context, *ListCRLsRequest) (*ListCRLsResponse, error)
 	mustEmbedUnimplementedAuthoritiesServer()
 }
 
@@ -186,6 +199,9 @@ func (UnimplementedAuthoritiesServer) Revoke(context.Context, *RevokeRequest) (*
 }
 func (UnimplementedAuthoritiesServer) ListIssued(context.Context, *ListIssuedRequest) (*ListIssuedResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListIssued not implemented")
+}
+func (UnimplementedAuthoritiesServer) ListCRLs(context.Context, *ListCRLsRequest) (*ListCRLsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListCRLs not implemented")
 }
 func (UnimplementedAuthoritiesServer) mustEmbedUnimplementedAuthoritiesServer() {}
 func (UnimplementedAuthoritiesServer) testEmbeddedByValue()                     {}
@@ -352,6 +368,24 @@ func _Authorities_ListIssued_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Authorities_ListCRLs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListCRLsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).ListCRLs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_ListCRLs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).ListCRLs(ctx, req.(*ListCRLsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Authorities_ServiceDesc is the grpc.ServiceDesc for Authorities service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -390,6 +424,10 @@ var Authorities_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListIssued",
 			Handler:    _Authorities_ListIssued_Handler,
+		},
+		{
+			MethodName: "ListCRLs",
+			Handler:    _Authorities_ListCRLs_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1331,7 +1331,7 @@ type Bundle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	Document      []byte                 `protobuf:"bytes,2,opt,name=document,proto3" json:"document,omitempty"` // SPIFFE JSON
-	Crls          [][]byte               `protobuf:"bytes,3,rep,name=crls,proto3" json:"crls,omitempty"`
+	Crls          []*CRL                 `protobuf:"bytes,3,rep,name=crls,proto3" json:"crls,omitempty"`         // of our own alone: all that are current
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1380,9 +1380,62 @@ func (x *Bundle) GetDocument() []byte {
 	return nil
 }
 
-func (x *Bundle) GetCrls() [][]byte {
+func (x *Bundle) GetCrls() []*CRL {
 	if x != nil {
 		return x.Crls
+	}
+	return nil
+}
+
+// A CRL is a certificate revocation list of one of our CAs.
+type CRL struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Der           []byte                 `protobuf:"bytes,1,opt,name=der,proto3" json:"der,omitempty"`
+	Issuer        [][]byte               `protobuf:"bytes,2,rep,name=issuer,proto3" json:"issuer,omitempty"` // DER, its certificate, then what stands between it and the bundle
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CRL) Reset() {
+	*x = CRL{}
+	mi := &file_broker_api_node_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CRL) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CRL) ProtoMessage() {}
+
+func (x *CRL) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CRL.ProtoReflect.Descriptor instead.
+func (*CRL) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CRL) GetDer() []byte {
+	if x != nil {
+		return x.Der
+	}
+	return nil
+}
+
+func (x *CRL) GetIssuer() [][]byte {
+	if x != nil {
+		return x.Issuer
 	}
 	return nil
 }
@@ -1397,7 +1450,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_broker_api_node_proto_msgTypes[20]
+	mi := &file_broker_api_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1462,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[20]
+	mi := &file_broker_api_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1475,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{20}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReportRequest) GetExchanges() []*Exchange {
@@ -1451,7 +1504,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_broker_api_node_proto_msgTypes[21]
+	mi := &file_broker_api_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1516,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[21]
+	mi := &file_broker_api_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1529,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{21}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Refusal) GetId() string {
@@ -1516,7 +1569,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_broker_api_node_proto_msgTypes[22]
+	mi := &file_broker_api_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1581,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[22]
+	mi := &file_broker_api_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1594,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{22}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReportResponse) GetAccepted() uint64 {
@@ -1569,7 +1622,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_broker_api_node_proto_msgTypes[23]
+	mi := &file_broker_api_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1634,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[23]
+	mi := &file_broker_api_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1647,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{23}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Exchange) GetId() string {
@@ -1677,7 +1730,7 @@ type RefreshBundleRequest struct {
 
 func (x *RefreshBundleRequest) Reset() {
 	*x = RefreshBundleRequest{}
-	mi := &file_broker_api_node_proto_msgTypes[24]
+	mi := &file_broker_api_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1742,7 @@ func (x *RefreshBundleRequest) String() string {
 func (*RefreshBundleRequest) ProtoMessage() {}
 
 func (x *RefreshBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[24]
+	mi := &file_broker_api_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1755,7 @@ func (x *RefreshBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshBundleRequest.ProtoReflect.Descriptor instead.
 func (*RefreshBundleRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{24}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RefreshBundleRequest) GetTrustDomain() string {
@@ -1728,7 +1781,7 @@ type RefreshBundleResponse struct {
 
 func (x *RefreshBundleResponse) Reset() {
 	*x = RefreshBundleResponse{}
-	mi := &file_broker_api_node_proto_msgTypes[25]
+	mi := &file_broker_api_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1793,7 @@ func (x *RefreshBundleResponse) String() string {
 func (*RefreshBundleResponse) ProtoMessage() {}
 
 func (x *RefreshBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[25]
+	mi := &file_broker_api_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1806,7 @@ func (x *RefreshBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshBundleResponse.ProtoReflect.Descriptor instead.
 func (*RefreshBundleResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{25}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RefreshBundleResponse) GetKnown() bool {
@@ -1776,7 +1829,7 @@ type JoinRequest_Start struct {
 
 func (x *JoinRequest_Start) Reset() {
 	*x = JoinRequest_Start{}
-	mi := &file_broker_api_node_proto_msgTypes[26]
+	mi := &file_broker_api_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1841,7 @@ func (x *JoinRequest_Start) String() string {
 func (*JoinRequest_Start) ProtoMessage() {}
 
 func (x *JoinRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[26]
+	mi := &file_broker_api_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +1904,7 @@ type IssueX509Request_Item struct {
 
 func (x *IssueX509Request_Item) Reset() {
 	*x = IssueX509Request_Item{}
-	mi := &file_broker_api_node_proto_msgTypes[29]
+	mi := &file_broker_api_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +1916,7 @@ func (x *IssueX509Request_Item) String() string {
 func (*IssueX509Request_Item) ProtoMessage() {}
 
 func (x *IssueX509Request_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[29]
+	mi := &file_broker_api_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +1972,7 @@ type IssueX509Response_Result struct {
 
 func (x *IssueX509Response_Result) Reset() {
 	*x = IssueX509Response_Result{}
-	mi := &file_broker_api_node_proto_msgTypes[30]
+	mi := &file_broker_api_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +1984,7 @@ func (x *IssueX509Response_Result) String() string {
 func (*IssueX509Response_Result) ProtoMessage() {}
 
 func (x *IssueX509Response_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[30]
+	mi := &file_broker_api_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2037,7 @@ type WatchRequest_Since struct {
 
 func (x *WatchRequest_Since) Reset() {
 	*x = WatchRequest_Since{}
-	mi := &file_broker_api_node_proto_msgTypes[33]
+	mi := &file_broker_api_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2049,7 @@ func (x *WatchRequest_Since) String() string {
 func (*WatchRequest_Since) ProtoMessage() {}
 
 func (x *WatchRequest_Since) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[33]
+	mi := &file_broker_api_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,11 +2206,14 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\x06before\x18\x03 \x01(\x03R\x06before\"0\n" +
 	"\x06Change\x12\x10\n" +
 	"\x03set\x18\x01 \x01(\fR\x03set\x12\x14\n" +
-	"\x05erase\x18\x02 \x01(\bR\x05erase\"[\n" +
+	"\x05erase\x18\x02 \x01(\bR\x05erase\"t\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
-	"\bdocument\x18\x02 \x01(\fR\bdocument\x12\x12\n" +
-	"\x04crls\x18\x03 \x03(\fR\x04crls\"\x84\x01\n" +
+	"\bdocument\x18\x02 \x01(\fR\bdocument\x12+\n" +
+	"\x04crls\x18\x03 \x03(\v2\x17.credence.broker.v1.CRLR\x04crls\"/\n" +
+	"\x03CRL\x12\x10\n" +
+	"\x03der\x18\x01 \x01(\fR\x03der\x12\x16\n" +
+	"\x06issuer\x18\x02 \x03(\fR\x06issuer\"\x84\x01\n" +
 	"\rReportRequest\x12:\n" +
 	"\texchanges\x18\x01 \x03(\v2\x1c.credence.broker.v1.ExchangeR\texchanges\x127\n" +
 	"\brefusals\x18\x02 \x03(\v2\x1b.credence.broker.v1.RefusalR\brefusals\"\xd5\x01\n" +
@@ -2211,7 +2267,7 @@ func file_broker_api_node_proto_rawDescGZIP() []byte {
 	return file_broker_api_node_proto_rawDescData
 }
 
-var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_broker_api_node_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: credence.broker.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: credence.broker.v1.JoinResponse
@@ -2233,69 +2289,71 @@ var file_broker_api_node_proto_goTypes = []any{
 	(*Cutoff)(nil),                   // 17: credence.broker.v1.Cutoff
 	(*Change)(nil),                   // 18: credence.broker.v1.Change
 	(*Bundle)(nil),                   // 19: credence.broker.v1.Bundle
-	(*ReportRequest)(nil),            // 20: credence.broker.v1.ReportRequest
-	(*Refusal)(nil),                  // 21: credence.broker.v1.Refusal
-	(*ReportResponse)(nil),           // 22: credence.broker.v1.ReportResponse
-	(*Exchange)(nil),                 // 23: credence.broker.v1.Exchange
-	(*RefreshBundleRequest)(nil),     // 24: credence.broker.v1.RefreshBundleRequest
-	(*RefreshBundleResponse)(nil),    // 25: credence.broker.v1.RefreshBundleResponse
-	(*JoinRequest_Start)(nil),        // 26: credence.broker.v1.JoinRequest.Start
-	nil,                              // 27: credence.broker.v1.Workload.FactsEntry
-	nil,                              // 28: credence.broker.v1.Workload.ProofsEntry
-	(*IssueX509Request_Item)(nil),    // 29: credence.broker.v1.IssueX509Request.Item
-	(*IssueX509Response_Result)(nil), // 30: credence.broker.v1.IssueX509Response.Result
-	nil,                              // 31: credence.broker.v1.X509SVID.DependsEntry
-	nil,                              // 32: credence.broker.v1.JWTSVID.DependsEntry
-	(*WatchRequest_Since)(nil),       // 33: credence.broker.v1.WatchRequest.Since
-	nil,                              // 34: credence.broker.v1.Refusal.FactsEntry
+	(*CRL)(nil),                      // 20: credence.broker.v1.CRL
+	(*ReportRequest)(nil),            // 21: credence.broker.v1.ReportRequest
+	(*Refusal)(nil),                  // 22: credence.broker.v1.Refusal
+	(*ReportResponse)(nil),           // 23: credence.broker.v1.ReportResponse
+	(*Exchange)(nil),                 // 24: credence.broker.v1.Exchange
+	(*RefreshBundleRequest)(nil),     // 25: credence.broker.v1.RefreshBundleRequest
+	(*RefreshBundleResponse)(nil),    // 26: credence.broker.v1.RefreshBundleResponse
+	(*JoinRequest_Start)(nil),        // 27: credence.broker.v1.JoinRequest.Start
+	nil,                              // 28: credence.broker.v1.Workload.FactsEntry
+	nil,                              // 29: credence.broker.v1.Workload.ProofsEntry
+	(*IssueX509Request_Item)(nil),    // 30: credence.broker.v1.IssueX509Request.Item
+	(*IssueX509Response_Result)(nil), // 31: credence.broker.v1.IssueX509Response.Result
+	nil,                              // 32: credence.broker.v1.X509SVID.DependsEntry
+	nil,                              // 33: credence.broker.v1.JWTSVID.DependsEntry
+	(*WatchRequest_Since)(nil),       // 34: credence.broker.v1.WatchRequest.Since
+	nil,                              // 35: credence.broker.v1.Refusal.FactsEntry
 }
 var file_broker_api_node_proto_depIdxs = []int32{
-	26, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
+	27, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
 	3,  // 1: credence.broker.v1.JoinResponse.joined:type_name -> credence.broker.v1.Joined
-	27, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
-	28, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
-	29, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
-	30, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
+	28, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
+	29, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
+	30, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
+	31, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
 	10, // 6: credence.broker.v1.X509SVID.targets:type_name -> credence.broker.v1.Target
-	31, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
+	32, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
 	5,  // 8: credence.broker.v1.IssueJWTRequest.workload:type_name -> credence.broker.v1.Workload
 	13, // 9: credence.broker.v1.IssueJWTResponse.svids:type_name -> credence.broker.v1.JWTSVID
 	14, // 10: credence.broker.v1.IssueJWTResponse.denial:type_name -> credence.broker.v1.Denial
-	32, // 11: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
-	33, // 12: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
+	33, // 11: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
+	34, // 12: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
 	19, // 13: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
 	18, // 14: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
 	17, // 15: credence.broker.v1.WatchResponse.cutoffs:type_name -> credence.broker.v1.Cutoff
-	23, // 16: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
-	21, // 17: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
-	34, // 18: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
-	4,  // 19: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
-	5,  // 20: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
-	7,  // 21: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
-	9,  // 22: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
-	14, // 23: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
-	4,  // 24: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 25: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 26: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
-	0,  // 27: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
-	2,  // 28: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
-	6,  // 29: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
-	11, // 30: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
-	15, // 31: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
-	20, // 32: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
-	24, // 33: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
-	1,  // 34: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
-	3,  // 35: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
-	8,  // 36: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
-	12, // 37: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
-	16, // 38: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
-	22, // 39: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
-	25, // 40: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
-	34, // [34:41] is the sub-list for method output_type
-	27, // [27:34] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	20, // 16: credence.broker.v1.Bundle.crls:type_name -> credence.broker.v1.CRL
+	24, // 17: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
+	22, // 18: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
+	35, // 19: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
+	4,  // 20: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
+	5,  // 21: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
+	7,  // 22: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
+	9,  // 23: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
+	14, // 24: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
+	4,  // 25: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 26: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 27: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
+	0,  // 28: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
+	2,  // 29: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
+	6,  // 30: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
+	11, // 31: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
+	15, // 32: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
+	21, // 33: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
+	25, // 34: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
+	1,  // 35: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
+	3,  // 36: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
+	8,  // 37: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
+	12, // 38: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
+	16, // 39: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
+	23, // 40: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
+	26, // 41: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
+	35, // [35:42] is the sub-list for method output_type
+	28, // [28:35] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_node_proto_init() }
@@ -2321,7 +2379,7 @@ func file_broker_api_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_node_proto_rawDesc), len(file_broker_api_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

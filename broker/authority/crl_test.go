@@ -36,7 +36,7 @@ func crlOf(t *testing.T, a *authority.Authority, issuer string) (authority.CRL, 
 	return authority.CRL{}, nil
 }
 
-func serials(list *x509.RevocationList) (all []int64) {
+func serialsOn(list *x509.RevocationList) (all []int64) {
 	for _, e := range list.RevokedCertificateEntries {
 		all = append(all, e.SerialNumber.Int64())
 	}
@@ -109,19 +109,19 @@ func TestRevokeOnce(t *testing.T) {
 	revoke(7, 2*hour)
 	revoke(8, 0) // it has ended
 	again, list := crlOf(t, a, issuing)
-	if e.records.listSaves != saves || again.Number.Cmp(first.Number) != 0 || len(serials(list)) != 1 {
-		t.Errorf("%d saves, number %s after %s, %v", e.records.listSaves-saves, again.Number, first.Number, serials(list))
+	if e.records.listSaves != saves || again.Number.Cmp(first.Number) != 0 || len(serialsOn(list)) != 1 {
+		t.Errorf("%d saves, number %s after %s, %v", e.records.listSaves-saves, again.Number, first.Number, serialsOn(list))
 	}
 	// What has ended leaves the list after it was on one made later, and the store.
 	e.clock.set(start.Add(2 * hour))
 	revoke(9, 3*hour)
-	if _, list = crlOf(t, a, issuing); len(serials(list)) != 2 {
-		t.Errorf("after its end: %v", serials(list))
+	if _, list = crlOf(t, a, issuing); len(serialsOn(list)) != 2 {
+		t.Errorf("after its end: %v", serialsOn(list))
 	}
 	e.clock.set(start.Add(3 * hour))
 	revoke(10, 3*hour)
-	if _, list = crlOf(t, a, issuing); len(serials(list)) != 2 || serials(list)[0] != 9 {
-		t.Errorf("later: %v", serials(list))
+	if _, list = crlOf(t, a, issuing); len(serialsOn(list)) != 2 || serialsOn(list)[0] != 9 {
+		t.Errorf("later: %v", serialsOn(list))
 	}
 	if len(e.records.revoked) != 2 {
 		t.Errorf("kept: %v", e.records.revoked)

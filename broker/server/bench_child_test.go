@@ -148,7 +148,7 @@ func benchBroker(ctx context.Context, dir string) (benchPlace, func() error, err
 	}
 	b, err := broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: tokenMethod(st, time.Now), Issuer: auth, Store: st, Audit: record, Policy: &broker.Policy{Set: empty}, Log: log,
-		Record: record, Index: st, Origin: "broker", DenyFile: filepath.Join(dir, "revoked.jsonl"),
+		Record: record, Index: st, CRLs: server.Lists{Authority: auth}, Origin: "broker", DenyFile: filepath.Join(dir, "revoked.jsonl"),
 	})
 	if err != nil {
 		return place, nil, err

@@ -219,7 +219,7 @@ func (e *env) open() {
 	e.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: e.methodOf, Issuer: e.authority, Store: e.store, Audit: e.audit,
 		Policy: &broker.Policy{Set: empty}, Log: log, Now: e.now, JoinTime: e.joinTime,
-		Record: e.audit, Index: e.store, Origin: "broker", DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
+		Record: e.audit, Index: e.store, CRLs: server.Lists{Authority: e.authority}, Origin: "broker", DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
 	})
 	check(err)
 	var discovery http.Handler

@@ -58,6 +58,8 @@ type Authority interface {
 	Document() (document []byte, ok bool) // the SPIFFE bundle
 	Bundle() *authority.Bundle            // the same, in its parts
 	Changed() <-chan struct{}             // closed at the bundle's next change
+	CRLs() []authority.CRL                // those that are current
+	CRLsChanged() <-chan struct{}         // closed when there is a newer one
 	Pin() string
 	List() []authority.Status
 	Acts
@@ -328,16 +330,18 @@ func (s *Server) adminServer() *grpc.Server {
 	return g
 }
 
-// follow rings for every stream when a bundle of ours or a peer's changes.
+// follow rings for every stream when a bundle of ours or a peer's or one of our
+// CRLs changes.
 func (s *Server) follow(ctx context.Context) {
 	for {
-		own := s.cfg.Authority.Changed()
+		own, lists := s.cfg.Authority.Changed(), s.cfg.Authority.CRLsChanged()
 		_, peers := s.cfg.Peers.Set().Watch()
 		s.changed.ring() // after asking for the channels: no change falls between
 		select {
 		case <-ctx.Done():
 			return
 		case <-own:
+		case <-lists:
 		case <-peers:
 		}
 	}

@@ -102,6 +102,7 @@ type watcher struct {
 	session  *broker.Session
 	send     func(*api.WatchResponse) error
 	sent     map[string]string // trust domain to the bundle document last sent
+	lists    string            // the CRLs last sent with our own bundle
 	wanted   []string
 	revision uint64        // of the store, as last read
 	whole    bool          // a first message has been sent
@@ -208,17 +209,22 @@ func (w *watcher) pace(changes []broker.Change) []*api.Change {
 }
 
 // bundles adds the bundles that changed since they were last sent, and the
-// trust domains that went.
+// trust domains that went. Our own comes with our CRLs, and anew if they change.
 func (w *watcher) bundles(m *api.WatchResponse) {
+	lists, mark := w.s.crls() // before the bundle, which verifies their issuers
 	have, own := w.s.bundles()
 	for _, td := range slices.Sorted(maps.Keys(have)) {
-		if document, ok := w.sent[td]; !ok || document != have[td] {
-			m.Bundles = append(m.Bundles, &api.Bundle{TrustDomain: td, Document: []byte(have[td])})
-			w.sent[td] = have[td]
-			if td == w.s.cfg.TrustDomain.Name() {
-				w.session.SendingBundle(own, m.Revision)
-			}
+		ours := td == w.s.cfg.TrustDomain.Name()
+		if document, ok := w.sent[td]; ok && document == have[td] && (!ours || mark == w.lists) {
+			continue
 		}
+		b := &api.Bundle{TrustDomain: td, Document: []byte(have[td])}
+		w.sent[td] = have[td]
+		if ours {
+			b.Crls, w.lists = lists, mark
+			w.session.SendingBundle(own, m.Revision)
+		}
+		m.Bundles = append(m.Bundles, b)
 	}
 	for td := range w.sent {
 		if _, ok := have[td]; !ok {

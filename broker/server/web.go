@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/credence-id/credence/federation/endpoint"
@@ -10,9 +11,9 @@ import (
 // BundlePath is where the bundle is served, by both profiles.
 const BundlePath = "/bundle"
 
-// handlers makes what the two HTTPS listeners serve: the bundle, and nothing
-// else, by the https_spiffe profile; to relying parties with web PKI the
-// bundle by https_web, and OIDC discovery and its keys.
+// handlers makes what the two HTTPS listeners serve: the bundle and CRLs, and
+// nothing else, by the https_spiffe profile; to relying parties with web PKI
+// the same by https_web, and OIDC discovery and its keys.
 func (s *Server) handlers() error {
 	bundle, err := endpoint.New(endpoint.Config{Document: func() ([]byte, time.Duration, bool) {
 		document, ok := s.cfg.Authority.Document()
@@ -25,21 +26,24 @@ func (s *Server) handlers() error {
 	if elsewhere == nil {
 		elsewhere = http.NotFoundHandler()
 	}
-	s.spiffe, s.web = at(bundle, http.NotFoundHandler()), at(bundle, elsewhere)
+	s.spiffe, s.web = s.at(bundle, http.NotFoundHandler()), s.at(bundle, elsewhere)
 	return nil
 }
 
-// at serves the bundle at its path and nowhere else. http.ServeMux would
+// at serves the bundle and the CRLs at their paths and nowhere else. http.ServeMux would
 // redirect what is nearly it, for good (SPIFFE Federation §5.2.1.3 wants
 // redirects that are not remembered). The path is compared as it is spelled:
 // what decodes to it is another path to caches and filters before us.
-func at(bundle, elsewhere http.Handler) http.Handler {
+func (s *Server) at(bundle, elsewhere http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.EscapedPath() == BundlePath {
+		switch path := r.URL.EscapedPath(); {
+		case path == BundlePath:
 			bundle.ServeHTTP(w, r)
-			return
+		case strings.HasPrefix(path, crlPrefix):
+			s.crl(w, r)
+		default:
+			elsewhere.ServeHTTP(w, r)
 		}
-		elsewhere.ServeHTTP(w, r)
 	})
 }
 

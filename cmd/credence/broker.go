@@ -106,7 +106,7 @@ func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain
 	}
 	config := authority.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys, RootKeys: rootKeys,
-		Lives: authority.Lives{Lead: lead, RefreshHint: refreshHint}, Now: o.now, Log: o.log,
+		Lives: authority.Lives{Lead: lead, RefreshHint: refreshHint}, CRLURLs: p.file.CRLURLs, Now: o.now, Log: o.log,
 	}
 	if err := p.file.CA.into(&config, o.now); err != nil {
 		return err
@@ -147,7 +147,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	}
 	p.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: joinMethod(p.store, o.now), Issuer: p.authority, Store: p.store, Audit: p.audit,
-		Record: p.audit, Index: p.store, Origin: "broker", DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
+		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: "broker", DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
 		Policy: &broker.Policy{Set: empty}, Now: o.now, Log: o.log,
 	})
 	if err != nil {

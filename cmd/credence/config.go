@@ -17,6 +17,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/broker/resource"
@@ -44,6 +45,7 @@ type brokerFile struct {
 	Subjects      []string `yaml:"subjects"`       // RDNs (patterns) they may ask for besides CN=<their name>
 	AllowNetworks []string `yaml:"allow_networks"` // private networks that peers' URLs may lead to
 	JWTKeyLead    string   `yaml:"jwt_key_lead"`   // how long a JWT key is published before its first use; default 24h
+	CRLURLs       []string `yaml:"crl_urls"`       // CRL distribution points in certificates; %s is the issuer's key ID; empty: none
 	MinTTL        string   `yaml:"min_ttl"`        // the shortest life that an Identity may ask for; default 1m
 
 	CA anchorFile `yaml:",inline"`
@@ -170,6 +172,11 @@ func (f *brokerFile) complete() (err error) {
 	}
 	if _, e := lifeField("jwt_key_lead", f.JWTKeyLead, 15*time.Minute, 7*24*time.Hour); e != nil {
 		return e
+	}
+	for _, u := range f.CRLURLs {
+		if e := authority.CheckCRLURL(u); e != nil {
+			return fmt.Errorf("crl_urls: %w", e)
+		}
 	}
 	_, err = lifeField("min_ttl", f.MinTTL, time.Second, time.Hour)
 	return err

@@ -153,6 +153,12 @@ data: %s
 # cache decides.
 # jwt_key_lead: 24h
 
+# Where relying parties find our CRLs, written into certificates; %%s is the
+# issuer's key ID. The listeners web and spiffe serve them at /crl/%%s.crl, and
+# what fetches CRLs mostly wants plain http: a proxy's or a bucket's URL. Empty
+# writes none.
+# crl_urls: []
+
 # The shortest life that an Identity may ask for.
 # min_ttl: 1m
 `
