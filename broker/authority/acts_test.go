@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"strings"
 	"testing"
 	"time"
 
@@ -332,12 +333,14 @@ func TestActsFail(t *testing.T) {
 	for _, test := range acts(t) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			fault{act: test}.run(t) // nothing fails
-			for _, lists := range []bool{false, true} {
-				for _, kept := range []bool{false, true} {
-					for _, reopen := range []bool{false, true} {
-						for n := 1; !(fault{test, n, lists, kept, reopen}).run(t); n++ {
-						}
+			saves, listSaves := fault{act: test}.run(t) // nothing fails
+			for _, kept := range []bool{false, true} {
+				for _, reopen := range []bool{false, true} {
+					for n := range saves {
+						fault{test, n + 1, false, kept, reopen}.run(t)
+					}
+					for n := range listSaves {
+						fault{test, n + 1, true, kept, reopen}.run(t)
 					}
 				}
 			}
@@ -351,8 +354,8 @@ type fault struct {
 	lists, kept, reopen bool
 }
 
-// run returns whether there was no n-th write to fail.
-func (f fault) run(t *testing.T) (done bool) {
+// run returns how many writes there were.
+func (f fault) run(t *testing.T) (wrote, wroteLists int) {
 	name := fmt.Sprintf("write %d, of lists %v, kept %v, reopen %v", f.n, f.lists, f.kept, f.reopen)
 	e := newEnv(t)
 	e.keys = &memoryKeys{}
@@ -405,10 +408,7 @@ func (f fault) run(t *testing.T) (done bool) {
 			t.Fatalf("%s: %v", name, err)
 		}
 	}
-	if f.lists {
-		return e.records.listSaves-listSaves < f.n
-	}
-	return e.records.saves-saves < f.n
+	return e.records.saves - saves, e.records.listSaves - listSaves
 }
 
 // checkSigns signs both kinds of SVID, if there is a root yet, and verifies
@@ -457,4 +457,37 @@ func TestRotateJWTRemovesFirst(t *testing.T) {
 			t.Errorf("published %v", got)
 		}
 	}
+}
+
+// A root dropped by force ends what another broker still signs with under it:
+// nobody believes that any more.
+func TestDropRootOfAnotherBroker(t *testing.T) {
+	e := newEnv(t)
+	e.issuer = ""
+	e.records.step = checkStep
+	other := e.config()
+	other.Broker = "b2"
+	if _, err := authority.Open(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	a := e.open()
+	e.need(a.PublishRoot(t.Context()))
+	e.need(a.ActivateRoot(t.Context(), of(a, authority.Root, authority.Published).ID))
+	old := of(a, authority.Root, authority.Old).ID
+	e.clock.set(start.Add(100 * hour))
+	e.tick(a)
+	if _, err := a.DropRoot(t.Context(), old, false); !errors.Is(err, authority.ErrNotYet) || !strings.Contains(err.Error(), "b2 still signs") {
+		t.Errorf("error %v", err)
+	}
+	e.need(a.DropRoot(t.Context(), old, true))
+	for _, s := range a.List() {
+		if s.Broker == "b2" && s.State != authority.Revoked {
+			t.Errorf("b2's CA is %s", s.State)
+		}
+	}
+	b, err := authority.Open(t.Context(), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	svidNow(t, e, b)
 }

@@ -50,7 +50,7 @@ type Config struct {
 	Lives       Lives // zero fields take their defaults
 
 	Upstream     Upstream // who certifies our CAs by itself; nil: our own root, or what Install brought
-	UpstreamName string   // for List and errors: "vault", "disk", "spiffe"; "csr" without an Upstream: no root of our own is made, Install is awaited
+	UpstreamName string   // for List and errors: "vault", "disk"; "csr" without an Upstream: no root of our own is made, Install is awaited
 	Anchor       string   // under a corporate root: "root" (default), the bundle holds it; "ours", it holds our CA's own certificate
 	SharedRoot   string   // what else that root signs: "dedicated" nothing, "shared" others too; empty refuses Anchor "root"
 

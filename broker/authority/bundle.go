@@ -114,7 +114,7 @@ type document struct {
 // checkRoot refuses the root of another trust domain: a data directory given
 // to the wrong broker. Who else made a root gave it any name.
 func checkRoot(r Record, c *x509.Certificate, td spiffeid.TrustDomain) error {
-	own := r.KeyRef != "" && selfSigned(c)
+	own := r.KeyRef != "" && bytes.Equal(c.RawSubject, c.RawIssuer)
 	if own && (len(c.URIs) != 1 || c.URIs[0].String() != td.IDString()) {
 		return fmt.Errorf("its certificate is not one of %s", td)
 	}

@@ -25,15 +25,13 @@ const (
 
 // checkPath holds a chain, ours first and its anchor last, against what
 // verifiers ask of one: Go, OpenSSL with -x509_strict, and a Roles Anywhere
-// anchor. until is how long all of it must last at least; leaves whether ours
-// signs SVIDs itself where its path length is 0. Errors name the certificate,
-// the field, and what it should be.
+// anchor. Its algorithms have been checked (checkAlgorithms). until is how long
+// all of it must last at least; hand, whether ours signs issuing CAs, unless its
+// path length is 0. Errors name the certificate, the field, and what it should
+// be.
 func (a *Authority) checkPath(path []*x509.Certificate, hand bool, now, until time.Time) error {
 	if len(path) > maxPath {
 		return fmt.Errorf("chain: has %d certificates, should have %d at most", len(path), maxPath)
-	}
-	if err := checkAlgorithms(path); err != nil {
-		return err
 	}
 	below := 0 // CAs of ours under the first
 	if hand && !leavesOnly(path[0]) {

@@ -158,7 +158,11 @@ func (a *Authority) installation(ours Record, chain []*x509.Certificate, shared 
 	root := chain[len(chain)-1]
 	ours.Use, ours.Parent = Domain, rootID(root)
 	if r, ok := a.live.Load().find(rootID(root)); ok && r.published() {
-		return []Record{ours}
+		if r.Reason == shared {
+			return []Record{ours}
+		}
+		r.Reason = shared // what was said of it last
+		return []Record{ours, r}
 	}
 	return []Record{ours, a.foreignRoot(root, shared, now)}
 }

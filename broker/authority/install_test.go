@@ -336,6 +336,44 @@ func TestInstallRefusesSHA1(t *testing.T) {
 	}
 }
 
+// A CA of another key under the right name.
+func TestInstallRefusesAnImpostor(t *testing.T) {
+	_, a := byHand(t, nil)
+	root := newPKI(t, "Corporate Root", nil, nil)
+	policy, impostor := newPKI(t, "Policy CA", root, nil), newPKI(t, "Policy CA", root, nil)
+	chain := policy.grant(csrOf(t, a, false), 1000*day, start, nil)
+	chain[1] = impostor.cert
+	_, err := a.Install(t.Context(), chain)
+	if want := "issuer: its signature does not verify with the key of"; !errors.Is(err, authority.ErrRefused) || !strings.Contains(err.Error(), want) {
+		t.Errorf("error %v, want %q", err, want)
+	}
+}
+
+// A root from before extensions, which OpenSSL makes where none are asked for.
+func TestInstallRefusesVersion1(t *testing.T) {
+	e, a := byHand(t, nil)
+	dir := t.TempDir()
+	writeDER(t, dir+"/ours.csr", csrOf(t, a, false))
+	for _, args := range [][]string{
+		{"req", "-newkey", "rsa:2048", "-noenc", "-keyout", dir + "/root.key", "-out", dir + "/root.csr", "-subj", "/CN=Old Root"},
+		{"x509", "-req", "-in", dir + "/root.csr", "-signkey", dir + "/root.key", "-days", "3000", "-out", dir + "/root.pem"},
+		{"x509", "-req", "-in", dir + "/ours.csr", "-inform", "DER", "-CA", dir + "/root.pem", "-CAkey", dir + "/root.key", "-copy_extensions", "copyall", "-days", "3000", "-out", dir + "/ours.pem"},
+	} {
+		if out, ok := openssl(t, args...); !ok {
+			t.Fatal(out)
+		}
+	}
+	root := readCerts(t, dir+"/root.pem")
+	if root[0].Version != 1 {
+		t.Skipf("this openssl makes roots of version %d", root[0].Version)
+	}
+	e.clock.set(time.Now().Add(time.Second))
+	_, err := a.Install(t.Context(), append(readCerts(t, dir+"/ours.pem"), root...))
+	if want := "version: is 1, should be 3"; !errors.Is(err, authority.ErrRefused) || !strings.Contains(err.Error(), want) {
+		t.Errorf("error %v, want %q", err, want)
+	}
+}
+
 // A certificate installed twice with different words, or under a key given up.
 func TestInstallAgain(t *testing.T) {
 	_, a := byHand(t, nil)
@@ -486,10 +524,10 @@ func TestInstallTwoBeforeActivation(t *testing.T) {
 	a := e.open()
 	root := newPKI(t, "Corporate Root", nil, nil)
 	var last authority.Installed
-	for i := range 3 {
+	for i, said := range []string{"dedicated", "", ""} { // what is said last of the root counts
 		e.clock.set(start.Add(time.Duration(i) * time.Minute))
 		var err error
-		if last, err = a.Install(t.Context(), root.grant(csrOf(t, a, false), 1000*day, start, nil)); err != nil {
+		if last, err = a.InstallUnder(t.Context(), root.grant(csrOf(t, a, false), 1000*day, start, nil), said); err != nil {
 			t.Fatal(err)
 		}
 	}

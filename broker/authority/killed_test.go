@@ -141,10 +141,10 @@ func TestChild(t *testing.T) {
 	for {
 		h.clock.set(h.clock.now().Add(30 * time.Minute))
 		say(fmt.Sprintf("at %d", h.clock.now().Unix()))
-		which := random.IntN(10)
+		which := actNames[random.IntN(len(actNames))]
 		switch err := h.act(a, which); {
 		case err == nil:
-			say(fmt.Sprintf("did %d", which))
+			say("did " + which)
 		case !errors.Is(err, authority.ErrNotYet) && !errors.Is(err, authority.ErrNothing) && !errors.Is(err, authority.ErrRefused):
 			t.Fatal(err)
 		}
@@ -157,29 +157,33 @@ func TestChild(t *testing.T) {
 	}
 }
 
+var actNames = []string{
+	"rotate-issuing", "replace-issuing", "rotate-jwt", "replace-jwt", "publish-root", "activate-root", "drop-root", "roll-back-root", "install", "revoke",
+}
+
 // act does one of all that operators do.
-func (h *house) act(a *authority.Authority, which int) (err error) {
+func (h *house) act(a *authority.Authority, which string) (err error) {
 	ctx := h.t.Context()
 	switch which {
-	case 0:
+	case "rotate-issuing":
 		_, err = a.RotateIssuing(ctx)
-	case 1:
+	case "replace-issuing":
 		_, err = a.ReplaceIssuing(ctx, "lost")
-	case 2:
+	case "rotate-jwt":
 		_, err = a.RotateJWT(ctx, "ES256")
-	case 3:
+	case "replace-jwt":
 		_, err = a.ReplaceJWT(ctx, "ES256", "lost")
-	case 4:
+	case "publish-root":
 		_, err = a.PublishRoot(ctx)
-	case 5:
+	case "activate-root":
 		_, err = a.ActivateRoot(ctx, of(a, authority.Root, authority.Published).ID)
-	case 6:
+	case "drop-root":
 		_, err = a.DropRoot(ctx, of(a, authority.Root, authority.Old).ID, false)
-	case 7:
+	case "roll-back-root":
 		_, err = a.RollbackRoot(ctx)
-	case 8:
+	case "install":
 		err = h.install(a)
-	case 9:
+	case "revoke":
 		err = a.Revoke(ctx, []authority.Revocation{{
 			Serial: big.NewInt(h.clock.now().Unix()), Issuer: of(a, authority.Issuing, authority.Active).ID, NotAfter: h.clock.now().Add(hour),
 		}})
@@ -212,9 +216,9 @@ func TestKilled(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	now, did := start, map[int]int{}
+	now, did := start, map[string]int{}
 	for i := range uint64(kills) {
-		told := runChild(t, dir, now, seed+i, 1+random.IntN(60))
+		told := runChild(t, dir, now, seed+i, 1+random.IntN(30))
 		now = told.at
 		for _, which := range told.did {
 			did[which]++
@@ -230,7 +234,7 @@ func TestKilled(t *testing.T) {
 // told is what a child said before it was killed.
 type told struct {
 	at       time.Time
-	did      []int
+	did      []string
 	sequence uint64
 	expiry   map[string]time.Time // the last SVID's, by its CA
 }
@@ -276,8 +280,8 @@ func (s *told) note(t *testing.T, line string) {
 	if _, err := fmt.Sscanf(line, "at %d", &at); err == nil {
 		s.at = time.Unix(at, 0).UTC()
 	}
-	if _, err := fmt.Sscanf(line, "did %d", &at); err == nil {
-		s.did = append(s.did, int(at))
+	if which, ok := strings.CutPrefix(line, "did "); ok {
+		s.did = append(s.did, which)
 	}
 	if _, err := fmt.Sscanf(line, "signed %s %d %d", &id, &at, &s.sequence); err == nil {
 		s.expiry[id] = time.Unix(at, 0).UTC()
@@ -329,7 +333,7 @@ func (h *house) believed(a *authority.Authority) {
 		if err != nil {
 			h.t.Fatal(err)
 		}
-		parsed, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
+		parsed, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
 		if err != nil {
 			h.t.Fatal(err)
 		}

@@ -141,12 +141,13 @@ func (a *Authority) DropRoot(ctx context.Context, id string, force bool) (Status
 	return st, err
 }
 
-// dropped are a root and what stands under it, ended.
+// dropped are a root and what stands under it, ended: by force, another
+// broker's issuing CA too, which the bundle no longer verifies.
 func dropped(s *snapshot, root Record, now time.Time) []Record {
 	root.State, root.RevokedAt = Revoked, now
 	changed := []Record{root}
 	for _, r := range s.records {
-		if r.ID != root.ID && (r.Use == Domain || r.Use == Issuing) && r.State != Active && r.State != Revoked && s.rootOf(r) == root.ID {
+		if r.ID != root.ID && (r.Use == Domain || r.Use == Issuing) && r.State != Revoked && s.rootOf(r) == root.ID {
 			r.State = Revoked
 			changed = append(changed, r)
 		}

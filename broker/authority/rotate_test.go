@@ -310,6 +310,7 @@ func TestBrokersShareTheRoot(t *testing.T) {
 // domain's first weeks. Nothing that was signed or published may be lost, and
 // the next start, or the next tick, goes on.
 func TestSaveFails(t *testing.T) {
+	t.Parallel()
 	for _, kept := range []bool{false, true} {
 		for _, reopen := range []bool{false, true} {
 			for n := 1; ; n++ {
