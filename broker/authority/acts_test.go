@@ -360,6 +360,9 @@ func (f fault) run(t *testing.T) (wrote, wroteLists int) {
 	e := newEnv(t)
 	e.keys = &memoryKeys{}
 	e.records.step = checkStep
+	if !strings.Contains(f.name, "jwt") && f.name != "rotate issuing" && f.name != "activate root" { // time
+		e.issuer = ""
+	}
 	var a *authority.Authority
 	if f.config == nil {
 		a = e.open()
