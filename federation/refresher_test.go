@@ -235,12 +235,12 @@ func TestPollsAtTheHintWithinBounds(t *testing.T) {
 		doc  string
 		want time.Duration
 	}{
-		{"hint 300", document(t, 1, 300, a), 300 * time.Second},
+		{"FC-23 hint 300", document(t, 1, 300, a), 300 * time.Second},
 		{"hint 60", document(t, 1, 60, a), time.Minute},
-		{"hint 0 makes no hot loop", document(t, 1, 0, a), 30 * time.Second},
-		{"hint negative", document(t, 1, -5, b), 30 * time.Second},
-		{"hint 10^12 is not never", document(t, 1, 1_000_000_000_000, a), 10 * time.Minute},
-		{"no hint", `{"keys":[]}`, 5 * time.Minute},
+		{"FC-25 hint 0 makes no hot loop", document(t, 1, 0, a), 30 * time.Second},
+		{"FC-25 hint negative", document(t, 1, -5, b), 30 * time.Second},
+		{"FC-25 hint 10^12 is not never", document(t, 1, 1_000_000_000_000, a), 10 * time.Minute},
+		{"FC-24 no hint", `{"keys":[]}`, 5 * time.Minute},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -532,7 +532,30 @@ func TestEndpointInAnotherTrustDomain(t *testing.T) { // FED-29
 	})
 }
 
-func TestRemovalDropsTheBundleAndStopsPolling(t *testing.T) { // FED-37
+// FC-28: each has the bundle under its configured name, and only that.
+func TestTwoTrustDomainsAtOneURLAreKeptApart(t *testing.T) {
+	a, b := newCA(t, nil), newCA(t, nil)
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, &memory{}, nil)
+		defer h.stop()
+		h.endpoints.set(partnerURL, document(t, 1, 300, a))
+		h.peers(t, webPeer(partner, partnerURL), webPeer(third, partnerURL))
+		h.endpoints.set(partnerURL, document(t, 2, 300, a, b))
+		if err := h.Refresh(t.Context(), third); err != nil {
+			t.Fatal(err)
+		}
+		if p, o := h.sequence(partner), h.sequence(third); p != "1" || o != "2" {
+			t.Errorf("sequences %s and %s", p, o)
+		}
+		h.peers(t, webPeer(third, partnerURL))
+		leaf := a.Leaf(t, nil, "spiffe://partner.example/w")
+		if _, _, err := federation.VerifyX509(certs(leaf), h.Set(), epoch); err == nil {
+			t.Error("an SVID of one verified by the bundle of the other")
+		}
+	})
+}
+
+func TestRemovalDropsTheBundleAndStopsPolling(t *testing.T) { // FED-37, FC-30
 	a := newCA(t, nil)
 	synctest.Test(t, func(t *testing.T) {
 		h := start(t, &memory{}, nil)

@@ -249,11 +249,11 @@ func (f *agentFile) complete() error {
 
 // socketPath reads a path or a unix:///path URL.
 func socketPath(text string) (string, error) {
-	if !strings.Contains(text, ":") {
+	if text = strings.TrimSpace(text); text != "" && !strings.Contains(text, ":") {
 		return filepath.Abs(text)
 	}
 	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "unix" || u.Host != "" || !strings.HasPrefix(u.Path, "/") || u.RawQuery != "" || u.Fragment != "" {
+	if err != nil || u.Scheme != "unix" || u.Host != "" || u.User != nil || !strings.HasPrefix(u.Path, "/") || strings.HasSuffix(u.Path, "/") || strings.ContainsAny(text, "?#") {
 		return "", input(fmt.Errorf("socket %q: a path or unix:///path is wanted", text))
 	}
 	return u.Path, nil

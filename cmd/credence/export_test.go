@@ -62,3 +62,6 @@ func OpenBroker(ctx context.Context, text string, access KeyAccess) (pin string,
 	}
 	return b.authority.Pin(), places, b.close()
 }
+
+// SocketPath is what --socket, --admin and the environment are read by.
+func SocketPath(text string) (string, error) { return socketPath(text) }
