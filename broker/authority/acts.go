@@ -16,8 +16,10 @@ type Replacement struct {
 // act does one thing that an operator asked for: one at a time, not beside Tick,
 // on what is durable. Signing goes on meanwhile.
 func (a *Authority) act(what string, ctx context.Context, do func(now time.Time) error) error {
-	a.ticking.Lock()
-	defer a.ticking.Unlock()
+	if err := a.ticking.take(ctx); err != nil {
+		return fmt.Errorf("%s: waiting for what is under way: %w", what, err)
+	}
+	defer a.ticking.leave()
 	if err := a.sync(ctx); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}

@@ -76,15 +76,15 @@ type Authority struct {
 	ready     chan struct{} // closed when RS256 can be signed
 	readyOnce sync.Once
 
-	ticking sync.Mutex // one Tick or act at a time; held while keys are made
-	tries   int        // of the upstream, failed one after the other; under ticking
-	tryAt   time.Time  // when to ask the upstream again; under ticking
-	asking  unused     // the key that the upstream is asked to certify; under ticking
+	ticking turn      // one Tick or act at a time: keys are made meanwhile
+	tries   int       // of the upstream, failed one after the other; under ticking
+	tryAt   time.Time // when to ask the upstream again; under ticking
+	asking  unused    // the key that the upstream is asked to certify; under ticking
 
 	lists    atomic.Pointer[revocations]
 	problems problems
 
-	mu          sync.Mutex // guards what follows, and is held while records are saved
+	mu          sync.Mutex // guards what follows, and is held while records are saved; never while a key source works
 	publication Publication
 	signers     map[string]crypto.Signer // open keys by authority ID
 	stale       bool                     // a save failed: what is durable is not known
@@ -99,7 +99,7 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{cfg: cfg, ready: make(chan struct{}), signers: map[string]crypto.Signer{}, stale: true}
+	a := &Authority{cfg: cfg, ready: make(chan struct{}), ticking: make(turn, 1), signers: map[string]crypto.Signer{}, stale: true}
 	a.lists.Store(&revocations{changed: make(chan struct{})})
 	if err := a.sync(ctx); err != nil {
 		return nil, err
@@ -229,9 +229,7 @@ func (a *Authority) Pin() string {
 // sync reads the records again where a failed save left it open what is
 // durable.
 func (a *Authority) sync(ctx context.Context) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.syncLocked(ctx)
+	return a.withKeys(ctx, func() error { return a.syncLocked(ctx) })
 }
 
 func (a *Authority) syncLocked(ctx context.Context) error {
@@ -242,7 +240,7 @@ func (a *Authority) syncLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	next, err := a.snapshot(ctx, records, publication.Sequence)
+	next, err := a.snapshot(records, publication.Sequence)
 	if err != nil {
 		return err
 	}
@@ -254,9 +252,7 @@ func (a *Authority) syncLocked(ctx context.Context) error {
 // change saves the changed records, with a new sequence number if they change
 // the bundle, and only then lets them be seen and used.
 func (a *Authority) change(ctx context.Context, changed ...Record) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.changeLocked(ctx, changed...)
+	return a.withKeys(ctx, func() error { return a.changeLocked(ctx, changed...) })
 }
 
 func (a *Authority) changeLocked(ctx context.Context, changed ...Record) error {
@@ -265,7 +261,7 @@ func (a *Authority) changeLocked(ctx context.Context, changed ...Record) error {
 	}
 	records := merge(a.live.Load().records, changed)
 	publication := a.publication
-	next, err := a.snapshot(ctx, records, publication.Sequence)
+	next, err := a.snapshot(records, publication.Sequence)
 	if err != nil {
 		return err
 	}
@@ -276,7 +272,7 @@ func (a *Authority) changeLocked(ctx context.Context, changed ...Record) error {
 		// SPIFFE Trust Domain and Bundle §4.1.1: it grows at every change, also
 		// when an old state of the store comes back.
 		publication.Sequence = max(publication.Sequence+1, uint64(max(a.cfg.Now().UnixMilli(), 0)))
-		if next, err = a.snapshot(ctx, records, publication.Sequence); err != nil {
+		if next, err = a.snapshot(records, publication.Sequence); err != nil {
 			return err
 		}
 		publication.Digest = next.bundle.digest()
@@ -358,20 +354,20 @@ func (a *Authority) keep(id string, key crypto.Signer) {
 // promise makes it durable that the authority id may have signed an SVID that
 // lives until expiry. Steps of an hour: most signatures write nothing.
 func (a *Authority) promise(ctx context.Context, id string, expiry time.Time) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err := a.syncLocked(ctx); err != nil {
-		return err
-	}
-	r, ok := a.live.Load().find(id)
-	if !ok || !expiry.After(r.LastExpiry) {
-		return nil // somebody else did
-	}
-	r.LastExpiry = expiry.Truncate(time.Hour).Add(time.Hour)
-	if r.Use != JWTKey && r.LastExpiry.After(r.NotAfter) {
-		r.LastExpiry = r.NotAfter
-	}
-	return a.changeLocked(ctx, r)
+	return a.withKeys(ctx, func() error {
+		if err := a.syncLocked(ctx); err != nil {
+			return err
+		}
+		r, ok := a.live.Load().find(id)
+		if !ok || !expiry.After(r.LastExpiry) {
+			return nil // somebody else did
+		}
+		r.LastExpiry = expiry.Truncate(time.Hour).Add(time.Hour)
+		if r.Use != JWTKey && r.LastExpiry.After(r.NotAfter) {
+			r.LastExpiry = r.NotAfter
+		}
+		return a.changeLocked(ctx, r)
+	})
 }
 
 // now is the time in records: whole seconds.

@@ -42,8 +42,10 @@ func (a *Authority) Run(ctx context.Context) error {
 // Tick does what is due, and returns when something will be next. What fails
 // does not hold up the rest.
 func (a *Authority) Tick(ctx context.Context) (next time.Time, err error) {
-	a.ticking.Lock()
-	defer a.ticking.Unlock()
+	if err := a.ticking.take(ctx); err != nil {
+		return time.Time{}, err
+	}
+	defer a.ticking.leave()
 	if err := a.sync(ctx); err != nil {
 		return time.Time{}, err
 	}

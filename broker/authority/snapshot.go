@@ -65,9 +65,9 @@ func (s *snapshot) of(use Use, alg string) []Record {
 	return some
 }
 
-// snapshot builds what the records mean, and opens the keys in use. The
-// caller holds a.mu.
-func (a *Authority) snapshot(ctx context.Context, records []Record, sequence uint64) (*snapshot, error) {
+// snapshot builds what the records mean, with the keys in use. The caller holds
+// a.mu, under withKeys.
+func (a *Authority) snapshot(records []Record, sequence uint64) (*snapshot, error) {
 	s := &snapshot{
 		records: slices.Clone(records),
 		jwt:     map[string]*jwtKey{},
@@ -85,21 +85,21 @@ func (a *Authority) snapshot(ctx context.Context, records []Record, sequence uin
 	for i, r := range s.records {
 		s.index[r.ID] = i
 		s.keys[digest(r.PublicKey)] = struct{}{}
-		if err := a.use(ctx, s, r); err != nil {
+		if err := a.use(s, r); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// use opens the key of r if it signs, or will next.
-func (a *Authority) use(ctx context.Context, s *snapshot, r Record) error {
+// use takes the key of r in if it signs, or will next.
+func (a *Authority) use(s *snapshot, r Record) error {
 	switch {
 	case r.Use != JWTKey && r.State == Active && (r.Use != Issuing || r.Broker == a.cfg.Broker):
-		return a.useCA(ctx, s, r)
+		return a.useCA(s, r)
 	case r.Use == JWTKey && (r.State == Active || r.State == Published):
 		// The standby's too: a key that is lost should be missed before it is needed.
-		signer, err := a.signer(ctx, r)
+		signer, err := a.signer(r)
 		if err != nil {
 			return err
 		}
@@ -115,7 +115,7 @@ func (a *Authority) use(ctx context.Context, s *snapshot, r Record) error {
 
 // useCA lets r sign SVIDs if it is there for that: an issuing CA, or a CA of
 // ours that may certify no other.
-func (a *Authority) useCA(ctx context.Context, s *snapshot, r Record) error {
+func (a *Authority) useCA(s *snapshot, r Record) error {
 	if r.KeyRef == "" {
 		return nil
 	}
@@ -136,7 +136,7 @@ func (a *Authority) useCA(ctx context.Context, s *snapshot, r Record) error {
 	if !s.bundle.verifies(ca) {
 		return nil // its root is gone: it is replaced
 	}
-	if ca.signer, err = a.signer(ctx, r); err != nil {
+	if ca.signer, err = a.signer(r); err != nil {
 		return err
 	}
 	s.issuing = ca
@@ -144,17 +144,13 @@ func (a *Authority) useCA(ctx context.Context, s *snapshot, r Record) error {
 	return nil
 }
 
-// signer returns r's open key, and refuses one that is not r's.
-func (a *Authority) signer(ctx context.Context, r Record) (crypto.Signer, error) {
+// signer returns r's open key. Where it is not open, the error is closedKey:
+// withKeys opens it.
+func (a *Authority) signer(r Record) (crypto.Signer, error) {
 	if s, ok := a.signers[r.ID]; ok {
 		return s, nil
 	}
-	s, err := openKey(ctx, a.keysOf(r), r)
-	if err != nil {
-		return nil, err
-	}
-	a.signers[r.ID] = s
-	return s, nil
+	return nil, &closedKey{r}
 }
 
 // keysOf is where r's key is kept.
