@@ -349,6 +349,27 @@ func TestInstallRefusesAnImpostor(t *testing.T) {
 	}
 }
 
+// Our own key under its own request: what somebody gets who asks the wrong tool.
+func TestInstallRefusesSelfSigned(t *testing.T) {
+	for _, anchor := range []string{"root", "ours"} {
+		e, a := byHand(t, func(c *authority.Config) { c.Anchor = anchor })
+		csr := csrOf(t, a, false)
+		key, err := e.keys.Open(t.Context(), "0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		self := &pki{t: t, key: key, cert: caOf("Ours")}
+		self.cert = self.certify(self.cert, key.Public())
+		chain := []*x509.Certificate{self.cert}
+		if r, err := x509.ParseCertificateRequest(csr); err != nil || !bytes.Equal(r.RawSubjectPublicKeyInfo, self.cert.RawSubjectPublicKeyInfo) {
+			t.Fatalf("it is another key: %v", err)
+		}
+		if _, err := a.Install(t.Context(), chain); !errors.Is(err, authority.ErrRefused) || !strings.Contains(err.Error(), "is self-signed") {
+			t.Errorf("anchor %s: %v", anchor, err)
+		}
+	}
+}
+
 // A root from before extensions, which OpenSSL makes where none are asked for.
 func TestInstallRefusesVersion1(t *testing.T) {
 	e, a := byHand(t, nil)

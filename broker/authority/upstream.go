@@ -265,8 +265,9 @@ func (a *Authority) judge(key crypto.Signer, chain, anchors []*x509.Certificate,
 	if slices.Contains(chain, nil) {
 		return nil, nil, errors.New("chain: a certificate is none, should be one")
 	}
-	for len(chain) > 1 && slices.ContainsFunc(anchors, chain[len(chain)-1].Equal) {
-		chain = chain[:len(chain)-1]
+	isAnchor := func(c *x509.Certificate) bool { return slices.ContainsFunc(anchors, c.Equal) }
+	if i := slices.IndexFunc(chain, isAnchor); i > 0 {
+		chain = chain[:i]
 	}
 	if len(chain) == 0 {
 		return nil, nil, errors.New("chain: is empty, should begin with our certificate")

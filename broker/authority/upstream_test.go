@@ -84,6 +84,22 @@ func TestUpstream(t *testing.T) {
 	}
 }
 
+// The owner names a CA as anchor that is not the top: what stands above it is
+// not ours to show.
+func TestUpstreamUnderALowerAnchor(t *testing.T) {
+	e, up := automatic(t)
+	up.change = func(_ []byte, c, a []*x509.Certificate) (chain, anchors []*x509.Certificate) {
+		return []*x509.Certificate{c[0], c[1], a[0]}, []*x509.Certificate{c[1]}
+	}
+	a := e.open()
+	if got := a.Bundle().X509Authorities; len(got) != 1 || !got[0].Equal(up.cert) {
+		t.Errorf("the bundle holds %d roots", len(got))
+	}
+	if svid := svidNow(t, e, a); len(svid) != 2 {
+		t.Errorf("an SVID of %d certificates", len(svid))
+	}
+}
+
 // The upstream is away for almost half of the CA's life: workloads see nothing
 // of it, the log warns at half and is alarmed at a quarter, and it is asked
 // again ever more rarely. Then it comes back.
