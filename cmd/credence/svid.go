@@ -205,7 +205,7 @@ as words to compare by phone. It exits 1 where there is no bundle yet.`,
 			})
 		},
 	}
-	return group("bundle", "Trust bundles", addOutput(addAdmin(show), "spiffe", "pem", "jwks"))
+	return group("bundle", "Trust bundles", addOutput(addAdmin(show), "spiffe", "pem", "jwks"), p.publishCommand())
 }
 
 func (p *program) writeBundle(cmd *cobra.Command, r *api.ShowBundleResponse) error {

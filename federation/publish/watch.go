@@ -25,8 +25,8 @@ type Outcome struct {
 	Since   time.Time // with Err: since when no publication succeeded; zero: never did one
 }
 
-// Watch publishes whatever is new until ctx ends, tries again what failed, and
-// mends a place that others changed.
+// Watch publishes whatever is new until ctx ends, tries again what failed, at
+// first soon, and mends a place that others changed.
 func Watch(ctx context.Context, cfg Config) error {
 	if cfg.Source == nil || cfg.Target == nil || cfg.Report == nil {
 		return errors.New("publishing continuously: Source, Target and Report are required")
@@ -56,14 +56,23 @@ type watcher struct {
 	Config
 	done   Set       // that is there
 	at     time.Time // since when
-	failed bool
+	tried  Set       // last
+	failed int       // in a row
+	again  time.Time // after which what failed is tried again
 }
+
+// maxPause is how long at most a failure rests, where nothing changes.
+const maxPause = time.Minute
 
 func (w *watcher) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, w.Try)
 	defer cancel()
 	s, err := w.Source(ctx)
-	if err == nil && !w.failed && same(s, w.done) && w.Now().Sub(w.at) < w.Renew {
+	now := w.Now()
+	switch {
+	case w.failed > 0 && now.Before(w.again) && (err != nil || same(s, w.tried)):
+		return
+	case err == nil && w.failed == 0 && same(s, w.done) && now.Sub(w.at) < w.Renew:
 		return
 	}
 	var changed []string
@@ -73,13 +82,13 @@ func (w *watcher) look(ctx context.Context) {
 	if context.Cause(ctx) == context.Canceled {
 		return // told to stop
 	}
-	outcome := Outcome{Set: s, Changed: changed, Err: err}
-	recovered := w.failed && err == nil
-	w.failed = err != nil
+	outcome, recovered := Outcome{Set: s, Changed: changed, Err: err}, w.failed > 0
 	if err != nil {
 		outcome.Since = w.at
+		w.again = now.Add(min(w.Look<<min(w.failed, 10), maxPause))
+		w.tried, w.failed = s, w.failed+1
 	} else {
-		w.done, w.at = s, w.Now()
+		w.done, w.at, w.failed = s, w.Now(), 0
 	}
 	if err != nil || len(changed) > 0 || recovered {
 		w.Report(outcome)

@@ -93,7 +93,7 @@ func TestWatchTellsOfEachFailure(t *testing.T) {
 		down := errors.New("no network")
 		w.memory.Before = func(string, string) error { w.mu.Lock(); defer w.mu.Unlock(); return down }
 		w.change(func() { w.set = set(2) })
-		time.Sleep(15 * time.Second)
+		time.Sleep(20 * time.Second) // after 5, 10 and 20 s
 		got := w.told()
 		if len(got) != 3 {
 			t.Fatalf("%d outcomes", len(got))
@@ -103,8 +103,17 @@ func TestWatchTellsOfEachFailure(t *testing.T) {
 				t.Errorf("%+v", o)
 			}
 		}
-		w.change(func() { down = nil })
+		time.Sleep(time.Hour)
+		if got := w.told(); len(got) < 59 || len(got) > 61 {
+			t.Errorf("%d outcomes of an hour", len(got))
+		}
+		w.change(func() { w.set = set(3) }) // what is new doesn't wait
 		time.Sleep(5 * time.Second)
+		if got := w.told(); len(got) != 1 || string(got[0].Set.Bundle) != string(set(3).Bundle) {
+			t.Errorf("another change: %+v", got)
+		}
+		w.change(func() { down = nil })
+		time.Sleep(time.Minute)
 		if got := w.told(); len(got) != 1 || got[0].Err != nil || len(got[0].Changed) != 2 {
 			t.Errorf("when it is back: %+v", got)
 		}

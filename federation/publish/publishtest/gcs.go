@@ -1,16 +1,24 @@
 package publishtest
 
 import (
+	"crypto"
 	"crypto/md5" // what GCS compares
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/go-jose/go-jose/v4"
 )
 
 // Token is the bearer token that GCS and Azure take.
@@ -21,6 +29,7 @@ type GCS struct {
 	Service
 	objects    map[string]gcsObject
 	generation int
+	account    crypto.PublicKey
 }
 
 type gcsObject struct {
@@ -60,6 +69,9 @@ func (s *GCS) answer(w http.ResponseWriter, r *http.Request, body []byte) string
 		_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{"code": status, "message": message}})
 		return why
 	}
+	if r.Method == http.MethodPost && r.URL.Path == "/token" {
+		return s.token(w, body, refuse)
+	}
 	if r.Header.Get("Authorization") != "Bearer "+Token {
 		return refuse(http.StatusUnauthorized, "Invalid Credentials", "token "+r.Header.Get("Authorization"))
 	}
@@ -86,6 +98,48 @@ func (s *GCS) answer(w http.ResponseWriter, r *http.Request, body []byte) string
 		return ""
 	}
 	_ = json.NewEncoder(w).Encode(o)
+	return ""
+}
+
+// ServiceAccount is a credentials file whose token endpoint is the service's.
+func (s *GCS) ServiceAccount(t testing.TB) []byte {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(map[string]string{
+		"type": "service_account", "project_id": "p", "private_key_id": "1", "client_email": "publisher@p.iam.gserviceaccount.com", "client_id": "1",
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), "token_uri": s.URL + "/token",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.account = key.Public()
+	return text
+}
+
+// token is RFC 7523 for the service account.
+func (s *GCS) token(w http.ResponseWriter, body []byte, refuse func(int, string, string) string) string {
+	form, err := url.ParseQuery(string(body))
+	if err != nil || form.Get("grant_type") != "urn:ietf:params:oauth:grant-type:jwt-bearer" {
+		return refuse(http.StatusBadRequest, "unsupported_grant_type", string(body))
+	}
+	jws, err := jose.ParseSignedCompact(form.Get("assertion"), []jose.SignatureAlgorithm{jose.RS256})
+	if err != nil || s.account == nil {
+		return refuse(http.StatusBadRequest, "invalid_grant", "no assertion")
+	}
+	claims, err := jws.Verify(s.account)
+	if err != nil || !strings.Contains(string(claims), `"https://www.googleapis.com/auth/devstorage.read_write"`) || !strings.Contains(string(claims), `"`+s.URL+`/token"`) {
+		return refuse(http.StatusBadRequest, "invalid_grant", string(claims))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{"access_token": Token, "token_type": "Bearer", "expires_in": 3600})
 	return ""
 }
 

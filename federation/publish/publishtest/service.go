@@ -1,6 +1,7 @@
 package publishtest
 
 import (
+	"encoding/pem"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 type Service struct {
 	URL    string
 	Client *http.Client // trusts it
+	PEM    []byte       // its certificate
 
 	mu      sync.Mutex
 	refused []string
@@ -23,6 +25,7 @@ func (s *Service) start(t testing.TB) {
 	server := httptest.NewTLSServer(s)
 	t.Cleanup(server.Close)
 	s.URL, s.Client = server.URL, server.Client()
+	s.PEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 }
 
 // Fault has the service answer with a status in place of doing what it is asked
