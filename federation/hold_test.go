@@ -86,6 +86,7 @@ func TestWebChangeOfEveryKeyIsHeld(t *testing.T) {
 				h := start(t, &memory{}, nil)
 				defer h.stop()
 				h.endpoints.tags = true
+				var since time.Time
 				for i, s := range tt.steps {
 					h.endpoints.set(partnerURL, s.doc)
 					if i == 0 {
@@ -94,6 +95,11 @@ func TestWebChangeOfEveryKeyIsHeld(t *testing.T) {
 						_ = h.Refresh(context.Background(), partner) // its error is the state's
 					}
 					status, _ := h.Status(partner)
+					if again := status.State == federation.Holding && !since.IsZero(); again && !status.HeldAt.Equal(since) {
+						t.Errorf("step %d: held since %s, not %s: another change is no new start", i, status.HeldAt, since)
+					}
+					since = status.HeldAt
+					wait(time.Second)
 					if got := h.verifies(named); got != s.want || status.State != s.state {
 						t.Errorf("step %d: %q is trusted, the state is %s, want %q and %s", i, got, status.State, s.want, s.state)
 					}
@@ -179,7 +185,7 @@ func TestHeldClosesAfterMaxStaleness(t *testing.T) {
 	a, b := newCA(t, nil), newCA(t, nil)
 	named := map[string]*ca{"a": a, "b": b}
 	peer := webPeer(partner, partnerURL)
-	peer.MaxStaleness = time.Hour
+	peer.MaxStaleness = 58 * time.Minute // between two polls
 	for _, dead := range []bool{false, true} {
 		t.Run(fmt.Sprintf("endpoint dead %v", dead), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -192,12 +198,12 @@ func TestHeldClosesAfterMaxStaleness(t *testing.T) {
 				if dead {
 					h.endpoints.set(partnerURL, "")
 				}
-				wait(54*time.Minute + 59*time.Second)
+				wait(52*time.Minute + 59*time.Second)
 				if got := h.verifies(named); got != "a" {
 					t.Errorf("%q is trusted within max_staleness", got)
 				}
 				if !dead {
-					if status, _ := h.Status(partner); !status.ClosesAt.Equal(bubble.Add(time.Hour)) || !status.HeldAt.Equal(bubble.Add(5*time.Minute)) {
+					if status, _ := h.Status(partner); !status.ClosesAt.Equal(bubble.Add(58*time.Minute)) || !status.HeldAt.Equal(bubble.Add(5*time.Minute)) {
 						t.Errorf("status %+v", status)
 					}
 				}
@@ -209,12 +215,16 @@ func TestHeldClosesAfterMaxStaleness(t *testing.T) {
 					t.Errorf("state %s", status.State)
 				}
 				h.stop()
-				h = start(t, store, nil) // its endpoints answer nothing
+				h = start(t, store, nil)
 				defer h.stop()
+				hangs := make(chan struct{})
+				h.endpoints.slow = map[string]chan struct{}{partnerURL: hangs}
 				h.peers(t, peer)
 				if got := h.verifies(named); got != "" {
 					t.Errorf("%q is trusted after a restart", got)
 				}
+				close(hangs) // its endpoints answer nothing
+				synctest.Wait()
 				longer := peer
 				longer.MaxStaleness = 2 * time.Hour
 				h.peers(t, longer)

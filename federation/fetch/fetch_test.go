@@ -16,6 +16,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -276,6 +277,20 @@ func TestAnswers(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// What a bomb unpacks to never lies in memory.
+func TestABombIsNotUnpacked(t *testing.T) {
+	root := newCA(t)
+	s := serve(t, root.SVID(t, endpoint), encoded("gzip", bomb(t)))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := fetch.New(fetch.Config{}).Fetch(t.Context(), spiffeRequest(root, s.URL))
+	runtime.ReadMemStats(&after)
+	refused(t, err, "larger")
+	if got := after.TotalAlloc - before.TotalAlloc; got > 32<<20 {
+		t.Errorf("%d MiB were allocated for 64 MiB in gzip", got>>20)
 	}
 }
 
