@@ -28,9 +28,6 @@ import (
 	"github.com/credence-id/credence/federation/fetch"
 )
 
-// refreshHint is what our bundle tells peers.
-const refreshHint = 300 * time.Second
-
 // brokerParts is a broker put together: what dev and broker run share.
 type brokerParts struct {
 	file      brokerFile
@@ -100,13 +97,17 @@ func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain
 	if err != nil {
 		return err
 	}
+	hint, err := p.file.refreshHint()
+	if err != nil {
+		return err
+	}
 	keys, rootKeys, err := p.openKeys(ctx, o.keys)
 	if err != nil {
 		return err
 	}
 	config := authority.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys, RootKeys: rootKeys,
-		Lives: authority.Lives{Lead: lead, RefreshHint: refreshHint}, CRLURLs: p.file.CRLURLs, Now: o.now, Log: o.log,
+		Lives: authority.Lives{Lead: lead, RefreshHint: hint}, CRLURLs: p.file.CRLURLs, Now: o.now, Log: o.log,
 	}
 	if err := p.file.CA.into(&config, o.now); err != nil {
 		return err
@@ -153,9 +154,13 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	if err != nil {
 		return err
 	}
+	hint, err := p.file.refreshHint()
+	if err != nil {
+		return err
+	}
 	var discovery http.Handler
 	if p.file.Issuer != "" {
-		discovery, err = oidc.New(oidc.Config{Issuer: p.file.Issuer, Keys: p.authority.OIDCKeys, MaxAge: refreshHint})
+		discovery, err = oidc.New(oidc.Config{Issuer: p.file.Issuer, Keys: p.authority.OIDCKeys, MaxAge: hint})
 		if err != nil {
 			return err
 		}
@@ -170,7 +175,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	p.server, err = server.New(ctx, server.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Version: version(), Broker: p.broker, Authority: p.authority,
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
-		RefreshHint: refreshHint, AgentsAddress: listen["agents"], Listen: listen,
+		RefreshHint: hint, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
 		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Now: o.now, Log: o.log,
 	})

@@ -46,6 +46,7 @@ type brokerFile struct {
 	AllowNetworks []string `yaml:"allow_networks"` // private networks that peers' URLs may lead to
 	JWTKeyLead    string   `yaml:"jwt_key_lead"`   // how long a JWT key is published before its first use; default 24h
 	CRLURLs       []string `yaml:"crl_urls"`       // CRL distribution points in certificates; %s is the issuer's key ID; empty: none
+	RefreshHint   string   `yaml:"refresh_hint"`   // how often peers and clouds are asked to fetch our bundle and keys; default 5m
 	MinTTL        string   `yaml:"min_ttl"`        // the shortest life that an Identity may ask for; default 1m
 
 	CA anchorFile `yaml:",inline"`
@@ -170,7 +171,8 @@ func (f *brokerFile) complete() (err error) {
 	if e := f.CA.check(); e != nil {
 		return e
 	}
-	if _, e := lifeField("jwt_key_lead", f.JWTKeyLead, 15*time.Minute, 7*24*time.Hour); e != nil {
+	hint, e := f.refreshHint()
+	if e != nil {
 		return e
 	}
 	for _, u := range f.CRLURLs {
@@ -178,8 +180,21 @@ func (f *brokerFile) complete() (err error) {
 			return fmt.Errorf("crl_urls: %w", e)
 		}
 	}
+	if _, e := lifeField("jwt_key_lead", f.JWTKeyLead, 3*hint, 7*24*time.Hour); e != nil {
+		return e // whoever polls at the hint knows a key before its first use
+	}
 	_, err = lifeField("min_ttl", f.MinTTL, time.Second, time.Hour)
 	return err
+}
+
+// refreshHint is what our bundle tells peers (SPIFFE Trust Domain and Bundle
+// §4.1.2), within what they honour.
+func (f *brokerFile) refreshHint() (time.Duration, error) {
+	hint, err := lifeField("refresh_hint", f.RefreshHint, 30*time.Second, 10*time.Minute)
+	if hint == 0 {
+		hint = 5 * time.Minute
+	}
+	return hint.Truncate(time.Second), err
 }
 
 func setDefault(s *string, value string) {

@@ -159,6 +159,10 @@ data: %s
 # writes none.
 # crl_urls: []
 
+# How often peers and clouds are asked to fetch our bundle and keys: 30s to 10m,
+# at most a third of jwt_key_lead.
+# refresh_hint: 5m
+
 # The shortest life that an Identity may ask for.
 # min_ttl: 1m
 `
