@@ -111,9 +111,7 @@ func (s *Server) keepOwn(ctx context.Context) {
 	var seen *authority.Bundle
 	for {
 		if b := s.cfg.Authority.Bundle(); b != seen {
-			chain := s.svid.certificate().Certificate
-			last, err := x509.ParseCertificate(chain[len(chain)-1])
-			if err == nil && issuerOf(last, b.X509Authorities) == nil {
+			if !verifies(b, s.svid.certificate()) {
 				s.svid.retryAt(s.cfg.Now())
 			}
 			seen = b
@@ -130,11 +128,24 @@ func (s *Server) keepOwn(ctx context.Context) {
 		if s.cfg.Now().Before(s.svid.current.Load().renewAt) {
 			continue
 		}
+		if len(seen.X509Authorities) == 0 { // the bundle changes when a CA is installed
+			s.svid.retryAt(s.cfg.Now().Add(time.Minute))
+			continue
+		}
 		if err := s.renewOwn(ctx); err != nil {
 			s.cfg.Log.ErrorContext(ctx, "broker's SVID not renewed", "error", err)
 			s.svid.retryAt(s.cfg.Now().Add(5 * time.Second))
 		}
 	}
+}
+
+// verifies says whether a bundle verifies a chain; there may be none.
+func verifies(b *authority.Bundle, cert *tls.Certificate) bool {
+	if cert == nil {
+		return false
+	}
+	last, err := x509.ParseCertificate(cert.Certificate[len(cert.Certificate)-1])
+	return err == nil && issuerOf(last, b.X509Authorities) != nil
 }
 
 func (o *ownSVID) retryAt(t time.Time) {
