@@ -335,7 +335,7 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 	cmd := exec.Command(path, args[3:]...)
 	cmd.Args[0] = args[2]
 	cmd.Dir, cmd.Env = ts.MkAbs("."), os.Environ()
-	for _, name := range []string{"HOME", "TMPDIR", "AWS_EC2_METADATA_DISABLED"} {
+	for _, name := range []string{"HOME", "TMPDIR", "AWS_EC2_METADATA_DISABLED", "SSL_CERT_FILE"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
 	p, err := spawn(cmd)

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -33,6 +35,7 @@ import (
 //	watch SOCKET         prints each X509-SVID that its open stream brings
 //	calls SOCKET TOKEN   calls each method once, and prints what comes
 //	meet SOCKET SOCKET   two of different trust domains meet
+//	bundles SOCKET       prints the trust domains whose bundles it is given
 //	pose DIR             serves TLS with the SVID in DIR, as a broker would
 func workload(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -45,6 +48,8 @@ func workload(args []string) int {
 		err = calls(ctx, args[1], args[2])
 	case len(args) == 3 && args[0] == "meet":
 		err = meet(ctx, args[1], args[2])
+	case len(args) == 2 && args[0] == "bundles":
+		err = bundles(ctx, args[1])
 	case len(args) == 2 && args[0] == "pose":
 		err = pose(ctx, args[1])
 	default:
@@ -132,6 +137,20 @@ func meet(ctx context.Context, first, second string) error {
 		}
 	}
 	fmt.Println(ids[0], "and", ids[1], "believe each other: mTLS both ways, JWT-SVIDs both ways")
+	return nil
+}
+
+func bundles(ctx context.Context, socket string) error {
+	set, err := workloadapi.FetchX509Bundles(ctx, workloadapi.WithAddr(socket))
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, b := range set.Bundles() {
+		names = append(names, b.TrustDomain().Name())
+	}
+	slices.Sort(names)
+	fmt.Println("bundles of", strings.Join(names, " "))
 	return nil
 }
 
