@@ -2,6 +2,7 @@ package exchangers
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -26,6 +27,18 @@ func (d *Duration) UnmarshalText(text []byte) error {
 
 // String writes 1h0m0s.
 func (d Duration) String() string { return time.Duration(d).String() }
+
+// Brief writes a duration as people do: 1h, not 1h0m0s.
+func Brief(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
 
 // CheckRange refuses a duration outside min and max, and one that is not of
 // whole seconds. Zero passes: the field was left out.

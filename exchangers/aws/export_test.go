@@ -12,4 +12,4 @@ var (
 )
 
 // SessionName is the default one.
-func SessionName(id spiffeid.ID) string { return (&webIdentity{}).sessionName(id) }
+func SessionName(id spiffeid.ID) string { return WebIdentity{}.sessionName(id) }

@@ -56,7 +56,7 @@ func (w *webIdentity) Exchange(ctx context.Context, svids exchangers.SVIDs) (exc
 	}
 	in := &sts.AssumeRoleWithWebIdentityInput{
 		RoleArn:          &w.s.Role,
-		RoleSessionName:  sdk.String(w.sessionName(svids.ID())),
+		RoleSessionName:  sdk.String(w.s.sessionName(svids.ID())),
 		WebIdentityToken: &jwt,
 	}
 	if w.s.Duration != 0 {
@@ -108,12 +108,8 @@ func (w *webIdentity) refusal(err error, jwt exchangers.Secret) *exchangers.Erro
 	return refusal(status, code, message, id, retryAfter(resp.Response.Header), webIdentityHints)
 }
 
-// sessionName is the one set or, since a SPIFFE ID is never a legal one, the
-// end of the ID's path and a digest of the whole ID.
-func (w *webIdentity) sessionName(id spiffeid.ID) string {
-	if w.s.SessionName != "" {
-		return w.s.SessionName
-	}
+// defaultSessionName is the end of the ID's path and a digest of the whole ID.
+func defaultSessionName(id spiffeid.ID) string {
 	name := strings.ReplaceAll(strings.Trim(id.Path(), "/"), "/", ".")
 	if name == "" {
 		name = id.TrustDomain().Name()
