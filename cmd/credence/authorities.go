@@ -18,7 +18,7 @@ import (
 
 func (p *program) authorityCommand() *cobra.Command {
 	cmd := group("authority", "Signing authorities",
-		p.showAuthorities(), p.rotateCommand(), p.replaceCommand(), p.rollbackCommand(), p.csrCommand(), p.installCommand(), p.revokeCommand())
+		p.showAuthorities(), p.rotateCommand(), p.replaceCommand(), p.rollbackCommand(), p.csrCommand(), p.installCommand(), p.revokeCommand(), p.crlCommand())
 	cmd.Aliases = []string{"ca"}
 	return cmd
 }

@@ -72,9 +72,12 @@ key. It holds at once, also while the database is away, and it is no Deny: who
 is still granted something gets it anew. To shut somebody out, apply a Deny or
 evict the node first.
 
-Others who believe our bundle learn nothing of it: peers believe an SVID, and
-clouds a credential that they gave for it, until it ends. The output says what
-is outstanding and until when.`,
+Serial numbers of X509-SVIDs go onto the CRLs of their CAs (credence ca crl), for
+those who read them; a JWT-SVID is on no list, and whoever else verifies it takes
+it until it ends. The output says what is outstanding and until when, and for
+each Target where something of it may have been exchanged until when sessions
+live that the cloud gave, and what its operator can do: commands and policies,
+to be read before they are run. Nothing is done in a cloud by this.`,
 		Example: "  credence ca revoke --spiffe-id spiffe://dev.example/demo/workload --reason 'copied from a laptop'\n  credence ca revoke --identity demo --before 1h",
 		RunE:    p.revoke,
 	}
@@ -87,6 +90,15 @@ is outstanding and until when.`,
 	completeFlag(cmd, "identity", completeNamed("Identity"))
 	completeFlag(cmd, "node", completeNodes)
 	return addOutput(addAdmin(cmd))
+}
+
+// revokeView is what a revocation came to, as -o json has it.
+type revokeView struct {
+	Before   moment       `json:"before"`
+	Count    uint64       `json:"count"`
+	Issued   []issuedView `json:"issued"`
+	Problems []string     `json:"problems"`
+	Outside  *outsideView `json:"outside"` // null: it could not be told
 }
 
 // cutKinds are the kinds of a cut-off by the flags that name them.
@@ -120,14 +132,26 @@ func (p *program) revoke(cmd *cobra.Command, _ []string) error {
 		for _, problem := range r.GetProblems() {
 			fmt.Fprintf(p.err, "warning: %s\n", problem)
 		}
-		views, rows := viewIssued(r.GetIssued())
-		whole := map[string]any{"before": moment(r.GetBefore()), "count": r.GetCount(), "issued": views, "problems": append([]string{}, r.GetProblems()...)}
-		return p.show(cmd, whole, func() error {
+		view := revokeView{Before: moment(r.GetBefore()), Count: r.GetCount(), Problems: list(r.GetProblems())}
+		var rows [][]string
+		view.Issued, rows = viewIssued(r.GetIssued())
+		if o, err := p.askOutside(ctx, conn, request, r.GetBefore()); err != nil {
+			fmt.Fprintf(p.err, "warning: it is done, but what others make of it cannot be told: %v\n", err)
+		} else {
+			v := o.view()
+			view.Outside = &v
+		}
+		return p.show(cmd, view, func() error {
 			fmt.Fprintln(p.out, revoked(r))
-			if len(rows) == 0 {
-				return nil
+			if len(rows) > 0 {
+				if err := p.table(issuedHead, rows); err != nil {
+					return err
+				}
 			}
-			return p.table(issuedHead, rows)
+			if view.Outside != nil {
+				p.tellOutside(*view.Outside)
+			}
+			return nil
 		})
 	})
 }
