@@ -117,7 +117,8 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 	}
 	// What works goes on working: only a start without anything that signs fails.
 	if _, err := a.renewIssuing(ctx); err != nil {
-		if ca := a.live.Load().issuing; ca == nil || !a.now().Before(ca.NotAfter) {
+		ca := a.live.Load().issuing
+		if awaited := ca == nil && a.byHand(); !awaited && (ca == nil || !a.now().Before(ca.NotAfter)) {
 			return nil, err
 		}
 		a.cfg.Log.ErrorContext(ctx, "the issuing CA is not renewed yet", "error", err)

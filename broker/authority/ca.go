@@ -20,13 +20,14 @@ import (
 // would split the domain.
 func (a *Authority) makeRoot(ctx context.Context) error {
 	records := a.live.Load().records
-	if slices.ContainsFunc(records, func(r Record) bool { return r.Use == Root && r.published() }) {
+	lost := func(r Record) bool { return r.Use == Root && r.Reason == keyIsLost } // ForgetKeys: it has no successor yet
+	if slices.ContainsFunc(records, func(r Record) bool { return r.Use == Root && r.published() && !lost(r) }) {
 		return nil
 	}
 	if a.cfg.Upstream != nil || a.byHand() {
 		return nil
 	}
-	if len(records) > 0 {
+	if len(records) > 0 && !slices.ContainsFunc(records, lost) {
 		return fmt.Errorf("opening the authority: %d authorities are kept, but no root that is published", len(records))
 	}
 	now := a.now()

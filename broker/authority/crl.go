@@ -46,7 +46,7 @@ func (a *Authority) CRLs() []CRL {
 // lists says whether r is a CA of ours whose CRL somebody may ask for.
 func (r Record) lists(now time.Time) bool {
 	switch {
-	case r.KeyRef == "" || r.Use == JWTKey || r.ActivatedAt.IsZero() || !now.Before(r.NotAfter):
+	case r.KeyRef == "" || r.Reason == keyIsLost || r.Use == JWTKey || r.ActivatedAt.IsZero() || !now.Before(r.NotAfter):
 		return false
 	case r.State == Old && r.Use == Issuing && !now.Before(r.LastExpiry):
 		return false

@@ -39,11 +39,11 @@ func (a *Authority) PublishRoot(ctx context.Context) (Status, error) {
 }
 
 // oneAtATime refuses another root while one is on its way in or out, but for
-// the root named.
+// the root named, and for one that nobody can go back to.
 func (a *Authority) oneAtATime(s *snapshot, but string) error {
 	for _, r := range s.of(Root, "") {
 		switch {
-		case r.ID == but:
+		case r.ID == but || r.Reason == keyIsLost:
 		case r.State == Published:
 			return refused("root %s is published and not active yet: activate it or roll back first", r.ID)
 		case r.State == Old:

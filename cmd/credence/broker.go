@@ -93,27 +93,33 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 }
 
 func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain, o brokerOptions) error {
-	lead, err := lifeField("jwt_key_lead", p.file.JWTKeyLead, 0, 7*24*time.Hour)
+	config, err := p.authorityConfig(ctx, td, o)
 	if err != nil {
-		return err
-	}
-	hint, err := p.file.refreshHint()
-	if err != nil {
-		return err
-	}
-	keys, rootKeys, err := p.openKeys(ctx, o.keys)
-	if err != nil {
-		return err
-	}
-	config := authority.Config{
-		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys, RootKeys: rootKeys,
-		Lives: authority.Lives{Lead: lead, RefreshHint: hint}, CRLURLs: p.file.CRLURLs, Now: o.now, Log: o.log,
-	}
-	if err := p.file.CA.into(&config, o.now); err != nil {
 		return err
 	}
 	p.authority, err = authority.Open(ctx, config)
 	return err
+}
+
+// authorityConfig opens what the authority is opened with.
+func (p *brokerParts) authorityConfig(ctx context.Context, td spiffeid.TrustDomain, o brokerOptions) (config authority.Config, err error) {
+	lead, err := lifeField("jwt_key_lead", p.file.JWTKeyLead, 0, 7*24*time.Hour)
+	if err != nil {
+		return config, err
+	}
+	hint, err := p.file.refreshHint()
+	if err != nil {
+		return config, err
+	}
+	keys, rootKeys, err := p.openKeys(ctx, o.keys)
+	if err != nil {
+		return config, err
+	}
+	config = authority.Config{
+		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys, RootKeys: rootKeys,
+		Lives: authority.Lives{Lead: lead, RefreshHint: hint}, CRLURLs: p.file.CRLURLs, Now: o.now, Log: o.log,
+	}
+	return config, p.file.CA.into(&config, o.now)
 }
 
 // openKeys opens where private keys are: root is nil where it is with the others.

@@ -167,6 +167,7 @@ type keyAccess struct {
 type sourceKeys struct {
 	authority.Keys
 	field, kind, place string
+	encrypted          bool // on disk, under a key-encryption key
 	close              func() error
 }
 
@@ -190,6 +191,7 @@ func openKeys(ctx context.Context, f brokerFile, field, purpose string, s *keySo
 			k.Keys, k.close = token, token.Close
 		}
 	default:
+		k.encrypted = s.Disk.KEKFile != ""
 		k.Keys, err = disk.New(disk.Config{Settings: s.Disk.Settings, Dir: s.Disk.Dir, Data: f.Data, TrustDomain: f.TrustDomain, Purpose: purpose})
 	}
 	if err != nil {
@@ -215,7 +217,7 @@ func (k *sourceKeys) Open(ctx context.Context, ref string) (crypto.Signer, error
 	key, err := k.Keys.Open(ctx, ref)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		err = fmt.Errorf("%s.%s: it is not in %s: if it is elsewhere, name that place there; %w", k.field, k.kind, k.place, err)
+		err = fmt.Errorf("%s.%s: it is not in %s: if it is elsewhere, name that place there; if it is lost, credence broker keys says how to go on: %w", k.field, k.kind, k.place, err)
 	case err != nil:
 		err = fmt.Errorf("%s.%s: %w", k.field, k.kind, err)
 	}

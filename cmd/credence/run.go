@@ -83,7 +83,7 @@ its keys when it first runs.`,
 		c.Flags().StringP("config", "c", "broker.yaml", "configuration")
 		completeFiles(c, "config", "yaml", "yml")
 	}
-	return group("broker", "The broker", initCmd, runCmd, addOutput(check))
+	return group("broker", "The broker", initCmd, runCmd, addOutput(check), p.keysCommand())
 }
 
 const brokerTemplate = `trust_domain: %s

@@ -115,7 +115,7 @@ func TestKEKRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct{ file, want string }{
-		"missing":         {filepath.Join(t.TempDir(), "kek"), "restore the file"},
+		"missing":         {filepath.Join(t.TempDir(), "kek"), "credence broker keys"},
 		"others read it":  {writeKEK(t, key, 0o640), "chmod"},
 		"short":           {writeKEK(t, key[:31], 0o600), "openssl rand"},
 		"and a line":      {writeKEK(t, append(bytes.Clone(key), '\n'), 0o600), "openssl rand"},

@@ -32,7 +32,7 @@ const (
 )
 
 // lost is the way out where a key-encryption key is.
-const lost = "if it is lost, so is this key: restore the file from where you keep it, else credence ca replace makes new authorities"
+const lost = "if it is lost, so is every key under it: restore it from where you keep it, else put another there (openssl rand -base64 32), and credence broker keys says how to go on"
 
 // A kek is a key-encryption key, ready for use.
 type kek struct {

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/authority"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/keys/disk"
+	"github.com/credence-id/credence/broker/store"
+)
+
+func (p *program) keysCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "keys -c broker.yaml", Short: "Try every key in use, and go on without those that are lost", Args: cobra.NoArgs,
+		Long: `Keys tries to open every private key that the broker of broker.yaml signs with,
+the root's too, where keys and root_keys say that they are. The broker must not
+run. It exits 1 where a key can't be opened, with what to do.
+
+With --rewrap it first encrypts the keys on disk under kek_file: those under one
+of old_kek_files, and those that are not encrypted.
+
+With --forget it sets authorities aside whose keys are lost for good; the broker
+makes others when it starts. What the lost keys signed stays valid until it
+ends. Where the root is among them the broker makes another root, and every
+agent and peer must be given that: it says how.`,
+		Example: `  credence broker init --trust-domain example.org --data ./broker > broker.yaml
+  credence broker keys -c broker.yaml`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := brokerConfig(cmd)
+			if err != nil {
+				return err
+			}
+			rewrap, _ := cmd.Flags().GetBool("rewrap")
+			forget, _ := cmd.Flags().GetStringSlice("forget")
+			return p.keys(cmd, f, rewrap, forget)
+		},
+	}
+	cmd.Flags().Bool("rewrap", false, "encrypt keys on disk under kek_file, as far as they are not")
+	cmd.Flags().StringSlice("forget", nil, "IDs of authorities to set aside: their keys are lost for good")
+	cmd.Flags().StringP("config", "c", "broker.yaml", "configuration")
+	completeFiles(cmd, "config", "yaml", "yml")
+	return addOutput(cmd)
+}
+
+// keyView is a key in use as programs read it.
+type keyView struct {
+	ID      string `json:"id"`
+	Use     string `json:"use"`
+	Alg     string `json:"alg"`
+	State   string `json:"state"`
+	Key     string `json:"key"` // its name where it is kept
+	OK      bool   `json:"ok"`
+	Problem string `json:"problem"`
+}
+
+func (p *program) keys(cmd *cobra.Command, f brokerFile, rewrap bool, forget []string) (err error) {
+	ctx := cmd.Context()
+	b := &brokerParts{file: f}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if b.store, err = store.Open(ctx, store.Config{Dir: f.Data, Now: p.now}); err != nil {
+		return input(err)
+	}
+	if b.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Log: p.logger()}); err != nil {
+		return input(err)
+	}
+	td, err := identity.ParseTrustDomain(f.TrustDomain)
+	if err != nil {
+		return input(err)
+	}
+	config, err := b.authorityConfig(ctx, td, brokerOptions{now: p.now, log: p.logger()})
+	if err != nil {
+		return input(err)
+	}
+	if rewrap {
+		if err := p.rewrap(ctx, b); err != nil {
+			return input(err)
+		}
+	}
+	if len(forget) > 0 {
+		return p.forget(ctx, b, config, forget)
+	}
+	states, err := authority.CheckKeys(ctx, config)
+	if err != nil {
+		return err
+	}
+	path, _ := cmd.Flags().GetString("config")
+	return p.showKeys(cmd, path, states)
+}
+
+func (p *program) showKeys(cmd *cobra.Command, path string, states []authority.KeyState) error {
+	views, rows, lost := []keyView{}, [][]string{}, []string{}
+	for _, s := range states {
+		v, state := keyView{s.ID, string(s.Use), s.Alg, string(s.State), s.KeyRef, s.Err == nil, ""}, "ok"
+		if s.Err != nil {
+			v.Problem, state = s.Err.Error(), "no"
+			lost = append(lost, s.ID)
+		}
+		views = append(views, v)
+		rows = append(rows, []string{state, v.Use, v.Alg, v.State, v.ID, v.Problem})
+	}
+	if err := p.show(cmd, views, func() error { return p.table("OK|KIND|ALG|STATE|KEY|PROBLEM", rows) }); err != nil {
+		return err
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	return coded{exitNo, fmt.Errorf("%d of %d keys can't be opened: bring back what is missing; what is lost for good, go on without: credence broker keys -c %s --forget %s",
+		len(lost), len(states), shellWord(path), strings.Join(lost, ","))}
+}
+
+// rewrap encrypts the keys in each directory anew that has a key-encryption
+// key.
+func (p *program) rewrap(ctx context.Context, b *brokerParts) error {
+	total, found := 0, false
+	for _, k := range b.keys {
+		on, ok := k.Keys.(*disk.Keys)
+		if !ok || !k.encrypted {
+			continue
+		}
+		found = true
+		n, err := on.Rewrap(ctx)
+		if total += n; err != nil {
+			return fmt.Errorf("%s.%s: %w", k.field, k.kind, err)
+		}
+	}
+	if !found {
+		return errors.New("nothing to encrypt under: broker.yaml names no kek_file")
+	}
+	_, err := fmt.Fprintf(p.err, "%d keys were encrypted anew: old_kek_files are not needed any more\n", total)
+	return err
+}
+
+// forget records what it does before it does it.
+func (p *program) forget(ctx context.Context, b *brokerParts, config authority.Config, ids []string) error {
+	states, err := authority.CheckKeys(ctx, config)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		event := audit.Event{Kind: "authority.forget", OK: true, Actor: fmt.Sprintf("uid:%d", os.Getuid()), Authority: id, Reason: "its key is lost"}
+		if _, err := b.audit.Append(ctx, event); err != nil {
+			return err
+		}
+	}
+	if err := authority.ForgetKeys(ctx, config, ids); err != nil {
+		return input(err)
+	}
+	uses := map[authority.Use]bool{}
+	for _, s := range states {
+		for _, id := range ids {
+			uses[s.Use] = uses[s.Use] || s.ID == id
+		}
+	}
+	return p.lines(afterForgetting(uses))
+}
+
+// afterForgetting says what to do, in its order.
+func afterForgetting(uses map[authority.Use]bool) []string {
+	all := []string{"set aside; start the broker: it makes what is missing"}
+	if uses[authority.JWTKey] {
+		all = append(all, "JWT keys: clouds and peers take tokens of the new ones as soon as they fetch our keys again: within minutes, or as long as they cache (a day at most)")
+	}
+	if uses[authority.Domain] {
+		all = append(all, "our CA under the corporate root: nothing is signed until the PKI certifies another: credence ca csr, credence ca install")
+	}
+	if uses[authority.Root] {
+		all = append(all,
+			"the root: agents and peers know the old one only, and take nothing of the new one until they are given it:",
+			"  each agent: stop it, delete its data directory, and join it again: credence token create prints its agent.yaml, with the new pin",
+			"  each peer: give its operator the new bundle: credence bundle show",
+			"  each cloud that has the old root as an anchor: credence target setup prints what to change",
+			"  the old root stays in the bundle until what it signed has ended: then credence ca rotate root takes it out")
+	}
+	return all
+}
