@@ -109,6 +109,12 @@ func (p *program) publishOnce(ctx context.Context, cmd *cobra.Command, from publ
 		progress := p.startProgress("publishing to " + one.text)
 		changed, err := targets[i].Publish(ctx, set)
 		progress.stop()
+		if slices.Contains(changed, publish.KeysName) {
+			w := &placeWatch{to: one.text, from: from, now: p.now}
+			for _, line := range w.leads(ctx, keyIDs(set), keyIsThere) {
+				fmt.Fprintln(p.err, line)
+			}
+		}
 		view, state := publishedView{To: one.text, Sequence: sequence, Changed: append([]string{}, changed...)}, "ok"
 		if err != nil {
 			view.Problem, state = err.Error(), "no"
@@ -169,15 +175,21 @@ func (w *placeWatch) lines(ctx context.Context, o publish.Outcome) []string {
 	if o.Err == nil {
 		w.keys = wanted
 		lines := []string{fmt.Sprintf("%s: %s changed, sequence %d is there", w.to, orNothing(o.Changed), sequenceOf(o.Set))}
-		return append(lines, w.leads(ctx, missing, "%s: key %s is there %s before it signs")...)
+		return append(lines, w.leads(ctx, missing, keyIsThere)...)
 	}
 	since := "since it was started"
 	if !o.Since.IsZero() {
 		since = "since " + o.Since.UTC().Format(time.RFC3339)
 	}
 	lines := []string{fmt.Sprintf("error: %s: not published %s: %v", w.to, since, o.Err)}
-	return append(lines, w.leads(ctx, missing, "error: %s: key %s is not there and signs in %s: who relies on this place then refuses its tokens")...)
+	return append(lines, w.leads(ctx, missing, keyIsMissing)...)
 }
+
+// What is told of a place, a key and the time until it signs.
+const (
+	keyIsThere   = "%s: key %s is there %s before it signs"
+	keyIsMissing = "error: %s: key %s is not there and signs in %s: who relies on this place then refuses its tokens"
+)
 
 // leads says of keys that don't sign yet how long it is until they do.
 func (w *placeWatch) leads(ctx context.Context, ids []string, format string) (lines []string) {

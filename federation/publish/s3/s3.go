@@ -37,6 +37,9 @@ func (s Store) Get(ctx context.Context, name string) (*publish.Held, error) {
 	if missing := (*types.NoSuchKey)(nil); errors.As(err, &missing) {
 		return nil, nil
 	}
+	if statusOf(err) == http.StatusForbidden {
+		return nil, fmt.Errorf("reading %s: without s3:ListBucket what is not there is forbidden too: %w", s.where(name), err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", s.where(name), err)
 	}
