@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -129,6 +130,34 @@ func TestSequenceOverRestarts(t *testing.T) {
 	}
 	if e.records.publication.Sequence != second.Sequence {
 		t.Error("the number was not kept")
+	}
+}
+
+// A broker restored from a backup counts on from its clock: its next change has
+// a higher number than any that it gave after the backup was made.
+func TestSequenceAfterARestore(t *testing.T) {
+	e := newEnv(t)
+	a := e.openReady()
+	rows, publication := maps.Clone(e.records.rows), e.records.publication
+	replace := func(a *authority.Authority) uint64 {
+		t.Helper()
+		e.clock.set(e.clock.now().Add(time.Minute))
+		if _, err := a.ReplaceJWT(t.Context(), "ES256", "a drill"); err != nil {
+			t.Fatal(err)
+		}
+		return a.Bundle().Sequence
+	}
+	var last uint64
+	for range 20 {
+		last = replace(a)
+	}
+	e.records.rows, e.records.publication = rows, publication
+	restored := e.open()
+	if got := restored.Bundle(); got.Sequence != publication.Sequence {
+		t.Fatalf("restored with %d, saved with %d", got.Sequence, publication.Sequence)
+	}
+	if next := replace(restored); next <= last {
+		t.Errorf("number %d after a restore, %d was given before", next, last)
 	}
 }
 
