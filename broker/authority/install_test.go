@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/federation"
 )
@@ -238,6 +240,9 @@ func TestInstallRefuses(t *testing.T) {
 		{name: "directory names permitted", want: "kind directoryName", policy: constraints(`3016 a014 3012 a410 300e 310c300a06035504030c0358595a`)},
 		{name: "directory names excluded", want: "kind directoryName", root: constraints(`3016 a114 3012 a410 300e 310c300a06035504030c0358595a`)},
 		{name: "mail permitted, which we have none of", policy: constraints(`3010 a00e 300c 810a 61636d652e6c6f63616c`)},
+		{name: "what only a trial tells: no address meets a constraint in Go", want: "a trial SVID under it does not verify",
+			config: func(c *authority.Config) { c.TrustDomain = spiffeid.RequireTrustDomainFromString("1.2.3.4") },
+			policy: ca(func(c *x509.Certificate) { c.ExcludedURIDomains = []string{"other.org"} })},
 		{name: "too many", want: "chain: has", chain: func(c certs) certs {
 			return append(append(certs{}, c[0], c[1]), c[2], c[2], c[2], c[2], c[2], c[2], c[2])
 		}},
