@@ -3,6 +3,7 @@ package resource
 import (
 	"bytes"
 	"fmt"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml/token"
 )
@@ -10,7 +11,12 @@ import (
 // checkText bounds what the YAML scanner would take too long over: its time
 // grows with the square of a run of blank lines. A deep indentation is a deep
 // nesting, and the parser recurses once for each level.
+//
+// What is not UTF-8 is no YAML, and could not be written as JSON.
 func checkText(file string, text []byte) error {
+	if !utf8.Valid(text) {
+		return &Error{File: file, Msg: "it is not UTF-8"}
+	}
 	line, blank := 0, 0
 	for len(text) > 0 {
 		line++

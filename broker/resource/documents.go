@@ -10,40 +10,46 @@ import (
 	"github.com/credence-id/credence/broker/identity"
 )
 
-// The documents as they are written. Field order is the order in which YAML
-// writes them.
+// The documents as they are written. Field order is the order in which they
+// are.
+
+// A document is one of a kind that is read whole.
+type document interface {
+	head(r *Resource)       // sets what every resource has
+	fill(r *Resource) error // sets the rest; an error of r.At
+}
 
 type identityDoc struct {
-	Kind          string   `yaml:"kind"`
-	Name          string   `yaml:"name"`
-	SPIFFEID      string   `yaml:"spiffe_id"`
-	Match         []item   `yaml:"match"`
-	X509          *x509Doc `yaml:"x509,omitempty"`
-	JWT           *jwtDoc  `yaml:"jwt,omitempty"`
-	FederatesWith []string `yaml:"federates_with,omitempty"`
-	Hint          string   `yaml:"hint,omitempty"`
-	Targets       []string `yaml:"targets,omitempty"`
+	Kind          string   `json:"kind" yaml:"kind"`
+	Name          string   `json:"name" yaml:"name"`
+	SPIFFEID      string   `json:"spiffe_id" yaml:"spiffe_id"`
+	Match         []item   `json:"match" yaml:"match"`
+	X509          *x509Doc `json:"x509,omitempty" yaml:"x509,omitempty"`
+	JWT           *jwtDoc  `json:"jwt,omitempty" yaml:"jwt,omitempty"`
+	FederatesWith []string `json:"federates_with,omitempty" yaml:"federates_with,omitempty"`
+	Hint          string   `json:"hint,omitempty" yaml:"hint,omitempty"`
+	Targets       []string `json:"targets,omitempty" yaml:"targets,omitempty"`
 }
 
 type x509Doc struct {
-	TTL      duration `yaml:"ttl,omitempty"`
-	Subject  string   `yaml:"subject,omitempty"`
-	DNSNames []string `yaml:"dns_names,omitempty"`
+	TTL      duration `json:"ttl,omitempty" yaml:"ttl,omitempty"`
+	Subject  string   `json:"subject,omitempty" yaml:"subject,omitempty"`
+	DNSNames []string `json:"dns_names,omitempty" yaml:"dns_names,omitempty"`
 }
 
 type jwtDoc struct {
-	TTL       duration       `yaml:"ttl,omitempty"`
-	Audiences []string       `yaml:"audiences,omitempty"`
-	Claims    map[string]any `yaml:"claims,omitempty"`
-	Alg       string         `yaml:"alg,omitempty"`
+	TTL       duration `json:"ttl,omitempty" yaml:"ttl,omitempty"`
+	Audiences []string `json:"audiences,omitempty" yaml:"audiences,omitempty"`
+	Claims    claims   `json:"claims,omitempty" yaml:"claims,omitempty"`
+	Alg       string   `json:"alg,omitempty" yaml:"alg,omitempty"`
 }
 
 type denyDoc struct {
-	Kind      string   `yaml:"kind"`
-	Name      string   `yaml:"name"`
-	Match     []item   `yaml:"match"`
-	SPIFFEIDs []string `yaml:"spiffe_ids,omitempty"`
-	Reason    string   `yaml:"reason,omitempty"`
+	Kind      string   `json:"kind" yaml:"kind"`
+	Name      string   `json:"name" yaml:"name"`
+	Match     []item   `json:"match" yaml:"match"`
+	SPIFFEIDs []string `json:"spiffe_ids,omitempty" yaml:"spiffe_ids,omitempty"`
+	Reason    string   `json:"reason,omitempty" yaml:"reason,omitempty"`
 }
 
 type joinRuleDoc struct {
@@ -53,21 +59,21 @@ type joinRuleDoc struct {
 }
 
 type peerDoc struct {
-	Kind         string          `yaml:"kind"`
-	Name         string          `yaml:"name"`
-	URL          string          `yaml:"url"`
-	HTTPSSPIFFE  *httpsSPIFFEDoc `yaml:"https_spiffe,omitempty"`
-	HTTPSWeb     *struct{}       `yaml:"https_web,omitempty"`
-	MaxStaleness duration        `yaml:"max_staleness,omitempty"`
-	AllowPrivate bool            `yaml:"allow_private,omitempty"`
-	Accept       []string        `yaml:"accept,omitempty"`
+	Kind         string          `json:"kind" yaml:"kind"`
+	Name         string          `json:"name" yaml:"name"`
+	URL          string          `json:"url" yaml:"url"`
+	HTTPSSPIFFE  *httpsSPIFFEDoc `json:"https_spiffe,omitempty" yaml:"https_spiffe,omitempty"`
+	HTTPSWeb     *struct{}       `json:"https_web,omitempty" yaml:"https_web,omitempty"`
+	MaxStaleness duration        `json:"max_staleness,omitempty" yaml:"max_staleness,omitempty"`
+	AllowPrivate bool            `json:"allow_private,omitempty" yaml:"allow_private,omitempty"`
+	Accept       []string        `json:"accept,omitempty" yaml:"accept,omitempty"`
 }
 
 type httpsSPIFFEDoc struct {
-	EndpointID  string `yaml:"endpoint_id"`
-	BundleFile  string `yaml:"bundle_file,omitempty"`
-	Bundle      string `yaml:"bundle,omitempty"`
-	Fingerprint string `yaml:"fingerprint,omitempty"`
+	EndpointID  string `json:"endpoint_id" yaml:"endpoint_id"`
+	BundleFile  string `json:"bundle_file,omitempty" yaml:"bundle_file,omitempty"`
+	Bundle      string `json:"bundle,omitempty" yaml:"bundle,omitempty"`
+	Fingerprint string `json:"fingerprint,omitempty" yaml:"fingerprint,omitempty"`
 }
 
 type targetDoc struct {
@@ -172,7 +178,11 @@ func itemDocs(in []identity.Item) []item {
 	return out
 }
 
-func (d identityDoc) identity() *identity.Identity {
+func (d *identityDoc) head(r *Resource) { r.Kind, r.Name = d.Kind, d.Name }
+func (d *denyDoc) head(r *Resource)     { r.Kind, r.Name = d.Kind, d.Name }
+func (d *peerDoc) head(r *Resource)     { r.Kind, r.Name = d.Kind, d.Name }
+
+func (d *identityDoc) fill(r *Resource) error {
 	i := &identity.Identity{
 		Name: d.Name, SPIFFEID: d.SPIFFEID, Match: itemsOf(d.Match), FederatesWith: d.FederatesWith, Hint: d.Hint, Targets: d.Targets,
 	}
@@ -182,7 +192,13 @@ func (d identityDoc) identity() *identity.Identity {
 	if d.JWT != nil {
 		i.JWT = &identity.JWT{TTL: time.Duration(d.JWT.TTL), Audiences: d.JWT.Audiences, Claims: d.JWT.Claims, Alg: d.JWT.Alg}
 	}
-	return i
+	r.Identity = i
+	return nil
+}
+
+func (d *denyDoc) fill(r *Resource) error {
+	r.Deny = &identity.Deny{Name: d.Name, Match: itemsOf(d.Match), SPIFFEIDs: d.SPIFFEIDs, Reason: d.Reason}
+	return nil
 }
 
 // duration is a life as it is written: 90s, 15m, 24h.

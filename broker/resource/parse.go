@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -34,18 +35,18 @@ func (g Registry) parse(file string, doc *ast.MappingNode) (Resource, error) {
 		return Resource{}, at(file, "", member(doc, "kind"), fmt.Sprintf("kind: %q is none of %s", clip(r.Kind), strings.Join(Kinds, ", ")))
 	}
 	if err := r.checkName(); err != nil {
-		return Resource{}, err
+		return Resource{}, at(file, "", member(doc, "name"), err.Error())
 	}
 	var err error
 	switch r.Kind {
 	case "Identity":
-		err = r.parseIdentity(doc)
+		err = r.parseDoc(doc, new(identityDoc))
 	case "Deny":
-		err = r.parseDeny(doc)
+		err = r.parseDoc(doc, new(denyDoc))
 	case "JoinRule":
 		err = g.parseJoinRule(&r, doc)
 	case "Peer":
-		err = r.parsePeer(doc)
+		err = r.parseDoc(doc, new(peerDoc))
 	case "Target":
 		err = g.parseTarget(&r, doc)
 	}
@@ -61,7 +62,7 @@ func (r *Resource) checkName() error {
 	plain := func(c rune) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
 	bad := func(c rune) bool { return !plain(c) && c != '-' && c != '.' }
 	if r.Kind != "Peer" && (len(r.Name) > 63 || strings.IndexFunc(r.Name, bad) >= 0 || !plain(rune(r.Name[0]))) {
-		return at(r.file, "", member(r.node.(*ast.MappingNode), "name"), fmt.Sprintf("name: %q: 1 to 63 of a-z, 0-9, - and . are taken, the first a letter or digit", clip(r.Name)))
+		return fmt.Errorf("name: %q: 1 to 63 of a-z, 0-9, - and . are taken, the first a letter or digit", clip(r.Name))
 	}
 	return nil
 }
@@ -90,22 +91,11 @@ func (r *Resource) decode(node ast.Node, into any) error {
 	return nil
 }
 
-func (r *Resource) parseIdentity(doc ast.Node) error {
-	var d identityDoc
-	if err := r.decode(doc, &d); err != nil {
+func (r *Resource) parseDoc(node ast.Node, doc document) error {
+	if err := r.decode(node, doc); err != nil {
 		return err
 	}
-	r.Identity = d.identity()
-	return nil
-}
-
-func (r *Resource) parseDeny(doc ast.Node) error {
-	var d denyDoc
-	if err := r.decode(doc, &d); err != nil {
-		return err
-	}
-	r.Deny = &identity.Deny{Name: d.Name, Match: itemsOf(d.Match), SPIFFEIDs: d.SPIFFEIDs, Reason: d.Reason}
-	return nil
+	return doc.fill(r)
 }
 
 // one finds the one member whose name is not among those of the kind: its join
@@ -187,11 +177,7 @@ func (g Registry) parseTarget(r *Resource, doc *ast.MappingNode) error {
 	return nil
 }
 
-func (r *Resource) parsePeer(doc ast.Node) error {
-	var d peerDoc
-	if err := r.decode(doc, &d); err != nil {
-		return err
-	}
+func (d *peerDoc) fill(r *Resource) error {
 	td, err := identity.ParseTrustDomain(d.Name)
 	if err != nil {
 		return r.At("name", "a peer's name is its trust domain: "+err.Error())
@@ -230,6 +216,9 @@ func (r *Resource) ReadBundle(read func(file string) ([]byte, error)) error {
 	text, err := read(r.Peer.HTTPSSPIFFE.BundleFile)
 	if err != nil {
 		return r.At("https_spiffe.bundle_file", err.Error())
+	}
+	if !utf8.Valid(text) {
+		return r.At("https_spiffe.bundle_file", "it is not UTF-8")
 	}
 	r.Peer.HTTPSSPIFFE.Bundle, r.Peer.HTTPSSPIFFE.BundleFile = text, ""
 	if err := r.Peer.Validate(); err != nil {

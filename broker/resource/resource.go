@@ -161,6 +161,9 @@ func mapping(file string, body ast.Node) (*ast.MappingNode, error) {
 	if depthOf(body) > maxDepth {
 		return nil, at(file, "", body, fmt.Sprintf("nested deeper than %d", maxDepth))
 	}
+	if key := notText(body); key != nil {
+		return nil, at(file, "", key, fmt.Sprintf("the key %s is not text: quote it", clip(key.GetToken().Value)))
+	}
 	switch m := body.(type) {
 	case *ast.MappingNode:
 		return m, nil
@@ -187,6 +190,33 @@ func depthOf(n ast.Node) int {
 		return 0
 	}
 	return deepest + 1
+}
+
+// notText finds a key that is no text, such as a number: for one such the
+// library leaves out all of the mapping that it stands in, and says nothing.
+func notText(n ast.Node) ast.Node {
+	var inside []*ast.MappingValueNode
+	switch n := n.(type) {
+	case *ast.MappingNode:
+		inside = n.Values
+	case *ast.MappingValueNode:
+		inside = []*ast.MappingValueNode{n}
+	case *ast.SequenceNode:
+		for _, v := range n.Values {
+			if key := notText(v); key != nil {
+				return key
+			}
+		}
+	}
+	for _, v := range inside {
+		if _, ok := v.Key.(*ast.StringNode); !ok {
+			return v.Key
+		}
+		if key := notText(v.Value); key != nil {
+			return key
+		}
+	}
+	return nil
 }
 
 func at(file, resource string, node ast.Node, msg string) *Error {

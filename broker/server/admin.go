@@ -85,13 +85,17 @@ func (s *Server) fetchPeers(ctx context.Context, outcome []applied) []string {
 }
 
 // Get returns resources as apply takes them.
-func (a adminService) Get(_ context.Context, r *api.GetRequest) (*api.GetResponse, error) {
+func (a adminService) Get(ctx context.Context, r *api.GetRequest) (*api.GetResponse, error) {
 	response := &api.GetResponse{}
 	for _, row := range a.s.state.Load().resources {
 		if (r.GetKind() == "" || strings.EqualFold(row.row.Kind, r.GetKind())) && (r.GetName() == "" || row.row.Name == r.GetName()) {
+			text, err := row.resource.Text()
+			if err != nil {
+				return nil, a.fail(ctx, err)
+			}
 			response.Resources = append(response.Resources, &api.Resource{
 				Kind: row.row.Kind, Name: row.row.Name, Revision: row.row.Revision, Owner: row.row.Owner,
-				Yaml: row.row.Body, Actor: row.row.Actor, WrittenAt: row.row.WrittenAt.Unix(),
+				Yaml: text, Actor: row.row.Actor, WrittenAt: row.row.WrittenAt.Unix(),
 			})
 		}
 	}

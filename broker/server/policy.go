@@ -2,9 +2,13 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
+	"unique"
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/audit"
@@ -17,16 +21,20 @@ import (
 
 // state is what the stored resources mean. It is immutable and swapped whole.
 type state struct {
-	resources []stored
-	places    map[[2]string]int // of resources, by kind and name
-	last      uint64            // revision of the last resource written
+	resources []stored // by kind and name
+	last      uint64   // revision of the last resource written
 	policy    *broker.Policy
 	peers     []federation.Peer
 }
 
+// stored is a resource and, but for its text, the row that it stands in.
 type stored struct {
 	row      store.Resource
 	resource resource.Resource
+}
+
+func (a stored) compare(b stored) int {
+	return cmp.Or(strings.Compare(a.row.Kind, b.row.Kind), strings.Compare(a.row.Name, b.row.Name))
 }
 
 func (s *Server) policyRevision() uint64 { return s.state.Load().last }
@@ -41,7 +49,21 @@ func (s *Server) load(ctx context.Context, read *state) error {
 	if err != nil {
 		return err
 	}
-	next, err := s.compile(rows, last, read)
+	all := make([]stored, len(rows))
+	for i, row := range rows {
+		if all[i], err = s.parsed(row, read); err != nil {
+			return fmt.Errorf("loading resources: %w", err)
+		}
+		rows[i].Body = nil // it has been read
+	}
+	slices.SortFunc(all, stored.compare) // a database may have an order of its own
+	return s.enforce(ctx, all, last, read)
+}
+
+// enforce makes resources the policy that are written.
+func (s *Server) enforce(ctx context.Context, all []stored, last uint64, before *state) error {
+	s.behind.Store(true)
+	next, err := s.compile(all, last, before)
 	if err != nil {
 		return fmt.Errorf("loading resources: %w", err)
 	}
@@ -96,30 +118,24 @@ func (s *Server) adopt(ctx context.Context, next *state) error {
 	return s.cfg.Peers.SetPeers(ctx, next.peers)
 }
 
-// compile reads the resources that stand, but for those that read has read
-// already, and holds them against each other.
-func (s *Server) compile(rows []store.Resource, last uint64, read *state) (*state, error) {
+// compile holds resources against each other, which are sorted. What before,
+// which may be nil, has compiled already stays.
+func (s *Server) compile(resources []stored, last uint64, before *state) (*state, error) {
 	st := &state{
-		resources: make([]stored, 0, len(rows)), places: make(map[[2]string]int, len(rows)), last: last,
+		resources: resources, last: last,
 		policy: &broker.Policy{Revision: last, Targets: map[string]broker.Target{}, X509: map[string]identity.X509{}},
 	}
-	all := identity.Resources{Identities: make([]identity.Identity, 0, len(rows))}
-	for _, row := range rows {
-		r, err := s.parsed(row, read)
-		if err != nil {
-			return nil, err
-		}
-		st.places[[2]string{row.Kind, row.Name}] = len(st.resources)
-		st.resources = append(st.resources, stored{row, r})
-		if err := s.collect(st, &all, r, row.Revision); err != nil {
+	all := identity.Resources{Identities: make([]identity.Identity, 0, len(resources))}
+	for _, r := range resources {
+		if err := s.collect(st, &all, r.resource, r.row.Revision); err != nil {
 			return nil, err
 		}
 	}
-	var before *identity.Set
-	if read != nil {
-		before = read.policy.Set
+	var compiled *identity.Set
+	if before != nil {
+		compiled = before.policy.Set
 	}
-	set, err := before.Replace(s.cfg.Policy, all) // what is compiled already stays
+	set, err := compiled.Replace(s.cfg.Policy, all)
 	if err != nil {
 		return nil, err
 	}
@@ -128,18 +144,32 @@ func (s *Server) compile(rows []store.Resource, last uint64, read *state) (*stat
 }
 
 // parsed reads a row, or takes what it was read as before.
-func (s *Server) parsed(row store.Resource, read *state) (resource.Resource, error) {
-	if known, ok := read.find(row.Kind, row.Name); ok && bytes.Equal(known.row.Body, row.Body) {
-		return known.resource, nil
+func (s *Server) parsed(row store.Resource, read *state) (stored, error) {
+	if known, ok := read.find(row.Kind, row.Name); ok && known.row.Revision == row.Revision {
+		return known, nil
 	}
-	parsed, err := s.cfg.Resources.Parse(row.Kind+" "+row.Name, row.Body)
+	r, err := s.read(row.Kind, row.Name, row.Body)
+	return keep(row, r), err
+}
+
+// read reads the text of one resource.
+func (s *Server) read(kind, name string, text []byte) (resource.Resource, error) {
+	parsed, err := s.cfg.Resources.Read(kind+" "+name, text)
 	if err != nil {
 		return resource.Resource{}, err
 	}
-	if len(parsed) != 1 || parsed[0].Kind != row.Kind || parsed[0].Name != row.Name {
-		return resource.Resource{}, fmt.Errorf("%s %s: it does not hold what its name says", row.Kind, row.Name)
+	if len(parsed) != 1 || parsed[0].Kind != kind || parsed[0].Name != name {
+		return resource.Resource{}, fmt.Errorf("%s %s: it does not hold what its name says", kind, name)
 	}
-	return parsed[0].WithoutText(), nil
+	return parsed[0], nil
+}
+
+// keep is what is kept of a resource: not its text, which can be written
+// again, and what many have alike only once.
+func keep(row store.Resource, r resource.Resource) stored {
+	row.Kind, row.Name, row.Body = r.Kind, r.Name, nil
+	row.Owner, row.Actor = unique.Make(row.Owner).Value(), unique.Make(row.Actor).Value()
+	return stored{row, r.WithoutText()}
 }
 
 // collect adds one resource to what they mean together. The resource is shared
@@ -193,7 +223,7 @@ func (s *Server) apply(ctx context.Context, actor, owner, file string, text []by
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := s.cfg.Resources.Parse(file, text)
+	parsed, err := s.cfg.Resources.Read(file, text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", broker.ErrRequest, err)
 	}
@@ -203,29 +233,48 @@ func (s *Server) apply(ctx context.Context, actor, owner, file string, text []by
 	if err != nil {
 		return nil, err
 	}
-	var changes []store.Change
+	var changes []change
 	var outcome []applied
 	for _, r := range parsed {
-		body, err := r.YAML()
+		a, err := now.judge(owner, r)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", broker.ErrRequest, err)
 		}
-		a := applied{kind: r.Kind, name: r.Name, action: "created", after: body}
-		if old, ok := now.find(r.Kind, r.Name); ok {
-			a.action, a.before = "changed", old.row.Body
-			if old.row.Owner != owner {
-				return nil, fmt.Errorf("%w: %s %s belongs to owner %q; apply it with --owner %s, or choose another name", broker.ErrRequest, r.Kind, r.Name, old.row.Owner, old.row.Owner)
-			}
-			if bytes.Equal(old.row.Body, body) {
-				a.action = "unchanged"
-			}
-		}
 		outcome = append(outcome, a)
-		if a.action != "unchanged" {
-			changes = append(changes, store.Change{Kind: r.Kind, Name: r.Name, Owner: owner, Body: body})
+		if a.action == "unchanged" {
+			continue
 		}
+		again, err := s.read(r.Kind, r.Name, a.after) // as the next start will
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s %s would not be taken as it would be kept: %w", broker.ErrRequest, r.Kind, r.Name, err)
+		}
+		changes = append(changes, change{store.Change{Kind: r.Kind, Name: r.Name, Owner: owner, Body: a.after}, again})
 	}
 	return outcome, s.change(ctx, now, actor, parsed, changes, dry)
+}
+
+// judge says what applying a resource does.
+func (st *state) judge(owner string, r resource.Resource) (applied, error) {
+	a := applied{kind: r.Kind, name: r.Name, action: "created"}
+	var err error
+	if a.after, err = r.Text(); err != nil {
+		return a, r.At("", err.Error())
+	}
+	old, ok := st.find(r.Kind, r.Name)
+	if !ok {
+		return a, nil
+	}
+	if old.row.Owner != owner {
+		return a, fmt.Errorf("%s %s belongs to owner %q; apply it with --owner %s, or choose another name", r.Kind, r.Name, old.row.Owner, old.row.Owner)
+	}
+	if a.before, err = old.resource.Text(); err != nil {
+		return a, err
+	}
+	a.action = "changed"
+	if bytes.Equal(a.before, a.after) {
+		a.action = "unchanged"
+	}
+	return a, nil
 }
 
 // checkOwner takes a name of the form that resources have; none is "default".
@@ -258,14 +307,20 @@ func (s *Server) remove(ctx context.Context, actor, owner, kind, name string) er
 	if old.row.Owner != owner {
 		return fmt.Errorf("deleting %s %s: %w: it belongs to owner %q; say --owner %s", kind, name, broker.ErrRequest, old.row.Owner, old.row.Owner)
 	}
-	return s.change(ctx, now, actor, nil, []store.Change{{Kind: kind, Name: name, Owner: owner}}, false)
+	return s.change(ctx, now, actor, nil, []change{{Change: store.Change{Kind: kind, Name: name, Owner: owner}}}, false)
+}
+
+// A change is one to write, and what it holds.
+type change struct {
+	store.Change
+	resource resource.Resource
 }
 
 // change checks what would stand after the changes, records the act, writes
 // them, and adopts what stands. A mistake in what was parsed gets its place.
 // The caller holds applying.
-func (s *Server) change(ctx context.Context, now *state, actor string, parsed []resource.Resource, changes []store.Change, dry bool) error {
-	next, err := s.compile(now.after(changes), now.last, now)
+func (s *Server) change(ctx context.Context, now *state, actor string, parsed []resource.Resource, changes []change, dry bool) error {
+	next, err := s.compile(now.after(changes, nil), now.last, now)
 	if err != nil {
 		return fmt.Errorf("%w: %w", broker.ErrRequest, resource.Locate(err, parsed))
 	}
@@ -281,17 +336,27 @@ func (s *Server) change(ctx context.Context, now *state, actor string, parsed []
 	if _, err := s.cfg.Audit.Append(ctx, changeEvents(actor, changes, "")...); err != nil {
 		return fmt.Errorf("recording the change: %w", err)
 	}
-	if _, err := s.cfg.Store.Apply(ctx, now.last, actor, changes); err != nil {
+	written, err := s.cfg.Store.Apply(ctx, now.last, actor, texts(changes))
+	if err != nil {
 		s.behind.Store(true) // somebody else wrote, or we don't know
 		if _, unrecorded := s.cfg.Audit.Append(ctx, changeEvents(actor, changes, err.Error())...); unrecorded != nil {
 			s.cfg.Log.ErrorContext(ctx, "recording that a change failed", "error", unrecorded)
 		}
 		return err
 	}
-	if err := s.load(ctx, next); err != nil {
+	// Nobody wrote between, so what stands is what stood with the changes.
+	if err := s.enforce(ctx, now.after(changes, written), written[len(written)-1].Revision, next); err != nil {
 		return fmt.Errorf("the change is written, and comes into force when this is mended: %w", err)
 	}
 	return nil
+}
+
+func texts(changes []change) []store.Change {
+	all := make([]store.Change, len(changes))
+	for i, c := range changes {
+		all[i] = c.Change
+	}
+	return all
 }
 
 // changeTime bounds writing a change and bringing it into force.
@@ -299,7 +364,7 @@ const changeTime = 30 * time.Second
 
 // changeEvents are the records of a change: of one that is about to be made
 // or, with a reason, of one that failed.
-func changeEvents(actor string, changes []store.Change, failed string) []audit.Event {
+func changeEvents(actor string, changes []change, failed string) []audit.Event {
 	var events []audit.Event
 	for _, c := range changes {
 		kind := "apply"
@@ -318,27 +383,33 @@ func (st *state) find(kind, name string) (stored, bool) {
 	if st == nil {
 		return stored{}, false
 	}
-	i, ok := st.places[[2]string{kind, name}]
+	i, ok := slices.BinarySearchFunc(st.resources, stored{row: store.Resource{Kind: kind, Name: name}}, stored.compare)
 	if !ok {
 		return stored{}, false
 	}
 	return st.resources[i], true
 }
 
-// after is what would stand after the changes.
-func (st *state) after(changes []store.Change) []store.Resource {
-	gone := make(map[[2]string]bool)
-	var rows []store.Resource
-	for _, c := range changes {
+// after is what stands after the changes, as they were written or, where
+// nothing is written yet, with the last revision.
+func (st *state) after(changes []change, written []store.Resource) []stored {
+	gone := make(map[[2]string]bool, len(changes))
+	var all []stored
+	for i, c := range changes {
 		gone[[2]string{c.Kind, c.Name}] = true
+		row := store.Resource{Revision: st.last, Owner: c.Owner}
+		if written != nil {
+			row = written[i]
+		}
 		if c.Body != nil {
-			rows = append(rows, store.Resource{Kind: c.Kind, Name: c.Name, Revision: st.last, Owner: c.Owner, Body: c.Body})
+			all = append(all, keep(row, c.resource))
 		}
 	}
 	for _, r := range st.resources {
 		if !gone[[2]string{r.row.Kind, r.row.Name}] {
-			rows = append(rows, r.row)
+			all = append(all, r)
 		}
 	}
-	return rows
+	slices.SortFunc(all, stored.compare)
+	return all
 }

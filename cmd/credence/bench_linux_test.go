@@ -442,13 +442,14 @@ func BenchmarkPolicyToStream(b *testing.B) {
 func BenchmarkRestart(b *testing.B) {
 	m := newMachine(b, 10_000)
 	agentConfig := m.path("agent.yaml")
-	var broker, agent time.Duration
+	var broker, agent, used time.Duration
 	for range b.N {
 		m.broker.halt()
 		started := time.Now()
 		m.startBroker()
 		m.credence("", "status")
 		broker += time.Since(started)
+		used += cpuOf(b, m.broker.cmd.Process.Pid)
 		m.agent.halt()
 		started = time.Now()
 		m.agent = m.run("agent of example.org", "credence", "agent", "run", "-c", agentConfig)
@@ -457,6 +458,7 @@ func BenchmarkRestart(b *testing.B) {
 		agent += time.Since(started)
 	}
 	b.ReportMetric(millis(broker)/float64(b.N), "ms/broker-restart")
+	b.ReportMetric(millis(used)/float64(b.N), "CPU-ms/broker-restart")
 	b.ReportMetric(millis(agent)/float64(b.N), "ms/agent-restart")
 	b.ReportMetric(200, "bound-ms")
 }

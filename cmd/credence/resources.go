@@ -158,10 +158,11 @@ func (p *program) readOne(file string) ([]resource.Resource, error) {
 	return parsed, nil
 }
 
+// documentsOf is the resources as a broker reads them fast.
 func documentsOf(all []resource.Resource) ([]byte, error) {
 	var text []byte
 	for _, r := range all {
-		body, err := r.YAML()
+		body, err := r.Text()
 		if err != nil {
 			return nil, err
 		}
@@ -206,7 +207,7 @@ func (p *program) writeApplied(r *api.ApplyResponse, dry bool) error {
 	for _, a := range r.GetApplied() {
 		text := fmt.Sprintf("%s %s %s\n", a.GetKind(), a.GetName(), planned(a.GetAction(), dry))
 		if dry && a.GetAction() == "changed" {
-			text += difference(string(a.GetBefore()), string(a.GetAfter()))
+			text += difference(inLines(a.GetBefore()), inLines(a.GetAfter()))
 		}
 		if _, err := io.WriteString(p.out, text); err != nil {
 			return err
@@ -228,6 +229,20 @@ func place(message string, all []resource.Resource) string {
 		}
 	}
 	return message
+}
+
+// inLines is a resource as people write it. What this program doesn't know is
+// left as it came, which apply takes too.
+func inLines(text []byte) string {
+	all, err := registry().Read("", text)
+	if err != nil || len(all) != 1 {
+		return string(text)
+	}
+	lines, err := all[0].YAML()
+	if err != nil {
+		return string(text)
+	}
+	return string(lines)
 }
 
 func planned(action string, dry bool) string {
@@ -304,7 +319,7 @@ func kindOf(text string) (string, error) {
 func (p *program) writeResources(cmd *cobra.Command, all []*api.Resource) error {
 	if outputOf(cmd) == "yaml" {
 		for _, r := range all {
-			fmt.Fprintf(p.out, "---\n%s", r.GetYaml())
+			fmt.Fprintf(p.out, "---\n%s", inLines(r.GetYaml()))
 		}
 		return nil
 	}
