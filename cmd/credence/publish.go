@@ -147,7 +147,7 @@ func (p *program) watchPlaces(ctx context.Context, from publishing, places []des
 	for i, one := range places {
 		w := &placeWatch{to: one.text, from: from, now: p.now}
 		watching.Go(func() {
-			_ = publish.Watch(ctx, publish.Config{Source: from.set, Target: targets[i], Now: p.now, Report: func(o publish.Outcome) {
+			_ = publish.Watch(ctx, publish.Config{Source: from.set, Target: targets[i], Look: 2 * time.Second, Now: p.now, Report: func(o publish.Outcome) {
 				lines := w.lines(ctx, o)
 				printing.Lock()
 				defer printing.Unlock()

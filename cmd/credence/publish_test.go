@@ -87,6 +87,7 @@ func (p *publisher) holds(object func(string) (body, kind, cache string)) {
 }
 
 func TestPublishToS3(t *testing.T) {
+	t.Parallel()
 	p, service := newPublisher(t), publishtest.NewS3(t)
 	p.trust(&service.Service)
 	to := []string{"bundle", "publish", "--to", "s3://" + publishtest.Bucket + "/td", "--endpoint", service.URL}
@@ -107,6 +108,7 @@ func TestPublishToS3(t *testing.T) {
 }
 
 func TestPublishWatches(t *testing.T) {
+	t.Parallel()
 	p, service := newPublisher(t), publishtest.NewS3(t)
 	p.trust(&service.Service)
 	watch := startCmd(t, p.command("bundle", "publish", "--to", "s3://"+publishtest.Bucket+"/td", "--endpoint", service.URL, "--watch"))
@@ -144,6 +146,7 @@ func TestPublishWatches(t *testing.T) {
 }
 
 func TestPublishToGCS(t *testing.T) {
+	t.Parallel()
 	p, service := newPublisher(t), publishtest.NewGCS(t)
 	p.trust(&service.Service)
 	p.env = append(p.env, "GOOGLE_APPLICATION_CREDENTIALS="+p.write("account.json", service.ServiceAccount(t)))
@@ -155,6 +158,7 @@ func TestPublishToGCS(t *testing.T) {
 }
 
 func TestPublishToATrustAnchor(t *testing.T) {
+	t.Parallel()
 	p, service := newPublisher(t), publishtest.NewRolesAnywhere(t)
 	p.trust(&service.Service)
 	out := p.run(0, "bundle", "publish", "--to", "rolesanywhere:"+publishtest.AnchorARN, "--endpoint", service.URL)

@@ -73,6 +73,7 @@ func fetchAt(t *testing.T, address, url string, roots *x509.CertPool) string {
 // A relying party believes discovery and keys that a CA's certificate vouches
 // for, and the CA is asked by the web listener itself.
 func TestBrokerWithACME(t *testing.T) {
+	t.Parallel()
 	ca, dir, address := acmetest.New(t), tempDir(t), webAddress(t)
 	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), ca.RootPEM, 0o600); err != nil {
 		t.Fatal(err)
@@ -102,6 +103,7 @@ func TestBrokerWithACME(t *testing.T) {
 }
 
 func TestBrokerBehindAProxy(t *testing.T) {
+	t.Parallel()
 	dir, address := tempDir(t), webAddress(t)
 	webBroker(t, dir, address, "{proxy: true}")
 	if bundle := fetchAt(t, address, "http://id.example.org/bundle", nil); !strings.Contains(bundle, "spiffe_sequence") {
