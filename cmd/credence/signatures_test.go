@@ -80,8 +80,8 @@ func TestOnlyWaysToASignature(t *testing.T) {
 }
 
 var wantCallers = []string{
-	"broker/issue.go IssueJWT SignJWT",
 	"broker/issue.go issueItem SignX509",
+	"broker/issue.go issueJWT SignJWT",
 	"broker/join.go admit SignX509",
 	"broker/server/svid.go renewOwn SignX509",
 }
