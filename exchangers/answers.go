@@ -1,8 +1,10 @@
 package exchangers
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -24,19 +26,21 @@ type Answers struct {
 	good int // status of the last good answer
 }
 
-// RoundTrip passes on an answer of 200 and returns an *Error for any other.
+// RoundTrip passes on an answer of 200 that tells no error, and returns an
+// *Error for any other: one that tells an error beside a token is no success.
 func (a *Answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := a.Next.RoundTrip(r)
 	if err != nil {
 		a.last = err
 		return nil, err
 	}
-	if resp.StatusCode == http.StatusOK {
+	body, err := io.ReadAll(resp.Body)
+	if resp.StatusCode == http.StatusOK && !tellsError(body) {
 		a.last, a.good = nil, resp.StatusCode
+		resp.Body = rest{io.MultiReader(bytes.NewReader(body), resp.Body), resp.Body} // and what ended it
 		return resp, nil
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
 	if err != nil {
 		body = nil // the status still says enough
 	}
@@ -46,6 +50,20 @@ func (a *Answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	a.last = refusal
 	return nil, refusal
+}
+
+type rest struct {
+	io.Reader
+	io.Closer
+}
+
+// tellsError says whether an answer has the member that tells an error (RFC
+// 6749 §5.2, google.rpc.Status).
+func tellsError(body []byte) bool {
+	var answer struct {
+		Error any `json:"error"`
+	}
+	return json.Unmarshal(body, &answer) == nil && answer.Error != nil && answer.Error != ""
 }
 
 // Failure turns what a library returned into an *Error of provider. The

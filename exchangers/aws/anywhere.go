@@ -119,6 +119,7 @@ func (a *anywhere) check(svid *x509svid.SVID) error {
 }
 
 type sessionAnswer struct {
+	Type          string `json:"__type"` // of an error
 	CredentialSet []struct {
 		AssumedRoleUser struct{ ARN string }
 		Credentials     struct {
@@ -135,6 +136,9 @@ func (a *anywhere) read(h http.Header, body []byte) (exchangers.Credential, erro
 	var answer sessionAnswer
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return exchangers.Credential{}, exchangers.Unusable(provider, http.StatusCreated, id, "it is not the JSON of a session")
+	}
+	if answer.Type != "" || h.Get("X-Amzn-Errortype") != "" { // whatever comes with it
+		return exchangers.Credential{}, anywhereRefusal(http.StatusCreated, h, body)
 	}
 	if len(answer.CredentialSet) != 1 {
 		return exchangers.Credential{}, exchangers.Unusable(provider, http.StatusCreated, id, fmt.Sprintf("it holds %d credentials, not one", len(answer.CredentialSet)))
