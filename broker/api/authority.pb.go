@@ -581,6 +581,146 @@ func (x *InstallResponse) GetLines() []string {
 	return nil
 }
 
+type ExportRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportRootRequest) Reset() {
+	*x = ExportRootRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportRootRequest) ProtoMessage() {}
+
+func (x *ExportRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportRootRequest.ProtoReflect.Descriptor instead.
+func (*ExportRootRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{10}
+}
+
+type ExportRootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Root          *AuthorityInfo         `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
+	Key           []byte                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`                 // PKCS#8, DER
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportRootResponse) Reset() {
+	*x = ExportRootResponse{}
+	mi := &file_broker_api_authority_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportRootResponse) ProtoMessage() {}
+
+func (x *ExportRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportRootResponse.ProtoReflect.Descriptor instead.
+func (*ExportRootResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ExportRootResponse) GetRoot() *AuthorityInfo {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *ExportRootResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *ExportRootResponse) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type RemoveRootKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveRootKeyRequest) Reset() {
+	*x = RemoveRootKeyRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveRootKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveRootKeyRequest) ProtoMessage() {}
+
+func (x *RemoveRootKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveRootKeyRequest.ProtoReflect.Descriptor instead.
+func (*RemoveRootKeyRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RemoveRootKeyRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 type RevokeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "id", "identity", "node" or "authority"
@@ -593,7 +733,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[10]
+	mi := &file_broker_api_authority_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +745,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[10]
+	mi := &file_broker_api_authority_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +758,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{10}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RevokeRequest) GetKind() string {
@@ -661,7 +801,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[11]
+	mi := &file_broker_api_authority_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +813,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[11]
+	mi := &file_broker_api_authority_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +826,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{11}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevokeResponse) GetBefore() int64 {
@@ -734,7 +874,7 @@ type ListIssuedRequest struct {
 
 func (x *ListIssuedRequest) Reset() {
 	*x = ListIssuedRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[12]
+	mi := &file_broker_api_authority_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +886,7 @@ func (x *ListIssuedRequest) String() string {
 func (*ListIssuedRequest) ProtoMessage() {}
 
 func (x *ListIssuedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[12]
+	mi := &file_broker_api_authority_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +899,7 @@ func (x *ListIssuedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuedRequest.ProtoReflect.Descriptor instead.
 func (*ListIssuedRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{12}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListIssuedRequest) GetSerial() string {
@@ -835,7 +975,7 @@ type ListIssuedResponse struct {
 
 func (x *ListIssuedResponse) Reset() {
 	*x = ListIssuedResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[13]
+	mi := &file_broker_api_authority_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +987,7 @@ func (x *ListIssuedResponse) String() string {
 func (*ListIssuedResponse) ProtoMessage() {}
 
 func (x *ListIssuedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[13]
+	mi := &file_broker_api_authority_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +1000,7 @@ func (x *ListIssuedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuedResponse.ProtoReflect.Descriptor instead.
 func (*ListIssuedResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{13}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListIssuedResponse) GetIssued() []*Issued {
@@ -885,7 +1025,7 @@ type ListCRLsRequest struct {
 
 func (x *ListCRLsRequest) Reset() {
 	*x = ListCRLsRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[14]
+	mi := &file_broker_api_authority_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1037,7 @@ func (x *ListCRLsRequest) String() string {
 func (*ListCRLsRequest) ProtoMessage() {}
 
 func (x *ListCRLsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[14]
+	mi := &file_broker_api_authority_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1050,7 @@ func (x *ListCRLsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCRLsRequest.ProtoReflect.Descriptor instead.
 func (*ListCRLsRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{14}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{17}
 }
 
 type ListCRLsResponse struct {
@@ -922,7 +1062,7 @@ type ListCRLsResponse struct {
 
 func (x *ListCRLsResponse) Reset() {
 	*x = ListCRLsResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[15]
+	mi := &file_broker_api_authority_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1074,7 @@ func (x *ListCRLsResponse) String() string {
 func (*ListCRLsResponse) ProtoMessage() {}
 
 func (x *ListCRLsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[15]
+	mi := &file_broker_api_authority_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1087,7 @@ func (x *ListCRLsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCRLsResponse.ProtoReflect.Descriptor instead.
 func (*ListCRLsResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{15}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListCRLsResponse) GetLists() []*ListCRLsResponse_List {
@@ -977,7 +1117,7 @@ type Issued struct {
 
 func (x *Issued) Reset() {
 	*x = Issued{}
-	mi := &file_broker_api_authority_proto_msgTypes[16]
+	mi := &file_broker_api_authority_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1129,7 @@ func (x *Issued) String() string {
 func (*Issued) ProtoMessage() {}
 
 func (x *Issued) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[16]
+	mi := &file_broker_api_authority_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1142,7 @@ func (x *Issued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issued.ProtoReflect.Descriptor instead.
 func (*Issued) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{16}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Issued) GetKind() string {
@@ -1100,7 +1240,7 @@ type RootPlan_Step struct {
 
 func (x *RootPlan_Step) Reset() {
 	*x = RootPlan_Step{}
-	mi := &file_broker_api_authority_proto_msgTypes[17]
+	mi := &file_broker_api_authority_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1252,7 @@ func (x *RootPlan_Step) String() string {
 func (*RootPlan_Step) ProtoMessage() {}
 
 func (x *RootPlan_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[17]
+	mi := &file_broker_api_authority_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1299,7 @@ type ListCRLsResponse_List struct {
 
 func (x *ListCRLsResponse_List) Reset() {
 	*x = ListCRLsResponse_List{}
-	mi := &file_broker_api_authority_proto_msgTypes[18]
+	mi := &file_broker_api_authority_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1311,7 @@ func (x *ListCRLsResponse_List) String() string {
 func (*ListCRLsResponse_List) ProtoMessage() {}
 
 func (x *ListCRLsResponse_List) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[18]
+	mi := &file_broker_api_authority_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1324,7 @@ func (x *ListCRLsResponse_List) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCRLsResponse_List.ProtoReflect.Descriptor instead.
 func (*ListCRLsResponse_List) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{15, 0}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{18, 0}
 }
 
 func (x *ListCRLsResponse_List) GetIssuer() string {
@@ -1245,7 +1385,14 @@ const file_broker_api_authority_proto_rawDesc = "" +
 	"\x0fInstallResponse\x129\n" +
 	"\x06anchor\x18\x01 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x06anchor\x121\n" +
 	"\x02ca\x18\x02 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x02ca\x12\x14\n" +
-	"\x05lines\x18\x03 \x03(\tR\x05lines\"i\n" +
+	"\x05lines\x18\x03 \x03(\tR\x05lines\"\x13\n" +
+	"\x11ExportRootRequest\"\x7f\n" +
+	"\x12ExportRootResponse\x125\n" +
+	"\x04root\x18\x01 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x04root\x12 \n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\"&\n" +
+	"\x14RemoveRootKeyRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"i\n" +
 	"\rRevokeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
@@ -1289,14 +1436,17 @@ const file_broker_api_authority_proto_rawDesc = "" +
 	" \x01(\x03R\bissuedAt\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\v \x01(\x03R\texpiresAt\x12\x16\n" +
-	"\x06record\x18\f \x01(\x04R\x06record2\x87\x06\n" +
+	"\x06record\x18\f \x01(\x04R\x06record2\xc0\a\n" +
 	"\vAuthorities\x12L\n" +
 	"\x06Rotate\x12!.credence.broker.v1.RotateRequest\x1a\x1f.credence.broker.v1.ActResponse\x12N\n" +
 	"\aReplace\x12\".credence.broker.v1.ReplaceRequest\x1a\x1f.credence.broker.v1.ActResponse\x12S\n" +
 	"\vAdvanceRoot\x12&.credence.broker.v1.AdvanceRootRequest\x1a\x1c.credence.broker.v1.RootPlan\x12X\n" +
 	"\fRollbackRoot\x12'.credence.broker.v1.RollbackRootRequest\x1a\x1f.credence.broker.v1.ActResponse\x12R\n" +
 	"\aMakeCSR\x12\".credence.broker.v1.MakeCSRRequest\x1a#.credence.broker.v1.MakeCSRResponse\x12R\n" +
-	"\aInstall\x12\".credence.broker.v1.InstallRequest\x1a#.credence.broker.v1.InstallResponse\x12O\n" +
+	"\aInstall\x12\".credence.broker.v1.InstallRequest\x1a#.credence.broker.v1.InstallResponse\x12[\n" +
+	"\n" +
+	"ExportRoot\x12%.credence.broker.v1.ExportRootRequest\x1a&.credence.broker.v1.ExportRootResponse\x12Z\n" +
+	"\rRemoveRootKey\x12(.credence.broker.v1.RemoveRootKeyRequest\x1a\x1f.credence.broker.v1.ActResponse\x12O\n" +
 	"\x06Revoke\x12!.credence.broker.v1.RevokeRequest\x1a\".credence.broker.v1.RevokeResponse\x12[\n" +
 	"\n" +
 	"ListIssued\x12%.credence.broker.v1.ListIssuedRequest\x1a&.credence.broker.v1.ListIssuedResponse\x12U\n" +
@@ -1314,7 +1464,7 @@ func file_broker_api_authority_proto_rawDescGZIP() []byte {
 	return file_broker_api_authority_proto_rawDescData
 }
 
-var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_broker_api_authority_proto_goTypes = []any{
 	(*RotateRequest)(nil),         // 0: credence.broker.v1.RotateRequest
 	(*ReplaceRequest)(nil),        // 1: credence.broker.v1.ReplaceRequest
@@ -1326,50 +1476,58 @@ var file_broker_api_authority_proto_goTypes = []any{
 	(*MakeCSRResponse)(nil),       // 7: credence.broker.v1.MakeCSRResponse
 	(*InstallRequest)(nil),        // 8: credence.broker.v1.InstallRequest
 	(*InstallResponse)(nil),       // 9: credence.broker.v1.InstallResponse
-	(*RevokeRequest)(nil),         // 10: credence.broker.v1.RevokeRequest
-	(*RevokeResponse)(nil),        // 11: credence.broker.v1.RevokeResponse
-	(*ListIssuedRequest)(nil),     // 12: credence.broker.v1.ListIssuedRequest
-	(*ListIssuedResponse)(nil),    // 13: credence.broker.v1.ListIssuedResponse
-	(*ListCRLsRequest)(nil),       // 14: credence.broker.v1.ListCRLsRequest
-	(*ListCRLsResponse)(nil),      // 15: credence.broker.v1.ListCRLsResponse
-	(*Issued)(nil),                // 16: credence.broker.v1.Issued
-	(*RootPlan_Step)(nil),         // 17: credence.broker.v1.RootPlan.Step
-	(*ListCRLsResponse_List)(nil), // 18: credence.broker.v1.ListCRLsResponse.List
-	(*AuthorityInfo)(nil),         // 19: credence.broker.v1.AuthorityInfo
-	(*CRL)(nil),                   // 20: credence.broker.v1.CRL
+	(*ExportRootRequest)(nil),     // 10: credence.broker.v1.ExportRootRequest
+	(*ExportRootResponse)(nil),    // 11: credence.broker.v1.ExportRootResponse
+	(*RemoveRootKeyRequest)(nil),  // 12: credence.broker.v1.RemoveRootKeyRequest
+	(*RevokeRequest)(nil),         // 13: credence.broker.v1.RevokeRequest
+	(*RevokeResponse)(nil),        // 14: credence.broker.v1.RevokeResponse
+	(*ListIssuedRequest)(nil),     // 15: credence.broker.v1.ListIssuedRequest
+	(*ListIssuedResponse)(nil),    // 16: credence.broker.v1.ListIssuedResponse
+	(*ListCRLsRequest)(nil),       // 17: credence.broker.v1.ListCRLsRequest
+	(*ListCRLsResponse)(nil),      // 18: credence.broker.v1.ListCRLsResponse
+	(*Issued)(nil),                // 19: credence.broker.v1.Issued
+	(*RootPlan_Step)(nil),         // 20: credence.broker.v1.RootPlan.Step
+	(*ListCRLsResponse_List)(nil), // 21: credence.broker.v1.ListCRLsResponse.List
+	(*AuthorityInfo)(nil),         // 22: credence.broker.v1.AuthorityInfo
+	(*CRL)(nil),                   // 23: credence.broker.v1.CRL
 }
 var file_broker_api_authority_proto_depIdxs = []int32{
-	19, // 0: credence.broker.v1.ActResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	17, // 1: credence.broker.v1.RootPlan.steps:type_name -> credence.broker.v1.RootPlan.Step
-	19, // 2: credence.broker.v1.InstallResponse.anchor:type_name -> credence.broker.v1.AuthorityInfo
-	19, // 3: credence.broker.v1.InstallResponse.ca:type_name -> credence.broker.v1.AuthorityInfo
-	16, // 4: credence.broker.v1.RevokeResponse.issued:type_name -> credence.broker.v1.Issued
-	16, // 5: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
-	18, // 6: credence.broker.v1.ListCRLsResponse.lists:type_name -> credence.broker.v1.ListCRLsResponse.List
-	20, // 7: credence.broker.v1.ListCRLsResponse.List.crl:type_name -> credence.broker.v1.CRL
-	0,  // 8: credence.broker.v1.Authorities.Rotate:input_type -> credence.broker.v1.RotateRequest
-	1,  // 9: credence.broker.v1.Authorities.Replace:input_type -> credence.broker.v1.ReplaceRequest
-	3,  // 10: credence.broker.v1.Authorities.AdvanceRoot:input_type -> credence.broker.v1.AdvanceRootRequest
-	4,  // 11: credence.broker.v1.Authorities.RollbackRoot:input_type -> credence.broker.v1.RollbackRootRequest
-	6,  // 12: credence.broker.v1.Authorities.MakeCSR:input_type -> credence.broker.v1.MakeCSRRequest
-	8,  // 13: credence.broker.v1.Authorities.Install:input_type -> credence.broker.v1.InstallRequest
-	10, // 14: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
-	12, // 15: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
-	14, // 16: credence.broker.v1.Authorities.ListCRLs:input_type -> credence.broker.v1.ListCRLsRequest
-	2,  // 17: credence.broker.v1.Authorities.Rotate:output_type -> credence.broker.v1.ActResponse
-	2,  // 18: credence.broker.v1.Authorities.Replace:output_type -> credence.broker.v1.ActResponse
-	5,  // 19: credence.broker.v1.Authorities.AdvanceRoot:output_type -> credence.broker.v1.RootPlan
-	2,  // 20: credence.broker.v1.Authorities.RollbackRoot:output_type -> credence.broker.v1.ActResponse
-	7,  // 21: credence.broker.v1.Authorities.MakeCSR:output_type -> credence.broker.v1.MakeCSRResponse
-	9,  // 22: credence.broker.v1.Authorities.Install:output_type -> credence.broker.v1.InstallResponse
-	11, // 23: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
-	13, // 24: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
-	15, // 25: credence.broker.v1.Authorities.ListCRLs:output_type -> credence.broker.v1.ListCRLsResponse
-	17, // [17:26] is the sub-list for method output_type
-	8,  // [8:17] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	22, // 0: credence.broker.v1.ActResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
+	20, // 1: credence.broker.v1.RootPlan.steps:type_name -> credence.broker.v1.RootPlan.Step
+	22, // 2: credence.broker.v1.InstallResponse.anchor:type_name -> credence.broker.v1.AuthorityInfo
+	22, // 3: credence.broker.v1.InstallResponse.ca:type_name -> credence.broker.v1.AuthorityInfo
+	22, // 4: credence.broker.v1.ExportRootResponse.root:type_name -> credence.broker.v1.AuthorityInfo
+	19, // 5: credence.broker.v1.RevokeResponse.issued:type_name -> credence.broker.v1.Issued
+	19, // 6: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
+	21, // 7: credence.broker.v1.ListCRLsResponse.lists:type_name -> credence.broker.v1.ListCRLsResponse.List
+	23, // 8: credence.broker.v1.ListCRLsResponse.List.crl:type_name -> credence.broker.v1.CRL
+	0,  // 9: credence.broker.v1.Authorities.Rotate:input_type -> credence.broker.v1.RotateRequest
+	1,  // 10: credence.broker.v1.Authorities.Replace:input_type -> credence.broker.v1.ReplaceRequest
+	3,  // 11: credence.broker.v1.Authorities.AdvanceRoot:input_type -> credence.broker.v1.AdvanceRootRequest
+	4,  // 12: credence.broker.v1.Authorities.RollbackRoot:input_type -> credence.broker.v1.RollbackRootRequest
+	6,  // 13: credence.broker.v1.Authorities.MakeCSR:input_type -> credence.broker.v1.MakeCSRRequest
+	8,  // 14: credence.broker.v1.Authorities.Install:input_type -> credence.broker.v1.InstallRequest
+	10, // 15: credence.broker.v1.Authorities.ExportRoot:input_type -> credence.broker.v1.ExportRootRequest
+	12, // 16: credence.broker.v1.Authorities.RemoveRootKey:input_type -> credence.broker.v1.RemoveRootKeyRequest
+	13, // 17: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
+	15, // 18: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
+	17, // 19: credence.broker.v1.Authorities.ListCRLs:input_type -> credence.broker.v1.ListCRLsRequest
+	2,  // 20: credence.broker.v1.Authorities.Rotate:output_type -> credence.broker.v1.ActResponse
+	2,  // 21: credence.broker.v1.Authorities.Replace:output_type -> credence.broker.v1.ActResponse
+	5,  // 22: credence.broker.v1.Authorities.AdvanceRoot:output_type -> credence.broker.v1.RootPlan
+	2,  // 23: credence.broker.v1.Authorities.RollbackRoot:output_type -> credence.broker.v1.ActResponse
+	7,  // 24: credence.broker.v1.Authorities.MakeCSR:output_type -> credence.broker.v1.MakeCSRResponse
+	9,  // 25: credence.broker.v1.Authorities.Install:output_type -> credence.broker.v1.InstallResponse
+	11, // 26: credence.broker.v1.Authorities.ExportRoot:output_type -> credence.broker.v1.ExportRootResponse
+	2,  // 27: credence.broker.v1.Authorities.RemoveRootKey:output_type -> credence.broker.v1.ActResponse
+	14, // 28: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
+	16, // 29: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
+	18, // 30: credence.broker.v1.Authorities.ListCRLs:output_type -> credence.broker.v1.ListCRLsResponse
+	20, // [20:31] is the sub-list for method output_type
+	9,  // [9:20] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_authority_proto_init() }
@@ -1385,7 +1543,7 @@ func file_broker_api_authority_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_authority_proto_rawDesc), len(file_broker_api_authority_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,15 +19,17 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Authorities_Rotate_FullMethodName       = "/credence.broker.v1.Authorities/Rotate"
-	Authorities_Replace_FullMethodName      = "/credence.broker.v1.Authorities/Replace"
-	Authorities_AdvanceRoot_FullMethodName  = "/credence.broker.v1.Authorities/AdvanceRoot"
-	Authorities_RollbackRoot_FullMethodName = "/credence.broker.v1.Authorities/RollbackRoot"
-	Authorities_MakeCSR_FullMethodName      = "/credence.broker.v1.Authorities/MakeCSR"
-	Authorities_Install_FullMethodName      = "/credence.broker.v1.Authorities/Install"
-	Authorities_Revoke_FullMethodName       = "/credence.broker.v1.Authorities/Revoke"
-	Authorities_ListIssued_FullMethodName   = "/credence.broker.v1.Authorities/ListIssued"
-	Authorities_ListCRLs_FullMethodName     = "/credence.broker.v1.Authorities/ListCRLs"
+	Authorities_Rotate_FullMethodName        = "/credence.broker.v1.Authorities/Rotate"
+	Authorities_Replace_FullMethodName       = "/credence.broker.v1.Authorities/Replace"
+	Authorities_AdvanceRoot_FullMethodName   = "/credence.broker.v1.Authorities/AdvanceRoot"
+	Authorities_RollbackRoot_FullMethodName  = "/credence.broker.v1.Authorities/RollbackRoot"
+	Authorities_MakeCSR_FullMethodName       = "/credence.broker.v1.Authorities/MakeCSR"
+	Authorities_Install_FullMethodName       = "/credence.broker.v1.Authorities/Install"
+	Authorities_ExportRoot_FullMethodName    = "/credence.broker.v1.Authorities/ExportRoot"
+	Authorities_RemoveRootKey_FullMethodName = "/credence.broker.v1.Authorities/RemoveRootKey"
+	Authorities_Revoke_FullMethodName        = "/credence.broker.v1.Authorities/Revoke"
+	Authorities_ListIssued_FullMethodName    = "/credence.broker.v1.Authorities/ListIssued"
+	Authorities_ListCRLs_FullMethodName      = "/credence.broker.v1.Authorities/ListCRLs"
 )
 
 // AuthoritiesClient is the client API for Authorities service.
@@ -45,6 +47,10 @@ type AuthoritiesClient interface {
 	RollbackRoot(ctx context.Context, in *RollbackRootRequest, opts ...grpc.CallOption) (*ActResponse, error)
 	MakeCSR(ctx context.Context, in *MakeCSRRequest, opts ...grpc.CallOption) (*MakeCSRResponse, error)
 	Install(ctx context.Context, in *InstallRequest, opts ...grpc.CallOption) (*InstallResponse, error)
+	ExportRoot(ctx context.Context, in *ExportRootRequest, opts ...grpc.CallOption) (*ExportRootResponse, error)
+	// RemoveRootKey takes the root's key out of its source, once a copy is
+	// elsewhere and a CA under it signs.
+	RemoveRootKey(ctx context.Context, in *RemoveRootKeyRequest, opts ...grpc.CallOption) (*ActResponse, error)
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	ListIssued(ctx context.Context, in *ListIssuedRequest, opts ...grpc.CallOption) (*ListIssuedResponse, error)
 	ListCRLs(ctx context.Context, in *ListCRLsRequest, opts ...grpc.CallOption) (*ListCRLsResponse, error)
@@ -118,6 +124,26 @@ func (c *authoritiesClient) Install(ctx context.Context, in *InstallRequest, opt
 	return out, nil
 }
 
+func (c *authoritiesClient) ExportRoot(ctx context.Context, in *ExportRootRequest, opts ...grpc.CallOption) (*ExportRootResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExportRootResponse)
+	err := c.cc.Invoke(ctx, Authorities_ExportRoot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *authoritiesClient) RemoveRootKey(ctx context.Context, in *RemoveRootKeyRequest, opts ...grpc.CallOption) (*ActResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActResponse)
+	err := c.cc.Invoke(ctx, Authorities_RemoveRootKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *authoritiesClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RevokeResponse)
@@ -163,6 +189,10 @@ type AuthoritiesServer interface {
 	RollbackRoot(context.Context, *RollbackRootRequest) (*ActResponse, error)
 	MakeCSR(context.Context, *MakeCSRRequest) (*MakeCSRResponse, error)
 	Install(context.Context, *InstallRequest) (*InstallResponse, error)
+	ExportRoot(context.Context, *ExportRootRequest) (*ExportRootResponse, error)
+	// RemoveRootKey takes the root's key out of its source, once a copy is
+	// elsewhere and a CA under it signs.
+	RemoveRootKey(context.Context, *RemoveRootKeyRequest) (*ActResponse, error)
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	ListIssued(context.Context, *ListIssuedRequest) (*ListIssuedResponse, error)
 	ListCRLs(context.Context, *ListCRLsRequest) (*ListCRLsResponse, error)
@@ -193,6 +223,12 @@ func (UnimplementedAuthoritiesServer) MakeCSR(context.Context, *MakeCSRRequest) 
 }
 func (UnimplementedAuthoritiesServer) Install(context.Context, *InstallRequest) (*InstallResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Install not implemented")
+}
+func (UnimplementedAuthoritiesServer) ExportRoot(context.Context, *ExportRootRequest) (*ExportRootResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExportRoot not implemented")
+}
+func (UnimplementedAuthoritiesServer) RemoveRootKey(context.Context, *RemoveRootKeyRequest) (*ActResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveRootKey not implemented")
 }
 func (UnimplementedAuthoritiesServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
@@ -332,6 +368,42 @@ func _Authorities_Install_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Authorities_ExportRoot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExportRootRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).ExportRoot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_ExportRoot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).ExportRoot(ctx, req.(*ExportRootRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Authorities_RemoveRootKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveRootKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).RemoveRootKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_RemoveRootKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).RemoveRootKey(ctx, req.(*RemoveRootKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Authorities_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RevokeRequest)
 	if err := dec(in); err != nil {
@@ -416,6 +488,14 @@ var Authorities_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Install",
 			Handler:    _Authorities_Install_Handler,
+		},
+		{
+			MethodName: "ExportRoot",
+			Handler:    _Authorities_ExportRoot_Handler,
+		},
+		{
+			MethodName: "RemoveRootKey",
+			Handler:    _Authorities_RemoveRootKey_Handler,
 		},
 		{
 			MethodName: "Revoke",

@@ -50,7 +50,7 @@ func (a *Authority) InstallUnder(ctx context.Context, chain []*x509.Certificate,
 		if err := a.vet(ctx, ours, chain, shared, now); err != nil {
 			return err
 		}
-		anchor := rootID(chain[len(chain)-1])
+		anchor := a.anchorID(chain[len(chain)-1])
 		if a.cfg.Anchor == anchorOurs {
 			anchor = ours.ID
 		}
@@ -108,7 +108,8 @@ func (a *Authority) ours(chain []*x509.Certificate) (Record, error) {
 
 // vet is every check of an installed chain.
 func (a *Authority) vet(ctx context.Context, ours Record, chain []*x509.Certificate, shared string, now time.Time) error {
-	if a.cfg.Anchor == anchorRoot && shared == "" {
+	root, _ := a.live.Load().find(a.anchorID(chain[len(chain)-1]))
+	if a.cfg.Anchor == anchorRoot && shared == "" && root.KeyRef == "" {
 		return refused("%s", errSharedRoot)
 	}
 	if err := checkAlgorithms(chain); err != nil {
@@ -156,15 +157,26 @@ func (a *Authority) installation(ours Record, chain []*x509.Certificate, shared 
 		ours.Chain = append(ours.Chain, c.Raw)
 	}
 	root := chain[len(chain)-1]
-	ours.Use, ours.Parent = Domain, rootID(root)
-	if r, ok := a.live.Load().find(rootID(root)); ok && r.published() {
-		if r.Reason == shared {
+	ours.Use, ours.Parent = Domain, a.anchorID(root)
+	if r, ok := a.live.Load().find(ours.Parent); ok && r.published() {
+		if r.Reason == shared || r.KeyRef != "" {
 			return []Record{ours}
 		}
 		r.Reason = shared // what was said of it last
 		return []Record{ours, r}
 	}
 	return []Record{ours, a.foreignRoot(root, shared, now)}
+}
+
+// anchorID is the ID of a root: of one of our own that has this very
+// certificate, whose key may be offline, or of a corporate one.
+func (a *Authority) anchorID(c *x509.Certificate) string {
+	for _, r := range a.live.Load().of(Root, "") {
+		if r.KeyRef != "" && bytes.Equal(r.Chain[0], c.Raw) {
+			return r.ID
+		}
+	}
+	return rootID(c)
 }
 
 // warnings are what works, but not everywhere or not for long.

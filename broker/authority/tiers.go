@@ -20,13 +20,13 @@ func (s *snapshot) domain(root string, states ...State) (Record, bool) {
 	return found, found.ID != ""
 }
 
-// signerUnder is who certifies issuing CAs under root: itself, or our CA under
-// it. A root that is neither is the upstream's.
+// signerUnder is who certifies issuing CAs under root: our CA under it, or itself
+// if it is ours. A root of which neither holds is the upstream's.
 func (s *snapshot) signerUnder(root Record, states ...State) (Record, bool) {
-	if root.KeyRef != "" {
-		return root, true
+	if ca, ok := s.domain(root.ID, states...); ok || root.KeyRef == "" {
+		return ca, ok
 	}
-	return s.domain(root.ID, states...)
+	return root, true
 }
 
 // rootOf is the ID of the root that r stands under, or empty.

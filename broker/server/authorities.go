@@ -26,6 +26,8 @@ type Acts interface {
 	DropRoot(ctx context.Context, id string, force bool) (authority.Status, error)
 	RollbackRoot(ctx context.Context) (authority.Status, error)
 	CSR(ctx context.Context, again bool) (csr []byte, keyID string, err error)
+	ExportRoot(ctx context.Context) (authority.ExportedRoot, error)
+	RemoveRootKey(ctx context.Context, id string) (authority.Status, error)
 	InstallUnder(ctx context.Context, chain []*x509.Certificate, sharedRoot string) (authority.Installed, error)
 }
 
@@ -209,6 +211,34 @@ func (a authoritiesService) Install(ctx context.Context, r *api.InstallRequest) 
 			return a.s.renewOwn(ctx)
 		}
 		return nil
+	})
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return response, nil
+}
+
+// ExportRoot hands out the root's key, to be kept offline.
+func (a authoritiesService) ExportRoot(ctx context.Context, _ *api.ExportRootRequest) (*api.ExportRootResponse, error) {
+	response := &api.ExportRootResponse{}
+	err := a.act(ctx, "root.export", "", nil, func(ctx context.Context) error {
+		done, err := a.s.cfg.Authority.ExportRoot(ctx)
+		response.Root, response.Certificate, response.Key = info(done.Root), done.Certificate, done.Key
+		return err
+	})
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return response, nil
+}
+
+// RemoveRootKey takes the root's key out of its source.
+func (a authoritiesService) RemoveRootKey(ctx context.Context, r *api.RemoveRootKeyRequest) (*api.ActResponse, error) {
+	response := &api.ActResponse{}
+	err := a.act(ctx, "root.remove", "", map[string]string{"root": clipText(r.GetId(), 128)}, func(ctx context.Context) error {
+		st, err := a.s.cfg.Authority.RemoveRootKey(ctx, r.GetId())
+		response.Authorities = append(response.Authorities, info(st))
+		return err
 	})
 	if err != nil {
 		return nil, a.fail(ctx, err)

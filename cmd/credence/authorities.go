@@ -18,7 +18,8 @@ import (
 
 func (p *program) authorityCommand() *cobra.Command {
 	cmd := group("authority", "Signing authorities",
-		p.showAuthorities(), p.rotateCommand(), p.replaceCommand(), p.rollbackCommand(), p.csrCommand(), p.installCommand(), p.revokeCommand(), p.crlCommand())
+		p.showAuthorities(), p.rotateCommand(), p.replaceCommand(), p.rollbackCommand(), p.csrCommand(), p.installCommand(), p.exportCommand(),
+		p.revokeCommand(), p.crlCommand())
 	cmd.Aliases = []string{"ca"}
 	return cmd
 }

@@ -224,6 +224,16 @@ func (k *sourceKeys) Open(ctx context.Context, ref string) (crypto.Signer, error
 	return key, err
 }
 
+// Remove takes a key out of a directory, of which somebody has a copy. What
+// other sources hold they keep.
+func (k *sourceKeys) Remove(ctx context.Context, ref string) error {
+	keys, ok := k.Keys.(*disk.Keys)
+	if !ok {
+		return fmt.Errorf("%s.%s: %w: keys never leave %s", k.field, k.kind, authority.ErrRefused, k.place)
+	}
+	return keys.Remove(ctx, ref)
+}
+
 // String names the place for people.
 func (k *sourceKeys) String() string { return k.place }
 
