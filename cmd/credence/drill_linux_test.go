@@ -65,7 +65,7 @@ type drill struct {
 	began time.Time
 	stop  func()
 
-	mu       sync.Mutex          // guards what follows
+	mu       sync.Mutex         // guards what follows
 	counts   map[string]*[2]int // done, failed
 	failures []string
 	phases   []string
