@@ -317,6 +317,44 @@ func TestManyCRLs(t *testing.T) {
 	}
 }
 
+// TestCRLsOfManyCAs: no more are kept than a trust domain has CAs.
+func TestCRLsOfManyCAs(t *testing.T) {
+	b, a := started(t)
+	b.Grant(grant("/a"))
+	v := a.view(t)
+	v.next()
+	var all []*api.CRL
+	for range 65 {
+		all = append(all, below(t, b.CA, same).CRL(1, time.Now().Add(time.Hour)))
+	}
+	b.AddCRLs(all...)
+	if u := v.next(); len(u.CRLs) != 64 {
+		t.Errorf("%d lists", len(u.CRLs))
+	}
+}
+
+// FuzzCRL: whatever comes, what is taken is one list, whole, that its issuer
+// signed.
+func FuzzCRL(f *testing.F) {
+	ca := agenttest.NewCA(f, domain)
+	good := ca.CRL(1, time.Now().Add(time.Hour), big.NewInt(7))
+	f.Add(good.GetDer(), ca.Root.Raw)
+	f.Add(good.GetDer(), good.GetDer())
+	f.Add(append(bytes.Clone(good.GetDer()), 0), ca.Root.Raw)
+	f.Fuzz(func(t *testing.T, der, issuer []byte) {
+		if agent.ReadCRL(&api.CRL{Der: der, Issuer: [][]byte{issuer}}, ca.Root) != nil {
+			return
+		}
+		list, err := x509.ParseRevocationList(der)
+		if err != nil || len(list.Raw) != len(der) || list.Number == nil {
+			t.Fatalf("taken: %x, %v", der, err)
+		}
+		if err := list.CheckSignatureFrom(ca.Root); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // TestPeersHaveNoCRLs: what comes with another domain's bundle is not taken.
 func TestPeersHaveNoCRLs(t *testing.T) {
 	b, a := started(t)

@@ -1,7 +1,22 @@
 package agent
 
+import (
+	"crypto/x509"
+	"time"
+
+	"github.com/credence-id/credence/broker/api"
+)
+
 // VerifyBroker is verifyBroker, for vectors.
 var VerifyBroker = verifyBroker
 
 // NodeSigner is the ID of the authority that signed the node's SVID.
 func (a *Agent) NodeSigner() string { return signerOf(a.node.certificate()) }
+
+// ReadCRL is readCRL under one anchor, now.
+func ReadCRL(m *api.CRL, anchor *x509.Certificate) error {
+	pool := x509.NewCertPool()
+	pool.AddCert(anchor)
+	_, err := readCRL(m, pool, time.Now())
+	return err
+}
