@@ -55,6 +55,8 @@ func TestRevokedIsOnTheCRL(t *testing.T) {
 			n, err := e.as(joined)
 			e.must(err)
 			svid := e.issue(n, item(t, 1))[0].SVIDs[0]
+			_, _, err = e.IssueJWT(t.Context(), n, broker.JWTRequest{Workload: workload(t, "workload.unix.uid", "33"), Set: set(1), Audiences: []string{"spiffe://example.org/db"}})
+			e.must(err) // which is on no list
 			e.pass(time.Second)
 			r := e.revoke(row.kind, row.value(e))
 			if len(r.Problems) > 0 {
