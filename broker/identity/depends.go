@@ -14,7 +14,7 @@ const groupMark = ".{*}"
 // whether it came to be evaluated or not.
 func (s *Set) depends(e *evidence, i *identity) map[string][]string {
 	m := make(map[string][]string, len(i.reads.names)+len(s.denyReads.names))
-	for _, r := range [...]*reads{&i.reads, &s.denyReads} {
+	for _, r := range [...]*reads{i.reads, &s.denyReads} {
 		for _, name := range r.names {
 			m[name] = e.get(name)
 		}

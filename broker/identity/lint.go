@@ -131,6 +131,9 @@ func (l *linter) deny(d *deny) {
 
 // likely is how long the ID may well get.
 func (t *template) likely() int {
+	if len(t.names) == 0 {
+		return len(t.id.String())
+	}
 	n := likelyFact * len(t.names)
 	for _, lit := range t.lits {
 		n += len(lit)

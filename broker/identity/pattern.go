@@ -12,11 +12,17 @@ const (
 	maxStars   = 4
 )
 
-// A pattern is a parsed Term.Pattern. The text before the first star is
-// apart, since the index files by it.
+// A pattern is a parsed Term.Pattern. Most are equalities, and there are many:
+// those are no more than their text.
 type pattern struct {
 	text string
-	head string // up to the first star
+	*glob
+}
+
+// A glob is what a pattern with stars is, cut at them. The text before the
+// first star is apart, since the index files by it.
+type glob struct {
+	head string
 	rest []piece
 }
 
@@ -38,10 +44,11 @@ func parsePattern(s string) (pattern, error) {
 		return pattern{}, fmt.Errorf("%q has three stars in a row: write * or **", s)
 	}
 	head, rest, _ := strings.Cut(s, "*")
-	p := pattern{text: s, head: head}
+	p := pattern{text: s}
 	if len(head) == len(s) {
 		return p, nil
 	}
+	p.glob = &glob{head: head}
 	for more := true; more; {
 		var next piece
 		if rest, next.any = strings.CutPrefix(rest, "*"); len(p.rest) == maxStars {
@@ -54,10 +61,13 @@ func parsePattern(s string) (pattern, error) {
 }
 
 // exact says whether the pattern is an equality.
-func (p pattern) exact() bool { return p.rest == nil }
+func (p pattern) exact() bool { return p.glob == nil }
 
 // bare says whether the pattern is nothing but stars and so says nothing.
 func (p pattern) bare() bool {
+	if p.exact() {
+		return p.text == ""
+	}
 	for _, q := range p.rest {
 		if q.lit != "" {
 			return false

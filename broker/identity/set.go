@@ -74,7 +74,7 @@ type Set struct {
 type identity struct {
 	Identity
 	id           template
-	reads        reads
+	reads        *reads // shared with others that read the same
 	alternatives []*alternative
 	x509TTL      time.Duration
 	jwtTTL       time.Duration
@@ -95,7 +95,7 @@ func NewSet(c Config, r Resources) (*Set, error) { return (*Set)(nil).Replace(c,
 // Replace is NewSet that takes over what s, which may be nil, has compiled of
 // CEL: compiling an expression takes a millisecond. It leaves s as it is.
 func (s *Set) Replace(config Config, r Resources) (*Set, error) {
-	c := &compiler{set: &Set{targets: make(map[string]Target, len(r.Targets)), whens: map[string]*when{}}}
+	c := &compiler{set: &Set{targets: make(map[string]Target, len(r.Targets)), whens: map[string]*when{}}, reads: map[string]*reads{}}
 	if s != nil {
 		c.old = s.whens
 	}
@@ -127,6 +127,23 @@ type compiler struct {
 	peerSet    map[string]bool
 	suffixes   []string
 	subjects   []subjectPattern
+	reads      map[string]*reads
+}
+
+// share returns what is equal to r already, if that is no more than names: a
+// few lists are those of most Identities.
+func (c *compiler) share(r *reads) *reads {
+	if len(r.groups)+len(r.any) > 0 {
+		return r
+	}
+	key := strings.Join(r.names, "\n")
+	known, ok := c.reads[key]
+	if !ok {
+		c.reads[key] = r
+	} else if slices.Equal(known.names, r.names) {
+		return known
+	}
+	return r
 }
 
 func (c *compiler) fail(field, format string, args ...any) {

@@ -11,7 +11,7 @@ import (
 // A template is a parsed Identity.SPIFFEID: literal text around facts, always
 // a full ID in our trust domain.
 type template struct {
-	lits  []string // one more than names
+	lits  []string // one more than names; without names none
 	names []string
 	id    spiffeid.ID // without names: what it always renders
 }
@@ -45,7 +45,7 @@ func parseTemplate(td spiffeid.TrustDomain, s string) (template, error) {
 		return template{}, err
 	}
 	if len(t.names) == 0 {
-		t.id = id
+		t.id, t.lits = id, nil
 	}
 	return t, nil
 }

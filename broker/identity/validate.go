@@ -25,11 +25,12 @@ func (c *compiler) identity(to int, i *identity) {
 	}
 	i.alternatives = c.compileItems(to, i.Match, true)
 	i.Match = nil // the caller's
-	i.reads.names = append(i.reads.names, i.id.names...)
+	r := &reads{names: slices.Clone(i.id.names)}
 	for _, a := range i.alternatives {
-		a.reads(&i.reads)
+		a.reads(r)
 	}
-	i.reads.tidy()
+	r.tidy()
+	i.reads = c.share(r)
 	c.x509(i)
 	c.jwt(i)
 	c.links(i)

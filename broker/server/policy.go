@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unique"
 
@@ -49,12 +53,9 @@ func (s *Server) load(ctx context.Context, read *state) error {
 	if err != nil {
 		return err
 	}
-	all := make([]stored, len(rows))
-	for i, row := range rows {
-		if all[i], err = s.parsed(row, read); err != nil {
-			return fmt.Errorf("loading resources: %w", err)
-		}
-		rows[i].Body = nil // it has been read
+	all, err := s.parsedAll(rows, read)
+	if err != nil {
+		return fmt.Errorf("loading resources: %w", err)
 	}
 	slices.SortFunc(all, stored.compare) // a database may have an order of its own
 	return s.enforce(ctx, all, last, read)
@@ -63,6 +64,7 @@ func (s *Server) load(ctx context.Context, read *state) error {
 // enforce makes resources the policy that are written.
 func (s *Server) enforce(ctx context.Context, all []stored, last uint64, before *state) error {
 	s.behind.Store(true)
+	s.grown.Store(len(all) >= many)
 	next, err := s.compile(all, last, before)
 	if err != nil {
 		return fmt.Errorf("loading resources: %w", err)
@@ -77,6 +79,10 @@ func (s *Server) enforce(ctx context.Context, all []stored, last uint64, before 
 // catchUpEvery is how soon what is written but not in force is tried again.
 const catchUpEvery = time.Second
 
+// many resources leave so much garbage when they are compiled that it is worth
+// giving back: what is idle then may stay so for long.
+const many = 5000
+
 // catchUp brings into force, until ctx ends, what was written and could not be
 // brought into force at once: a Deny that stands in the store and withholds
 // nothing would be worse than one that was refused.
@@ -86,6 +92,9 @@ func (s *Server) catchUp(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(catchUpEvery):
+		}
+		if s.grown.Swap(false) {
+			debug.FreeOSMemory()
 		}
 		if !s.behind.Load() {
 			continue
@@ -143,6 +152,23 @@ func (s *Server) compile(resources []stored, last uint64, before *state) (*state
 	return st, nil
 }
 
+// parsedAll reads rows on all processors: they are most of a start.
+func (s *Server) parsedAll(rows []store.Resource, read *state) ([]stored, error) {
+	all := make([]stored, len(rows))
+	errs := make([]error, runtime.GOMAXPROCS(0))
+	var wg sync.WaitGroup
+	for first := range errs {
+		wg.Go(func() {
+			for i := first; i < len(rows) && errs[first] == nil; i += len(errs) {
+				all[i], errs[first] = s.parsed(rows[i], read)
+				rows[i].Body = nil // it has been read
+			}
+		})
+	}
+	wg.Wait()
+	return all, errors.Join(errs...)
+}
+
 // parsed reads a row, or takes what it was read as before.
 func (s *Server) parsed(row store.Resource, read *state) (stored, error) {
 	if known, ok := read.find(row.Kind, row.Name); ok && known.row.Revision == row.Revision {
@@ -154,9 +180,9 @@ func (s *Server) parsed(row store.Resource, read *state) (stored, error) {
 
 // read reads the text of one resource.
 func (s *Server) read(kind, name string, text []byte) (resource.Resource, error) {
-	parsed, err := s.cfg.Resources.Read(kind+" "+name, text)
+	parsed, err := s.cfg.Resources.Read("store", text) // no string for each: it is kept
 	if err != nil {
-		return resource.Resource{}, err
+		return resource.Resource{}, fmt.Errorf("%s %s: %w", kind, name, err)
 	}
 	if len(parsed) != 1 || parsed[0].Kind != kind || parsed[0].Name != name {
 		return resource.Resource{}, fmt.Errorf("%s %s: it does not hold what its name says", kind, name)

@@ -139,6 +139,7 @@ type Server struct {
 	acting   sync.Mutex  // held while an operator acts on an authority
 	applying sync.Mutex  // held while resources are changed: one writer at a time
 	behind   atomic.Bool // the store may hold what is not in force yet
+	grown    atomic.Bool // there is memory to give back
 	state    atomic.Pointer[state]
 
 	spiffe, web http.Handler
