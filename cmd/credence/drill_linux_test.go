@@ -160,28 +160,9 @@ func (d *drill) every(ctx context.Context, running *sync.WaitGroup, what string,
 func (d *drill) load(a *drillSide, sockets []string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	var closing []func() error
-	d.stop = sync.OnceFunc(func() {
-		cancel()
-		running.Wait()
-		for _, done := range closing {
-			_ = done()
-		}
-	})
+	d.stop = sync.OnceFunc(func() { cancel(); running.Wait() })
 	d.t.Cleanup(d.stop)
-	var clients []*workloadapi.Client
-	var sources []*workloadapi.X509Source
-	for _, socket := range sockets {
-		c, err := workloadapi.New(ctx, workloadapi.WithAddr(socket))
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		s, err := workloadapi.NewX509Source(ctx, workloadapi.WithClient(c))
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		clients, sources, closing = append(clients, c), append(sources, s), append(closing, s.Close, c.Close)
-	}
+	clients, sources := d.clients(ctx, sockets)
 	for i, c := range clients[:2] {
 		d.every(ctx, &running, fmt.Sprintf("fetch X.509, node %d", i+1), 50, func(ctx context.Context) error {
 			_, err := c.FetchX509SVID(ctx)
@@ -195,6 +176,23 @@ func (d *drill) load(a *drillSide, sockets []string) {
 	server := newDrillServer(d.t, sources[0])
 	d.every(ctx, &running, "mTLS between nodes", 25, server.meet(sources[1]))
 	d.every(ctx, &running, "mTLS with the peer", 25, server.meet(sources[2]))
+}
+
+// clients are workloads on some sockets.
+func (d *drill) clients(ctx context.Context, sockets []string) (clients []*workloadapi.Client, sources []*workloadapi.X509Source) {
+	for _, socket := range sockets {
+		c, err := workloadapi.New(ctx, workloadapi.WithAddr(socket))
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		s, err := workloadapi.NewX509Source(ctx, workloadapi.WithClient(c))
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		d.t.Cleanup(func() { _, _ = s.Close(), c.Close() })
+		clients, sources = append(clients, c), append(sources, s)
+	}
+	return clients, sources
 }
 
 // token fetches one and has it judged.

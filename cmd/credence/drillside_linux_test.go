@@ -30,6 +30,7 @@ type drillSide struct {
 	ports  [3]string // agents, spiffe, web
 	issuer string
 	web    *x509.CertPool
+	env    []string
 	broker *process
 }
 
@@ -41,8 +42,11 @@ func listenLoopback(t *testing.T) net.Listener {
 	return l
 }
 
-func newDrillSide(t *testing.T, domain string) *drillSide {
+func newDrillSide(t *testing.T, domain string, changes ...func(*drillSide)) *drillSide {
 	s := &drillSide{t: t, domain: domain, dir: tempDir(t)}
+	for _, change := range changes {
+		change(s)
+	}
 	for i := range s.ports {
 		port, err := freePort()
 		if err != nil {
@@ -60,7 +64,9 @@ web_tls: {cert: %s, key: %s}
 refresh_hint: %s
 jwt_key_lead: %s
 `, domain, s.path("broker"), s.issuer, s.ports[0], s.ports[1], s.ports[2], cert, key, drillHint, drillLead))
-	s.broker = start(t, "credence", "broker", "run", "-c", s.path("broker.yaml"))
+	cmd := exec.Command("credence", "broker", "run", "-c", s.path("broker.yaml"))
+	cmd.Env = append(os.Environ(), s.env...)
+	s.broker = startCmd(t, cmd)
 	if _, err := s.broker.await("agents on", 0); err != nil {
 		t.Fatal(err)
 	}
