@@ -581,6 +581,102 @@ func (x *InstallResponse) GetLines() []string {
 	return nil
 }
 
+type ConfirmPublishedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Place         string                 `protobuf:"bytes,1,opt,name=place,proto3" json:"place,omitempty"`
+	Keys          []string               `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"` // IDs of JWT keys
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmPublishedRequest) Reset() {
+	*x = ConfirmPublishedRequest{}
+	mi := &file_broker_api_authority_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmPublishedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmPublishedRequest) ProtoMessage() {}
+
+func (x *ConfirmPublishedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmPublishedRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmPublishedRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ConfirmPublishedRequest) GetPlace() string {
+	if x != nil {
+		return x.Place
+	}
+	return ""
+}
+
+func (x *ConfirmPublishedRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type ConfirmPublishedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Awaited       bool                   `protobuf:"varint,1,opt,name=awaited,proto3" json:"awaited,omitempty"` // a key's lead waits for this place
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmPublishedResponse) Reset() {
+	*x = ConfirmPublishedResponse{}
+	mi := &file_broker_api_authority_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmPublishedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmPublishedResponse) ProtoMessage() {}
+
+func (x *ConfirmPublishedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_authority_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmPublishedResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmPublishedResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ConfirmPublishedResponse) GetAwaited() bool {
+	if x != nil {
+		return x.Awaited
+	}
+	return false
+}
+
 type ExportRootRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -589,7 +685,7 @@ type ExportRootRequest struct {
 
 func (x *ExportRootRequest) Reset() {
 	*x = ExportRootRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[10]
+	mi := &file_broker_api_authority_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +697,7 @@ func (x *ExportRootRequest) String() string {
 func (*ExportRootRequest) ProtoMessage() {}
 
 func (x *ExportRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[10]
+	mi := &file_broker_api_authority_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +710,7 @@ func (x *ExportRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRootRequest.ProtoReflect.Descriptor instead.
 func (*ExportRootRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{10}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{12}
 }
 
 type ExportRootResponse struct {
@@ -628,7 +724,7 @@ type ExportRootResponse struct {
 
 func (x *ExportRootResponse) Reset() {
 	*x = ExportRootResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[11]
+	mi := &file_broker_api_authority_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +736,7 @@ func (x *ExportRootResponse) String() string {
 func (*ExportRootResponse) ProtoMessage() {}
 
 func (x *ExportRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[11]
+	mi := &file_broker_api_authority_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +749,7 @@ func (x *ExportRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRootResponse.ProtoReflect.Descriptor instead.
 func (*ExportRootResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{11}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExportRootResponse) GetRoot() *AuthorityInfo {
@@ -686,7 +782,7 @@ type RemoveRootKeyRequest struct {
 
 func (x *RemoveRootKeyRequest) Reset() {
 	*x = RemoveRootKeyRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[12]
+	mi := &file_broker_api_authority_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +794,7 @@ func (x *RemoveRootKeyRequest) String() string {
 func (*RemoveRootKeyRequest) ProtoMessage() {}
 
 func (x *RemoveRootKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[12]
+	mi := &file_broker_api_authority_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +807,7 @@ func (x *RemoveRootKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRootKeyRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRootKeyRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{12}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveRootKeyRequest) GetId() string {
@@ -733,7 +829,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[13]
+	mi := &file_broker_api_authority_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +841,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[13]
+	mi := &file_broker_api_authority_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +854,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{13}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeRequest) GetKind() string {
@@ -801,7 +897,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[14]
+	mi := &file_broker_api_authority_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +909,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[14]
+	mi := &file_broker_api_authority_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +922,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{14}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeResponse) GetBefore() int64 {
@@ -874,7 +970,7 @@ type ListIssuedRequest struct {
 
 func (x *ListIssuedRequest) Reset() {
 	*x = ListIssuedRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[15]
+	mi := &file_broker_api_authority_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +982,7 @@ func (x *ListIssuedRequest) String() string {
 func (*ListIssuedRequest) ProtoMessage() {}
 
 func (x *ListIssuedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[15]
+	mi := &file_broker_api_authority_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +995,7 @@ func (x *ListIssuedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuedRequest.ProtoReflect.Descriptor instead.
 func (*ListIssuedRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{15}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListIssuedRequest) GetSerial() string {
@@ -975,7 +1071,7 @@ type ListIssuedResponse struct {
 
 func (x *ListIssuedResponse) Reset() {
 	*x = ListIssuedResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[16]
+	mi := &file_broker_api_authority_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1083,7 @@ func (x *ListIssuedResponse) String() string {
 func (*ListIssuedResponse) ProtoMessage() {}
 
 func (x *ListIssuedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[16]
+	mi := &file_broker_api_authority_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1096,7 @@ func (x *ListIssuedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuedResponse.ProtoReflect.Descriptor instead.
 func (*ListIssuedResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{16}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListIssuedResponse) GetIssued() []*Issued {
@@ -1025,7 +1121,7 @@ type ListCRLsRequest struct {
 
 func (x *ListCRLsRequest) Reset() {
 	*x = ListCRLsRequest{}
-	mi := &file_broker_api_authority_proto_msgTypes[17]
+	mi := &file_broker_api_authority_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1133,7 @@ func (x *ListCRLsRequest) String() string {
 func (*ListCRLsRequest) ProtoMessage() {}
 
 func (x *ListCRLsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[17]
+	mi := &file_broker_api_authority_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1146,7 @@ func (x *ListCRLsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCRLsRequest.ProtoReflect.Descriptor instead.
 func (*ListCRLsRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{17}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{19}
 }
 
 type ListCRLsResponse struct {
@@ -1062,7 +1158,7 @@ type ListCRLsResponse struct {
 
 func (x *ListCRLsResponse) Reset() {
 	*x = ListCRLsResponse{}
-	mi := &file_broker_api_authority_proto_msgTypes[18]
+	mi := &file_broker_api_authority_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1170,7 @@ func (x *ListCRLsResponse) String() string {
 func (*ListCRLsResponse) ProtoMessage() {}
 
 func (x *ListCRLsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[18]
+	mi := &file_broker_api_authority_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1183,7 @@ func (x *ListCRLsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCRLsResponse.ProtoReflect.Descriptor instead.
 func (*ListCRLsResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{18}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListCRLsResponse) GetLists() []*ListCRLsResponse_List {
@@ -1117,7 +1213,7 @@ type Issued struct {
 
 func (x *Issued) Reset() {
 	*x = Issued{}
-	mi := &file_broker_api_authority_proto_msgTypes[19]
+	mi := &file_broker_api_authority_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1225,7 @@ func (x *Issued) String() string {
 func (*Issued) ProtoMessage() {}
 
 func (x *Issued) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[19]
+	mi := &file_broker_api_authority_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1238,7 @@ func (x *Issued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issued.ProtoReflect.Descriptor instead.
 func (*Issued) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{19}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Issued) GetKind() string {
@@ -1240,7 +1336,7 @@ type RootPlan_Step struct {
 
 func (x *RootPlan_Step) Reset() {
 	*x = RootPlan_Step{}
-	mi := &file_broker_api_authority_proto_msgTypes[20]
+	mi := &file_broker_api_authority_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1348,7 @@ func (x *RootPlan_Step) String() string {
 func (*RootPlan_Step) ProtoMessage() {}
 
 func (x *RootPlan_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[20]
+	mi := &file_broker_api_authority_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1395,7 @@ type ListCRLsResponse_List struct {
 
 func (x *ListCRLsResponse_List) Reset() {
 	*x = ListCRLsResponse_List{}
-	mi := &file_broker_api_authority_proto_msgTypes[21]
+	mi := &file_broker_api_authority_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1407,7 @@ func (x *ListCRLsResponse_List) String() string {
 func (*ListCRLsResponse_List) ProtoMessage() {}
 
 func (x *ListCRLsResponse_List) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_authority_proto_msgTypes[21]
+	mi := &file_broker_api_authority_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1420,7 @@ func (x *ListCRLsResponse_List) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCRLsResponse_List.ProtoReflect.Descriptor instead.
 func (*ListCRLsResponse_List) Descriptor() ([]byte, []int) {
-	return file_broker_api_authority_proto_rawDescGZIP(), []int{18, 0}
+	return file_broker_api_authority_proto_rawDescGZIP(), []int{20, 0}
 }
 
 func (x *ListCRLsResponse_List) GetIssuer() string {
@@ -1385,7 +1481,12 @@ const file_broker_api_authority_proto_rawDesc = "" +
 	"\x0fInstallResponse\x129\n" +
 	"\x06anchor\x18\x01 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x06anchor\x121\n" +
 	"\x02ca\x18\x02 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x02ca\x12\x14\n" +
-	"\x05lines\x18\x03 \x03(\tR\x05lines\"\x13\n" +
+	"\x05lines\x18\x03 \x03(\tR\x05lines\"C\n" +
+	"\x17ConfirmPublishedRequest\x12\x14\n" +
+	"\x05place\x18\x01 \x01(\tR\x05place\x12\x12\n" +
+	"\x04keys\x18\x02 \x03(\tR\x04keys\"4\n" +
+	"\x18ConfirmPublishedResponse\x12\x18\n" +
+	"\aawaited\x18\x01 \x01(\bR\aawaited\"\x13\n" +
 	"\x11ExportRootRequest\"\x7f\n" +
 	"\x12ExportRootResponse\x125\n" +
 	"\x04root\x18\x01 \x01(\v2!.credence.broker.v1.AuthorityInfoR\x04root\x12 \n" +
@@ -1436,14 +1537,15 @@ const file_broker_api_authority_proto_rawDesc = "" +
 	" \x01(\x03R\bissuedAt\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\v \x01(\x03R\texpiresAt\x12\x16\n" +
-	"\x06record\x18\f \x01(\x04R\x06record2\xc0\a\n" +
+	"\x06record\x18\f \x01(\x04R\x06record2\xaf\b\n" +
 	"\vAuthorities\x12L\n" +
 	"\x06Rotate\x12!.credence.broker.v1.RotateRequest\x1a\x1f.credence.broker.v1.ActResponse\x12N\n" +
 	"\aReplace\x12\".credence.broker.v1.ReplaceRequest\x1a\x1f.credence.broker.v1.ActResponse\x12S\n" +
 	"\vAdvanceRoot\x12&.credence.broker.v1.AdvanceRootRequest\x1a\x1c.credence.broker.v1.RootPlan\x12X\n" +
 	"\fRollbackRoot\x12'.credence.broker.v1.RollbackRootRequest\x1a\x1f.credence.broker.v1.ActResponse\x12R\n" +
 	"\aMakeCSR\x12\".credence.broker.v1.MakeCSRRequest\x1a#.credence.broker.v1.MakeCSRResponse\x12R\n" +
-	"\aInstall\x12\".credence.broker.v1.InstallRequest\x1a#.credence.broker.v1.InstallResponse\x12[\n" +
+	"\aInstall\x12\".credence.broker.v1.InstallRequest\x1a#.credence.broker.v1.InstallResponse\x12m\n" +
+	"\x10ConfirmPublished\x12+.credence.broker.v1.ConfirmPublishedRequest\x1a,.credence.broker.v1.ConfirmPublishedResponse\x12[\n" +
 	"\n" +
 	"ExportRoot\x12%.credence.broker.v1.ExportRootRequest\x1a&.credence.broker.v1.ExportRootResponse\x12Z\n" +
 	"\rRemoveRootKey\x12(.credence.broker.v1.RemoveRootKeyRequest\x1a\x1f.credence.broker.v1.ActResponse\x12O\n" +
@@ -1464,67 +1566,71 @@ func file_broker_api_authority_proto_rawDescGZIP() []byte {
 	return file_broker_api_authority_proto_rawDescData
 }
 
-var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_broker_api_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_broker_api_authority_proto_goTypes = []any{
-	(*RotateRequest)(nil),         // 0: credence.broker.v1.RotateRequest
-	(*ReplaceRequest)(nil),        // 1: credence.broker.v1.ReplaceRequest
-	(*ActResponse)(nil),           // 2: credence.broker.v1.ActResponse
-	(*AdvanceRootRequest)(nil),    // 3: credence.broker.v1.AdvanceRootRequest
-	(*RollbackRootRequest)(nil),   // 4: credence.broker.v1.RollbackRootRequest
-	(*RootPlan)(nil),              // 5: credence.broker.v1.RootPlan
-	(*MakeCSRRequest)(nil),        // 6: credence.broker.v1.MakeCSRRequest
-	(*MakeCSRResponse)(nil),       // 7: credence.broker.v1.MakeCSRResponse
-	(*InstallRequest)(nil),        // 8: credence.broker.v1.InstallRequest
-	(*InstallResponse)(nil),       // 9: credence.broker.v1.InstallResponse
-	(*ExportRootRequest)(nil),     // 10: credence.broker.v1.ExportRootRequest
-	(*ExportRootResponse)(nil),    // 11: credence.broker.v1.ExportRootResponse
-	(*RemoveRootKeyRequest)(nil),  // 12: credence.broker.v1.RemoveRootKeyRequest
-	(*RevokeRequest)(nil),         // 13: credence.broker.v1.RevokeRequest
-	(*RevokeResponse)(nil),        // 14: credence.broker.v1.RevokeResponse
-	(*ListIssuedRequest)(nil),     // 15: credence.broker.v1.ListIssuedRequest
-	(*ListIssuedResponse)(nil),    // 16: credence.broker.v1.ListIssuedResponse
-	(*ListCRLsRequest)(nil),       // 17: credence.broker.v1.ListCRLsRequest
-	(*ListCRLsResponse)(nil),      // 18: credence.broker.v1.ListCRLsResponse
-	(*Issued)(nil),                // 19: credence.broker.v1.Issued
-	(*RootPlan_Step)(nil),         // 20: credence.broker.v1.RootPlan.Step
-	(*ListCRLsResponse_List)(nil), // 21: credence.broker.v1.ListCRLsResponse.List
-	(*AuthorityInfo)(nil),         // 22: credence.broker.v1.AuthorityInfo
-	(*CRL)(nil),                   // 23: credence.broker.v1.CRL
+	(*RotateRequest)(nil),            // 0: credence.broker.v1.RotateRequest
+	(*ReplaceRequest)(nil),           // 1: credence.broker.v1.ReplaceRequest
+	(*ActResponse)(nil),              // 2: credence.broker.v1.ActResponse
+	(*AdvanceRootRequest)(nil),       // 3: credence.broker.v1.AdvanceRootRequest
+	(*RollbackRootRequest)(nil),      // 4: credence.broker.v1.RollbackRootRequest
+	(*RootPlan)(nil),                 // 5: credence.broker.v1.RootPlan
+	(*MakeCSRRequest)(nil),           // 6: credence.broker.v1.MakeCSRRequest
+	(*MakeCSRResponse)(nil),          // 7: credence.broker.v1.MakeCSRResponse
+	(*InstallRequest)(nil),           // 8: credence.broker.v1.InstallRequest
+	(*InstallResponse)(nil),          // 9: credence.broker.v1.InstallResponse
+	(*ConfirmPublishedRequest)(nil),  // 10: credence.broker.v1.ConfirmPublishedRequest
+	(*ConfirmPublishedResponse)(nil), // 11: credence.broker.v1.ConfirmPublishedResponse
+	(*ExportRootRequest)(nil),        // 12: credence.broker.v1.ExportRootRequest
+	(*ExportRootResponse)(nil),       // 13: credence.broker.v1.ExportRootResponse
+	(*RemoveRootKeyRequest)(nil),     // 14: credence.broker.v1.RemoveRootKeyRequest
+	(*RevokeRequest)(nil),            // 15: credence.broker.v1.RevokeRequest
+	(*RevokeResponse)(nil),           // 16: credence.broker.v1.RevokeResponse
+	(*ListIssuedRequest)(nil),        // 17: credence.broker.v1.ListIssuedRequest
+	(*ListIssuedResponse)(nil),       // 18: credence.broker.v1.ListIssuedResponse
+	(*ListCRLsRequest)(nil),          // 19: credence.broker.v1.ListCRLsRequest
+	(*ListCRLsResponse)(nil),         // 20: credence.broker.v1.ListCRLsResponse
+	(*Issued)(nil),                   // 21: credence.broker.v1.Issued
+	(*RootPlan_Step)(nil),            // 22: credence.broker.v1.RootPlan.Step
+	(*ListCRLsResponse_List)(nil),    // 23: credence.broker.v1.ListCRLsResponse.List
+	(*AuthorityInfo)(nil),            // 24: credence.broker.v1.AuthorityInfo
+	(*CRL)(nil),                      // 25: credence.broker.v1.CRL
 }
 var file_broker_api_authority_proto_depIdxs = []int32{
-	22, // 0: credence.broker.v1.ActResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	20, // 1: credence.broker.v1.RootPlan.steps:type_name -> credence.broker.v1.RootPlan.Step
-	22, // 2: credence.broker.v1.InstallResponse.anchor:type_name -> credence.broker.v1.AuthorityInfo
-	22, // 3: credence.broker.v1.InstallResponse.ca:type_name -> credence.broker.v1.AuthorityInfo
-	22, // 4: credence.broker.v1.ExportRootResponse.root:type_name -> credence.broker.v1.AuthorityInfo
-	19, // 5: credence.broker.v1.RevokeResponse.issued:type_name -> credence.broker.v1.Issued
-	19, // 6: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
-	21, // 7: credence.broker.v1.ListCRLsResponse.lists:type_name -> credence.broker.v1.ListCRLsResponse.List
-	23, // 8: credence.broker.v1.ListCRLsResponse.List.crl:type_name -> credence.broker.v1.CRL
+	24, // 0: credence.broker.v1.ActResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
+	22, // 1: credence.broker.v1.RootPlan.steps:type_name -> credence.broker.v1.RootPlan.Step
+	24, // 2: credence.broker.v1.InstallResponse.anchor:type_name -> credence.broker.v1.AuthorityInfo
+	24, // 3: credence.broker.v1.InstallResponse.ca:type_name -> credence.broker.v1.AuthorityInfo
+	24, // 4: credence.broker.v1.ExportRootResponse.root:type_name -> credence.broker.v1.AuthorityInfo
+	21, // 5: credence.broker.v1.RevokeResponse.issued:type_name -> credence.broker.v1.Issued
+	21, // 6: credence.broker.v1.ListIssuedResponse.issued:type_name -> credence.broker.v1.Issued
+	23, // 7: credence.broker.v1.ListCRLsResponse.lists:type_name -> credence.broker.v1.ListCRLsResponse.List
+	25, // 8: credence.broker.v1.ListCRLsResponse.List.crl:type_name -> credence.broker.v1.CRL
 	0,  // 9: credence.broker.v1.Authorities.Rotate:input_type -> credence.broker.v1.RotateRequest
 	1,  // 10: credence.broker.v1.Authorities.Replace:input_type -> credence.broker.v1.ReplaceRequest
 	3,  // 11: credence.broker.v1.Authorities.AdvanceRoot:input_type -> credence.broker.v1.AdvanceRootRequest
 	4,  // 12: credence.broker.v1.Authorities.RollbackRoot:input_type -> credence.broker.v1.RollbackRootRequest
 	6,  // 13: credence.broker.v1.Authorities.MakeCSR:input_type -> credence.broker.v1.MakeCSRRequest
 	8,  // 14: credence.broker.v1.Authorities.Install:input_type -> credence.broker.v1.InstallRequest
-	10, // 15: credence.broker.v1.Authorities.ExportRoot:input_type -> credence.broker.v1.ExportRootRequest
-	12, // 16: credence.broker.v1.Authorities.RemoveRootKey:input_type -> credence.broker.v1.RemoveRootKeyRequest
-	13, // 17: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
-	15, // 18: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
-	17, // 19: credence.broker.v1.Authorities.ListCRLs:input_type -> credence.broker.v1.ListCRLsRequest
-	2,  // 20: credence.broker.v1.Authorities.Rotate:output_type -> credence.broker.v1.ActResponse
-	2,  // 21: credence.broker.v1.Authorities.Replace:output_type -> credence.broker.v1.ActResponse
-	5,  // 22: credence.broker.v1.Authorities.AdvanceRoot:output_type -> credence.broker.v1.RootPlan
-	2,  // 23: credence.broker.v1.Authorities.RollbackRoot:output_type -> credence.broker.v1.ActResponse
-	7,  // 24: credence.broker.v1.Authorities.MakeCSR:output_type -> credence.broker.v1.MakeCSRResponse
-	9,  // 25: credence.broker.v1.Authorities.Install:output_type -> credence.broker.v1.InstallResponse
-	11, // 26: credence.broker.v1.Authorities.ExportRoot:output_type -> credence.broker.v1.ExportRootResponse
-	2,  // 27: credence.broker.v1.Authorities.RemoveRootKey:output_type -> credence.broker.v1.ActResponse
-	14, // 28: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
-	16, // 29: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
-	18, // 30: credence.broker.v1.Authorities.ListCRLs:output_type -> credence.broker.v1.ListCRLsResponse
-	20, // [20:31] is the sub-list for method output_type
-	9,  // [9:20] is the sub-list for method input_type
+	10, // 15: credence.broker.v1.Authorities.ConfirmPublished:input_type -> credence.broker.v1.ConfirmPublishedRequest
+	12, // 16: credence.broker.v1.Authorities.ExportRoot:input_type -> credence.broker.v1.ExportRootRequest
+	14, // 17: credence.broker.v1.Authorities.RemoveRootKey:input_type -> credence.broker.v1.RemoveRootKeyRequest
+	15, // 18: credence.broker.v1.Authorities.Revoke:input_type -> credence.broker.v1.RevokeRequest
+	17, // 19: credence.broker.v1.Authorities.ListIssued:input_type -> credence.broker.v1.ListIssuedRequest
+	19, // 20: credence.broker.v1.Authorities.ListCRLs:input_type -> credence.broker.v1.ListCRLsRequest
+	2,  // 21: credence.broker.v1.Authorities.Rotate:output_type -> credence.broker.v1.ActResponse
+	2,  // 22: credence.broker.v1.Authorities.Replace:output_type -> credence.broker.v1.ActResponse
+	5,  // 23: credence.broker.v1.Authorities.AdvanceRoot:output_type -> credence.broker.v1.RootPlan
+	2,  // 24: credence.broker.v1.Authorities.RollbackRoot:output_type -> credence.broker.v1.ActResponse
+	7,  // 25: credence.broker.v1.Authorities.MakeCSR:output_type -> credence.broker.v1.MakeCSRResponse
+	9,  // 26: credence.broker.v1.Authorities.Install:output_type -> credence.broker.v1.InstallResponse
+	11, // 27: credence.broker.v1.Authorities.ConfirmPublished:output_type -> credence.broker.v1.ConfirmPublishedResponse
+	13, // 28: credence.broker.v1.Authorities.ExportRoot:output_type -> credence.broker.v1.ExportRootResponse
+	2,  // 29: credence.broker.v1.Authorities.RemoveRootKey:output_type -> credence.broker.v1.ActResponse
+	16, // 30: credence.broker.v1.Authorities.Revoke:output_type -> credence.broker.v1.RevokeResponse
+	18, // 31: credence.broker.v1.Authorities.ListIssued:output_type -> credence.broker.v1.ListIssuedResponse
+	20, // 32: credence.broker.v1.Authorities.ListCRLs:output_type -> credence.broker.v1.ListCRLsResponse
+	21, // [21:33] is the sub-list for method output_type
+	9,  // [9:21] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1543,7 +1649,7 @@ func file_broker_api_authority_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_authority_proto_rawDesc), len(file_broker_api_authority_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,17 +19,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Authorities_Rotate_FullMethodName        = "/credence.broker.v1.Authorities/Rotate"
-	Authorities_Replace_FullMethodName       = "/credence.broker.v1.Authorities/Replace"
-	Authorities_AdvanceRoot_FullMethodName   = "/credence.broker.v1.Authorities/AdvanceRoot"
-	Authorities_RollbackRoot_FullMethodName  = "/credence.broker.v1.Authorities/RollbackRoot"
-	Authorities_MakeCSR_FullMethodName       = "/credence.broker.v1.Authorities/MakeCSR"
-	Authorities_Install_FullMethodName       = "/credence.broker.v1.Authorities/Install"
-	Authorities_ExportRoot_FullMethodName    = "/credence.broker.v1.Authorities/ExportRoot"
-	Authorities_RemoveRootKey_FullMethodName = "/credence.broker.v1.Authorities/RemoveRootKey"
-	Authorities_Revoke_FullMethodName        = "/credence.broker.v1.Authorities/Revoke"
-	Authorities_ListIssued_FullMethodName    = "/credence.broker.v1.Authorities/ListIssued"
-	Authorities_ListCRLs_FullMethodName      = "/credence.broker.v1.Authorities/ListCRLs"
+	Authorities_Rotate_FullMethodName           = "/credence.broker.v1.Authorities/Rotate"
+	Authorities_Replace_FullMethodName          = "/credence.broker.v1.Authorities/Replace"
+	Authorities_AdvanceRoot_FullMethodName      = "/credence.broker.v1.Authorities/AdvanceRoot"
+	Authorities_RollbackRoot_FullMethodName     = "/credence.broker.v1.Authorities/RollbackRoot"
+	Authorities_MakeCSR_FullMethodName          = "/credence.broker.v1.Authorities/MakeCSR"
+	Authorities_Install_FullMethodName          = "/credence.broker.v1.Authorities/Install"
+	Authorities_ConfirmPublished_FullMethodName = "/credence.broker.v1.Authorities/ConfirmPublished"
+	Authorities_ExportRoot_FullMethodName       = "/credence.broker.v1.Authorities/ExportRoot"
+	Authorities_RemoveRootKey_FullMethodName    = "/credence.broker.v1.Authorities/RemoveRootKey"
+	Authorities_Revoke_FullMethodName           = "/credence.broker.v1.Authorities/Revoke"
+	Authorities_ListIssued_FullMethodName       = "/credence.broker.v1.Authorities/ListIssued"
+	Authorities_ListCRLs_FullMethodName         = "/credence.broker.v1.Authorities/ListCRLs"
 )
 
 // AuthoritiesClient is the client API for Authorities service.
@@ -47,6 +48,9 @@ type AuthoritiesClient interface {
 	RollbackRoot(ctx context.Context, in *RollbackRootRequest, opts ...grpc.CallOption) (*ActResponse, error)
 	MakeCSR(ctx context.Context, in *MakeCSRRequest, opts ...grpc.CallOption) (*MakeCSRResponse, error)
 	Install(ctx context.Context, in *InstallRequest, opts ...grpc.CallOption) (*InstallResponse, error)
+	// ConfirmPublished says that the keys of our bundle are served from a place
+	// for relying parties that cannot reach the broker.
+	ConfirmPublished(ctx context.Context, in *ConfirmPublishedRequest, opts ...grpc.CallOption) (*ConfirmPublishedResponse, error)
 	ExportRoot(ctx context.Context, in *ExportRootRequest, opts ...grpc.CallOption) (*ExportRootResponse, error)
 	// RemoveRootKey takes the root's key out of its source, once a copy is
 	// elsewhere and a CA under it signs.
@@ -124,6 +128,16 @@ func (c *authoritiesClient) Install(ctx context.Context, in *InstallRequest, opt
 	return out, nil
 }
 
+func (c *authoritiesClient) ConfirmPublished(ctx context.Context, in *ConfirmPublishedRequest, opts ...grpc.CallOption) (*ConfirmPublishedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfirmPublishedResponse)
+	err := c.cc.Invoke(ctx, Authorities_ConfirmPublished_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *authoritiesClient) ExportRoot(ctx context.Context, in *ExportRootRequest, opts ...grpc.CallOption) (*ExportRootResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ExportRootResponse)
@@ -189,6 +203,9 @@ type AuthoritiesServer interface {
 	RollbackRoot(context.Context, *RollbackRootRequest) (*ActResponse, error)
 	MakeCSR(context.Context, *MakeCSRRequest) (*MakeCSRResponse, error)
 	Install(context.Context, *InstallRequest) (*InstallResponse, error)
+	// ConfirmPublished says that the keys of our bundle are served from a place
+	// for relying parties that cannot reach the broker.
+	ConfirmPublished(context.Context, *ConfirmPublishedRequest) (*ConfirmPublishedResponse, error)
 	ExportRoot(context.Context, *ExportRootRequest) (*ExportRootResponse, error)
 	// RemoveRootKey takes the root's key out of its source, once a copy is
 	// elsewhere and a CA under it signs.
@@ -223,6 +240,9 @@ func (UnimplementedAuthoritiesServer) MakeCSR(context.Context, *MakeCSRRequest) 
 }
 func (UnimplementedAuthoritiesServer) Install(context.Context, *InstallRequest) (*InstallResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Install not implemented")
+}
+func (UnimplementedAuthoritiesServer) ConfirmPublished(context.Context, *ConfirmPublishedRequest) (*ConfirmPublishedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfirmPublished not implemented")
 }
 func (UnimplementedAuthoritiesServer) ExportRoot(context.Context, *ExportRootRequest) (*ExportRootResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExportRoot not implemented")
@@ -368,6 +388,24 @@ func _Authorities_Install_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Authorities_ConfirmPublished_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfirmPublishedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthoritiesServer).ConfirmPublished(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authorities_ConfirmPublished_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthoritiesServer).ConfirmPublished(ctx, req.(*ConfirmPublishedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Authorities_ExportRoot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ExportRootRequest)
 	if err := dec(in); err != nil {
@@ -488,6 +526,10 @@ var Authorities_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Install",
 			Handler:    _Authorities_Install_Handler,
+		},
+		{
+			MethodName: "ConfirmPublished",
+			Handler:    _Authorities_ConfirmPublished_Handler,
 		},
 		{
 			MethodName: "ExportRoot",

@@ -35,12 +35,18 @@ func (a *Authority) act(what string, ctx context.Context, do func(now time.Time)
 func (a *Authority) RotateJWT(ctx context.Context, alg string) (Status, error) {
 	var st Status
 	err := a.act("rotating the "+alg+" key", ctx, func(now time.Time) error {
+		if err := a.lookAround(ctx, alg); err != nil {
+			return err
+		}
 		k, err := a.jwtPair(alg)
 		if err != nil {
 			return err
 		}
 		st = a.status(k.standby.ID)
 		at := k.earliest(a.cfg.Lives)
+		if len(k.missing) > 0 {
+			at = latest(at, now.Add(a.cfg.Lives.Lead))
+		}
 		if k.active.NotAfter.After(now) {
 			k.active.NotAfter = now // it lives no longer than the standby's lead asks
 			if now.Before(at) {
@@ -48,6 +54,9 @@ func (a *Authority) RotateJWT(ctx context.Context, alg string) (Status, error) {
 					return err
 				}
 			}
+		}
+		if len(k.missing) > 0 {
+			return notYet(at, "relying parties learn the key %s for %s before its first use, and %s", k.standby.ID, a.cfg.Lives.Lead, missingAt(k.missing))
 		}
 		if now.Before(at) {
 			return notYet(at, "relying parties learn the key %s for %s before its first use, and no more than three are published", k.standby.ID, a.cfg.Lives.Lead)
@@ -74,7 +83,7 @@ func (a *Authority) jwtPair(alg string) (jwtKeys, error) {
 	if a.cfg.Issuer == "" {
 		return jwtKeys{}, nothing("without an issuer there are no JWT keys")
 	}
-	k := a.live.Load().jwtKeys(alg)
+	k := a.jwtKeys(a.live.Load(), alg)
 	if k.active == nil || k.standby == nil {
 		return k, nothing("there is no active and standby key of %q: want RS256 or ES256, once made", alg)
 	}
@@ -83,7 +92,7 @@ func (a *Authority) jwtPair(alg string) (jwtKeys, error) {
 
 // earliest is when the standby may take over, whatever the active key's age.
 func (k jwtKeys) earliest(l Lives) time.Time {
-	at := k.standby.PublishedAt.Add(l.Lead)
+	at := k.since.Add(l.Lead)
 	if k.old != nil {
 		at = latest(at, k.old.removeAt(l))
 	}

@@ -63,6 +63,12 @@ type Config struct {
 	// http:// or https://, with %s where the issuer's authority ID goes.
 	CRLURLs []string
 
+	// Places are where the keys are published besides, for relying parties that
+	// cannot reach us: a JWT key's lead counts from when each of them has it.
+	// Confirmed says since when which places have a key; required with Places.
+	Places    []string
+	Confirmed func(ctx context.Context, id string) (map[string]time.Time, error)
+
 	Now func() time.Time // nil means time.Now
 	Log *slog.Logger     // nil discards
 }
@@ -83,6 +89,7 @@ type Authority struct {
 
 	lists    atomic.Pointer[revocations]
 	problems problems
+	spreads  spreads
 
 	mu          sync.Mutex // guards what follows, and is held while records are saved; never while a key source works
 	publication Publication
@@ -160,7 +167,7 @@ func complete(cfg Config) (Config, error) {
 	if cfg.Lives, err = cfg.Lives.complete(); err != nil {
 		return cfg, fmt.Errorf("opening the authority: %w", err)
 	}
-	if err := completeAnchor(&cfg); err != nil {
+	if err := errors.Join(completeAnchor(&cfg), checkPlaces(cfg)); err != nil {
 		return cfg, fmt.Errorf("opening the authority: %w", err)
 	}
 	return cfg, nil

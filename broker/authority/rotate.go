@@ -71,6 +71,8 @@ func (a *Authority) Tick(ctx context.Context) (next time.Time, err error) {
 // jwtKeys are the keys of one algorithm by state.
 type jwtKeys struct {
 	active, standby, old *Record
+	since                time.Time // the standby is published since then
+	missing              []string  // places that are not known to have it
 }
 
 func (s *snapshot) jwtKeys(alg string) (k jwtKeys) {
@@ -79,7 +81,7 @@ func (s *snapshot) jwtKeys(alg string) (k jwtKeys) {
 		case Active:
 			k.active = &r
 		case Published:
-			k.standby = &r
+			k.standby, k.since = &r, r.PublishedAt
 		case Old:
 			k.old = &r
 		}
@@ -96,8 +98,10 @@ func (k jwtKeys) promoteAt(l Lives) (at time.Time, ok bool) {
 		return time.Time{}, false
 	case k.active == nil:
 		return k.standby.PublishedAt, true
+	case len(k.missing) > 0:
+		return time.Time{}, false
 	}
-	at = latest(k.active.NotAfter, k.standby.PublishedAt.Add(l.Lead))
+	at = latest(k.active.NotAfter, k.since.Add(l.Lead))
 	if k.old != nil {
 		at = latest(at, k.old.removeAt(l))
 	}
@@ -123,6 +127,9 @@ func (a *Authority) rotateJWT(ctx context.Context, alg string) (next time.Time, 
 	if a.cfg.Issuer == "" {
 		return time.Time{}, nil
 	}
+	if err := a.lookAround(ctx, alg); err != nil {
+		return time.Time{}, err
+	}
 	now := a.now()
 	k, err := a.withoutOld(ctx, alg, now)
 	if err != nil {
@@ -140,8 +147,11 @@ func (a *Authority) rotateJWT(ctx context.Context, alg string) (next time.Time, 
 			a.cfg.Log.InfoContext(ctx, "JWT key "+string(r.State), "authority", r.ID, "alg", r.Alg)
 		}
 	}
-	k = a.live.Load().jwtKeys(alg)
+	k = a.jwtKeys(a.live.Load(), alg)
 	next, _ = k.promoteAt(a.cfg.Lives)
+	if len(k.missing) > 0 {
+		next = now.Add(placeWait)
+	}
 	if k.old != nil && k.old.removeAt(a.cfg.Lives).Before(next) {
 		next = k.old.removeAt(a.cfg.Lives)
 	}
@@ -151,14 +161,14 @@ func (a *Authority) rotateJWT(ctx context.Context, alg string) (next time.Time, 
 // withoutOld takes an old key out whose time is over: before the next one is
 // published, so that there are three at most.
 func (a *Authority) withoutOld(ctx context.Context, alg string, now time.Time) (jwtKeys, error) {
-	k := a.live.Load().jwtKeys(alg)
+	k := a.jwtKeys(a.live.Load(), alg)
 	if k.old == nil || now.Before(k.old.removeAt(a.cfg.Lives)) {
 		return k, nil
 	}
 	if err := a.removeOld(ctx, *k.old); err != nil {
 		return k, err
 	}
-	return a.live.Load().jwtKeys(alg), nil
+	return a.jwtKeys(a.live.Load(), alg), nil
 }
 
 // nextJWT returns what changes now, the key that stops being active first. New

@@ -87,6 +87,8 @@ func (a *Authority) problem(s *snapshot, r Record) string {
 	switch {
 	case r.Use == Issuing && r.State == Prepared && r.Broker == a.cfg.Broker:
 		return a.problems.of(problemUpstream)
+	case r.Use == JWTKey && r.State == Published:
+		return a.problems.of(problemJWT + r.Alg)
 	case s.issuing != nil && r.ID == s.issuing.ID:
 		return a.problems.of(problemIssuing, problemUpstream, problemCRL+r.ID)
 	}
@@ -143,7 +145,7 @@ func (a *Authority) upcomingJWT(s *snapshot, r Record) (what string, at time.Tim
 	case r.State == Old:
 		return "is removed from the bundle", r.removeAt(a.cfg.Lives)
 	case r.published():
-		at, ok := s.jwtKeys(r.Alg).promoteAt(a.cfg.Lives)
+		at, ok := a.jwtKeys(s, r.Alg).promoteAt(a.cfg.Lives)
 		if !ok {
 			return "", time.Time{}
 		}
@@ -175,7 +177,7 @@ func (a *Authority) waits(s *snapshot, r Record) []string {
 	case r.Use == Issuing && r.State == Active:
 		return a.issuingWaits(s, r)
 	case r.Use == JWTKey && r.State == Published && a.cfg.Issuer != "":
-		return slices.Concat([]string{fmt.Sprintf("its lead of %s", a.cfg.Lives.Lead)}, oldKeyWaits(s.jwtKeys(r.Alg)))
+		return slices.Concat([]string{fmt.Sprintf("its lead of %s", a.cfg.Lives.Lead)}, placeWaits(a.jwtKeys(s, r.Alg)), oldKeyWaits(s.jwtKeys(r.Alg)))
 	}
 	return nil
 }
@@ -189,6 +191,13 @@ func (a *Authority) issuingWaits(s *snapshot, r Record) []string {
 		return []string{fmt.Sprintf("the key of %s %s", parent.Use, parent.ID)}
 	}
 	return []string{"the root's key"}
+}
+
+func placeWaits(k jwtKeys) (waits []string) {
+	for _, place := range k.missing {
+		waits = append(waits, place+" has it")
+	}
+	return waits
 }
 
 func oldKeyWaits(k jwtKeys) []string {

@@ -218,6 +218,40 @@ func (a authoritiesService) Install(ctx context.Context, r *api.InstallRequest) 
 	return response, nil
 }
 
+// ConfirmPublished keeps that keys are at a place that their lead waits for. It
+// is no act on them, and says so often that it is not recorded.
+func (a authoritiesService) ConfirmPublished(ctx context.Context, r *api.ConfirmPublishedRequest) (*api.ConfirmPublishedResponse, error) {
+	if !slices.Contains(a.s.cfg.Places, r.GetPlace()) {
+		return &api.ConfirmPublishedResponse{}, nil
+	}
+	have := a.s.published()
+	var err error
+	for _, id := range r.GetKeys() {
+		if err == nil && !slices.Contains(have, id) {
+			err = fmt.Errorf("%w: confirming %.200s: %.128q is no JWT key in our bundle", broker.ErrRequest, r.GetPlace(), id)
+		}
+	}
+	for _, id := range r.GetKeys() {
+		if err == nil {
+			err = a.s.cfg.Store.ConfirmPlace(ctx, id, r.GetPlace(), a.s.cfg.AdminActor(ctx))
+		}
+	}
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return &api.ConfirmPublishedResponse{Awaited: true}, nil
+}
+
+// published are the JWT keys in our bundle.
+func (s *Server) published() (ids []string) {
+	for _, st := range s.cfg.Authority.List() {
+		if st.Use == authority.JWTKey && (st.State == authority.Published || st.State == authority.Active || st.State == authority.Old) {
+			ids = append(ids, st.ID)
+		}
+	}
+	return ids
+}
+
 // ExportRoot hands out the root's key, to be kept offline.
 func (a authoritiesService) ExportRoot(ctx context.Context, _ *api.ExportRootRequest) (*api.ExportRootResponse, error) {
 	response := &api.ExportRootResponse{}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/authority"
 )
 
 func (e *env) authorities() api.AuthoritiesClient {
@@ -252,5 +253,35 @@ func TestActOutlivesItsCaller(t *testing.T) {
 	}
 	if issuing != 2 {
 		t.Errorf("%d issuing CAs", issuing)
+	}
+}
+
+// A place says what it has; only keys of ours, and only where it is awaited.
+func TestConfirmPublished(t *testing.T) {
+	e := newEnv(t, withIssuer, func(e *env) { e.places = []string{"s3://bucket"} })
+	e.ready()
+	var id string
+	for _, st := range e.authority.List() {
+		if st.Use == authority.JWTKey && st.State == authority.Published {
+			id = st.ID
+		}
+	}
+	confirm := func(place string, keys ...string) (bool, error) {
+		r, err := e.authorities().ConfirmPublished(t.Context(), &api.ConfirmPublishedRequest{Place: place, Keys: keys})
+		return r.GetAwaited(), err
+	}
+	if awaited, err := confirm("gs://bucket", id); awaited || err != nil {
+		t.Errorf("a place that nobody waits for: %v, %v", awaited, err)
+	}
+	_, err := confirm("s3://bucket", id, "another's")
+	wantCode(t, err, codes.InvalidArgument)
+	if have, err := e.store.Places(t.Context(), id); err != nil || len(have) > 0 {
+		t.Errorf("kept %v (%v)", have, err)
+	}
+	if awaited, err := confirm("s3://bucket", id); !awaited || err != nil {
+		t.Errorf("%v, %v", awaited, err)
+	}
+	if have, err := e.store.Places(t.Context(), id); err != nil || have["s3://bucket"].IsZero() {
+		t.Errorf("kept %v (%v)", have, err)
 	}
 }

@@ -97,6 +97,7 @@ type env struct {
 	panicking atomic.Bool                        // instead of naming the caller
 	issuer    string
 	polled    bool // peers can poll its bundle
+	places    []string
 	joinStart time.Duration
 	joinTime  time.Duration
 	peers     *documents
@@ -239,6 +240,7 @@ func (e *env) open() {
 		WebCertificate:   func() (*tls.Certificate, error) { return web, nil },
 		JoinStart:        e.joinStart, Log: log, Now: e.now,
 	}
+	e.config.Places = e.places
 	if e.polled {
 		e.config.Listen["spiffe"] = e.listeners.SPIFFE.Addr().String()
 	}

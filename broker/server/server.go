@@ -80,6 +80,7 @@ type Config struct {
 	Resources   resource.Registry
 	OIDC        http.Handler  // discovery and keys; nil without an issuer
 	RefreshHint time.Duration // of our bundle
+	Places      []string      // where JWT keys are published besides, and wait to be
 	// AdminCredentials tell who is at the admin socket and refuse everybody
 	// but root and the daemon's own user.
 	AdminCredentials credentials.TransportCredentials

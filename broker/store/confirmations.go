@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strings"
+	"time"
 )
 
 // ConfirmAnchor keeps that an operator has seen a root registered where a
@@ -36,4 +38,34 @@ func (s *Store) ConfirmedAnchors(ctx context.Context, root string) ([]string, er
 		targets = append(targets, target)
 	}
 	return targets, rows.Err()
+}
+
+// atPlace marks a confirmation as of a JWT key at a place where it is published.
+const atPlace = "place "
+
+// ConfirmPlace keeps that a JWT key is published at a place. To confirm again
+// changes nothing: it is there since the first time.
+func (s *Store) ConfirmPlace(ctx context.Context, key, place, actor string) error {
+	return s.ConfirmAnchor(ctx, key, atPlace+place, actor)
+}
+
+// Places returns since when places are known to have a JWT key.
+func (s *Store) Places(ctx context.Context, key string) (map[string]time.Time, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT target, confirmed_at FROM confirmation WHERE root = $1`, key)
+	if err != nil {
+		return nil, fmt.Errorf("reading where key %s is published: %w", key, err)
+	}
+	defer rows.Close()
+	places := make(map[string]time.Time)
+	for rows.Next() {
+		var target string
+		var at int64
+		if err := rows.Scan(&target, &at); err != nil {
+			return nil, fmt.Errorf("reading where key %s is published: %w", key, err)
+		}
+		if place, ok := strings.CutPrefix(target, atPlace); ok {
+			places[place] = fromMillis(at)
+		}
+	}
+	return places, rows.Err()
 }

@@ -117,7 +117,8 @@ func (p *brokerParts) authorityConfig(ctx context.Context, td spiffeid.TrustDoma
 	}
 	config = authority.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys, RootKeys: rootKeys,
-		Lives: authority.Lives{Lead: lead, RefreshHint: hint}, CRLURLs: p.file.CRLURLs, Now: o.now, Log: o.log,
+		Lives: authority.Lives{Lead: lead, RefreshHint: hint}, CRLURLs: p.file.CRLURLs, Places: p.file.PublishTo, Confirmed: p.store.Places,
+		Now: o.now, Log: o.log,
 	}
 	return config, p.file.CA.into(&config, o.now)
 }
@@ -181,7 +182,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	p.server, err = server.New(ctx, server.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Version: version(), Broker: p.broker, Authority: p.authority,
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
-		RefreshHint: hint, AgentsAddress: listen["agents"], Listen: listen,
+		RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
 		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Now: o.now, Log: o.log,
 	})

@@ -45,6 +45,7 @@ type brokerFile struct {
 	Subjects      []string `yaml:"subjects"`       // RDNs (patterns) they may ask for besides CN=<their name>
 	AllowNetworks []string `yaml:"allow_networks"` // private networks that peers' URLs may lead to
 	JWTKeyLead    string   `yaml:"jwt_key_lead"`   // how long a JWT key is published before its first use; default 24h
+	PublishTo     []string `yaml:"publish_to"`     // where credence bundle publish --to puts keys that clouds fetch; a JWT key's lead counts from when each has it
 	CRLURLs       []string `yaml:"crl_urls"`       // CRL distribution points in certificates; %s is the issuer's key ID; empty: none
 	RefreshHint   string   `yaml:"refresh_hint"`   // how often peers and clouds are asked to fetch our bundle and keys; default 5m
 	MinTTL        string   `yaml:"min_ttl"`        // the shortest life that an Identity may ask for; default 1m
@@ -174,6 +175,11 @@ func (f *brokerFile) complete() (err error) {
 	hint, e := f.refreshHint()
 	if e != nil {
 		return e
+	}
+	for _, place := range f.PublishTo {
+		if _, e := parseDestination(place, ""); e != nil {
+			return fmt.Errorf("publish_to: %w", e)
+		}
 	}
 	for _, u := range f.CRLURLs {
 		if e := authority.CheckCRLURL(u); e != nil {

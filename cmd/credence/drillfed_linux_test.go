@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,6 +74,11 @@ func TestDrillFederation(t *testing.T) {
 			return fmt.Errorf("it holds %d keys", len(got.X509Authorities()))
 		}
 		return nil
+	})
+	d.every(ctx, &running, "c looks at the hostile endpoint", 1, func(ctx context.Context) error {
+		cmd := exec.CommandContext(ctx, "credence", "peer", "refresh", "evil.example", "--admin", c.path("broker", "run", "admin.sock"))
+		_ = cmd.Run() // it never succeeds; that it ends is what counts
+		return ctx.Err()
 	})
 	d.do("at rest", func() { <-time.After(10 * time.Second) })
 	for _, s := range []*drillSide{a, b} {

@@ -14,6 +14,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/authority"
@@ -42,11 +43,12 @@ PREFIX/keys; the bundle is PREFIX/bundle. Credentials are those that the cloud's
 own tools would find here.
 
 With --watch it goes on: it publishes each change within seconds, mends what
-others changed there, and tells of every failure. Without it, run it from a timer,
-much more often than jwt_key_lead (broker.yaml): a new JWT key waits that long
-(24h) in the broker's own bundle before it signs, and what publishes later than
-that cuts clouds off. A place that holds a newer bundle, or what is not ours, is
-left alone.
+others changed there, and tells of every failure. Without it, run it from a timer.
+A place that holds a newer bundle, or what is not ours, is left alone.
+
+Name each place under publish_to in broker.yaml too: then a new JWT key signs only
+once it has been at all of them for jwt_key_lead (24h). Without that the lead
+counts from the broker's own bundle, and what publishes later cuts clouds off.
 
 Exit codes: 1 a place could not be published to; 4 it denied us.`,
 		Example: `  credence bundle publish --to "dir://$PWD/public"
@@ -82,11 +84,12 @@ func (p *program) publish(cmd *cobra.Command, _ []string) error {
 			return input(fmt.Errorf("--to %s: %w", one.text, err))
 		}
 	}
-	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
+	return adminConn(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+		from := publishing{api.NewAdminClient(conn), api.NewAuthoritiesClient(conn)}
 		if watch {
-			return p.watchPlaces(ctx, publishing{c}, places, targets)
+			return p.watchPlaces(ctx, from, places, targets)
 		}
-		return p.publishOnce(ctx, cmd, publishing{c}, places, targets)
+		return p.publishOnce(ctx, cmd, from, places, targets)
 	})
 }
 
@@ -109,6 +112,9 @@ func (p *program) publishOnce(ctx context.Context, cmd *cobra.Command, from publ
 		progress := p.startProgress("publishing to " + one.text)
 		changed, err := targets[i].Publish(ctx, set)
 		progress.stop()
+		if err == nil {
+			err = from.confirm(ctx, one.text, set)
+		}
 		if slices.Contains(changed, publish.KeysName) {
 			w := &placeWatch{to: one.text, from: from, now: p.now}
 			for _, line := range w.leads(ctx, keyIDs(set), keyIsThere) {
@@ -174,6 +180,9 @@ func (w *placeWatch) lines(ctx context.Context, o publish.Outcome) []string {
 	missing := slices.DeleteFunc(slices.Clone(wanted), func(id string) bool { return slices.Contains(w.keys, id) })
 	if o.Err == nil {
 		w.keys = wanted
+		if err := w.from.confirm(ctx, w.to, o.Set); err != nil {
+			return []string{"error: " + err.Error()}
+		}
 		lines := []string{fmt.Sprintf("%s: %s changed, sequence %d is there", w.to, orNothing(o.Changed), sequenceOf(o.Set))}
 		return append(lines, w.leads(ctx, missing, keyIsThere)...)
 	}
@@ -212,7 +221,30 @@ func (w *placeWatch) leads(ctx context.Context, ids []string, format string) (li
 }
 
 // publishing makes sets of what a broker has.
-type publishing struct{ c api.AdminClient }
+type publishing struct {
+	c    api.AdminClient
+	keys api.AuthoritiesClient
+}
+
+// confirm tells the broker what a place has: a key's lead may wait for it.
+func (f publishing) confirm(ctx context.Context, place string, set publish.Set) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var b jose.JSONWebKeySet
+	if err := json.Unmarshal(set.Bundle, &b); err != nil {
+		return fmt.Errorf("reading the bundle: %w", err)
+	}
+	r := &api.ConfirmPublishedRequest{Place: place}
+	for _, k := range b.Keys {
+		if k.Use == "jwt-svid" {
+			r.Keys = append(r.Keys, k.KeyID)
+		}
+	}
+	if _, err := f.keys.ConfirmPublished(ctx, r); err != nil {
+		return fmt.Errorf("telling the broker what %s has: %w", place, reached("broker", "its socket", err))
+	}
+	return nil
+}
 
 // set is what the broker's own listeners serve now, byte for byte.
 func (f publishing) set(ctx context.Context) (publish.Set, error) {

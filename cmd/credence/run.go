@@ -153,6 +153,11 @@ data: %s
 # cache decides.
 # jwt_key_lead: 24h
 
+# Where credence bundle publish --to (these very words) puts the keys, for clouds
+# that cannot reach the web listener: a JWT key's lead counts from when each of
+# them has it.
+# publish_to: []
+
 # Where relying parties find our CRLs, written into certificates; %%s is the
 # issuer's key ID. The listeners web and spiffe serve them at /crl/%%s.crl, and
 # what fetches CRLs mostly wants plain http: a proxy's or a bucket's URL. Empty

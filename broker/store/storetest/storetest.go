@@ -56,6 +56,7 @@ func Run(t *testing.T, open Open) {
 		"old lists are forgotten":               listsForgotten,
 		"bundles come back":                     bundles,
 		"a confirmed anchor stays confirmed":    confirmed,
+		"a key stays where it is published":     placed,
 		"what was issued comes back":            issued,
 		"the index answers no more than bounds": issuedBounds,
 		"what is indexed twice is there once":   issuedTwice,
