@@ -120,11 +120,12 @@ new token either, until it is allowed to.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			reason, _ := cmd.Flags().GetString("reason")
 			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-				if _, err := c.EvictNode(ctx, &api.EvictNodeRequest{Id: args[0], Reason: reason}); err != nil {
+				r, err := c.EvictNode(ctx, &api.EvictNodeRequest{Id: args[0], Reason: reason})
+				if err != nil {
 					return err
 				}
-				fmt.Fprintf(p.out, "%s is evicted: its SVIDs are erased where its agent is connected, and end by themselves elsewhere\n", args[0])
-				return nil
+				v := map[string]any{"node": args[0], "evicted": true, "revision": r.GetRevision()}
+				return p.say(cmd, v, args[0]+" is evicted: its SVIDs are erased where its agent is connected, and end by themselves elsewhere")
 			})
 		},
 	}
@@ -139,8 +140,7 @@ in by that: it joins again, with a new token, as any other.`,
 				if _, err := c.AllowNode(ctx, &api.AllowNodeRequest{Id: args[0], Reason: reason}); err != nil {
 					return err
 				}
-				fmt.Fprintf(p.out, "%s may join again: credence token create --node NAME\n", args[0])
-				return nil
+				return p.say(cmd, map[string]any{"node": args[0], "evicted": false}, args[0]+" may join again: credence token create --node NAME")
 			})
 		},
 	}
@@ -149,7 +149,7 @@ in by that: it joins again, with a new token, as any other.`,
 	}
 	evict.Flags().String("reason", "", "for the record")
 	allow.Flags().String("reason", "", "for the record")
-	return group("node", "Nodes", addOutput(addAdmin(show)), addOutput(addAdmin(one)), addAdmin(evict), addAdmin(allow))
+	return group("node", "Nodes", addOutput(addAdmin(show)), addOutput(addAdmin(one)), addOutput(addAdmin(evict)), addOutput(addAdmin(allow)))
 }
 
 // nodes calls show with the node of that name or ID, or with all.

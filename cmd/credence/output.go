@@ -45,6 +45,14 @@ func (p *program) show(cmd *cobra.Command, v any, table func() error) error {
 	return table()
 }
 
+// say prints what a verb did: v for programs, a sentence for people.
+func (p *program) say(cmd *cobra.Command, v any, sentence string) error {
+	return p.show(cmd, v, func() error {
+		_, err := fmt.Fprintln(p.out, sentence)
+		return err
+	})
+}
+
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")

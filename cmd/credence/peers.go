@@ -237,16 +237,17 @@ federates_with is not removed (2).`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			owner, _ := cmd.Flags().GetString("owner")
 			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-				if _, err := c.Delete(ctx, &api.DeleteRequest{Kind: "Peer", Name: args[0], Owner: owner}); err != nil {
+				r, err := c.Delete(ctx, &api.DeleteRequest{Kind: "Peer", Name: args[0], Owner: owner})
+				if err != nil {
 					return err
 				}
-				fmt.Fprintf(p.out, "Peer %s removed: nothing of it is trusted any more\n", args[0])
-				return nil
+				v := map[string]any{"kind": "Peer", "name": args[0], "revision": r.GetRevision()}
+				return p.say(cmd, v, fmt.Sprintf("Peer %s removed: nothing of it is trusted any more", args[0]))
 			})
 		},
 	}
 	cmd.Flags().String("owner", "default", "whose resource it is")
-	return addAdmin(cmd)
+	return addOutput(addAdmin(cmd))
 }
 
 type peerView struct {

@@ -353,14 +353,15 @@ Identity lists, is not deleted (2).`,
 			}
 			owner, _ := cmd.Flags().GetString("owner")
 			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-				if _, err := c.Delete(ctx, &api.DeleteRequest{Kind: kind, Name: args[1], Owner: owner}); err != nil {
+				r, err := c.Delete(ctx, &api.DeleteRequest{Kind: kind, Name: args[1], Owner: owner})
+				if err != nil {
 					return err
 				}
-				fmt.Fprintf(p.out, "%s %s deleted\n", kind, args[1])
-				return nil
+				v := map[string]any{"kind": kind, "name": args[1], "revision": r.GetRevision()}
+				return p.say(cmd, v, fmt.Sprintf("%s %s deleted", kind, args[1]))
 			})
 		},
 	}
 	cmd.Flags().String("owner", "default", "whose resource it is")
-	return addAdmin(cmd)
+	return addOutput(addAdmin(cmd))
 }

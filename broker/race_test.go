@@ -1,0 +1,6 @@
+//go:build race
+
+package broker_test
+
+// racing: the race detector watches, and everything takes ten times as long.
+const racing = true
