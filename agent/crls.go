@@ -157,6 +157,40 @@ func issuerOf(c *x509.Certificate) [sha256.Size]byte {
 	return sha256.Sum256(append(name[:], c.RawSubjectPublicKeyInfo...))
 }
 
+// notRevoked refuses a chain of which something is on a list of its issuer:
+// whoever has the key of an issuing CA that was replaced would otherwise pose as
+// the broker for as long as that CA lives.
+func notRevoked(chain, roots []*x509.Certificate, lists []*CRL) error {
+	for _, l := range lists {
+		var list *x509.RevocationList
+		for _, c := range chain {
+			if !l.of(c, chain, roots) {
+				continue
+			}
+			var err error
+			if list == nil {
+				if list, err = x509.ParseRevocationList(l.DER); err != nil {
+					return fmt.Errorf("reading a CRL that was taken: %w", err)
+				}
+			}
+			if slices.ContainsFunc(list.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool { return e.SerialNumber.Cmp(c.SerialNumber) == 0 }) {
+				return fmt.Errorf("the server shows a certificate that is revoked: serial number %x of %s", c.SerialNumber, c.Issuer)
+			}
+		}
+	}
+	return nil
+}
+
+// of says whether a list is of the CA that signed a certificate.
+func (l *CRL) of(c *x509.Certificate, among ...[]*x509.Certificate) bool {
+	for _, issuer := range slices.Concat(among...) {
+		if bytes.Equal(issuer.RawSubject, c.RawIssuer) && issuerOf(issuer) == l.issuer {
+			return true
+		}
+	}
+	return false
+}
+
 // checkNumber refuses a list older than the newest that was taken of its
 // issuer, or another one of the same number (RFC 5280 §5.2.3).
 func (b *bundles) checkNumber(l *CRL) error {

@@ -3,6 +3,8 @@ package agent_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -13,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/agenttest"
@@ -369,5 +373,39 @@ func TestPeersHaveNoCRLs(t *testing.T) {
 	b.Await("it is read", func() bool { return b.Acknowledged() >= 5 })
 	if u := a.view(t).next(); !holds(u, ours) {
 		t.Errorf("it holds %x", lists(u))
+	}
+}
+
+// TestARevokedBroker: whoever has the key of an issuing CA that was replaced is
+// not taken for the broker, though the CA has not ended.
+func TestARevokedBroker(t *testing.T) {
+	b, a := started(t)
+	b.Grant(grant("/a"))
+	v := a.view(t)
+	v.next()
+	id := spiffeid.RequireFromPath(spiffeid.RequireTrustDomainFromString(domain), "/credence/broker")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen, good := below(t, b.CA, same), below(t, b.CA, func(c *x509.Certificate) { c.SerialNumber = big.NewInt(78) })
+	thief, broker := stolen.Sign(id, key.Public(), time.Now().Add(time.Hour)), good.Sign(id, key.Public(), time.Now().Add(time.Hour))
+	for name, err := range map[string]error{"of the stolen CA": a.Verify(thief, stolen.Root), "of the good one": a.Verify(broker, good.Root)} {
+		if err != nil {
+			t.Fatalf("before it is known, %s: %v", name, err)
+		}
+	}
+	b.AddCRLs(b.CRL(1, time.Now().Add(time.Hour), stolen.Root.SerialNumber))
+	v.next()
+	if err := a.Verify(thief, stolen.Root); err == nil || !strings.Contains(err.Error(), "revoked") {
+		t.Errorf("of the stolen CA: %v", err)
+	}
+	if err := a.Verify(broker, good.Root); err != nil {
+		t.Errorf("of the good one: %v", err)
+	}
+	b.AddCRLs(b.CRL(2, time.Now().Add(time.Hour), stolen.Root.SerialNumber), good.CRL(1, time.Now().Add(time.Hour), broker.SerialNumber))
+	v.next()
+	if err := a.Verify(broker, good.Root); err == nil {
+		t.Error("a broker's own certificate that is revoked is taken")
 	}
 }

@@ -20,3 +20,6 @@ func ReadCRL(m *api.CRL, anchor *x509.Certificate) error {
 	_, err := readCRL(m, pool, time.Now())
 	return err
 }
+
+// Verify judges what a server shows.
+func (a *Agent) Verify(shown ...*x509.Certificate) error { return a.verify(shown) }

@@ -96,7 +96,8 @@ func (a *Agent) verify(shown []*x509.Certificate) error {
 		return fmt.Errorf("the server shows %d certificates", len(shown))
 	}
 	if roots := a.bundles.roots(a.cfg.TrustDomain); len(roots) > 0 {
-		return verifyBroker(shown, x509bundle.FromX509Authorities(a.cfg.TrustDomain, roots), a.cfg.Now())
+		err := verifyBroker(shown, x509bundle.FromX509Authorities(a.cfg.TrustDomain, roots), a.cfg.Now())
+		return errors.Join(err, notRevoked(shown, roots, a.bundles.currentCRLs(a.cfg.Now())))
 	}
 	bundle, err := pinned(a.cfg.TrustDomain, shown, a.cfg.CAPins)
 	if err != nil {

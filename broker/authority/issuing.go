@@ -232,6 +232,7 @@ func (a *Authority) believedIssuing(old Record) []string {
 	if chain, err := parseChain(signer); err == nil && !signsCRLs(chain[0]) {
 		return append(believed, fmt.Sprintf("there is no CRL of %s %s: its certificate lacks cRLSign", signer.Use, signer.ID))
 	}
+	believed = append(believed, "agents take nobody for the broker who shows it, once they have the list by their stream")
 	return append(believed, fmt.Sprintf("whoever reads the CRL of %s %s believes it until that list is fetched again, at the latest %s from now", signer.Use, signer.ID, a.cfg.Lives.CRL))
 }
 
