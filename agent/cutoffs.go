@@ -96,6 +96,6 @@ func (a *Agent) takeCutoffs(m *api.WatchResponse) error {
 	}
 	c, err := NewCutoffs(a.cfg.TrustDomain, m.GetCutoffs())
 	a.cutoffs.Store(c)
-	a.node.renewIfRevoked(c)
+	a.node.renewIfRevoked(c, a.cfg.Now())
 	return err
 }

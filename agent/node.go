@@ -40,6 +40,8 @@ type nodeState struct {
 	renewAt time.Time
 	bundle  *spiffebundle.Bundle // nil: the first contact is by pin
 
+	heeded revocation // for which it was renewed last
+
 	due chan struct{} // of capacity 1: renew it now
 }
 
@@ -236,18 +238,31 @@ func (n *nodeState) renewIn(now time.Time) time.Duration {
 }
 
 // renewIfRevoked has the SVID renewed at once where its issuing CA is revoked:
-// the broker still takes it, knowing its key. Certificates tell whole seconds:
-// one of the cut-off's own second counts as from after it, or it would be
-// renewed again and again.
-func (n *nodeState) renewIfRevoked(c *Cutoffs) {
-	cert := n.certificate()
-	if c == nil || cert == nil || !cert.Leaf.NotBefore.Add(backdate).Before(c.authorities[signerOf(cert)].Truncate(time.Second)) {
+// the broker still takes it, knowing its key. Once for each revocation: of a CA
+// that goes on signing, the next SVID may be from the same second.
+func (n *nodeState) renewIfRevoked(c *Cutoffs, now time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c == nil || n.cert == nil {
 		return
 	}
+	signer := signerOf(n.cert)
+	r := revocation{signer, c.authorities[signer]}
+	issued := n.cert.Leaf.NotBefore.Add(backdate) // in whole seconds
+	if r.before.IsZero() || issued.After(r.before) || r == n.heeded {
+		return
+	}
+	n.heeded, n.renewAt = r, now
 	select {
 	case n.due <- struct{}{}:
 	default:
 	}
+}
+
+// A revocation is of what an authority signed before a time.
+type revocation struct {
+	authority string
+	before    time.Time
 }
 
 // signerOf is the ID of the authority that signed an SVID, as brokers name it.
