@@ -18,6 +18,7 @@ import (
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/federation"
 )
 
 // maxYAML bounds what one apply may bring.
@@ -330,12 +331,26 @@ func (a adminService) Status(ctx context.Context, _ *api.StatusRequest) (*api.St
 			identities++
 		}
 	}
-	problem := ""
-	if a.s.behind.Load() {
-		problem = "resources are written that are not in force yet: the log says why"
-	}
 	return &api.StatusResponse{
-		Problem: problem, TrustDomain: a.s.cfg.TrustDomain.Name(), Version: a.s.cfg.Version, Issuer: a.s.cfg.Issuer, StartedAt: a.s.started.Unix(),
+		Problem: strings.Join(a.s.problems(), "; "), TrustDomain: a.s.cfg.TrustDomain.Name(), Version: a.s.cfg.Version, Issuer: a.s.cfg.Issuer, StartedAt: a.s.started.Unix(),
 		Revision: revision, Nodes: uint32(len(a.s.cfg.Broker.Nodes())), Identities: uint32(identities), Listen: a.s.cfg.Listen,
 	}, nil
+}
+
+// problems are what a person has to see to.
+func (s *Server) problems() (all []string) {
+	if s.behind.Load() {
+		all = append(all, "resources are written that are not in force yet: the log says why")
+	}
+	for _, st := range s.cfg.Authority.List() {
+		if st.Problem != "" {
+			all = append(all, fmt.Sprintf("%s %s: %s", st.Use, st.ID, st.Problem))
+		}
+	}
+	for _, p := range s.cfg.Peers.Statuses() {
+		if p.State == federation.Holding || p.State == federation.Closed || p.State == federation.Stale {
+			all = append(all, fmt.Sprintf("peer %s is %s (credence peer show %s)", p.TrustDomain, p.State, p.TrustDomain))
+		}
+	}
+	return all
 }

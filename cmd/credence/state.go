@@ -12,8 +12,9 @@ func (p *program) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Say how the broker does", Args: cobra.NoArgs,
 		Long: `Status asks the broker for its trust domain, addresses, policy revision and
-numbers. It exits 1 where the broker reports a problem, which the last line
-tells.`,
+numbers. It exits 1 where there is a problem that somebody must see to, which the
+last line tells: an authority that is not renewed, a peer that is stale, held or
+closed.`,
 		Example: "  credence status\n  credence status -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
