@@ -15,8 +15,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-// SVIDs are what an exchange may present. JWT is called at most once an
-// exchange, and asks for a fresh token for the Target's audience.
+// SVIDs are what an exchange may present. JWT asks for a fresh token for the
+// Target's audience each time: an exchange calls it once, or twice where the
+// provider wants a client assertion beside the token to exchange.
 type SVIDs interface {
 	ID() spiffeid.ID
 	X509(ctx context.Context) (*x509svid.SVID, error)
@@ -50,6 +51,13 @@ type AWS struct {
 type Bearer struct {
 	Token  Secret
 	Scopes []string
+	Vault  *Vault // whose token it is; nil: not OpenBao's or Vault's
+}
+
+// Vault is an OpenBao or Vault server, as its own tools find it.
+type Vault struct {
+	Address   string // https URL
+	Namespace string // empty: the root
 }
 
 // A Secret prints as "[redacted]". It holds a pointer because fmt reads the
@@ -131,7 +139,7 @@ type Settings interface {
 type Target struct {
 	Name     string
 	Revision uint64
-	Flow     string   // "aws_roles_anywhere", "aws_web_identity", "gcp", "azure"
+	Flow     string   // "aws_roles_anywhere", "aws_web_identity", "gcp", "azure", "oauth"
 	Settings Settings // that flow's
 	Endpoint string   // https URL; empty: the provider's own
 	CAFile   string   // PEM on the machine that exchanges; empty: the system's roots

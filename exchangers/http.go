@@ -21,6 +21,8 @@ type HTTPConfig struct {
 	CAFile  string         // PEM; it replaces the system's roots
 	Roots   *x509.CertPool // instead of CAFile; nil: CAFile, or the system's
 	Timeout time.Duration  // of a whole request; 0 is 20 s
+
+	Certificate *tls.Certificate // for a server that asks, whatever CAs it names; nil: none
 }
 
 // HTTPClient returns a client for providers' endpoints: https alone, TLS 1.2
@@ -37,12 +39,16 @@ func HTTPClient(cfg HTTPConfig) (*http.Client, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 20 * time.Second
 	}
+	believe := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.Roots}
+	if cfg.Certificate != nil {
+		believe.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cfg.Certificate, nil }
+	}
 	return &http.Client{
 		Timeout:       cfg.Timeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: bounded{&http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
-			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.Roots},
+			TLSClientConfig:        believe,
 			TLSHandshakeTimeout:    10 * time.Second,
 			MaxResponseHeaderBytes: 64 << 10,
 			ForceAttemptHTTP2:      true,

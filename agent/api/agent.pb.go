@@ -256,10 +256,12 @@ func (x *AWS) GetAssumedRole() string {
 }
 
 type Bearer struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Token          string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	VaultAddress   string                 `protobuf:"bytes,2,opt,name=vault_address,json=vaultAddress,proto3" json:"vault_address,omitempty"` // whose token it is; empty: not OpenBao's or Vault's
+	VaultNamespace string                 `protobuf:"bytes,3,opt,name=vault_namespace,json=vaultNamespace,proto3" json:"vault_namespace,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Bearer) Reset() {
@@ -295,6 +297,20 @@ func (*Bearer) Descriptor() ([]byte, []int) {
 func (x *Bearer) GetToken() string {
 	if x != nil {
 		return x.Token
+	}
+	return ""
+}
+
+func (x *Bearer) GetVaultAddress() string {
+	if x != nil {
+		return x.VaultAddress
+	}
+	return ""
+}
+
+func (x *Bearer) GetVaultNamespace() string {
+	if x != nil {
+		return x.VaultNamespace
 	}
 	return ""
 }
@@ -468,9 +484,11 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x11secret_access_key\x18\x02 \x01(\tR\x0fsecretAccessKey\x12#\n" +
 	"\rsession_token\x18\x03 \x01(\tR\fsessionToken\x12\x16\n" +
 	"\x06region\x18\x04 \x01(\tR\x06region\x12!\n" +
-	"\fassumed_role\x18\x05 \x01(\tR\vassumedRole\"\x1e\n" +
+	"\fassumed_role\x18\x05 \x01(\tR\vassumedRole\"l\n" +
 	"\x06Bearer\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token\"!\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12#\n" +
+	"\rvault_address\x18\x02 \x01(\tR\fvaultAddress\x12'\n" +
+	"\x0fvault_namespace\x18\x03 \x01(\tR\x0evaultNamespace\"!\n" +
 	"\rAttestRequest\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\" \n" +
 	"\x06Values\x12\x16\n" +

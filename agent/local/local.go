@@ -92,7 +92,11 @@ func response(c exchangers.Credential, t agent.Target) (*api.FetchResponse, erro
 			Region: c.AWS.Region, AssumedRole: c.AWS.AssumedRole,
 		}}
 	case c.Bearer != nil && c.Bearer.Token.Reveal() != "":
-		m.Credential = &api.FetchResponse_Bearer{Bearer: &api.Bearer{Token: c.Bearer.Token.Reveal()}}
+		bearer := &api.Bearer{Token: c.Bearer.Token.Reveal()}
+		if v := c.Bearer.Vault; v != nil {
+			bearer.VaultAddress, bearer.VaultNamespace = v.Address, v.Namespace
+		}
+		m.Credential = &api.FetchResponse_Bearer{Bearer: bearer}
 	default:
 		return nil, status.Error(codes.Unavailable, "the exchange gave nothing")
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/credence-id/credence/exchangers/aws"
 	"github.com/credence-id/credence/exchangers/azure"
 	"github.com/credence-id/credence/exchangers/gcp"
+	"github.com/credence-id/credence/exchangers/oauth"
 )
 
 // registry names the join methods that need a JoinRule, and the flows.
@@ -26,6 +27,7 @@ func registry() resource.Registry {
 			"aws_web_identity":   func() exchangers.Settings { return new(aws.WebIdentity) },
 			"gcp":                func() exchangers.Settings { return new(gcp.Settings) },
 			"azure":              func() exchangers.Settings { return new(azure.Settings) },
+			"oauth":              func() exchangers.Settings { return new(oauth.Settings) },
 		},
 	}
 }
@@ -65,6 +67,8 @@ func exchanger(t agent.Target) (exchangers.Exchanger, error) {
 		return gcp.New(gcp.Config{Settings: s, Endpoint: parsed.Endpoint, CAFile: parsed.CAFile})
 	case *azure.Settings:
 		return azure.New(azure.Config{Settings: s, Endpoint: parsed.Endpoint, CAFile: parsed.CAFile})
+	case *oauth.Settings:
+		return oauth.New(oauth.Config{Settings: s, Endpoint: parsed.Endpoint, CAFile: parsed.CAFile})
 	}
 	return nil, fmt.Errorf("flow %q has settings but no exchanger", t.Flow)
 }

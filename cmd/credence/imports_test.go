@@ -116,7 +116,7 @@ func TestSandboxIsAJudge(t *testing.T) {
 // TestAgentSignsNothing shows that an agent links no authority, no private
 // keys' store and no database.
 func TestAgentSignsNothing(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", module+"agent/...", module+"exchangers/aws", module+"exchangers/gcp", module+"exchangers/azure").Output()
+	out, err := exec.Command("go", "list", "-deps", module+"agent/...", module+"exchangers/aws", module+"exchangers/gcp", module+"exchangers/azure", module+"exchangers/oauth").Output()
 	if err != nil {
 		t.Fatalf("listing packages: %v", err)
 	}

@@ -1,0 +1,101 @@
+package oauth
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/credence-id/credence/exchangers"
+)
+
+// A hint is the class and the way out of an error code, or of a text.
+type hint struct {
+	text  string           // of Vault's messages
+	class exchangers.Class // empty: by status
+	way   string
+}
+
+var tokenHints = map[string]hint{
+	"invalid_client":          {"", "", "the server does not take this JWT-SVID as the client's assertion: compare the client's issuer, subject (this SPIFFE ID), keys and audience, byte for byte, its client_auth, and the clocks"},
+	"invalid_grant":           {"", "", "the server does not take this JWT-SVID: compare the issuer, keys and audience that it expects, byte for byte, and the clocks"},
+	"invalid_target":          {"", "", "check resources and requested_audiences: the server issues no token for them, or not to this SPIFFE ID"},
+	"invalid_scope":           {"", "", "check scopes: the server does not know them, or does not give them to this SPIFFE ID"},
+	"invalid_request":         {"", "", "check requested_token_type, client_id and client_auth: the server misses a parameter, or does not take one"},
+	"unauthorized_client":     {"", "", "let the client use this grant at the server, and check client_id"},
+	"unsupported_grant_type":  {"", "", "the server has not this grant: use another mode, or check token_url"},
+	"temporarily_unavailable": {"", exchangers.Outage, ""},
+	"server_error":            {"", exchangers.Outage, ""},
+	"slow_down":               {"", exchangers.Throttled, ""},
+}
+
+// The first that fits is taken.
+var loginHints = []hint{
+	{"audience", "", "the role's bound_audiences must hold the Target's audience, byte for byte"},
+	{"issuer", "", "the mount's bound_issuer must be our issuer, byte for byte"},
+	{"could not be found", "", "check role: the mount has none of that name"},
+	{"client certificate must be supplied", "", "the server saw no certificate: TLS must end there, not at a proxy before it, with tls_disable_client_certs off"},
+	{"failed to match all constraints", "", "the role's allowed_uri_sans must hold this SPIFFE ID"},
+	{"invalid certificate", "", "the role's certificate must be our bundle's CA, and its allowed_uri_sans hold this SPIFFE ID"},
+	{"expired", "", "compare the clocks of the broker and of the server"},
+	{"not valid yet", "", "compare the clocks of the broker and of the server"},
+	{"signature", "", "the JWT-SVID's signature does not verify with our issuer's published key: check the mount's oidc_discovery_url, jwks_url or jwt_validation_pubkeys"},
+	{"key", "", "the server could not use our issuer's keys: check the mount's oidc_discovery_url, jwks_url or jwt_validation_pubkeys"},
+	{"claim", "", "the role's bound_subject or bound_claims do not fit this SPIFFE ID"},
+	{"permission denied", "", "check mount and namespace, and that the role is for this SPIFFE ID"},
+	{"missing client token", "", "check mount and namespace: there is no login"},
+	{"route", "", "check mount and namespace: there is no login"},
+}
+
+const redirectHint = "check the Target's endpoint, and %s: redirects are not followed"
+
+// tokenRefusal reads an OAuth error (RFC 6749 §5.2).
+func (a answer) tokenRefusal(m object, secrets []exchangers.Secret) *exchangers.Error {
+	code, _ := m.text("error")
+	message, _ := m.text("error_description")
+	if message == "" {
+		message = code
+	}
+	e := a.refusal(code, message, exchangers.Clean(a.header.Get("X-Request-Id"), secrets...), secrets)
+	known := tokenHints[code]
+	if e.Hint = known.way; known.class != "" && e.Class == exchangers.Config {
+		e.Class = known.class
+	}
+	if e.Hint == "" && a.nowhere() {
+		e.Hint = fmt.Sprintf(redirectHint, "token_url")
+	}
+	return e
+}
+
+// loginRefusal reads Vault's errors.
+func (a answer) loginRefusal(m object, secrets []exchangers.Secret) *exchangers.Error {
+	var all []string
+	_ = json.Unmarshal(m["errors"], &all)
+	message := strings.Join(all, "; ")
+	e := a.refusal("login_refused", message, a.loginID(m, secrets), secrets)
+	if a.status == http.StatusPreconditionFailed { // a replica that is behind
+		e.Class = exchangers.Outage
+	}
+	for _, h := range loginHints {
+		if e.Class == exchangers.Config && strings.Contains(message, h.text) {
+			e.Hint = h.way
+			return e
+		}
+	}
+	if a.nowhere() {
+		e.Hint = fmt.Sprintf(redirectHint, "url, mount and namespace")
+	}
+	return e
+}
+
+func (a answer) nowhere() bool {
+	return a.status/100 == 3 || a.status == http.StatusNotFound || a.status == http.StatusMethodNotAllowed
+}
+
+func (a answer) refusal(code, message, id string, secrets []exchangers.Secret) *exchangers.Error {
+	if message == "" {
+		message = fmt.Sprintf("HTTP status %d, and no reason that can be read", a.status)
+	}
+	return &exchangers.Error{Provider: provider, Status: a.status, Code: exchangers.Clean(code, secrets...), Message: exchangers.Clean(message, secrets...),
+		Class: exchangers.ClassOf(a.status), RequestID: id, RetryAfter: exchangers.RetryAfter(a.header)}
+}
