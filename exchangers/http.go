@@ -75,6 +75,25 @@ func loadRoots(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
+// WithCertificate is a client from HTTPClient that shows a certificate to any
+// server that asks for one, with connections of its own: no two callers share
+// one, and CloseIdleConnections ends them.
+func WithCertificate(client *http.Client, certificate tls.Certificate) (*http.Client, error) {
+	b, ok := client.Transport.(bounded)
+	if !ok {
+		return nil, errors.New("only a client from HTTPClient can show a certificate")
+	}
+	t, ok := b.next.(*http.Transport)
+	if !ok {
+		return nil, errors.New("only a client from HTTPClient can show a certificate")
+	}
+	t = t.Clone()
+	t.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &certificate, nil }
+	out := *client
+	out.Transport = bounded{t}
+	return &out, nil
+}
+
 // bounded holds every request to https and every answer to 1 MiB.
 type bounded struct{ next http.RoundTripper }
 

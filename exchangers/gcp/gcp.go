@@ -1,7 +1,8 @@
-// Package gcp exchanges a JWT-SVID for an access token of Google Cloud: at the
-// Security Token Service for a federated one and, where the settings name a
-// service account, at the IAM Service Account Credentials API for that
-// account's.
+// Package gcp exchanges an SVID for a token of Google Cloud: a JWT-SVID at the
+// Security Token Service, or an X509-SVID at its mutual-TLS host, for a
+// federated access token; and, where the settings name a service account, that
+// one at the IAM Service Account Credentials API for an access token or ID
+// token of the account.
 //
 // It trusts the endpoints as far as their TLS certificates go, and the SVID to
 // be the caller's. It asks once: caching, refreshing and retrying are left to
@@ -10,6 +11,7 @@ package gcp
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,12 +29,13 @@ const (
 	provider      = "gcp"
 	cloudPlatform = "https://www.googleapis.com/auth/cloud-platform"
 	jwtType       = "urn:ietf:params:oauth:token-type:jwt"
+	mtlsType      = "urn:ietf:params:oauth:token-type:mtls"
 )
 
 // Config is the wiring of an Exchanger.
 type Config struct {
 	Settings *Settings
-	Endpoint string           // https URL; empty: sts.googleapis.com
+	Endpoint string           // https URL; empty: sts.googleapis.com, or sts.mtls.googleapis.com
 	CAFile   string           // PEM; empty: the system's roots
 	Client   *http.Client     // instead of CAFile; nil: exchangers.HTTPClient
 	Now      func() time.Time // nil means time.Now
@@ -66,7 +69,14 @@ func New(cfg Config) (exchangers.Exchanger, error) {
 		cfg.Client = client
 	}
 	x := &exchanger{cfg: cfg, impersonate: cfg.Settings.ServiceAccount != ""}
-	x.sts = base("https://sts.googleapis.com", cfg.Endpoint) + "/v1/token"
+	host := "https://sts.googleapis.com"
+	if cfg.Settings.x509() {
+		host = "https://sts.mtls.googleapis.com"
+		if _, err := exchangers.WithCertificate(cfg.Client, tls.Certificate{}); err != nil {
+			return nil, err
+		}
+	}
+	x.sts = base(host, cfg.Endpoint) + "/v1/token"
 	// Who sends tokens elsewhere does not mean half of them to go to Google.
 	x.iam = base("https://iamcredentials.googleapis.com", cfg.Endpoint, cfg.Settings.ImpersonationEndpoint)
 	return x, nil
@@ -82,17 +92,10 @@ func base(urls ...string) string {
 	return urls[0]
 }
 
-// Exchange presents a JWT-SVID. The credential ends with the shorter of the two
+// Exchange presents an SVID. The credential ends with the shorter of the two
 // tokens: revoking the SVID then stops both.
 func (x *exchanger) Exchange(ctx context.Context, svids exchangers.SVIDs) (exchangers.Credential, error) {
-	jwt, err := svids.JWT(ctx)
-	if err == nil && jwt == "" {
-		err = errors.New("the JWT-SVID is empty")
-	}
-	if err != nil {
-		return exchangers.Credential{}, fmt.Errorf("getting the JWT-SVID for %s: %w", x.cfg.Settings.Audience(), err)
-	}
-	token, expires, err := x.federated(ctx, exchangers.NewSecret(jwt))
+	token, expires, err := x.present(ctx, svids)
 	if err != nil {
 		return exchangers.Credential{}, err
 	}
@@ -112,26 +115,41 @@ func (x *exchanger) Exchange(ctx context.Context, svids exchangers.SVIDs) (excha
 	return cred, nil
 }
 
+// present exchanges the SVID for the federated token.
+func (x *exchanger) present(ctx context.Context, svids exchangers.SVIDs) (exchangers.Secret, time.Time, error) {
+	if x.cfg.Settings.x509() {
+		return x.presentX509(ctx, svids)
+	}
+	jwt, err := svids.JWT(ctx)
+	if err == nil && jwt == "" {
+		err = errors.New("the JWT-SVID is empty")
+	}
+	if err != nil {
+		return exchangers.Secret{}, time.Time{}, fmt.Errorf("getting the JWT-SVID for %s: %w", x.cfg.Settings.Audience(), err)
+	}
+	return x.federated(ctx, x.cfg.Client, jwtType, exchangers.NewSecret(jwt))
+}
+
 // once gives the library a token that was fetched before.
-type once struct{ jwt exchangers.Secret }
+type once struct{ token exchangers.Secret }
 
 func (o once) SubjectToken(context.Context, *externalaccount.RequestOptions) (string, error) {
-	return o.jwt.Reveal(), nil
+	return o.token.Reveal(), nil
 }
 
 // federated asks the Security Token Service. The library takes a status of 300
 // for success, tells errors as text and, if the environment says so, logs
 // tokens: Answers and the logger see to that.
-func (x *exchanger) federated(ctx context.Context, jwt exchangers.Secret) (exchangers.Secret, time.Time, error) {
-	answers, client := x.client(func(status int, h http.Header, body []byte) *exchangers.Error {
-		return refusal(status, body, jwt)
+func (x *exchanger) federated(ctx context.Context, with *http.Client, kind string, subject exchangers.Secret) (exchangers.Secret, time.Time, error) {
+	answers, client := judged(with, func(status int, h http.Header, body []byte) *exchangers.Error {
+		return refusal(status, body, subject)
 	})
 	creds, err := externalaccount.NewCredentials(&externalaccount.Options{
 		Audience:             x.cfg.Settings.resource(),
-		SubjectTokenType:     jwtType,
+		SubjectTokenType:     kind,
 		TokenURL:             x.sts,
 		Scopes:               x.stsScopes(),
-		SubjectTokenProvider: once{jwt},
+		SubjectTokenProvider: once{subject},
 		Client:               client,
 		Logger:               slog.New(slog.DiscardHandler),
 	})
@@ -166,14 +184,14 @@ func (x *exchanger) stsScopes() []string {
 	return x.cfg.Settings.scopes()
 }
 
-// client makes errors of refusals, for one call.
-func (x *exchanger) client(refuse func(int, http.Header, []byte) *exchangers.Error) (*exchangers.Answers, *http.Client) {
-	next := x.cfg.Client.Transport
+// judged is the client with errors in place of refusals, for one call.
+func judged(with *http.Client, refuse func(int, http.Header, []byte) *exchangers.Error) (*exchangers.Answers, *http.Client) {
+	next := with.Transport
 	if next == nil {
 		next = http.DefaultTransport
 	}
 	answers := &exchangers.Answers{Next: next, Refusal: refuse}
-	client := *x.cfg.Client
+	client := *with
 	client.Transport = answers
 	return answers, &client
 }

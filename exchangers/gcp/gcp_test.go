@@ -57,6 +57,7 @@ type world struct {
 	faults     *sandbox.Faults // of STS
 	iamFaults  *sandbox.Faults
 	asked, iam atomic.Int32
+	charged    atomic.Value // the project that the last call of IAM named
 	server     *httptest.Server
 }
 
@@ -70,14 +71,19 @@ func newWorld(t testing.TB) *world {
 			AttributeMapping: map[string]string{"google.subject": "assertion.sub"}, AttributeCondition: "!assertion.sub.endsWith('/banned')"}}}},
 		ServiceAccounts: []cloud.ServiceAccount{{Email: email, UniqueID: "1234567890",
 			Bindings: []cloud.Binding{{Role: cloud.WorkloadIdentityUser, Members: []string{principal}}}}},
-		Key: issuertest.RSA(), Log: w.recorder.Record,
+		QuotaProjects: []cloud.QuotaProject{{ID: "billed-1", Consumers: []string{principal}}, {ID: "other-1"}},
+		Key:           issuertest.RSA(), Log: w.recorder.Record,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/v1/token", counted(&w.asked, w.faults.Wrap(w.cloud.STS())))
-	mux.Handle("/v1/projects/", counted(&w.iam, w.iamFaults.Wrap(w.cloud.IAMCredentials())))
+	iam := w.iamFaults.Wrap(w.cloud.IAMCredentials())
+	mux.Handle("/v1/projects/", counted(&w.iam, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w.charged.Store(r.Header.Get("X-Goog-User-Project"))
+		iam.ServeHTTP(rw, r)
+	})))
 	mux.Handle("/whoami", w.cloud.Whoami())
 	w.server = serve(t, mux)
 	return w
@@ -357,7 +363,7 @@ func TestValidate(t *testing.T) {
 		"with https": {func(s *gcp.Settings) { s.Provider = "https:" + resource }, ""},
 		"bare name":  {func(s *gcp.Settings) { s.Provider = strings.TrimPrefix(resource, "//iam.googleapis.com/") }, ""},
 		"all": {func(s *gcp.Settings) {
-			*s = gcp.Settings{resource, email, []string{"https://www.googleapis.com/auth/pubsub"}, "https://iam.example", exchangers.Duration(time.Hour)}
+			*s = gcp.Settings{resource, "jwt", email, []string{"1234567890"}, "", "proj-1", []string{"https://www.googleapis.com/auth/pubsub"}, "https://iam.example", exchangers.Duration(time.Hour)}
 		}, ""},
 		"empty":                    {func(s *gcp.Settings) { *s = gcp.Settings{} }, "audience"},
 		"project's ID":             {func(s *gcp.Settings) { s.Provider = strings.Replace(resource, "123", "my-project", 1) }, "project's number"},
@@ -371,6 +377,18 @@ func TestValidate(t *testing.T) {
 		"scope without scheme":     {func(s *gcp.Settings) { s.Scopes = []string{"cloud-platform"} }, "scopes"},
 		"two scopes in one":        {func(s *gcp.Settings) { s.Scopes = []string{"https://a.b/c https://d.e/f"} }, "scopes"},
 		"33 scopes":                {func(s *gcp.Settings) { s.Scopes = make([]string, 33) }, "scopes"},
+		"ID token":                 {func(s *gcp.Settings) { s.IDTokenAudience = "https://orders.example/" }, ""},
+		"SVID of another kind":     {func(s *gcp.Settings) { s.SVID = "saml" }, "svid"},
+		"delegates alone":          {func(s *gcp.Settings) { s.ServiceAccount, s.Delegates = "", []string{email} }, "delegates"},
+		"ID token alone":           {func(s *gcp.Settings) { s.ServiceAccount, s.IDTokenAudience = "", "x" }, "id_token_audience"},
+		"quota project alone":      {func(s *gcp.Settings) { s.ServiceAccount, s.QuotaProject = "", "proj-1" }, "quota_project"},
+		"five delegates":           {func(s *gcp.Settings) { s.Delegates = []string{email, email, email, email, email} }, "delegates"},
+		"delegate is a person":     {func(s *gcp.Settings) { s.Delegates = []string{"ana@example.org"} }, "delegates"},
+		"scopes of an ID token":    {func(s *gcp.Settings) { s.IDTokenAudience, s.Scopes = "x", []string{"https://a.example/b"} }, "scopes"},
+		"lifetime of an ID token":  {func(s *gcp.Settings) { s.IDTokenAudience, s.Lifetime = "x", exchangers.Duration(time.Hour) }, "lifetime"},
+		"space in an audience":     {func(s *gcp.Settings) { s.IDTokenAudience = "a b" }, "id_token_audience"},
+		"number of a project":      {func(s *gcp.Settings) { s.QuotaProject = "123456" }, "quota_project"},
+		"header in a project":      {func(s *gcp.Settings) { s.QuotaProject = "proj-1\r\nx: y" }, "quota_project"},
 		"plain HTTP":               {func(s *gcp.Settings) { s.ImpersonationEndpoint = "http://iam.example" }, "impersonation_endpoint"},
 		"endpoint without account": {func(s *gcp.Settings) { s.ServiceAccount, s.ImpersonationEndpoint = "", "https://iam.example" }, "service_account"},
 	}
@@ -398,7 +416,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestSettingsInYAMLAndOnTheWire(t *testing.T) {
-	text := "audience: " + resource + "\nservice_account: " + email + "\nscopes: [https://www.googleapis.com/auth/pubsub]\nimpersonation_endpoint: https://iam.example\nlifetime: 30m\n"
+	text := "audience: " + resource + "\nsvid: x509\nservice_account: " + email + "\ndelegates: [" + email + "]\nquota_project: proj-1\nscopes: [https://www.googleapis.com/auth/pubsub]\nimpersonation_endpoint: https://iam.example\nlifetime: 30m\n"
 	var s gcp.Settings
 	if err := yaml.UnmarshalWithOptions([]byte(text), &s, yaml.Strict()); err != nil {
 		t.Fatal(err)

@@ -45,7 +45,11 @@ func (s Settings) Revoke(c exchangers.Cut) exchangers.Advice {
 		ids = append(ids, id.String())
 		quoted = append(quoted, "'"+id.String()+"'") // no SPIFFE ID has a quote or a backslash
 	}
-	condition := fmt.Sprintf("!(assertion.sub in [%s])", strings.Join(quoted, ", "))
+	subject, update := "assertion.sub", "update-oidc"
+	if s.x509() {
+		subject, update = "assertion.san.uri", "update-x509"
+	}
+	condition := fmt.Sprintf("!(%s in [%s])", subject, strings.Join(quoted, ", "))
 	if len(condition) <= maxCondition {
 		advice.Remedies = append(advice.Remedies, exchangers.Remedy{
 			Does: "no new exchange for these subjects, in about a second, old tokens and new ones alike: the workload is shut out too, until it is taken away again",
@@ -55,7 +59,7 @@ func (s Settings) Revoke(c exchangers.Cut) exchangers.Advice {
 				fmt.Sprintf("after %s the revoked tokens have ended: take it away again", c.Until.UTC().Format(time.RFC3339)),
 			},
 			Command: []string{
-				"gcloud", "iam", "workload-identity-pools", "providers", "update-oidc", provider, "--workload-identity-pool=" + pool,
+				"gcloud", "iam", "workload-identity-pools", "providers", update, provider, "--workload-identity-pool=" + pool,
 				"--location=global", "--project=" + number, "--attribute-condition=" + condition,
 			},
 			Document: text(map[string]any{"attribute_condition": condition}),

@@ -46,6 +46,11 @@ func New(cfg Config) (*Cloud, error) {
 			return nil, err
 		}
 	}
+	for _, q := range cfg.QuotaProjects {
+		if err := q.check(); err != nil {
+			return nil, err
+		}
+	}
 	for _, s := range cfg.ServiceAccounts {
 		if err := c.PutServiceAccount(s); err != nil {
 			return nil, err

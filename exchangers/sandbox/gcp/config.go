@@ -28,6 +28,8 @@ type Config struct {
 	Issuers         sandbox.IssuersConfig
 	Pools           []Pool
 	ServiceAccounts []ServiceAccount
+	// QuotaProjects are the projects that a call may name to be charged.
+	QuotaProjects []QuotaProject
 	// AllowLifetimeExtension lifts the longest life of an access token from 1 h
 	// to 12 h, like constraints/iam.allowServiceAccountCredentialLifetimeExtension.
 	AllowLifetimeExtension bool
@@ -57,17 +59,21 @@ func (p Pool) Name() string {
 	return "projects/" + p.Project + "/locations/global/workloadIdentityPools/" + p.ID
 }
 
-// A Provider is an OIDC provider in a pool.
+// A Provider is an OIDC provider in a pool, or an X.509 provider: exactly one
+// of Issuer and TrustStore is set.
 type Provider struct {
 	ID       string
 	Disabled bool
 	// Issuer is what iss must equal, byte by byte.
 	Issuer string
+	// TrustStore makes it an X.509 provider, which is reached by mutual TLS.
+	TrustStore *TrustStore
 	// AllowedAudiences are what aud may be. If there are none, aud must be the
 	// provider's full resource name, with or without https:.
 	AllowedAudiences []string
 	// AttributeMapping maps google.subject (required), google.groups and
-	// attribute.NAME to CEL expressions over assertion.
+	// attribute.NAME to CEL expressions over assertion. Nil maps the common name
+	// of the subject for an X.509 provider, and is refused for another.
 	AttributeMapping map[string]string
 	// AttributeCondition is CEL over assertion, google and attribute. Empty
 	// admits all.
@@ -120,6 +126,9 @@ func (p Pool) check() error {
 func (p Provider) check(issuers *sandbox.Issuers) error {
 	if err := checkID("provider", p.ID); err != nil {
 		return err
+	}
+	if p.TrustStore != nil {
+		return p.checkX509()
 	}
 	if err := issuers.CheckURL(p.Issuer); err != nil {
 		return fmt.Errorf("provider %q: %w", p.ID, err)

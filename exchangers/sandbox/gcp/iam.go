@@ -45,6 +45,9 @@ func (c *Cloud) generate(r *http.Request, e *sandbox.Entry) (map[string]any, *re
 	if !ok {
 		return nil, unauthenticated()
 	}
+	if no := c.charge(r, caller); no != nil {
+		return nil, no
+	}
 	if m[1] != "-" {
 		return nil, argument("Invalid form of name: the project must be the wildcard -.")
 	}

@@ -35,6 +35,9 @@ func (c *Cloud) compile(poolName string, p Provider) (*provider, error) {
 	if err := p.check(c.issuers); err != nil {
 		return nil, err
 	}
+	if p.TrustStore != nil && p.AttributeMapping == nil {
+		p.AttributeMapping = map[string]string{"google.subject": "assertion.subject.dn.cn"}
+	}
 	out := &provider{Provider: p, pool: poolName, mapping: map[string]cel.Program{}}
 	if err := out.compileCEL(); err != nil {
 		return nil, fmt.Errorf("provider %q: %w", p.ID, err)

@@ -1,13 +1,13 @@
 package gcp
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"mime"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,18 +19,32 @@ const (
 	accessTokenType = "urn:ietf:params:oauth:token-type:access_token"
 	jwtType         = "urn:ietf:params:oauth:token-type:jwt"
 	idTokenType     = "urn:ietf:params:oauth:token-type:id_token"
+	mtlsType        = "urn:ietf:params:oauth:token-type:mtls"
 )
 
 var audience = regexp.MustCompile(`^//iam\.googleapis\.com/(projects/[0-9]+/locations/global/workloadIdentityPools/[a-z0-9-]+)/providers/([a-z0-9-]+)$`)
 
-// STS serves POST /v1/token of sts.googleapis.com.
+// STS serves POST /v1/token of sts.googleapis.com, for OIDC providers.
 func (c *Cloud) STS() http.Handler {
-	return c.STSFaults.Wrap(sandbox.Serve("gcp-sts", c.now, c.cfg.Log, c.serveSTS))
+	return c.STSFaults.Wrap(sandbox.Serve("gcp-sts", c.now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
+		c.serveSTS(w, r, e, c.exchangeJWT)
+	}))
 }
 
-func (c *Cloud) serveSTS(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
+// subject verifies the subject token in the parameters, and returns the scopes
+// that were asked for.
+type subject func(*http.Request, map[string]string) (verified, []string, *refusal)
+
+// verified is what a subject token says once it is verified.
+type verified struct {
+	provider *provider
+	claims   map[string]any // assertion
+	expires  time.Time
+}
+
+func (c *Cloud) serveSTS(w http.ResponseWriter, r *http.Request, e *sandbox.Entry, verify subject) {
 	w.Header().Set("X-Request-Id", e.ID)
-	out, no := c.serveToken(r, e)
+	out, no := c.serveToken(r, e, verify)
 	if no != nil {
 		e.Code, e.Reason = no.code, no.reason()
 		writeOAuth(w, no)
@@ -39,7 +53,7 @@ func (c *Cloud) serveSTS(w http.ResponseWriter, r *http.Request, e *sandbox.Entr
 	writeJSON(w, http.StatusOK, out)
 }
 
-func (c *Cloud) serveToken(r *http.Request, e *sandbox.Entry) (map[string]any, *refusal) {
+func (c *Cloud) serveToken(r *http.Request, e *sandbox.Entry, verify subject) (map[string]any, *refusal) {
 	if r.URL.Path != "/v1/token" {
 		return nil, &refusal{status: http.StatusNotFound, code: "not_found", text: "The requested URL was not found on this server."}
 	}
@@ -55,7 +69,11 @@ func (c *Cloud) serveToken(r *http.Request, e *sandbox.Entry) (map[string]any, *
 		e.Token = sandbox.HashToken(raw)
 		delete(e.Fields, "subject_token")
 	}
-	return c.exchange(r.Context(), f)
+	v, scopes, no := verify(r, f)
+	if no != nil {
+		return nil, no
+	}
+	return c.exchange(v, scopes)
 }
 
 func oauth(code, text string, why error) *refusal {
@@ -98,16 +116,25 @@ func readParameters(r *http.Request) (map[string]string, error) {
 	return f, nil
 }
 
-func (c *Cloud) exchange(ctx context.Context, f map[string]string) (map[string]any, *refusal) {
-	p, scopes, no := c.target(f)
+// exchangeJWT is the subject of an OIDC provider.
+func (c *Cloud) exchangeJWT(r *http.Request, f map[string]string) (verified, []string, *refusal) {
+	p, scopes, no := c.target(f, jwtType, idTokenType)
 	if no != nil {
-		return nil, no
+		return verified{}, nil, no
 	}
-	t, exp, no := c.verify(ctx, p, f["subject_token"])
+	if p.TrustStore != nil {
+		return verified{}, nil, invalid(`Invalid value for "subject_token_type"`, errors.New("the provider is an X.509 provider"))
+	}
+	t, exp, no := c.verify(r.Context(), p, f["subject_token"])
 	if no != nil {
-		return nil, no
+		return verified{}, nil, no
 	}
-	a, no := mapped(p, t)
+	return verified{p, t.Claims, exp}, scopes, nil
+}
+
+func (c *Cloud) exchange(v verified, scopes []string) (map[string]any, *refusal) {
+	p, exp := v.provider, v.expires
+	a, no := mapped(p, v.claims)
 	if no != nil {
 		return nil, no
 	}
@@ -126,8 +153,9 @@ func (c *Cloud) exchange(ctx context.Context, f map[string]string) (map[string]a
 	return out, nil
 }
 
-// target checks all parameters but the subject token.
-func (c *Cloud) target(f map[string]string) (*provider, []string, *refusal) {
+// target checks all parameters but the subject token, whose type must be one
+// of those given.
+func (c *Cloud) target(f map[string]string, types ...string) (*provider, []string, *refusal) {
 	switch {
 	case f["grant_type"] == "":
 		return nil, nil, invalid(`Invalid value for "grant_type"`, nil)
@@ -135,8 +163,8 @@ func (c *Cloud) target(f map[string]string) (*provider, []string, *refusal) {
 		return nil, nil, oauth("unsupported_grant_type", "Unsupported grant_type: "+f["grant_type"], nil)
 	case f["requested_token_type"] != accessTokenType:
 		return nil, nil, invalid(`Invalid value for "requested_token_type"`, nil)
-	case f["subject_token_type"] != jwtType && f["subject_token_type"] != idTokenType:
-		return nil, nil, invalid(`Invalid value for "subject_token_type"`, errors.New("OIDC providers take jwt and id_token"))
+	case !slices.Contains(types, f["subject_token_type"]):
+		return nil, nil, invalid(`Invalid value for "subject_token_type"`, fmt.Errorf("this host takes %v", types))
 	case f["subject_token"] == "":
 		return nil, nil, invalid(`Invalid value for "subject_token"`, nil)
 	}
@@ -157,8 +185,8 @@ func (c *Cloud) target(f map[string]string) (*provider, []string, *refusal) {
 }
 
 // mapped applies mapping and condition.
-func mapped(p *provider, t *sandbox.JWT) (attributes, *refusal) {
-	a, err := p.apply(t.Claims)
+func mapped(p *provider, claims map[string]any) (attributes, *refusal) {
+	a, err := p.apply(claims)
 	switch {
 	case err != nil:
 		return a, invalid("Unable to map the attributes of the credential.", err)
@@ -170,7 +198,7 @@ func mapped(p *provider, t *sandbox.JWT) (attributes, *refusal) {
 	case a.size() > 8<<10:
 		return a, invalid("The size of the mapped attributes exceeds the 8 KB limit.", nil)
 	}
-	if ok, err := p.admits(t.Claims, a); err != nil || !ok {
+	if ok, err := p.admits(claims, a); err != nil || !ok {
 		return a, oauth("unauthorized_client", "The given credential is rejected by the attribute condition.", err)
 	}
 	return a, nil

@@ -23,10 +23,12 @@ func (c *Cloud) serveWhoami(w http.ResponseWriter, r *http.Request, e *sandbox.E
 	case !ok:
 		no = unauthenticated()
 	default:
-		writeJSON(w, http.StatusOK, map[string]any{
-			"principal": t.principal, "scopes": t.scopes, "expires": t.expires.UTC().Format(time.RFC3339),
-		})
-		return
+		if no = c.charge(r, t); no == nil {
+			writeJSON(w, http.StatusOK, map[string]any{
+				"principal": t.principal, "scopes": t.scopes, "expires": t.expires.UTC().Format(time.RFC3339),
+			})
+			return
+		}
 	}
 	e.Code, e.Reason = no.code, no.reason()
 	writeStatus(w, no)
