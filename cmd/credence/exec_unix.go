@@ -24,7 +24,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	agentapi "github.com/credence-id/credence/agent/api"
 	"github.com/credence-id/credence/agent/local"
@@ -63,7 +65,7 @@ func (p *program) credentialsCommand() *cobra.Command {
 		Short: "Exchange this process's SVID, and print what a target's tools want",
 		Long: `Credentials exchanges the SVID of this process, this program as the user that
 runs it, at a target that its identity lists. For AWS it prints what a
-credential_process prints; for GCP and Azure the access token. The agent makes
+credential_process prints; for GCP, Azure and oauth the token. The agent makes
 the exchange and keeps the credential until half its life is over. A target that
 is not granted, and a cloud that refuses, end it with 4.
 
@@ -82,6 +84,9 @@ In ~/.aws/config:
 			ctx, cancel := context.WithTimeout(cmd.Context(), 45*time.Second)
 			defer cancel()
 			r, err := client.Fetch(ctx, &agentapi.FetchRequest{Target: args[0]})
+			if status.Code(err) == codes.FailedPrecondition { // the provider's no is final
+				return coded{exitDenied, errors.New(status.Convert(err).Message())}
+			}
 			if err != nil {
 				return reached("agent", "its workload socket", err)
 			}
@@ -102,11 +107,17 @@ In ~/.aws/config:
 func (p *program) execCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec --target NAME -- COMMAND [ARG...]",
-		Short: "Run a command with fresh AWS credentials in reach of its SDK",
+		Short: "Run a command with fresh credentials in reach of its SDK",
 		Long: `Exec runs a command whose AWS SDK finds credentials of a target by itself: at a
 container endpoint on loopback, with a secret that only the command is handed.
 They are refreshed for as long as the command runs; signals are passed on, the
 exit code is the command's (125 if exec itself fails), and nothing is left.
+
+For a target of oauth's vault_jwt and vault_cert it sets VAULT_TOKEN, VAULT_ADDR
+and, where the target has them, VAULT_NAMESPACE and VAULT_CACERT; OpenBao reads
+them too. That token is not refreshed: when the command begins, about a third of
+the role's token_ttl is left at least. For the tokens of GCP, Azure and other
+OAuth servers no variable is agreed on: see credence credentials.
 
 The agent attests this program, not the command: uid, gid, groups and cgroup are
 the same, but path and sha256 are those of credence. An Identity that names the
@@ -130,7 +141,7 @@ With the AWS CLI at hand:
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	cmd.Flags().String("target", "", "an AWS target that the identity lists")
+	cmd.Flags().String("target", "", "a target that the identity lists, of AWS or Vault")
 	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+workloadVariable+")")
 	_ = cmd.MarkFlagRequired("target")
 	completeFlag(cmd, "target", completeNamed("Target"))
@@ -152,8 +163,11 @@ func (p *program) exec(cmd *cobra.Command, target string, args []string) (code i
 	if err != nil {
 		return 0, reached("agent", "its workload socket", err)
 	}
+	if first.GetBearer().GetVaultAddress() != "" {
+		return p.child(args, vaultEnv(os.Environ(), first))
+	}
 	if first.GetAws() == nil {
-		return 0, fmt.Errorf("target %s is of flow %s: exec hands out AWS credentials; credence credentials %s prints its token", target, first.GetFlow(), target)
+		return 0, fmt.Errorf("target %s is of flow %s: exec hands out AWS credentials and Vault tokens, no variable is agreed on for another; credence credentials %s prints its token", target, first.GetFlow(), target)
 	}
 	env, done, err := serveContainer(fetch)
 	if err != nil {
@@ -226,6 +240,33 @@ func childEnv(env []string, r *agentapi.FetchResponse, more []string) []string {
 		env = append(env, "AWS_CA_BUNDLE="+r.GetCaFile())
 	}
 	return append(env, more...)
+}
+
+// vaultNames are what tells tools of Vault and, with BAO_ for VAULT_, of
+// OpenBao, which reads its own first, who they are, where to go and whom to
+// believe.
+var vaultNames = []string{
+	"TOKEN", "ADDR", "AGENT_ADDR", "NAMESPACE", "CACERT", "CACERT_BYTES", "CAPATH", "SKIP_VERIFY", "TLS_SERVER_NAME",
+	"CLIENT_CERT", "CLIENT_KEY",
+}
+
+// vaultEnv is the environment with a Vault token, and what leads to its server.
+func vaultEnv(env []string, r *agentapi.FetchResponse) []string {
+	env = slices.DeleteFunc(slices.Clone(env), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		name, vault := strings.CutPrefix(name, "VAULT_")
+		name, bao := strings.CutPrefix(name, "BAO_")
+		return (vault || bao) && slices.Contains(vaultNames, name)
+	})
+	b := r.GetBearer()
+	env = append(env, "VAULT_TOKEN="+b.GetToken(), "VAULT_ADDR="+b.GetVaultAddress())
+	if b.GetVaultNamespace() != "" {
+		env = append(env, "VAULT_NAMESPACE="+b.GetVaultNamespace())
+	}
+	if r.GetCaFile() != "" {
+		env = append(env, "VAULT_CACERT="+r.GetCaFile())
+	}
+	return env
 }
 
 // child runs the command until it ends, passing signals on.

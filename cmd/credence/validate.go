@@ -165,7 +165,7 @@ func needIssuer(all []resource.Resource, with validFile) error {
 		case r.Identity != nil && r.Identity.JWT != nil:
 			return r.At("jwt", with.view.File+" has no issuer, and without one there is no JWT-SVID: set issuer there, or leave jwt out here")
 		case r.Target != nil && r.Target.Settings.Audience() != "":
-			return r.At(r.Target.Flow, with.view.File+" has no issuer, and this cloud takes a JWT-SVID: set issuer there, or use aws_roles_anywhere, which takes an X509-SVID")
+			return r.At(r.Target.Flow, with.view.File+" has no issuer, and this cloud takes a JWT-SVID: set issuer there, or use aws_roles_anywhere or oauth's vault_cert, which take an X509-SVID")
 		}
 	}
 	return nil
