@@ -15,6 +15,7 @@ import (
 type Follower interface {
 	FollowAfter(ctx context.Context, after audit.Ref, fn func(audit.Record) error) error
 	Oldest() (audit.Ref, error)
+	Head() audit.Ref // of what is durable
 }
 
 // What the indexer writes at once, and when.
@@ -70,6 +71,9 @@ func (x *indexer) follow(ctx context.Context, wrote func()) error {
 	from, err := x.index.IndexedUpTo(ctx, x.origin)
 	if err != nil {
 		return err
+	}
+	if from == x.record.Head() { // there is nothing to read that would say so
+		x.set(func() { x.at = from.Sequence })
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

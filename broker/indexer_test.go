@@ -163,3 +163,23 @@ func BenchmarkIndexer(b *testing.B) {
 	cancel()
 	<-done
 }
+
+// TestIndexAfterARestart holds that a broker which has nothing new to read knows
+// that it has read everything.
+func TestIndexAfterARestart(t *testing.T) {
+	e := newEnv(t)
+	e.issue(e.caller("n1"), item(t, 1))
+	known := func() bool {
+		count, _, err := e.Unreplaced(t.Context(), e.record.Head().Sequence, []string{"another"})
+		return err == nil && count == 2 // the node's own, and the workload's
+	}
+	if known() {
+		t.Error("it is known before anything runs")
+	}
+	for range 2 {
+		stop := e.run()
+		e.eventually("all is known to be indexed", known)
+		stop()
+		e.start()
+	}
+}

@@ -21,6 +21,7 @@ type rootView struct {
 	under             []string          // authorities that sign SVIDs under the active root, or did
 	left              int               // X509-SVIDs of others that have no successor by these
 	leftUntil         time.Time         // when the last of them ends
+	unknown           error             // why left is not known: just after a start the index is behind
 	now               time.Time
 }
 
@@ -151,12 +152,14 @@ const settleTime = 5 * time.Second
 func (v rootView) leave() []step {
 	steps := []step{{stepActivate, stepDone, "issuing CAs are signed under it since " + clock(v.active.ActivatedAt)}}
 	settled := v.active.ActivatedAt.Add(settleTime)
-	if v.left == 0 && v.holding >= v.connected && !v.now.Before(settled) {
+	if v.unknown == nil && v.left == 0 && v.holding >= v.connected && !v.now.Before(settled) {
 		return append(steps, step{stepResign, stepDone, "no SVID under root " + v.old.ID + " is without a successor"},
 			step{stepDrop, stepNext, "root " + v.old.ID + " leaves the bundle"})
 	}
 	why := fmt.Sprintf("%d SVIDs under root %s have no successor yet, the last of them ends at %s", v.left, v.old.ID, clock(v.leftUntil))
 	switch {
+	case v.unknown != nil:
+		why = "how many SVIDs under it have no successor is not known: " + v.unknown.Error()
 	case v.left > 0:
 	case v.holding >= v.connected:
 		why = "workloads have until " + clock(settled) + " to take up what is signed anew"
@@ -181,6 +184,10 @@ func (v rootView) breaks(steps []step) []string {
 		case stepClouds:
 			lines = append(lines, "forced: Roles Anywhere refuses our SVIDs at "+strings.Join(v.unconfirmed(), ", ")+" until its trust anchor has the new root")
 		case stepResign:
+			if v.unknown != nil {
+				lines = append(lines, "forced: nobody knows how many SVIDs under the old root are refused from now on: "+v.unknown.Error())
+				continue
+			}
 			lines = append(lines, fmt.Sprintf("forced: %d SVIDs under the old root are refused from now on, by agents at once, by peers as they poll, until their holders renew them", v.left))
 		}
 	}

@@ -36,8 +36,8 @@ func (a authoritiesService) rootView(ctx context.Context) (rootView, error) {
 	if v.confirmed, err = s.cfg.Store.ConfirmedAnchors(ctx, newest.ID); err != nil || v.old == nil {
 		return v, err
 	}
-	v.left, v.leftUntil, err = s.cfg.Broker.Unreplaced(ctx, s.cfg.Audit.Head().Sequence, v.under)
-	return v, err
+	v.left, v.leftUntil, v.unknown = s.cfg.Broker.Unreplaced(ctx, s.cfg.Audit.Head().Sequence, v.under)
+	return v, nil
 }
 
 // AdvanceRoot replaces the root, as many steps as may be taken now.

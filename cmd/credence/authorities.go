@@ -245,11 +245,14 @@ func (p *program) awaitRoot(ctx context.Context, c api.AuthoritiesClient, r *api
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.New("stopped while it waited: nothing is lost, the same command goes on")
 		case <-time.After(rootPause):
 		}
 		var err error
-		if plan, err = c.AdvanceRoot(ctx, r); err != nil {
+		plan, err = c.AdvanceRoot(ctx, r)
+		switch {
+		case ctx.Err() != nil:
+			return nil, errors.New("stopped while it waited: nothing is lost, the same command goes on")
+		case err != nil:
 			return nil, err
 		}
 		lines = append(lines, plan.GetLines()...)
