@@ -218,3 +218,29 @@ func TestClassOf(t *testing.T) {
 		}
 	}
 }
+
+// A client's certificate is shown to whoever asks, whatever CAs it names: the
+// server says then what is wrong with it. Without one there is none.
+func TestClientShowsItsCertificate(t *testing.T) {
+	var seen int
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = len(r.TLS.PeerCertificates) }))
+	s.Config.ErrorLog = quiet
+	other, _ := serve(t, nil)
+	names := x509.NewCertPool()
+	names.AddCert(&x509.Certificate{Raw: []byte{0}, RawSubject: []byte{0x30, 0}})
+	s.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, ClientCAs: names}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	for want, certificate := range map[int]*tls.Certificate{0: nil, 1: &other.TLS.Certificates[0]} {
+		resp, err := client(t, exchangers.HTTPConfig{Roots: roots, Certificate: certificate}).Get(s.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if seen != want {
+			t.Errorf("%d certificates seen, want %d", seen, want)
+		}
+	}
+}

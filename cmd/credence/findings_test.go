@@ -80,7 +80,7 @@ var findings = []finding{
 
 	// Credentials on a node.
 	{"aws-vault #578", "a page that reaches loopback gets nothing", []string{"agent/local.TestPagesThatReachLoopbackGetNothing", "agent/local.TestContainerRefuses"}},
-	{"CVE-2026-46405", "an error wins over what comes with it", []string{"agent/local.TestAnAnswerWithAnErrorGivesNothing", "agent.TestAnExchangeThatAlsoFailsGivesNothing", "exchangers.TestACredentialWithAnErrorIsNone", "exchangers/gcp.TestATokenWithAnErrorIsNone", "exchangers/azure.TestATokenWithAnErrorIsNone", "exchangers/aws.TestASessionWithAnErrorIsNone"}},
+	{"CVE-2026-46405", "an error wins over what comes with it", []string{"agent/local.TestAnAnswerWithAnErrorGivesNothing", "agent.TestAnExchangeThatAlsoFailsGivesNothing", "exchangers.TestACredentialWithAnErrorIsNone", "exchangers/gcp.TestATokenWithAnErrorIsNone", "exchangers/azure.TestATokenWithAnErrorIsNone", "exchangers/oauth.TestATokenWithAnErrorIsNone", "exchangers/aws.TestASessionWithAnErrorIsNone"}},
 	{"CVE-2025-11621", "a session is one identity's with one target", []string{"agent.TestNoTwoTargetsShareASession", "agent.TestOneSessionForAnIdentityAndTarget", "agent.TestSessionsEnd"}},
 	{"SPIRE #6732", "nothing that is secret is logged", []string{"agent.TestNoSecretLeavesItsWay", "broker/server.TestNoSecretIsToldByTheBroker"}},
 	{"CVE-2025-62513", "secrets are in no log", []string{"cmd/credence.TestExecListensOnLoopbackAlone", "agent.TestNoSecretLeavesItsWay", "broker/server.TestNoSecretIsToldByTheBroker", "exchangers.TestLogsNoSecret", "exchangers.TestSecretNeverPrints", "federation.TestEachFetchIsLoggedWithoutSecrets", "broker/store.TestTokensAreHashed"}},

@@ -70,6 +70,9 @@ func (r *relying) cert(chain []*x509.Certificate) error {
 	for _, c := range chain {
 		raw = append(raw, c.Raw)
 	}
+	if chain[0].Subject.CommonName == "" {
+		return errors.New("missing name in alias")
+	}
 	id, _, err := x509svid.ParseAndVerify(raw, r.bundles)
 	if err == nil && id.String() != oauthWorkload {
 		err = fmt.Errorf("%s is not allowed", id)
@@ -154,7 +157,7 @@ func TestOAuthTargets(t *testing.T) {
 		"astray":     "{jwt_bearer: {token_url: '" + server.URL + "/token', audience: '" + oauthAudience + "/'}}",
 	}
 	names := []string{"exchange", "assertion", "bearer", "vault-jwt", "vault-cert", "astray"}
-	yaml := fmt.Sprintf("kind: Identity\nname: checkout\nspiffe_id: /shop/checkout\nmatch: [{node.name: dev, workload.unix.uid: \"%d\"}]\ntargets: [%s]\n", os.Getuid(), strings.Join(names, ", "))
+	yaml := fmt.Sprintf("kind: Identity\nname: checkout\nspiffe_id: /shop/checkout\nmatch: [{node.name: dev, workload.unix.uid: \"%d\"}]\nx509: {subject: CN=checkout}\ntargets: [%s]\n", os.Getuid(), strings.Join(names, ", "))
 	for _, name := range names {
 		yaml += fmt.Sprintf("---\nkind: Target\nname: %s\noauth: %s\nca_file: %s\n", name, settings[name], ca)
 	}

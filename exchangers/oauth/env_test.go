@@ -283,6 +283,9 @@ func vault(j *judge, ca *authority, r *http.Request) (int, map[string]any) {
 		if why := ca.judge(r.TLS.PeerCertificates, body.Name); why != "" {
 			return bad(400, why)
 		}
+		if r.TLS.PeerCertificates[0].Subject.CommonName == "" {
+			return bad(500, "missing name in alias")
+		}
 	default:
 		return bad(403, "permission denied")
 	}
@@ -314,13 +317,18 @@ func newAuthority(t testing.TB) *authority {
 }
 
 func (a *authority) svid(t testing.TB, id string) *x509svid.SVID {
+	return a.named(t, id, "checkout")
+}
+
+// named has a CN, or none.
+func (a *authority) named(t testing.TB, id, name string) *x509svid.SVID {
 	t.Helper()
 	uri, err := url.Parse(id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	key := issuertest.NewEC(issuertest.EC().Curve)
-	template := &x509.Certificate{SerialNumber: big.NewInt(2), URIs: []*url.URL{uri}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{uri}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {

@@ -135,7 +135,8 @@ func (x *exchanger) post(ctx context.Context, client *http.Client, url, contentT
 }
 
 // unreached tells a server that takes no certificate of ours from one that is
-// not there. crypto/tls tells an alert by its text alone.
+// not there, where its alert arrives: by TLS 1.3 a reset connection may be all
+// that does. crypto/tls tells an alert by its text alone.
 func unreached(err error) *exchangers.Error {
 	e := exchangers.Unreached(provider, err)
 	var op *net.OpError

@@ -197,6 +197,7 @@ func TestRefusals(t *testing.T) {
 		"cert: of another CA":       {cert, signed(newAuthority(t), workload), "login_refused", "bundle"},
 		"cert: no such role":        {vc(func(m *oauth.VaultCert) { m.Role = "x" }), w.svids(t), "login_refused", "bundle"},
 		"cert: in no such mount":    {vc(func(m *oauth.VaultCert) { m.Mount = "jwt" }), w.svids(t), "login_refused", "check role"},
+		"cert: without a CN":        {cert, svids{t: t, x509: w.ca.named(t, workload, "")}, "login_refused", "x509.subject"},
 		"cert: namespace forgotten": {vc(func(m *oauth.VaultCert) { m.Mount = "spiffe/cert" }), w.svids(t), "login_refused", "namespace"},
 	}
 	for name, row := range rows {
@@ -336,7 +337,8 @@ func TestAnswers(t *testing.T) {
 }
 
 // A server that takes no certificate of ours says so in TLS, and is not asked
-// again and again.
+// again and again. By TLS 1.3 the request is under way by then, and a reset
+// connection may swallow what the server says.
 func TestACertificateRefusedInTLS(t *testing.T) {
 	w := newWorld(t)
 	for name, version := range map[string]uint16{"TLS 1.2": tls.VersionTLS12, "TLS 1.3": tls.VersionTLS13} {
@@ -345,7 +347,10 @@ func TestACertificateRefusedInTLS(t *testing.T) {
 			m := w.vaultCert()
 			m.URL = strict.URL
 			cred, err := exchanger(t, &oauth.Settings{VaultCert: m}, strict).Exchange(t.Context(), w.svids(t))
-			if e := refused(t, cred, err); e.Class != exchangers.Config || e.Code != "certificate_refused" || len(strict.paths()) != 0 {
+			e := refused(t, cred, err)
+			said := e.Class == exchangers.Config && e.Code == "certificate_refused"
+			swallowed := version == tls.VersionTLS13 && e.Class == exchangers.Outage && e.Code == "unreached"
+			if !said && !swallowed || len(strict.paths()) != 0 {
 				t.Errorf("%+v", e)
 			}
 		})

@@ -31,6 +31,9 @@ var tokenHints = map[string]hint{
 
 // The first that fits is taken.
 var loginHints = []hint{
+	// Said with status 500, by servers that name an entity by the certificate's CN.
+	{"missing name in alias", exchangers.Config, "add x509.subject: \"CN=<identity>\" to the Identity: the server wants a CN"},
+	{"alias name", exchangers.Config, "add x509.subject: \"CN=<identity>\" to the Identity: the server wants a CN"},
 	{"audience", "", "the role's bound_audiences must hold the Target's audience, byte for byte"},
 	{"issuer", "", "the mount's bound_issuer must be our issuer, byte for byte"},
 	{"could not be found", "", "check role: the mount has none of that name"},
@@ -77,8 +80,8 @@ func (a answer) loginRefusal(m object, secrets []exchangers.Secret) *exchangers.
 		e.Class = exchangers.Outage
 	}
 	for _, h := range loginHints {
-		if e.Class == exchangers.Config && strings.Contains(message, h.text) {
-			e.Hint = h.way
+		if (h.class != "" || e.Class == exchangers.Config) && strings.Contains(message, h.text) {
+			e.Class, e.Hint = exchangers.Config, h.way
 			return e
 		}
 	}

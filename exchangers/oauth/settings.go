@@ -95,7 +95,8 @@ type VaultCert struct {
 	// it. Its TLS must end there, not before.
 	URL string `yaml:"url" json:"url"`
 	// Name of the certificate role, which holds our bundle and, in
-	// allowed_uri_sans, the SPIFFE ID. For its tokens see VaultJWT.
+	// allowed_uri_sans, the SPIFFE ID. For its tokens see VaultJWT. The Identity
+	// needs an x509.subject with a CN: these servers name who logs in by it.
 	Role string `yaml:"role" json:"role"`
 	// Path of the mount; the default is cert.
 	Mount string `yaml:"mount,omitempty" json:"mount,omitempty"`
