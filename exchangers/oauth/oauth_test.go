@@ -411,3 +411,64 @@ func TestNothingToPresent(t *testing.T) {
 		t.Error("a server was asked")
 	}
 }
+
+// A life is counted from before the question: a slow answer makes no token
+// longer.
+func TestLifeBeginsWithTheQuestion(t *testing.T) {
+	w := newWorld(t)
+	for _, s := range []*oauth.Settings{{TokenExchange: w.exchange()}, {VaultJWT: w.vaultJWT()}} {
+		asked := time.Now()
+		now := asked.Add(-time.Minute)
+		x, err := oauth.New(oauth.Config{Settings: s, Roots: w.on(s).roots(), Now: func() time.Time { now = now.Add(time.Minute); return now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cred, err := x.Exchange(t.Context(), w.svids(t))
+		if life := cred.Expires.Sub(asked); err != nil || life != 10*time.Minute && life != 20*time.Minute {
+			t.Errorf("%s, %v", life, err)
+		}
+	}
+}
+
+// A token of another type than was asked for is not the one that was asked for.
+func TestAnotherTypeThanRequested(t *testing.T) {
+	w := newWorld(t)
+	m := w.exchange()
+	m.RequestedTokenType = tokenTypes + "access_token"
+	x := exchanger(t, &oauth.Settings{TokenExchange: m}, w.as)
+	for issued, good := range map[string]bool{tokenTypes + "access_token": true, tokenTypes + "id_token": false, tokenTypes + "jwt": false} {
+		w.as.spoiled(func(rw http.ResponseWriter, _ *http.Request) {
+			rw.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(rw, `{"access_token":"`+secret+`","token_type":"Bearer","expires_in":60,"issued_token_type":"`+issued+`"}`)
+		})
+		cred, err := x.Exchange(t.Context(), w.svids(t))
+		if good && err == nil {
+			continue
+		}
+		if e := refused(t, cred, err); good || !strings.Contains(e.Message, "requested_token_type") {
+			t.Errorf("%s: %+v", issued, e)
+		}
+	}
+}
+
+type opaque struct{ svids }
+
+func (opaque) JWT(context.Context) (string, error) { return secret, nil }
+
+// What was presented is told to nobody, whatever it looks like, when a server
+// says it again.
+func TestWhatWasPresentedIsNotTold(t *testing.T) {
+	w := newWorld(t)
+	for _, s := range []*oauth.Settings{{TokenExchange: w.exchange()}, {ClientAssertion: w.assertion()}, {JWTBearer: w.bearer()}, {VaultJWT: w.vaultJWT()}} {
+		w.on(s).spoiled(func(rw http.ResponseWriter, _ *http.Request) {
+			rw.Header().Set("Content-Type", "application/json")
+			rw.Header().Set("X-Request-Id", secret)
+			rw.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(rw, `{"error":"no `+secret+`","error_description":"no `+secret+`","errors":["no `+secret+`"]}`)
+		})
+		cred, err := exchanger(t, s, w.on(s)).Exchange(t.Context(), opaque{w.svids(t)})
+		if e := refused(t, cred, err); e.Message != "no [redacted]" {
+			t.Errorf("%+v", e)
+		}
+	}
+}
