@@ -31,6 +31,9 @@ import (
 // uses go-spiffe; whoami, somebody's that uses the AWS SDK; and bare, a server
 // to measure against.
 func TestMain(m *testing.M) {
+	if os.Getenv(raceOptions) == "" {
+		_ = os.Setenv(raceOptions, raceAtOnce)
+	}
 	testscript.Main(m, map[string]func(){
 		"credence": credence.Main,
 		"later":    func() { os.Exit(shifted(2)) },
@@ -41,6 +44,13 @@ func TestMain(m *testing.M) {
 		"bare":     func() { os.Exit(bare(os.Args[1:])) },
 	})
 }
+
+// Under the race detector each of the hundreds of processes would sleep for a
+// second before it ends, in case that others still report.
+const (
+	raceOptions = "GORACE"
+	raceAtOnce  = "atexit_sleep_ms=0"
+)
 
 // shifted is credence by a clock that is so many years off.
 func shifted(years int) int {
@@ -238,6 +248,7 @@ func TestScripts(t *testing.T) {
 				}
 				os.RemoveAll(dir)
 			})
+			e.Setenv(raceOptions, os.Getenv(raceOptions))
 			e.Setenv("D", dir)
 			e.Setenv("PID", strconv.Itoa(os.Getpid()))
 			e.Setenv("UID", strconv.Itoa(os.Getuid()))
