@@ -32,6 +32,9 @@ func newAnywhere(cfg Config, s RolesAnywhere) (*anywhere, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkHost("endpoint", cfg.Endpoint, "rolesanywhere", anchor.region); err != nil {
+		return nil, err
+	}
 	base := strings.TrimSuffix(cfg.Endpoint, "/")
 	if base == "" {
 		base = "https://rolesanywhere." + anchor.region + domain(anchor.partition)
@@ -49,13 +52,6 @@ func newAnywhere(cfg Config, s RolesAnywhere) (*anywhere, error) {
 		return nil, fmt.Errorf("writing the request: %w", err)
 	}
 	return &anywhere{cfg, s, base + path + "?" + canonicalQuery(query), anchor.region, body}, nil
-}
-
-func domain(partition string) string {
-	if partition == "aws-cn" {
-		return ".amazonaws.com.cn"
-	}
-	return ".amazonaws.com"
 }
 
 // Exchange presents the X509-SVID. It refuses itself, with the way out, what

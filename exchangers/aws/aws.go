@@ -1,6 +1,7 @@
 // Package aws exchanges SVIDs for session credentials of AWS, in two ways: an
 // X509-SVID at IAM Roles Anywhere, which no SDK signs for, and a JWT-SVID at
-// STS (AssumeRoleWithWebIdentity).
+// STS (AssumeRoleWithWebIdentity). From either session it may go on to a second
+// role (AssumeRole).
 //
 // It trusts the endpoint as far as its TLS certificate goes, and the SVIDs to
 // be the caller's. It asks once: caching, refreshing and retrying are left to
@@ -49,9 +50,16 @@ func New(cfg Config) (exchangers.Exchanger, error) {
 	}
 	switch s := cfg.Settings.(type) {
 	case *RolesAnywhere:
-		return newAnywhere(cfg, *s)
+		first, err := newAnywhere(cfg, *s)
+		if err != nil {
+			return nil, err
+		}
+		return chain(cfg, first, s.AssumeRole, first.region), nil
 	case *WebIdentity:
-		return &webIdentity{cfg, *s}, nil
+		if err := checkHost("endpoint", cfg.Endpoint, "sts", s.region()); err != nil {
+			return nil, err
+		}
+		return chain(cfg, &webIdentity{cfg, *s}, s.AssumeRole, s.region()), nil
 	}
 	return nil, fmt.Errorf("aws: settings of type %T, not *RolesAnywhere or *WebIdentity", cfg.Settings)
 }

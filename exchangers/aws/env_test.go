@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +46,16 @@ var anywherePolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Pr
 const webPolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow",
   "Principal":{"Federated":"arn:aws:iam::123456789012:oidc-provider/example.com/credence"},"Action":"sts:AssumeRoleWithWebIdentity",
   "Condition":{"StringEquals":{"example.com/credence:aud":"sts.amazonaws.com","example.com/credence:sub":"spiffe://example.org/ns/shop/sa/orders"}}}]}`
+
+const (
+	secondARN = "arn:aws:iam::123456789012:role/second"
+	external  = "customer:42/x"
+)
+
+// secondPolicy trusts both first roles, with an external ID.
+const secondPolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow",
+  "Principal":{"AWS":["arn:aws:iam::123456789012:role/team/orders","arn:aws:iam::123456789012:role/orders-web"]},
+  "Action":["sts:AssumeRole","sts:SetSourceIdentity"],"Condition":{"StringEquals":{"sts:ExternalId":"customer:42/x"}}}]}`
 
 // issued is a CA and what it certified.
 type issued struct {
@@ -132,16 +143,24 @@ type account struct {
 
 func newAccount(t testing.TB) *account {
 	t.Helper()
+	return newAccountIn(t, "aws", "us-east-1")
+}
+
+// newAccountIn has the same in another place.
+func newAccountIn(t testing.TB, partition, region string) *account {
+	t.Helper()
+	in := strings.NewReplacer("arn:aws:", "arn:"+partition+":", "us-east-1", region).Replace
 	a := &account{root: authority(t, nil, "root"), faults: &sandbox.Faults{}, issuer: issuertest.New(t)}
 	a.issuing = authority(t, a.root, "issuing")
 	a.leaf = certify(t, a.issuing, ecKey(t, elliptic.P256()), leafTemplate())
 	a.cloud = must(t, func() (*cloud.Cloud, error) {
 		return cloud.New(cloud.Config{
-			Account: accountID, Region: "us-east-1", RatePerSecond: 1_000_000,
+			Account: accountID, Region: region, RatePerSecond: 1_000_000,
 			Roots: a.issuer.Roots(), DialContext: a.issuer.DialContext,
-			TrustAnchors:  []cloud.TrustAnchor{{ARN: anchorARN, Certificates: []*x509.Certificate{a.root.cert}, Enabled: true}},
-			Profiles:      []cloud.Profile{{ARN: profileARN, RoleARNs: []string{roleARN}, Enabled: true, AcceptRoleSessionName: true}},
-			Roles:         []cloud.Role{{ARN: roleARN, TrustPolicy: anywherePolicy}, {ARN: webRoleARN, TrustPolicy: webPolicy}},
+			TrustAnchors: []cloud.TrustAnchor{{ARN: in(anchorARN), Certificates: []*x509.Certificate{a.root.cert}, Enabled: true}},
+			Profiles:     []cloud.Profile{{ARN: in(profileARN), RoleARNs: []string{in(roleARN)}, Enabled: true, AcceptRoleSessionName: true}},
+			Roles: []cloud.Role{{ARN: in(roleARN), TrustPolicy: in(anywherePolicy)}, {ARN: in(webRoleARN), TrustPolicy: in(webPolicy)},
+				{ARN: in(secondARN), TrustPolicy: in(secondPolicy)}},
 			OIDCProviders: []cloud.OIDCProvider{{URL: issuertest.URL, ClientIDs: []string{"sts.amazonaws.com"}}},
 		})
 	})
@@ -202,4 +221,32 @@ func exchangerWithin(t testing.TB, s exchangers.Settings, server *httptest.Serve
 	return must(t, func() (exchangers.Exchanger, error) {
 		return aws.New(aws.Config{Settings: s, Endpoint: server.URL, Client: &client})
 	})
+}
+
+// client trusts both services.
+func (a *account) client(t testing.TB) *http.Client {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AddCert(a.anywhere.Certificate())
+	roots.AddCert(a.sts.Certificate())
+	return must(t, func() (*http.Client, error) { return exchangers.HTTPClient(exchangers.HTTPConfig{Roots: roots}) })
+}
+
+// toHosts serves the named hosts itself, and no others.
+type toHosts struct {
+	t       testing.TB
+	servers map[string]http.Handler
+}
+
+func (h *toHosts) RoundTrip(r *http.Request) (*http.Response, error) {
+	server := h.servers[r.URL.Host]
+	if server == nil || r.URL.Scheme != "https" {
+		h.t.Errorf("asked %s", r.URL)
+		return nil, errors.New("no such host")
+	}
+	in := r.Clone(r.Context())
+	in.Host = r.URL.Host
+	w := httptest.NewRecorder()
+	server.ServeHTTP(w, in)
+	return w.Result(), nil
 }

@@ -43,7 +43,20 @@ var webIdentityHints = []hint{
 	{"AccessDenied", "", "", "check that the role exists and that its trust policy names the OIDC provider with conditions that this SPIFFE ID (:sub) and audience (:aud) meet; claims for tags need sts:TagSession too"},
 	{"ValidationError", "MaxSessionDuration", "", "lower the Target's duration, or raise the role's maximum session duration"},
 	{"ValidationError", "", "", "check role, session_name and duration of the Target"},
-	{"PackedPolicyTooLarge", "", "", "use fewer session tags"},
+	{"PackedPolicyTooLarge", "", "", "use a smaller session_policy, or fewer session tags"},
+	{"MalformedPolicyDocument", "", "", "check session_policy and session_policy_arns"},
+	{"RegionDisabledException", "", "", "activate STS for that region in the account, or choose another region"},
+}
+
+var assumeRoleHints = []hint{
+	{"AccessDenied", "", "", "assume_role.role must exist, and its trust policy must let the first role do sts:AssumeRole and, as the session has a source identity, sts:SetSourceIdentity, with conditions that external_id meets; where it names an account alone, the first role needs a permission too; a session policy must allow it"},
+	{"ValidationError", "session limit", "", "lower assume_role.duration: a chained session lives for 1h at most"},
+	{"ValidationError", "MaxSessionDuration", "", "lower assume_role.duration, or raise the second role's maximum session duration"},
+	{"ValidationError", "", "", "check role, session_name, external_id and duration of assume_role"},
+	{"MalformedPolicyDocument", "", "", "check assume_role.session_policy"},
+	{"PackedPolicyTooLarge", "", "", "use a smaller assume_role.session_policy"},
+	{"InvalidClientTokenId", "", "", "check assume_role.endpoint: it does not know the session that was just given"},
+	{"SignatureDoesNotMatch", "", "", "check this machine's clock, and that no proxy changes the request"},
 	{"RegionDisabledException", "", "", "activate STS for that region in the account, or choose another region"},
 }
 

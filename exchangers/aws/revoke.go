@@ -86,7 +86,7 @@ func (s RolesAnywhere) Revoke(c exchangers.Cut) exchangers.Advice {
 		}
 	}
 	if len(uris) == 0 {
-		return advice
+		return s.AssumeRole.revoked(advice, c.Now)
 	}
 	deny := putPolicy(s.Role, c.Now, map[string]map[string][]string{"StringEquals": {"aws:PrincipalTag/x509SAN/URI": uris}})
 	deny.Does = "sessions that were made before the time in it may do nothing more; newer ones, of the SVIDs that agents get now, may"
@@ -96,7 +96,7 @@ func (s RolesAnywhere) Revoke(c exchangers.Cut) exchangers.Advice {
 		fmt.Sprintf("take it away again after %s", stamp(advice.Until)),
 	}
 	advice.Remedies = append(advice.Remedies, deny)
-	return advice
+	return s.AssumeRole.revoked(advice, c.Now)
 }
 
 // Revoke implements exchangers.Revoker.
@@ -135,7 +135,7 @@ func (s WebIdentity) Revoke(c exchangers.Cut) exchangers.Advice {
 		fmt.Sprintf("take it away again after %s", stamp(advice.Until)),
 	}
 	advice.Remedies = append(advice.Remedies, deny)
-	return advice
+	return s.AssumeRole.revoked(advice, c.Now)
 }
 
 func asked(d exchangers.Duration, otherwise string) string {

@@ -30,8 +30,12 @@ type RolesAnywhere struct {
 	// Only for a profile with acceptRoleSessionName. The default, AWS's, is
 	// the certificate's serial number.
 	SessionName string `yaml:"session_name,omitempty" json:"session_name,omitempty"`
-	// 15m to 12h, no more than the role allows; the default is the profile's.
+	// 15m to 12h, no more than the role allows; the default, and the most, is
+	// the profile's, which alone can have a session policy too.
 	Duration exchangers.Duration `yaml:"duration,omitempty" json:"duration,omitzero"`
+	// A second role, assumed with the first one's session; its session is the
+	// credential.
+	AssumeRole *AssumeRole `yaml:"assume_role,omitempty" json:"assume_role,omitempty"`
 }
 
 // Audience is empty: the X509-SVID is presented.
@@ -59,7 +63,10 @@ func (s RolesAnywhere) Validate() error {
 	case s.Region != "" && s.Region != anchor.region:
 		return fmt.Errorf("region %q: it must be the trust anchor's (%s), or left out", s.Region, anchor.region)
 	}
-	return checkSession(s.SessionName, s.Duration)
+	if err := checkSession(s.SessionName, s.Duration); err != nil {
+		return err
+	}
+	return s.AssumeRole.check(anchor.region)
 }
 
 // WebIdentity are the settings of aws_web_identity.
@@ -77,6 +84,13 @@ type WebIdentity struct {
 	SessionName string `yaml:"session_name,omitempty" json:"session_name,omitempty"`
 	// 15m to 12h, no more than the role allows; the default is 1h.
 	Duration exchangers.Duration `yaml:"duration,omitempty" json:"duration,omitzero"`
+	// An IAM policy in JSON, at most 2048 characters, that narrows the session.
+	SessionPolicy string `yaml:"session_policy,omitempty" json:"session_policy,omitempty"`
+	// ARNs of managed policies that narrow the session, at most 10.
+	SessionPolicyARNs []string `yaml:"session_policy_arns,omitempty" json:"session_policy_arns,omitempty"`
+	// A second role, assumed with the first one's session; its session is the
+	// credential.
+	AssumeRole *AssumeRole `yaml:"assume_role,omitempty" json:"assume_role,omitempty"`
 }
 
 // Audience of the JWT-SVID.
@@ -99,7 +113,13 @@ func (s WebIdentity) Validate() error {
 	if s.Region != "" && (!region.MatchString(s.Region) || partitionOf(s.Region) != role.partition) {
 		return fmt.Errorf("region %q: it must be one of the role's partition (%s)", s.Region, role.partition)
 	}
-	return checkSession(s.SessionName, s.Duration)
+	if err := checkSession(s.SessionName, s.Duration); err != nil {
+		return err
+	}
+	if err := checkPolicies("", s.SessionPolicy, s.SessionPolicyARNs, role.partition); err != nil {
+		return err
+	}
+	return s.AssumeRole.check(s.region())
 }
 
 func (s WebIdentity) region() string {
@@ -169,4 +189,14 @@ func partitionOf(region string) string {
 		return "aws-us-gov"
 	}
 	return "aws"
+}
+
+// awsOwned reads an ARN whose account is AWS itself.
+func awsOwned(s string) (arn, bool) {
+	part := strings.SplitN(s, ":", 6)
+	if len(part) != 6 || part[4] != "aws" {
+		return arn{}, false
+	}
+	part[4] = "000000000000"
+	return splitARN(strings.Join(part, ":"))
 }

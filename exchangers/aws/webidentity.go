@@ -13,8 +13,10 @@ import (
 	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 	"github.com/aws/smithy-go"
 	"github.com/aws/smithy-go/logging"
+	"github.com/aws/smithy-go/middleware"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/exchangers"
@@ -26,23 +28,19 @@ type webIdentity struct {
 	s   WebIdentity
 }
 
-// client reads no environment and no file: a Target says all.
-func (w *webIdentity) client() *sts.Client {
-	return sts.New(sts.Options{
-		Region:       w.s.region(),
-		BaseEndpoint: endpoint(w.cfg.Endpoint),
-		HTTPClient:   w.cfg.Client,
-		Credentials:  sdk.AnonymousCredentials{},
-		Retryer:      sdk.NopRetryer{}, // exchangers.Source retries
-		Logger:       logging.Nop{},
-	})
-}
-
-func endpoint(url string) *string {
-	if url == "" {
-		return nil
+// stsClient reads no environment and no file: a Target says all.
+func stsClient(cfg Config, endpoint, region string, credentials sdk.CredentialsProvider) *sts.Client {
+	o := sts.Options{
+		Region:      region,
+		HTTPClient:  cfg.Client,
+		Credentials: credentials,
+		Retryer:     sdk.NopRetryer{}, // exchangers.Source retries
+		Logger:      logging.Nop{},
 	}
-	return &url
+	if endpoint != "" {
+		o.BaseEndpoint = &endpoint
+	}
+	return sts.New(o)
 }
 
 // Exchange presents a JWT-SVID.
@@ -62,19 +60,20 @@ func (w *webIdentity) Exchange(ctx context.Context, svids exchangers.SVIDs) (exc
 	if w.s.Duration != 0 {
 		in.DurationSeconds = sdk.Int32(int32(time.Duration(w.s.Duration) / time.Second))
 	}
-	out, err := w.client().AssumeRoleWithWebIdentity(ctx, in)
+	in.Policy, in.PolicyArns = policies(w.s.SessionPolicy, w.s.SessionPolicyARNs)
+	out, err := stsClient(w.cfg, w.cfg.Endpoint, w.s.region(), sdk.AnonymousCredentials{}).AssumeRoleWithWebIdentity(ctx, in)
 	if err != nil {
-		return exchangers.Credential{}, w.refusal(err, exchangers.NewSecret(jwt))
+		return exchangers.Credential{}, stsRefusal(err, webIdentityHints, exchangers.NewSecret(jwt))
 	}
-	return w.read(out)
+	return stsCredential(w.cfg.Now(), w.s.region(), out.Credentials, out.AssumedRoleUser, out.ResultMetadata)
 }
 
-func (w *webIdentity) read(out *sts.AssumeRoleWithWebIdentityOutput) (exchangers.Credential, error) {
+// stsCredential reads an answer of STS.
+func stsCredential(now time.Time, region string, c *types.Credentials, user *types.AssumedRoleUser, metadata middleware.Metadata) (exchangers.Credential, error) {
 	id := ""
-	if v, ok := awsmiddleware.GetRequestIDMetadata(out.ResultMetadata); ok {
+	if v, ok := awsmiddleware.GetRequestIDMetadata(metadata); ok {
 		id = exchangers.Clean(v)
 	}
-	c := out.Credentials
 	if c == nil || c.Expiration == nil {
 		return exchangers.Credential{}, exchangers.Unusable(provider, http.StatusOK, id, "it holds no credentials")
 	}
@@ -82,16 +81,16 @@ func (w *webIdentity) read(out *sts.AssumeRoleWithWebIdentityOutput) (exchangers
 		AccessKeyID:     sdk.ToString(c.AccessKeyId),
 		SecretAccessKey: exchangers.NewSecret(sdk.ToString(c.SecretAccessKey)),
 		SessionToken:    exchangers.NewSecret(sdk.ToString(c.SessionToken)),
-		Region:          w.s.region(),
+		Region:          region,
 	}
-	if out.AssumedRoleUser != nil {
-		keys.AssumedRole = sdk.ToString(out.AssumedRoleUser.Arn)
+	if user != nil {
+		keys.AssumedRole = sdk.ToString(user.Arn)
 	}
-	return usable(w.cfg.Now(), http.StatusOK, exchangers.Credential{Expires: *c.Expiration, RequestID: id, AWS: keys})
+	return usable(now, http.StatusOK, exchangers.Credential{Expires: *c.Expiration, RequestID: id, AWS: keys})
 }
 
-// refusal reads what the SDK made of the answer.
-func (w *webIdentity) refusal(err error, jwt exchangers.Secret) *exchangers.Error {
+// stsRefusal reads what the SDK made of the answer.
+func stsRefusal(err error, hints []hint, secrets ...exchangers.Secret) *exchangers.Error {
 	var resp *awshttp.ResponseError
 	if !errors.As(err, &resp) || resp.HTTPStatusCode() == 0 || resp.Response.Response == nil {
 		return exchangers.Unreached(provider, err)
@@ -103,9 +102,9 @@ func (w *webIdentity) refusal(err error, jwt exchangers.Secret) *exchangers.Erro
 	code, message := "", fmt.Sprintf("HTTP status %d, and no reason that can be read", status)
 	var api smithy.APIError
 	if errors.As(err, &api) {
-		code, message = api.ErrorCode(), exchangers.Clean(api.ErrorMessage(), jwt)
+		code, message = api.ErrorCode(), exchangers.Clean(api.ErrorMessage(), secrets...)
 	}
-	return refusal(status, code, message, id, retryAfter(resp.Response.Header), webIdentityHints)
+	return refusal(status, code, message, id, retryAfter(resp.Response.Header), hints)
 }
 
 // defaultSessionName is the end of the ID's path and a digest of the whole ID.

@@ -122,7 +122,7 @@ func anywhereAllowed(r role, call *anywhereCall, g grant) bool {
 		ctx.add("aws:PrincipalTag/"+k, v)
 	}
 	for _, action := range []string{"sts:AssumeRole", "sts:TagSession", "sts:SetSourceIdentity"} {
-		if !r.policy.allows(question{"Service", "rolesanywhere.amazonaws.com", action, ctx}) {
+		if !r.policy.allows(question{"Service", []string{"rolesanywhere.amazonaws.com"}, action, ctx}) {
 			return false
 		}
 	}

@@ -165,6 +165,9 @@ func (a *anywhereCall) grant(p profile, r role) (grant, error) {
 	if g.name == "" {
 		g.name = hexSerial(a.leaf)
 	}
+	if p.SessionPolicy != "" {
+		g.policies = []string{p.SessionPolicy}
+	}
 	var err error
 	if g.tags, err = mapAttributes(a.leaf, p.AttributeMappings); err != nil {
 		return g, unable(r.text, err.Error())

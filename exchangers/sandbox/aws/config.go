@@ -81,6 +81,9 @@ type Role struct {
 	ARN                string
 	MaxSessionDuration time.Duration // 1 h to 12 h; 0 is 1 h
 	TrustPolicy        string        // JSON
+	// MayAssume are the ARNs of the roles that its own permissions let it
+	// assume. A trust policy that names it, and not just the account, needs none.
+	MayAssume []string
 }
 
 // An OIDCProvider of IAM.
@@ -220,6 +223,8 @@ type role struct {
 	id     string
 	max    time.Duration
 	policy policy
+
+	mayAssume []string
 }
 
 func newRole(r Role) (role, error) {
@@ -237,7 +242,12 @@ func newRole(r Role) (role, error) {
 	if err != nil {
 		return role{}, fmt.Errorf("role %s: %w", r.ARN, err)
 	}
-	return role{arn: a, text: r.ARN, id: roleID(r.ARN), max: r.MaxSessionDuration, policy: p}, nil
+	for _, other := range r.MayAssume {
+		if _, err := parseRoleARN(other); err != nil {
+			return role{}, fmt.Errorf("role %s may assume: %w", r.ARN, err)
+		}
+	}
+	return role{arn: a, text: r.ARN, id: roleID(r.ARN), max: r.MaxSessionDuration, policy: p, mayAssume: slices.Clone(r.MayAssume)}, nil
 }
 
 // inRange also wants whole seconds: there are no others in AWS.

@@ -1,6 +1,7 @@
 // Package aws emulates two token endpoints of AWS offline: CreateSession of IAM
 // Roles Anywhere and the parts of STS around AssumeRoleWithWebIdentity, with
-// GetCallerIdentity to prove that what they issue works until it expires.
+// AssumeRole to chain to another role of the account, and GetCallerIdentity to
+// prove that what they issue works until it expires.
 //
 // It is a judge of clients, so it refuses whatever a document says the cloud may
 // refuse, and verifies for itself: SigV4 with X.509 and with issued secrets,
@@ -12,6 +13,6 @@
 // It trusts its configuration alone. Both services issue to a request that is
 // sent twice within the allowed skew, as the real ones do: neither keeps a replay
 // cache. Not emulated: ML-DSA certificates (refused), thumbprints of providers
-// whose web certificate no root verifies (refused), roles assumed with issued
-// credentials, and what credentials may do besides GetCallerIdentity.
+// whose web certificate no root verifies (refused), roles of other accounts, tags
+// passed to AssumeRole (refused), and what credentials may do besides the two.
 package aws

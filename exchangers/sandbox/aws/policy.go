@@ -23,16 +23,17 @@ type policy []statement
 type statement struct {
 	deny       bool
 	anyone     bool                // Principal "*" or {"AWS":"*"}
-	principals map[string][]string // by kind: Service, Federated
+	principals map[string][]string // by kind: Service, Federated, AWS
 	actions    []string            // lower case, may hold wildcards
 	conditions []condition
 }
 
 // A question is put to a policy: may this principal do that, in this context?
 type question struct {
-	kind, principal string // kind is Service or Federated
-	action          string
-	context         conditionContext
+	kind       string   // Service, Federated or AWS
+	principals []string // the names of one principal
+	action     string
+	context    conditionContext
 }
 
 // allows says whether some Allow matches and no Deny does.
@@ -61,7 +62,7 @@ func (s statement) matches(q question) bool {
 // in a Deny alone: no document says that it stands for services and federated
 // principals in an Allow.
 func (s statement) names(q question) bool {
-	return s.anyone && s.deny || slices.Contains(s.principals[q.kind], q.principal)
+	return s.anyone && s.deny || slices.ContainsFunc(q.principals, func(p string) bool { return slices.Contains(s.principals[q.kind], p) })
 }
 
 // parsePolicy parses a role trust policy. It refuses every element, operator and

@@ -30,6 +30,9 @@ type Session struct {
 type session struct {
 	Session
 	secret, token string
+	role          string   // its ARN
+	transitive    []string // keys of the tags that go on
+	policies      []string // what narrows it: inline, and ARNs
 }
 
 // Sessions returns all sessions that have not expired, by access key ID.
@@ -52,6 +55,8 @@ type grant struct {
 	name           string
 	sourceIdentity string
 	tags           map[string]string
+	transitive     []string
+	policies       []string
 	duration       time.Duration
 	minToken       int
 }
@@ -68,6 +73,7 @@ func (c *Cloud) issue(g grant, now time.Time) (session, error) {
 			Tags:           g.tags,
 			Expires:        now.Add(g.duration).UTC().Truncate(time.Second),
 		},
+		role: g.role.text, transitive: g.transitive, policies: g.policies,
 		secret: base64.StdEncoding.EncodeToString(random(30)),
 		token:  base64.StdEncoding.EncodeToString(random(max(240, g.minToken))),
 	}

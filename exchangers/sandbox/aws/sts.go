@@ -18,8 +18,8 @@ const (
 	formType       = "application/x-www-form-urlencoded"
 )
 
-// STS is the endpoint of STS: AssumeRoleWithWebIdentity, unsigned, and
-// GetCallerIdentity, signed with what either service issued. Both take POST with
+// STS is the endpoint of STS: AssumeRoleWithWebIdentity, unsigned, and AssumeRole
+// and GetCallerIdentity, signed with what either service issued. Both take POST with
 // a form, and GET with the same query.
 func (c *Cloud) STS() http.Handler {
 	return sandbox.Serve("sts", c.cfg.Now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
@@ -69,6 +69,8 @@ func (c *Cloud) serveSTS(r *http.Request, e *sandbox.Entry) (any, error) {
 	switch action {
 	case "AssumeRoleWithWebIdentity":
 		return c.assumeRoleWithWebIdentity(r.Context(), form, e)
+	case "AssumeRole":
+		return c.assumeRole(r, form, body, e)
 	case "GetCallerIdentity":
 		return c.getCallerIdentity(r, form, body, e)
 	}

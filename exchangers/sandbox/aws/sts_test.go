@@ -115,7 +115,7 @@ func del(name string) func(*testing.T, *web, url.Values) func() {
 
 var formRows = []stsRow{
 	{"no Action", del("Action"), 400, "MissingAction", ""},
-	{"unknown Action", set("Action", "AssumeRole"), 400, "InvalidAction", "AssumeRole"},
+	{"unknown Action", set("Action", "AssumeRoot"), 400, "InvalidAction", "AssumeRoot"},
 	{"S2 no Version", del("Version"), 400, "InvalidAction", "NO_VERSION_SPECIFIED"},
 	{"S2 Version 2010-05-08", set("Version", "2010-05-08"), 400, "NoSuchVersion", ""},
 	{"S3 no token", del("WebIdentityToken"), 400, "ValidationError", "webIdentityToken"},

@@ -56,7 +56,7 @@ func (c *Cloud) assumeRoleWithWebIdentity(ctx context.Context, form map[string]s
 		return nil, refuse(http.StatusBadRequest, "PackedPolicyTooLarge", "Packed policy consumes %d%% of allotted space, please use smaller policy.", size)
 	}
 	s, err := c.issue(grant{role: r, name: call.sessionName, sourceIdentity: id.sourceIdentity,
-		tags: id.tags, duration: call.duration, minToken: call.minToken}, now)
+		tags: id.tags, transitive: id.transitive, policies: call.policies, duration: call.duration, minToken: call.minToken}, now)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (id *webIdentity) mayAssume(r role, providerARN, sessionName string) error 
 		actions = append(actions, "sts:SetSourceIdentity")
 	}
 	for _, a := range actions {
-		if !r.policy.allows(question{"Federated", providerARN, a, ctx}) {
+		if !r.policy.allows(question{"Federated", []string{providerARN}, a, ctx}) {
 			return errNotAuthorized.because("the trust policy of %s does not allow %s", r.text, a)
 		}
 	}
