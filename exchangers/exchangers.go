@@ -30,6 +30,13 @@ type Exchanger interface {
 	Exchange(context.Context, SVIDs) (Credential, error)
 }
 
+// A Challenged is an Exchanger of a provider whose resources may refuse a
+// credential that has not expired, with a challenge that names the claims which
+// the next one must have. Answer passes it on, and keeps nothing of it.
+type Challenged interface {
+	Answer(ctx context.Context, svids SVIDs, claims string) (Credential, error)
+}
+
 // A Credential is what a provider gave: exactly one of AWS and Bearer is set.
 type Credential struct {
 	Expires   time.Time

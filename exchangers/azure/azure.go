@@ -62,7 +62,10 @@ func New(cfg Config) (exchangers.Exchanger, error) {
 		}
 		cfg.Client = client
 	}
-	x := &exchanger{cfg: cfg, authority: cloud.AzurePublic.ActiveDirectoryAuthorityHost}
+	if err := cfg.Settings.checkPlace("endpoint", cfg.Endpoint); err != nil {
+		return nil, err
+	}
+	x := &exchanger{cfg: cfg, authority: cfg.Settings.place().authority}
 	for _, set := range []string{cfg.Settings.Authority, cfg.Endpoint} {
 		if set != "" {
 			x.authority = strings.TrimSuffix(set, "/") + "/"
@@ -84,6 +87,21 @@ func checkAuthority(field, authority string) error {
 
 // Exchange presents a JWT-SVID.
 func (x *exchanger) Exchange(ctx context.Context, svids exchangers.SVIDs) (exchangers.Credential, error) {
+	return x.exchange(ctx, svids, "")
+}
+
+// Answer implements exchangers.Challenged.
+func (x *exchanger) Answer(ctx context.Context, svids exchangers.SVIDs, claims string) (exchangers.Credential, error) {
+	if err := checkClaims(claims); err != nil {
+		return exchangers.Credential{}, err
+	}
+	if !x.cfg.Settings.ContinuousAccess {
+		return exchangers.Credential{}, errors.New("claims challenge: continuous_access is not set for this Target")
+	}
+	return x.exchange(ctx, svids, claims)
+}
+
+func (x *exchanger) exchange(ctx context.Context, svids exchangers.SVIDs, claims string) (exchangers.Credential, error) {
 	jwt, err := svids.JWT(ctx)
 	if err == nil && jwt == "" {
 		err = errors.New("the JWT-SVID is empty")
@@ -97,7 +115,8 @@ func (x *exchanger) Exchange(ctx context.Context, svids exchangers.SVIDs) (excha
 		return exchangers.Credential{}, err
 	}
 	asked := x.cfg.Now()
-	token, err := entra.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{x.cfg.Settings.Scope}})
+	token, err := entra.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{x.cfg.Settings.Scope},
+		EnableCAE: x.cfg.Settings.ContinuousAccess, Claims: claims})
 	if err != nil {
 		return exchangers.Credential{}, answers.Failure(provider, err)
 	}

@@ -54,6 +54,7 @@ type world struct {
 	faults         *sandbox.Faults // of the token endpoint
 	metadataFaults *sandbox.Faults
 	calls          atomic.Int32
+	later          atomic.Int64 // nanoseconds that the cloud's clock is ahead
 	server         *httptest.Server
 }
 
@@ -66,6 +67,7 @@ func newWorld(t testing.TB) *world {
 		Tenants: []cloud.Tenant{{ID: tenantID, Domain: "contoso.example", Apps: []cloud.App{{Kind: cloud.Application, ClientID: clientID, ObjectID: objectID,
 			Credentials: []cloud.Credential{{Name: "checkout", Issuer: issuertest.URL, Subject: workload, Audience: cloud.Audience}}}}}},
 		Resources: []string{arm}, Key: issuertest.RSA(),
+		Now: func() time.Time { return time.Now().Add(time.Duration(w.later.Load())) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -400,7 +402,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestSettingsInYAMLAndOnTheWire(t *testing.T) {
-	text := "tenant: " + tenantID + "\nclient_id: " + clientID + "\nscope: " + arm + "/.default\naudience: api://AzureADTokenExchangeChina\nauthority: https://login.chinacloudapi.cn\n"
+	text := "tenant: " + tenantID + "\nclient_id: " + clientID + "\nscope: " + arm + "/.default\naudience: api://AzureADTokenExchangeChina\nauthority: https://login.chinacloudapi.cn\ncloud: china\ncontinuous_access: true\n"
 	var s azure.Settings
 	if err := yaml.UnmarshalWithOptions([]byte(text), &s, yaml.Strict()); err != nil {
 		t.Fatal(err)

@@ -19,12 +19,18 @@ type Settings struct {
 	// What the token is for: one resource and /.default, such as
 	// https://management.azure.com/.default.
 	Scope string `yaml:"scope" json:"scope"`
-	// The federated identity credential's; the default is
-	// api://AzureADTokenExchange. Sovereign clouds have others.
+	// public, usgov or china; the default is the authority's, or public.
+	Cloud string `yaml:"cloud,omitempty" json:"cloud,omitempty"`
+	// The federated identity credential's; the default is the cloud's:
+	// api://AzureADTokenExchange, or that with USGov or China after it.
 	TokenAudience string `yaml:"audience,omitempty" json:"audience,omitempty"`
-	// URL of the authority; the default is https://login.microsoftonline.com.
-	// The Target's endpoint comes before it.
+	// URL of the authority; the default is the cloud's, in the public one
+	// https://login.microsoftonline.com. The Target's endpoint comes before it.
 	Authority string `yaml:"authority,omitempty" json:"authority,omitempty"`
+	// Asks for tokens that live longer and that a resource may challenge
+	// (continuous access evaluation). Only for programs that handle a claims
+	// challenge.
+	ContinuousAccess bool `yaml:"continuous_access,omitempty" json:"continuous_access,omitempty"`
 }
 
 var (
@@ -39,7 +45,7 @@ func (s Settings) Audience() string {
 	if s.TokenAudience != "" {
 		return s.TokenAudience
 	}
-	return "api://AzureADTokenExchange"
+	return s.place().audience
 }
 
 // Validate names the field that Entra would refuse, and what it would take.
@@ -54,5 +60,11 @@ func (s Settings) Validate() error {
 	case !audience.MatchString(s.Audience()):
 		return errors.New("audience: it must be 1 to 600 printable characters without spaces")
 	}
-	return checkAuthority("authority", s.Authority)
+	if _, ok := places[s.Cloud]; s.Cloud != "" && !ok {
+		return fmt.Errorf("cloud %q: it must be public, usgov or china, or left out", exchangers.Clean(s.Cloud))
+	}
+	if err := checkAuthority("authority", s.Authority); err != nil {
+		return err
+	}
+	return s.checkPlace("authority", s.Authority)
 }

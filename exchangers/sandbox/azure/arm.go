@@ -26,6 +26,14 @@ func (c *Cloud) serveARM(w http.ResponseWriter, r *http.Request, e *sandbox.Entr
 		e.Token = sandbox.HashToken(raw)
 	}
 	t, exp, code, text := c.accessToken(raw)
+	if code == "" {
+		if challenge := c.challenge(t); challenge != "" {
+			e.Code, e.Reason = "TokenIssuedBeforeRevocationTimestamp", "the app's sessions were revoked"
+			w.Header().Set("WWW-Authenticate", challenge)
+			writeARM(w, http.StatusUnauthorized, e.Code, "Continuous access evaluation resulted in challenge.")
+			return
+		}
+	}
 	if code != "" {
 		e.Code, e.Reason = code, text
 		w.Header().Set("WWW-Authenticate", `Bearer authorization_uri="https://login.windows.net/", error="invalid_token", error_description="`+text+`"`)

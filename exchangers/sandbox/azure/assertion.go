@@ -122,7 +122,8 @@ func filter(in []Credential, keep func(Credential) bool) []Credential {
 
 // ours says whether Entra itself issued a token with that iss.
 func (c *Cloud) ours(iss, host string) bool {
-	own := []string{"https://sts.windows.net/", "https://login.microsoftonline.com/", "https://" + host + "/"}
+	own := []string{"https://sts.windows.net/", "https://login.microsoftonline.com/", "https://login.microsoftonline.us/",
+		"https://login.partner.microsoftonline.cn/", "https://login.chinacloudapi.cn/", "https://sts.chinacloudapi.cn/", "https://" + host + "/"}
 	if c.cfg.Authority != "" {
 		own = append(own, c.cfg.Authority+"/")
 	}

@@ -22,6 +22,7 @@ type Cloud struct {
 
 	mu      sync.Mutex // guards the rest
 	tenants map[string]*tenant
+	revoked map[string]time.Time // by client ID: continuous access ended for what is older
 }
 
 type tenant struct {
@@ -32,9 +33,12 @@ type tenant struct {
 // New returns a Cloud, or the first thing in cfg that Entra would not have
 // created, as a [*CreateError].
 func New(cfg Config) (*Cloud, error) {
-	c := &Cloud{cfg: cfg, signer: sandbox.NewSigner(cfg.Key), tenants: map[string]*tenant{}}
+	c := &Cloud{cfg: cfg, signer: sandbox.NewSigner(cfg.Key), tenants: map[string]*tenant{}, revoked: map[string]time.Time{}}
 	if c.cfg.Skew == 0 {
 		c.cfg.Skew = Skew
+	}
+	if c.cfg.Audience == "" {
+		c.cfg.Audience = Audience
 	}
 	if c.cfg.ARM == nil {
 		c.cfg.ARM = []string{"https://management.azure.com", "https://management.azure.com/"}
@@ -44,8 +48,8 @@ func New(cfg Config) (*Cloud, error) {
 	cfg.Issuers.Now, cfg.Issuers.Check, cfg.Issuers.MaxKeys = c.now, checkDiscovery, 100
 	c.issuers = sandbox.NewIssuers(cfg.Issuers)
 	for _, r := range cfg.Resources {
-		if !strings.Contains(r, "://") || strings.ContainsAny(r, " \t\n") {
-			return nil, bad("resource %q is not an App ID URI", r)
+		if !guid.MatchString(r) && !strings.Contains(r, "://") || strings.ContainsAny(r, " \t\n") {
+			return nil, bad("resource %q is neither an App ID URI nor a GUID", r)
 		}
 	}
 	for _, t := range cfg.Tenants {
@@ -77,7 +81,7 @@ func (c *Cloud) PutTenant(t Tenant) error {
 	}
 	made := &tenant{id: t.ID, domain: t.Domain, apps: map[string]App{}}
 	for _, a := range t.Apps {
-		if err := a.check(c.issuers); err != nil {
+		if err := a.check(c.issuers, c.cfg.Audience); err != nil {
 			return err
 		}
 		if _, ok := made.apps[a.ClientID]; ok {
@@ -93,7 +97,7 @@ func (c *Cloud) PutTenant(t Tenant) error {
 
 // PutApp creates or replaces an app in a tenant.
 func (c *Cloud) PutApp(tenantID string, a App) error {
-	if err := a.check(c.issuers); err != nil {
+	if err := a.check(c.issuers, c.cfg.Audience); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -113,6 +117,15 @@ func (c *Cloud) DeleteApp(tenantID, clientID string) {
 	if t := c.tenants[tenantID]; t != nil {
 		delete(t.apps, clientID)
 	}
+}
+
+// RevokeSessions tells the resources that what the app has is not to be taken
+// any more: they challenge those of its tokens that are for continuous access
+// and were made before now. Others live until they expire.
+func (c *Cloud) RevokeSessions(clientID string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.revoked[clientID] = c.now().Truncate(time.Second)
 }
 
 // tenant finds a tenant's ID by GUID or domain, in any case.

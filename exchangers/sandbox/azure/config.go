@@ -16,7 +16,7 @@ import (
 const Skew = 5 * time.Minute
 
 // Audience is the audience of a federated identity credential in the public
-// cloud, and the only one that a managed identity takes.
+// cloud, and the only one that a managed identity takes there.
 const Audience = "api://AzureADTokenExchange"
 
 // MaxCredentials is how many federated identity credentials an app can have.
@@ -29,7 +29,11 @@ type Config struct {
 	// replaced by the cloud's.
 	Issuers sandbox.IssuersConfig
 	Tenants []Tenant
-	// Resources are the App ID URIs for which tokens can be had.
+	// Audience is the cloud's audience of federated identity credentials, and
+	// the only one that a managed identity takes; empty is the constant of that
+	// name, the public cloud's.
+	Audience string
+	// Resources are the App ID URIs, or client IDs, for which tokens can be had.
 	Resources []string
 	// ARM are the audiences that the protected call takes; nil is
 	// https://management.azure.com with and without a slash at the end.
@@ -120,7 +124,7 @@ func (t Tenant) check() error {
 	return nil
 }
 
-func (a App) check(issuers *sandbox.Issuers) error {
+func (a App) check(issuers *sandbox.Issuers, audience string) error {
 	if !guid.MatchString(a.ClientID) || !guid.MatchString(a.ObjectID) {
 		return bad("app %q: client ID or object ID %q is not a lower-case GUID", a.ClientID, a.ObjectID)
 	}
@@ -132,7 +136,7 @@ func (a App) check(issuers *sandbox.Issuers) error {
 	}
 	names, pairs := map[string]bool{}, map[[2]string]bool{}
 	for _, c := range a.Credentials {
-		if err := c.check(a.Kind, issuers); err != nil {
+		if err := c.check(a.Kind, issuers, audience); err != nil {
 			return err
 		}
 		pair := [2]string{c.Issuer, c.Subject + "\x00" + c.Expression}
@@ -144,7 +148,7 @@ func (a App) check(issuers *sandbox.Issuers) error {
 	return nil
 }
 
-func (c Credential) check(kind Kind, issuers *sandbox.Issuers) error {
+func (c Credential) check(kind Kind, issuers *sandbox.Issuers, audience string) error {
 	if !credentialName.MatchString(c.Name) {
 		return bad("credential %q: a name has 3 to 120 of A-Z, a-z, 0-9, _ and -, and starts with none of the last two", c.Name)
 	}
@@ -156,8 +160,8 @@ func (c Credential) check(kind Kind, issuers *sandbox.Issuers) error {
 			return bad("credential %q: %s of %d characters, 1 to 600", c.Name, what, len([]rune(s)))
 		}
 	}
-	if kind == ManagedIdentity && c.Audience != Audience {
-		return bad("credential %q: the audience of a managed identity is %s", c.Name, Audience)
+	if kind == ManagedIdentity && c.Audience != audience {
+		return bad("credential %q: the audience of a managed identity is %s", c.Name, audience)
 	}
 	if c.Expression == "" {
 		return nil

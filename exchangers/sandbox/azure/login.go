@@ -118,7 +118,11 @@ func (c *Cloud) token(r *http.Request, name string, e *sandbox.Entry) (any, *ref
 	if no != nil {
 		return nil, no
 	}
-	return c.grant(id, app, resource, f["claims"] != "")
+	continuous, no := c.claims(f["claims"])
+	if no != nil {
+		return nil, no
+	}
+	return c.grant(id, app, resource, continuous)
 }
 
 func readForm(r *http.Request) (map[string]string, *refusal) {
@@ -146,9 +150,6 @@ func (c *Cloud) client(tenantID string, f map[string]string) (App, *refusal) {
 		return App{}, missingParameter("client_id")
 	case f["scope"] == "":
 		return App{}, missingParameter("scope")
-	}
-	if _, err := sandbox.ParseObject([]byte(f["claims"])); f["claims"] != "" && err != nil {
-		return App{}, invalidRequest(90100, "The 'claims' parameter is empty or not valid.", err)
 	}
 	a, ok := c.app(tenantID, f["client_id"])
 	if !ok {
@@ -190,12 +191,17 @@ func (c *Cloud) grant(tenantID string, a App, resource string, continuous bool) 
 	}
 	if continuous {
 		claims["xms_cc"] = []string{"CP1"}
+		claims["exp"] = now.Add(continuousLife).Unix()
 	}
 	raw, err := c.signer.Sign(claims)
 	if err != nil {
 		return nil, &refusal{http.StatusInternalServerError, "server_error", 90033, "A transient error has occurred.", err}
 	}
-	return map[string]any{"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599, "access_token": raw}, nil
+	life := int64(3599)
+	if continuous {
+		life = int64(continuousLife/time.Second) - 1
+	}
+	return map[string]any{"token_type": "Bearer", "expires_in": life, "ext_expires_in": life, "access_token": raw}, nil
 }
 
 // tokenIssuer is the issuer of version 1 access tokens.

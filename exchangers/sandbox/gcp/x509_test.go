@@ -227,7 +227,7 @@ func TestExchangeX509Refuses(t *testing.T) {
 			c := m.ask(f, certificate)
 			text, _ := c.got["error_description"].(string)
 			if c.status != 400 || c.got["error"] != tc.code || !strings.Contains(text, tc.text) {
-				t.Errorf("%d %s (%s)", c.status, c.raw, m.recorder.Entries()[0].Reason)
+				t.Errorf("%d %s (%s)", c.status, c.raw, m.reason())
 			}
 			m.good()
 		})
@@ -251,7 +251,7 @@ func TestExchangeX509Takes(t *testing.T) {
 		"from a bigger one": {first.Issue(t, spiffeID, start, ec), first.Certificate},
 	} {
 		if c := m.ask(mtlsForm(subjectToken(chain...)), chain[0]); c.status != 200 {
-			t.Errorf("%s: %d %s (%s)", name, c.status, c.raw, m.recorder.Entries()[0].Reason)
+			t.Errorf("%s: %d %s (%s)", name, c.status, c.raw, m.reason())
 		}
 	}
 	store := x509Provider(m.ca.Certificate)
@@ -298,7 +298,7 @@ func TestX509Mapping(t *testing.T) {
 		c.DNSNames = []string{"a.example", "b.example"}
 	})
 	if c := m.ask(mtlsForm(subjectToken(full)), full); c.status != 200 {
-		t.Errorf("all fields: %d %s (%s)", c.status, c.raw, m.recorder.Entries()[0].Reason)
+		t.Errorf("all fields: %d %s (%s)", c.status, c.raw, m.reason())
 	}
 	p.AttributeMapping = map[string]string{"google.subject": "assertion.san.uri"}
 	p.AttributeCondition = "assertion.san.uri == 'spiffe://example.org/another'"
@@ -380,7 +380,7 @@ func TestGoogleLibraryFederatesByX509(t *testing.T) {
 	}
 	token, err := creds.Token(t.Context())
 	if err != nil {
-		t.Fatalf("%v (%s)", err, w.recorder.Entries()[0].Reason)
+		t.Fatalf("%v (%s)", err, w.reason())
 	}
 	if left := time.Until(token.Expiry); left < 58*time.Minute || left > time.Hour {
 		t.Errorf("lives %s", left)
@@ -424,4 +424,13 @@ func FuzzMTLS(f *testing.F) {
 			t.Errorf("taken: %q", token)
 		}
 	})
+}
+
+// reason is why the last request was refused.
+func (w *world) reason() string {
+	all := w.recorder.Entries()
+	if len(all) == 0 {
+		return "nothing was recorded"
+	}
+	return all[len(all)-1].Reason
 }
