@@ -162,20 +162,12 @@ func wholeMillis(t time.Time) time.Time {
 }
 
 func revocation(asked, standing Cutoff) audit.Event {
-	e := audit.Event{Kind: "revoke", OK: true, Actor: asked.Actor, Reason: asked.Reason, Detail: map[string]string{
-		"kind": asked.Kind, "value": asked.Value, "before": standing.Before.UTC().Format(time.RFC3339Nano),
-	}}
-	switch asked.Kind {
-	case CutID:
-		e.SPIFFEID = asked.Value
-	case CutIdentity:
-		e.Identity = asked.Value
-	case CutNode:
-		e.Node = asked.Value
-	case CutAuthority:
-		e.Authority = asked.Value
+	about := asked.query()
+	return audit.Event{
+		Kind: "revoke", OK: true, Actor: asked.Actor, Reason: asked.Reason,
+		SPIFFEID: about.SPIFFEID, Identity: about.Identity, Node: about.Node, Authority: about.Authority,
+		Detail: map[string]string{"kind": asked.Kind, "value": asked.Value, "before": standing.Before.UTC().Format(time.RFC3339Nano)},
 	}
-	return e
 }
 
 // list asks the index what a cut-off revokes, once all that was recorded before

@@ -32,7 +32,7 @@ type Agent interface {
 // Service answers api.Credentials. Register it on the Workload API's server,
 // whose interceptors hold callers to its metadata.
 type Service struct {
-	api.UnimplementedCredentialsServer
+	api.UnsafeCredentialsServer
 	agent Agent
 	log   *slog.Logger
 }

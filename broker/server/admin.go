@@ -28,7 +28,7 @@ const maxYAML = 4 << 20
 const maxTail = 100_000
 
 type adminService struct {
-	api.UnimplementedAdminServer
+	api.UnsafeAdminServer
 	s *Server
 }
 

@@ -34,7 +34,7 @@ type Acts interface {
 // authoritiesService is the operator's side of the keys that sign, and of what
 // they signed.
 type authoritiesService struct {
-	api.UnimplementedAuthoritiesServer
+	api.UnsafeAuthoritiesServer
 	s *Server
 }
 

@@ -30,7 +30,7 @@ const (
 )
 
 type nodeService struct {
-	api.UnimplementedNodeServer
+	api.UnsafeNodeServer
 	s *Server
 }
 

@@ -149,7 +149,7 @@ func newAgentAdmin(a *agent.Agent, log *slog.Logger) *grpc.Server {
 
 // agentAdmin answers the operator on the node.
 type agentAdmin struct {
-	agentapi.UnimplementedAdminServer
+	agentapi.UnsafeAdminServer
 	agent *agent.Agent
 }
 
