@@ -1,8 +1,12 @@
 package main_test
 
 import (
+	"bytes"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -20,10 +24,13 @@ var mayImport = map[string][]string{
 	"broker/join":                            {"broker/identity"},
 	"broker/join/*":                          {"broker/identity", "broker/join"},
 	"broker/authority":                       {"broker/identity"},
-	"broker/authority/upstream/disk":         {},
-	"broker/authority/upstream/vault":        {},
+	"broker/authority/upstream":              {},
+	"broker/authority/upstream/disk":         {"broker/authority/upstream"},
+	"broker/authority/upstream/vault":        {"broker/authority/upstream"},
 	"broker/authority/upstream/upstreamtest": {},
-	"broker/keys/*":                          {},
+	"broker/keys":                            {},
+	"broker/keys/*":                          {"broker/keys"},
+	"broker/keys/keystest":                   {},
 	"broker/keys/*/*":                        {"broker/keys/keystest"}, // the services' fakes
 	"broker/store":                           {"broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
 	"broker/store/storetest":                 {"broker/store", "broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
@@ -127,5 +134,26 @@ func TestAgentSignsNothing(t *testing.T) {
 				t.Errorf("an agent depends on %s", dep)
 			}
 		}
+	}
+}
+
+// TestNoSleeping shows that a test which sleeps does so in a synctest bubble's
+// fake time.
+func TestNoSleeping(t *testing.T) {
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if bytes.Contains(text, []byte("time."+"Sleep(")) && !bytes.Contains(text, []byte(`"testing/synctest"`)) {
+			t.Errorf("%s sleeps, and knows no bubble", path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

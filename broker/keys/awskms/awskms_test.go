@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
-	"crypto/rsa"
 	"errors"
 	"net/http"
 	"strings"
@@ -182,32 +181,8 @@ func TestSignRefuses(t *testing.T) {
 	k := open(t, s, nil)
 	_, ec := keystest.Create(t, k, "P256")
 	_, rs := keystest.Create(t, k, "RS256")
-	for name, test := range map[string]struct {
-		key  crypto.Signer
-		size int
-		opts crypto.SignerOpts
-		want string
-	}{
-		"message":     {ec, 10, crypto.Hash(0), "digest"},
-		"no options":  {ec, 32, nil, "digest"},
-		"SHA-1":       {rs, 20, crypto.SHA1, "SHA-1"},
-		"short":       {ec, 31, crypto.SHA256, "31 bytes"},
-		"other curve": {ec, 48, crypto.SHA384, "SHA-256 alone"},
-		"salt":        {rs, 32, &rsa.PSSOptions{SaltLength: 20, Hash: crypto.SHA256}, "20 bytes"},
-	} {
-		if _, err := test.key.Sign(rand.Reader, make([]byte, test.size), test.opts); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%s: %v, want %q", name, err, test.want)
-		}
-	}
-	if n := s.Calls("Sign"); n != 0 {
-		t.Errorf("%d calls to KMS", n)
-	}
-	for _, hash := range []crypto.Hash{crypto.SHA384, crypto.SHA512} {
-		digest := make([]byte, hash.Size())
-		if sig, err := rs.Sign(rand.Reader, digest, hash); err != nil || rsa.VerifyPKCS1v15(rs.Public().(*rsa.PublicKey), hash, digest, sig) != nil {
-			t.Errorf("%v: %v", hash, err)
-		}
-	}
+	keystest.Refuses(t, ec, rs, func() int { return s.Calls("Sign") })
+	keystest.Hashes(t, rs)
 }
 
 func TestRemove(t *testing.T) {

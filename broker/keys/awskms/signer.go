@@ -15,6 +15,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
+	"github.com/credence-id/credence/broker/keys"
 )
 
 // A signer is a key in KMS and its public key.
@@ -88,10 +90,11 @@ func (s *signer) Public() crypto.PublicKey { return s.pub }
 
 // Sign has KMS sign a digest. It takes no longer than the settings' timeout.
 func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	alg, err := s.algorithm(digest, opts)
+	asked, err := keys.Asked(s.pub, digest, opts)
 	if err != nil {
 		return nil, fmt.Errorf("signing with key %s: %w", s.ref, err)
 	}
+	alg := s.algorithm(asked)
 	ctx, cancel := context.WithTimeout(context.Background(), s.keys.cfg.Timeout)
 	defer cancel()
 	c := call{act: "signing with key " + s.ref, permission: "kms:Sign"}
@@ -101,52 +104,20 @@ func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	if err != nil {
 		return nil, c.failure(ctx, err)
 	}
-	if aws.ToString(out.KeyId) != s.ref || out.SigningAlgorithm != alg || !verifies(s.pub, digest, out.Signature, opts) {
+	if aws.ToString(out.KeyId) != s.ref || out.SigningAlgorithm != alg || !asked.Verifies(s.pub, digest, out.Signature) {
 		return nil, fmt.Errorf("signing with key %s: KMS answered with a signature that is not its: it is not used", s.ref)
 	}
 	return out.Signature, nil
 }
 
-// algorithm says what KMS calls the signature that is asked for. A curve goes
-// with one hash there.
-func (s *signer) algorithm(digest []byte, opts crypto.SignerOpts) (types.SigningAlgorithmSpec, error) {
-	if opts == nil || opts.HashFunc() == 0 {
-		return "", errors.New("a digest is wanted, not a message")
+// algorithm is KMS's name of a signature.
+func (s *signer) algorithm(asked keys.Signature) types.SigningAlgorithmSpec {
+	scheme := "RSASSA_PKCS1_V1_5"
+	switch _, ec := s.pub.(*ecdsa.PublicKey); {
+	case ec:
+		scheme = "ECDSA"
+	case asked.PSS:
+		scheme = "RSASSA_PSS"
 	}
-	hash := opts.HashFunc()
-	sizes := map[crypto.Hash]int{crypto.SHA256: 256, crypto.SHA384: 384, crypto.SHA512: 512}
-	bits, ok := sizes[hash]
-	if !ok {
-		return "", fmt.Errorf("%v: KMS signs SHA-256, SHA-384 and SHA-512", hash)
-	}
-	if len(digest) != hash.Size() {
-		return "", fmt.Errorf("a digest of %d bytes: %v has %d", len(digest), hash, hash.Size())
-	}
-	if pub, ok := s.pub.(*ecdsa.PublicKey); ok {
-		if size := pub.Curve.Params().BitSize; bits != size {
-			return "", fmt.Errorf("%v: with a key of %d bits KMS signs SHA-%d alone", hash, size, size)
-		}
-		return types.SigningAlgorithmSpec(fmt.Sprint("ECDSA_SHA_", bits)), nil
-	}
-	scheme := "PKCS1_V1_5"
-	if pss, ok := opts.(*rsa.PSSOptions); ok {
-		if n := pss.SaltLength; n != rsa.PSSSaltLengthAuto && n != rsa.PSSSaltLengthEqualsHash && n != hash.Size() {
-			return "", fmt.Errorf("a salt of %d bytes: KMS's is as long as the hash", n)
-		}
-		scheme = "PSS"
-	}
-	return types.SigningAlgorithmSpec(fmt.Sprintf("RSASSA_%s_SHA_%d", scheme, bits)), nil
-}
-
-func verifies(pub crypto.PublicKey, digest, sig []byte, opts crypto.SignerOpts) bool {
-	switch pub := pub.(type) {
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(pub, digest, sig)
-	case *rsa.PublicKey:
-		if _, ok := opts.(*rsa.PSSOptions); ok {
-			return rsa.VerifyPSS(pub, opts.HashFunc(), digest, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
-		}
-		return rsa.VerifyPKCS1v15(pub, opts.HashFunc(), digest, sig) == nil
-	}
-	return false
+	return types.SigningAlgorithmSpec(fmt.Sprintf("%s_SHA_%d", scheme, asked.Bits()))
 }

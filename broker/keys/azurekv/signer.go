@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azkeys"
+
+	"github.com/credence-id/credence/broker/keys"
 )
 
 // A signer is a key version in a vault and its public key.
@@ -119,10 +121,11 @@ func (s *signer) Public() crypto.PublicKey { return s.pub }
 // timeout.
 func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	act := "signing with key " + s.ref
-	alg, err := s.algorithm(digest, opts)
+	asked, err := keys.Asked(s.pub, digest, opts)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", act, err)
 	}
+	alg := s.algorithm(asked)
 	ctx, cancel := context.WithTimeout(context.Background(), s.keys.cfg.Timeout)
 	defer cancel()
 	c := call{act: act, permission: "keys/sign"}
@@ -133,39 +136,22 @@ func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 		return nil, err
 	}
 	sig, ok := s.encoded(out.Result)
-	if out.KID == nil || string(*out.KID) != s.ref || !ok || !verifies(s.pub, digest, sig, opts) {
+	if out.KID == nil || string(*out.KID) != s.ref || !ok || !asked.Verifies(s.pub, digest, sig) {
 		return nil, fmt.Errorf("%s: the vault answered with a signature that is not its: it is not used", act)
 	}
 	return sig, nil
 }
 
-// algorithm says what the vault calls the signature that is asked for. A curve
-// goes with one hash there.
-func (s *signer) algorithm(digest []byte, opts crypto.SignerOpts) (azkeys.SignatureAlgorithm, error) {
-	if opts == nil || opts.HashFunc() == 0 {
-		return "", errors.New("a digest is wanted, not a message")
-	}
-	hash := opts.HashFunc()
-	bits, ok := map[crypto.Hash]int{crypto.SHA256: 256, crypto.SHA384: 384, crypto.SHA512: 512}[hash]
-	if !ok {
-		return "", fmt.Errorf("%v: a vault signs SHA-256, SHA-384 and SHA-512", hash)
-	}
-	if len(digest) != hash.Size() {
-		return "", fmt.Errorf("a digest of %d bytes: %v has %d", len(digest), hash, hash.Size())
-	}
+// algorithm is the vault's name of a signature (RFC 7518 §3.1).
+func (s *signer) algorithm(asked keys.Signature) azkeys.SignatureAlgorithm {
 	scheme := "RS"
-	if pub, ok := s.pub.(*ecdsa.PublicKey); ok {
-		if size := pub.Curve.Params().BitSize; bits != size {
-			return "", fmt.Errorf("%v: with a key of %d bits a vault signs SHA-%d alone", hash, size, size)
-		}
+	switch _, ec := s.pub.(*ecdsa.PublicKey); {
+	case ec:
 		scheme = "ES"
-	} else if pss, ok := opts.(*rsa.PSSOptions); ok {
-		if n := pss.SaltLength; n != rsa.PSSSaltLengthAuto && n != rsa.PSSSaltLengthEqualsHash && n != hash.Size() {
-			return "", fmt.Errorf("a salt of %d bytes: a vault's is as long as the hash", n)
-		}
+	case asked.PSS:
 		scheme = "PS"
 	}
-	return azkeys.SignatureAlgorithm(fmt.Sprint(scheme, bits)), nil
+	return azkeys.SignatureAlgorithm(fmt.Sprint(scheme, asked.Bits()))
 }
 
 // encoded is a signature as crypto.Signer has it: the vault gives ECDSA's r
@@ -181,17 +167,4 @@ func (s *signer) encoded(raw []byte) (sig []byte, ok bool) {
 	}
 	sig, err := asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(raw[:size]), new(big.Int).SetBytes(raw[size:])})
 	return sig, err == nil
-}
-
-func verifies(pub crypto.PublicKey, digest, sig []byte, opts crypto.SignerOpts) bool {
-	switch pub := pub.(type) {
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(pub, digest, sig)
-	case *rsa.PublicKey:
-		if _, ok := opts.(*rsa.PSSOptions); ok {
-			return rsa.VerifyPSS(pub, opts.HashFunc(), digest, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
-		}
-		return rsa.VerifyPKCS1v15(pub, opts.HashFunc(), digest, sig) == nil
-	}
-	return false
 }

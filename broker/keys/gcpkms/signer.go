@@ -16,6 +16,8 @@ import (
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/credence-id/credence/broker/keys"
 )
 
 var (
@@ -138,10 +140,11 @@ func (s *signer) Public() crypto.PublicKey { return s.pub }
 // Sign has the service sign a digest. It takes no longer than the settings'
 // timeout.
 func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	request, err := s.request(digest, opts)
+	asked, err := s.asked(digest, opts)
 	if err != nil {
 		return nil, fmt.Errorf("signing with key %s: %w", s.ref, err)
 	}
+	request := s.request(digest)
 	ctx, cancel := context.WithTimeout(context.Background(), s.keys.cfg.Timeout)
 	defer cancel()
 	c := call{act: "signing with key " + s.ref, permission: "cloudkms.cryptoKeyVersions.useToSign", role: "roles/cloudkms.signer"}
@@ -150,7 +153,7 @@ func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 		if err != nil {
 			return nil, c.failure(ctx, err)
 		}
-		if err = s.check(out, digest); err == nil {
+		if err = s.check(out, asked, digest); err == nil {
 			return out.GetSignature(), nil
 		}
 		if left == 0 || !errors.Is(err, errDamaged) {
@@ -159,20 +162,22 @@ func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	}
 }
 
-// request asks for what this key signs: one hash, and for RSA one padding.
-func (s *signer) request(digest []byte, opts crypto.SignerOpts) (*kmspb.AsymmetricSignRequest, error) {
-	if opts == nil || opts.HashFunc() == 0 {
-		return nil, errors.New("a digest is wanted, not a message")
+// asked refuses what this key doesn't sign: it has one hash, and for RSA one
+// padding.
+func (s *signer) asked(digest []byte, opts crypto.SignerOpts) (keys.Signature, error) {
+	asked, err := keys.Asked(s.pub, digest, opts)
+	switch {
+	case err != nil:
+		return asked, err
+	case asked.PSS:
+		return asked, errors.New("PSS: this key signs PKCS #1 v1.5 alone, as Google binds a key to one padding")
+	case asked.Hash != s.kind.hash:
+		return asked, fmt.Errorf("%v: this key signs %v alone, as Google binds a key to one hash", asked.Hash, s.kind.hash)
 	}
-	if _, ok := opts.(*rsa.PSSOptions); ok {
-		return nil, errors.New("PSS: this key signs PKCS #1 v1.5 alone, as Google binds a key to one padding")
-	}
-	if hash := opts.HashFunc(); hash != s.kind.hash {
-		return nil, fmt.Errorf("%v: this key signs %v alone, as Google binds a key to one hash", hash, s.kind.hash)
-	}
-	if len(digest) != s.kind.hash.Size() {
-		return nil, fmt.Errorf("a digest of %d bytes: %v has %d", len(digest), s.kind.hash, s.kind.hash.Size())
-	}
+	return asked, nil
+}
+
+func (s *signer) request(digest []byte) *kmspb.AsymmetricSignRequest {
 	request := &kmspb.AsymmetricSignRequest{Name: s.ref, DigestCrc32C: wrapperspb.Int64(crc32c(digest)), Digest: &kmspb.Digest{}}
 	switch s.kind.hash {
 	case crypto.SHA384:
@@ -182,11 +187,11 @@ func (s *signer) request(digest []byte, opts crypto.SignerOpts) (*kmspb.Asymmetr
 	default:
 		request.Digest.Digest = &kmspb.Digest_Sha256{Sha256: digest}
 	}
-	return request, nil
+	return request
 }
 
 // check holds an answer against what was asked.
-func (s *signer) check(out *kmspb.AsymmetricSignResponse, digest []byte) error {
+func (s *signer) check(out *kmspb.AsymmetricSignResponse, asked keys.Signature, digest []byte) error {
 	sig := out.GetSignature()
 	switch {
 	case out.GetName() != s.ref:
@@ -195,15 +200,7 @@ func (s *signer) check(out *kmspb.AsymmetricSignResponse, digest []byte) error {
 		return fmt.Errorf("the digest: %w", errDamaged)
 	case out.GetSignatureCrc32C() == nil || out.GetSignatureCrc32C().GetValue() != crc32c(sig):
 		return fmt.Errorf("the signature: %w", errDamaged)
-	}
-	ok := false
-	switch pub := s.pub.(type) {
-	case *ecdsa.PublicKey:
-		ok = ecdsa.VerifyASN1(pub, digest, sig)
-	case *rsa.PublicKey:
-		ok = rsa.VerifyPKCS1v15(pub, s.kind.hash, digest, sig) == nil
-	}
-	if !ok {
+	case !asked.Verifies(s.pub, digest, sig):
 		return errors.New("the service answered with a signature that is not its: it is not used")
 	}
 	return nil

@@ -5,7 +5,6 @@ package pkcs11_test
 import (
 	"crypto"
 	"crypto/rand"
-	"crypto/rsa"
 	"os"
 	"strings"
 	"testing"
@@ -196,21 +195,6 @@ func TestSignRefuses(t *testing.T) {
 	keys := newToken(t).keys(t, 0)
 	_, ec := keystest.Create(t, keys, "P256")
 	_, rs := keystest.Create(t, keys, "RS256")
-	for name, test := range map[string]struct {
-		key  crypto.Signer
-		size int
-		opts crypto.SignerOpts
-		want string
-	}{
-		"message":     {ec, 10, crypto.Hash(0), "digest"},
-		"no options":  {ec, 32, nil, "digest"},
-		"SHA-1":       {rs, 20, crypto.SHA1, "SHA-1"},
-		"short":       {ec, 31, crypto.SHA256, "31 bytes"},
-		"other curve": {ec, 48, crypto.SHA384, "SHA-256 alone"},
-		"salt":        {rs, 32, &rsa.PSSOptions{SaltLength: 20, Hash: crypto.SHA256}, "20 bytes"},
-	} {
-		if _, err := test.key.Sign(rand.Reader, make([]byte, test.size), test.opts); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%s: %v, want %q", name, err, test.want)
-		}
-	}
+	keystest.Refuses(t, ec, rs, nil)
+	keystest.Hashes(t, rs)
 }

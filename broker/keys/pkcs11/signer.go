@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 
 	"github.com/ThalesGroup/crypto11"
+
+	"github.com/credence-id/credence/broker/keys"
 )
 
 // A signer is a key on the token and its public key.
@@ -70,9 +72,13 @@ func (s *signer) Public() crypto.PublicKey { return s.pub }
 // timeout.
 func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	act := "signing with key " + s.ref
-	opts, err := s.opts(digest, opts)
+	asked, err := keys.Asked(s.pub, digest, opts)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", act, err)
+	}
+	opts = asked.Hash
+	if asked.PSS {
+		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: asked.Hash}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.keys.cfg.Timeout)
 	defer cancel()
@@ -86,7 +92,7 @@ func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	if !verifies(s.pub, digest, sig, opts) {
+	if !asked.Verifies(s.pub, digest, sig) {
 		return nil, fmt.Errorf("%s: the token answered with a signature that is not its: it is not used", act)
 	}
 	return sig, nil
@@ -107,45 +113,4 @@ func (s *signer) in(ctx context.Context, token *crypto11.Context) (crypto.Signer
 	}
 	s.found.Store(&found{token, key})
 	return key, nil
-}
-
-// opts says what the token is asked for.
-func (s *signer) opts(digest []byte, opts crypto.SignerOpts) (crypto.SignerOpts, error) {
-	if opts == nil || opts.HashFunc() == 0 {
-		return nil, errors.New("a digest is wanted, not a message")
-	}
-	hash := opts.HashFunc()
-	if hash != crypto.SHA256 && hash != crypto.SHA384 && hash != crypto.SHA512 {
-		return nil, fmt.Errorf("%v: a token signs SHA-256, SHA-384 and SHA-512", hash)
-	}
-	if len(digest) != hash.Size() {
-		return nil, fmt.Errorf("a digest of %d bytes: %v has %d", len(digest), hash, hash.Size())
-	}
-	if pub, ok := s.pub.(*ecdsa.PublicKey); ok {
-		if size := pub.Curve.Params().BitSize; size != 8*hash.Size() {
-			return nil, fmt.Errorf("%v: with a key of %d bits a token signs SHA-%d alone", hash, size, size)
-		}
-		return hash, nil
-	}
-	pss, ok := opts.(*rsa.PSSOptions)
-	if !ok {
-		return hash, nil
-	}
-	if n := pss.SaltLength; n != rsa.PSSSaltLengthAuto && n != rsa.PSSSaltLengthEqualsHash && n != hash.Size() {
-		return nil, fmt.Errorf("a salt of %d bytes: ours is as long as the hash", n)
-	}
-	return &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: hash}, nil
-}
-
-func verifies(pub crypto.PublicKey, digest, sig []byte, opts crypto.SignerOpts) bool {
-	switch pub := pub.(type) {
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(pub, digest, sig)
-	case *rsa.PublicKey:
-		if pss, ok := opts.(*rsa.PSSOptions); ok {
-			return rsa.VerifyPSS(pub, opts.HashFunc(), digest, sig, pss) == nil
-		}
-		return rsa.VerifyPKCS1v15(pub, opts.HashFunc(), digest, sig) == nil
-	}
-	return false
 }

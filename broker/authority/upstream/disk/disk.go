@@ -16,10 +16,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"os"
 	"time"
+
+	"github.com/credence-id/credence/broker/authority/upstream"
 )
 
 // Config says where the CA is. Cert and Key are required.
@@ -98,7 +99,7 @@ func (c *CA) Sign(_ context.Context, csr []byte, life time.Duration) (chain, anc
 
 // load reads the files, and refuses a CA that may not sign another.
 func (c *CA) load() (above, anchors []*x509.Certificate, key crypto.Signer, err error) {
-	if above, err = certificates(c.cfg.Cert); err != nil {
+	if above, err = upstream.Certificates(c.cfg.Cert); err != nil {
 		return nil, nil, nil, err
 	}
 	if anchors, err = c.roots(above); err != nil {
@@ -126,7 +127,7 @@ func (c *CA) load() (above, anchors []*x509.Certificate, key crypto.Signer, err 
 
 func (c *CA) roots(above []*x509.Certificate) ([]*x509.Certificate, error) {
 	if c.cfg.Roots != "" {
-		return certificates(c.cfg.Roots)
+		return upstream.Certificates(c.cfg.Roots)
 	}
 	var roots []*x509.Certificate
 	for _, cert := range above {
@@ -155,41 +156,6 @@ func below(chain, anchors []*x509.Certificate) []*x509.Certificate {
 	return some
 }
 
-func read(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(text) > maxFile {
-		err = fmt.Errorf("%s: more than %d bytes", path, maxFile)
-	}
-	return text, err
-}
-
-func certificates(path string) ([]*x509.Certificate, error) {
-	text, err := read(path)
-	if err != nil {
-		return nil, err
-	}
-	var certs []*x509.Certificate
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: certificate %d: %w", path, len(certs)+1, err)
-		}
-		certs = append(certs, cert)
-	}
-	if len(certs) == 0 {
-		return nil, fmt.Errorf("%s holds no PEM certificate", path)
-	}
-	return certs, nil
-}
-
 func privateKey(path string) (crypto.Signer, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -198,7 +164,7 @@ func privateKey(path string) (crypto.Signer, error) {
 	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("%s: mode %s: a plain file that only its owner can touch is wanted: chmod 600", path, info.Mode())
 	}
-	text, err := read(path)
+	text, err := upstream.Read(path, maxFile)
 	if err != nil {
 		return nil, err
 	}

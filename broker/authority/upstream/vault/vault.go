@@ -20,11 +20,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/credence-id/credence/broker/authority/upstream"
 )
 
 // Config says where the engine is and how to log in: exactly one login.
@@ -153,7 +154,7 @@ func New(cfg Config) (*PKI, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if cfg.CAFile != "" {
-		certs, err := certificates(cfg.CAFile)
+		certs, err := upstream.Certificates(cfg.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("upstream vault: %w", err)
 		}
@@ -222,7 +223,7 @@ func (p *PKI) Sign(ctx context.Context, csr []byte, life time.Duration) (chain, 
 	}
 	chain, anchors = split(all)
 	if p.cfg.Roots != "" {
-		if anchors, err = certificates(p.cfg.Roots); err != nil {
+		if anchors, err = upstream.Certificates(p.cfg.Roots); err != nil {
 			return nil, nil, fmt.Errorf("upstream vault: %w", err)
 		}
 	}
@@ -444,22 +445,9 @@ func (p *PKI) call(ctx context.Context, path, token string, body, into any) erro
 	return nil
 }
 
-func read(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(text)) > most {
-		err = fmt.Errorf("%s: more than %d bytes", path, most)
-	}
-	return text, err
-}
-
 // secret is the one line of a file.
 func secret(path string) (string, error) {
-	text, err := read(path, maxFile)
+	text, err := upstream.Read(path, maxFile)
 	if err != nil {
 		return "", err
 	}
@@ -468,26 +456,4 @@ func secret(path string) (string, error) {
 		return "", fmt.Errorf("%s: one line is wanted", path)
 	}
 	return s, nil
-}
-
-func certificates(path string) ([]*x509.Certificate, error) {
-	text, err := read(path, maxAnswer)
-	if err != nil {
-		return nil, err
-	}
-	var certs []*x509.Certificate
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: certificate %d: %w", path, len(certs)+1, err)
-		}
-		certs = append(certs, cert)
-	}
-	if len(certs) == 0 {
-		return nil, fmt.Errorf("%s holds no PEM certificate", path)
-	}
-	return certs, nil
 }
