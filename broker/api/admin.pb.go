@@ -2441,6 +2441,174 @@ func (x *PeerFinding) GetChange() string {
 	return ""
 }
 
+type InspectTargetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectTargetRequest) Reset() {
+	*x = InspectTargetRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectTargetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectTargetRequest) ProtoMessage() {}
+
+func (x *InspectTargetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectTargetRequest.ProtoReflect.Descriptor instead.
+func (*InspectTargetRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *InspectTargetRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *InspectTargetRequest) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+type InspectTargetResponse struct {
+	state         protoimpl.MessageState          `protogen:"open.v1"`
+	TrustDomain   string                          `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Target        *Target                         `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Issuer        string                          `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Discovery     []byte                          `protobuf:"bytes,4,opt,name=discovery,proto3" json:"discovery,omitempty"`                      // as served
+	Jwks          []byte                          `protobuf:"bytes,5,opt,name=jwks,proto3" json:"jwks,omitempty"`                                // as served
+	Keys          []*InspectTargetResponse_JWTKey `protobuf:"bytes,6,rep,name=keys,proto3" json:"keys,omitempty"`                                // published ones
+	Anchors       [][]byte                        `protobuf:"bytes,7,rep,name=anchors,proto3" json:"anchors,omitempty"`                          // DER, the bundle's
+	Chain         [][]byte                        `protobuf:"bytes,8,rep,name=chain,proto3" json:"chain,omitempty"`                              // DER, the CA that signs first, without an anchor
+	SharedRoot    bool                            `protobuf:"varint,9,opt,name=shared_root,json=sharedRoot,proto3" json:"shared_root,omitempty"` // others than us have certificates under an anchor
+	Parties       []*InspectTargetResponse_Party  `protobuf:"bytes,10,rep,name=parties,proto3" json:"parties,omitempty"`                         // identities that list the target, by name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectTargetResponse) Reset() {
+	*x = InspectTargetResponse{}
+	mi := &file_broker_api_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectTargetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectTargetResponse) ProtoMessage() {}
+
+func (x *InspectTargetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectTargetResponse.ProtoReflect.Descriptor instead.
+func (*InspectTargetResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *InspectTargetResponse) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *InspectTargetResponse) GetTarget() *Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *InspectTargetResponse) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *InspectTargetResponse) GetDiscovery() []byte {
+	if x != nil {
+		return x.Discovery
+	}
+	return nil
+}
+
+func (x *InspectTargetResponse) GetJwks() []byte {
+	if x != nil {
+		return x.Jwks
+	}
+	return nil
+}
+
+func (x *InspectTargetResponse) GetKeys() []*InspectTargetResponse_JWTKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *InspectTargetResponse) GetAnchors() [][]byte {
+	if x != nil {
+		return x.Anchors
+	}
+	return nil
+}
+
+func (x *InspectTargetResponse) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *InspectTargetResponse) GetSharedRoot() bool {
+	if x != nil {
+		return x.SharedRoot
+	}
+	return false
+}
+
+func (x *InspectTargetResponse) GetParties() []*InspectTargetResponse_Party {
+	if x != nil {
+		return x.Parties
+	}
+	return nil
+}
+
 type ApplyResponse_Applied struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -2454,7 +2622,7 @@ type ApplyResponse_Applied struct {
 
 func (x *ApplyResponse_Applied) Reset() {
 	*x = ApplyResponse_Applied{}
-	mi := &file_broker_api_admin_proto_msgTypes[39]
+	mi := &file_broker_api_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +2634,7 @@ func (x *ApplyResponse_Applied) String() string {
 func (*ApplyResponse_Applied) ProtoMessage() {}
 
 func (x *ApplyResponse_Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[39]
+	mi := &file_broker_api_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2515,6 +2683,150 @@ func (x *ApplyResponse_Applied) GetAfter() []byte {
 		return x.After
 	}
 	return nil
+}
+
+type InspectTargetResponse_JWTKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Alg           string                 `protobuf:"bytes,2,opt,name=alg,proto3" json:"alg,omitempty"`
+	PublishedAt   int64                  `protobuf:"varint,3,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
+	Active        bool                   `protobuf:"varint,4,opt,name=active,proto3" json:"active,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectTargetResponse_JWTKey) Reset() {
+	*x = InspectTargetResponse_JWTKey{}
+	mi := &file_broker_api_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectTargetResponse_JWTKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectTargetResponse_JWTKey) ProtoMessage() {}
+
+func (x *InspectTargetResponse_JWTKey) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectTargetResponse_JWTKey.ProtoReflect.Descriptor instead.
+func (*InspectTargetResponse_JWTKey) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{40, 0}
+}
+
+func (x *InspectTargetResponse_JWTKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *InspectTargetResponse_JWTKey) GetAlg() string {
+	if x != nil {
+		return x.Alg
+	}
+	return ""
+}
+
+func (x *InspectTargetResponse_JWTKey) GetPublishedAt() int64 {
+	if x != nil {
+		return x.PublishedAt
+	}
+	return 0
+}
+
+func (x *InspectTargetResponse_JWTKey) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+type InspectTargetResponse_Party struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`  // with {facts} in it where the Identity has a template
+	Subject       string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`                    // of its X509-SVIDs
+	X509Ttl       int64                  `protobuf:"varint,4,opt,name=x509_ttl,json=x509Ttl,proto3" json:"x509_ttl,omitempty"`    // seconds
+	TokenTtl      int64                  `protobuf:"varint,5,opt,name=token_ttl,json=tokenTtl,proto3" json:"token_ttl,omitempty"` // seconds, of a JWT-SVID for the target
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectTargetResponse_Party) Reset() {
+	*x = InspectTargetResponse_Party{}
+	mi := &file_broker_api_admin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectTargetResponse_Party) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectTargetResponse_Party) ProtoMessage() {}
+
+func (x *InspectTargetResponse_Party) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectTargetResponse_Party.ProtoReflect.Descriptor instead.
+func (*InspectTargetResponse_Party) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{40, 1}
+}
+
+func (x *InspectTargetResponse_Party) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *InspectTargetResponse_Party) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *InspectTargetResponse_Party) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *InspectTargetResponse_Party) GetX509Ttl() int64 {
+	if x != nil {
+		return x.X509Ttl
+	}
+	return 0
+}
+
+func (x *InspectTargetResponse_Party) GetTokenTtl() int64 {
+	if x != nil {
+		return x.TokenTtl
+	}
+	return 0
 }
 
 var File_broker_api_admin_proto protoreflect.FileDescriptor
@@ -2724,7 +3036,34 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05found\x18\x02 \x01(\tR\x05found\x12\x18\n" +
 	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x16\n" +
-	"\x06change\x18\x04 \x01(\tR\x06change2\xf1\v\n" +
+	"\x06change\x18\x04 \x01(\tR\x06change\"J\n" +
+	"\x14InspectTargetRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\"\x96\x05\n" +
+	"\x15InspectTargetResponse\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x122\n" +
+	"\x06target\x18\x02 \x01(\v2\x1a.credence.broker.v1.TargetR\x06target\x12\x16\n" +
+	"\x06issuer\x18\x03 \x01(\tR\x06issuer\x12\x1c\n" +
+	"\tdiscovery\x18\x04 \x01(\fR\tdiscovery\x12\x12\n" +
+	"\x04jwks\x18\x05 \x01(\fR\x04jwks\x12D\n" +
+	"\x04keys\x18\x06 \x03(\v20.credence.broker.v1.InspectTargetResponse.JWTKeyR\x04keys\x12\x18\n" +
+	"\aanchors\x18\a \x03(\fR\aanchors\x12\x14\n" +
+	"\x05chain\x18\b \x03(\fR\x05chain\x12\x1f\n" +
+	"\vshared_root\x18\t \x01(\bR\n" +
+	"sharedRoot\x12I\n" +
+	"\aparties\x18\n" +
+	" \x03(\v2/.credence.broker.v1.InspectTargetResponse.PartyR\aparties\x1ae\n" +
+	"\x06JWTKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03alg\x18\x02 \x01(\tR\x03alg\x12!\n" +
+	"\fpublished_at\x18\x03 \x01(\x03R\vpublishedAt\x12\x16\n" +
+	"\x06active\x18\x04 \x01(\bR\x06active\x1a\x92\x01\n" +
+	"\x05Party\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12\x19\n" +
+	"\bx509_ttl\x18\x04 \x01(\x03R\ax509Ttl\x12\x1b\n" +
+	"\ttoken_ttl\x18\x05 \x01(\x03R\btokenTtl2\xd7\f\n" +
 	"\x05Admin\x12L\n" +
 	"\x05Apply\x12 .credence.broker.v1.ApplyRequest\x1a!.credence.broker.v1.ApplyResponse\x12F\n" +
 	"\x03Get\x12\x1e.credence.broker.v1.GetRequest\x1a\x1f.credence.broker.v1.GetResponse\x12O\n" +
@@ -2744,7 +3083,8 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\vRefreshPeer\x12&.credence.broker.v1.RefreshPeerRequest\x1a'.credence.broker.v1.RefreshPeerResponse\x12[\n" +
 	"\n" +
 	"AcceptPeer\x12%.credence.broker.v1.AcceptPeerRequest\x1a&.credence.broker.v1.AcceptPeerResponse\x12X\n" +
-	"\tCheckPeer\x12$.credence.broker.v1.CheckPeerRequest\x1a%.credence.broker.v1.CheckPeerResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"\tCheckPeer\x12$.credence.broker.v1.CheckPeerRequest\x1a%.credence.broker.v1.CheckPeerResponse\x12d\n" +
+	"\rInspectTarget\x12(.credence.broker.v1.InspectTargetRequest\x1a).credence.broker.v1.InspectTargetResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_admin_proto_rawDescOnce sync.Once
@@ -2758,108 +3098,118 @@ func file_broker_api_admin_proto_rawDescGZIP() []byte {
 	return file_broker_api_admin_proto_rawDescData
 }
 
-var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_broker_api_admin_proto_goTypes = []any{
-	(*Resource)(nil),                // 0: credence.broker.v1.Resource
-	(*ApplyRequest)(nil),            // 1: credence.broker.v1.ApplyRequest
-	(*ApplyResponse)(nil),           // 2: credence.broker.v1.ApplyResponse
-	(*GetRequest)(nil),              // 3: credence.broker.v1.GetRequest
-	(*GetResponse)(nil),             // 4: credence.broker.v1.GetResponse
-	(*DeleteRequest)(nil),           // 5: credence.broker.v1.DeleteRequest
-	(*DeleteResponse)(nil),          // 6: credence.broker.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),      // 7: credence.broker.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 8: credence.broker.v1.CreateTokenResponse
-	(*NodeInfo)(nil),                // 9: credence.broker.v1.NodeInfo
-	(*ListNodesRequest)(nil),        // 10: credence.broker.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 11: credence.broker.v1.ListNodesResponse
-	(*EvictNodeRequest)(nil),        // 12: credence.broker.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),       // 13: credence.broker.v1.EvictNodeResponse
-	(*AllowNodeRequest)(nil),        // 14: credence.broker.v1.AllowNodeRequest
-	(*AllowNodeResponse)(nil),       // 15: credence.broker.v1.AllowNodeResponse
-	(*ExplainRequest)(nil),          // 16: credence.broker.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 17: credence.broker.v1.ExplainResponse
-	(*ShowBundleRequest)(nil),       // 18: credence.broker.v1.ShowBundleRequest
-	(*ShowBundleResponse)(nil),      // 19: credence.broker.v1.ShowBundleResponse
-	(*AuthorityInfo)(nil),           // 20: credence.broker.v1.AuthorityInfo
-	(*ListAuthoritiesRequest)(nil),  // 21: credence.broker.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil), // 22: credence.broker.v1.ListAuthoritiesResponse
-	(*TailAuditRequest)(nil),        // 23: credence.broker.v1.TailAuditRequest
-	(*AuditRecord)(nil),             // 24: credence.broker.v1.AuditRecord
-	(*VerifyAuditRequest)(nil),      // 25: credence.broker.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),     // 26: credence.broker.v1.VerifyAuditResponse
-	(*StatusRequest)(nil),           // 27: credence.broker.v1.StatusRequest
-	(*StatusResponse)(nil),          // 28: credence.broker.v1.StatusResponse
-	(*PeerInfo)(nil),                // 29: credence.broker.v1.PeerInfo
-	(*ListPeersRequest)(nil),        // 30: credence.broker.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),       // 31: credence.broker.v1.ListPeersResponse
-	(*RefreshPeerRequest)(nil),      // 32: credence.broker.v1.RefreshPeerRequest
-	(*RefreshPeerResponse)(nil),     // 33: credence.broker.v1.RefreshPeerResponse
-	(*AcceptPeerRequest)(nil),       // 34: credence.broker.v1.AcceptPeerRequest
-	(*AcceptPeerResponse)(nil),      // 35: credence.broker.v1.AcceptPeerResponse
-	(*CheckPeerRequest)(nil),        // 36: credence.broker.v1.CheckPeerRequest
-	(*CheckPeerResponse)(nil),       // 37: credence.broker.v1.CheckPeerResponse
-	(*PeerFinding)(nil),             // 38: credence.broker.v1.PeerFinding
-	(*ApplyResponse_Applied)(nil),   // 39: credence.broker.v1.ApplyResponse.Applied
-	nil,                             // 40: credence.broker.v1.CreateTokenRequest.LabelsEntry
-	nil,                             // 41: credence.broker.v1.NodeInfo.FactsEntry
-	nil,                             // 42: credence.broker.v1.ExplainRequest.FactsEntry
-	nil,                             // 43: credence.broker.v1.StatusResponse.ListenEntry
-	(*Values)(nil),                  // 44: credence.broker.v1.Values
+	(*Resource)(nil),                     // 0: credence.broker.v1.Resource
+	(*ApplyRequest)(nil),                 // 1: credence.broker.v1.ApplyRequest
+	(*ApplyResponse)(nil),                // 2: credence.broker.v1.ApplyResponse
+	(*GetRequest)(nil),                   // 3: credence.broker.v1.GetRequest
+	(*GetResponse)(nil),                  // 4: credence.broker.v1.GetResponse
+	(*DeleteRequest)(nil),                // 5: credence.broker.v1.DeleteRequest
+	(*DeleteResponse)(nil),               // 6: credence.broker.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),           // 7: credence.broker.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),          // 8: credence.broker.v1.CreateTokenResponse
+	(*NodeInfo)(nil),                     // 9: credence.broker.v1.NodeInfo
+	(*ListNodesRequest)(nil),             // 10: credence.broker.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),            // 11: credence.broker.v1.ListNodesResponse
+	(*EvictNodeRequest)(nil),             // 12: credence.broker.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),            // 13: credence.broker.v1.EvictNodeResponse
+	(*AllowNodeRequest)(nil),             // 14: credence.broker.v1.AllowNodeRequest
+	(*AllowNodeResponse)(nil),            // 15: credence.broker.v1.AllowNodeResponse
+	(*ExplainRequest)(nil),               // 16: credence.broker.v1.ExplainRequest
+	(*ExplainResponse)(nil),              // 17: credence.broker.v1.ExplainResponse
+	(*ShowBundleRequest)(nil),            // 18: credence.broker.v1.ShowBundleRequest
+	(*ShowBundleResponse)(nil),           // 19: credence.broker.v1.ShowBundleResponse
+	(*AuthorityInfo)(nil),                // 20: credence.broker.v1.AuthorityInfo
+	(*ListAuthoritiesRequest)(nil),       // 21: credence.broker.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),      // 22: credence.broker.v1.ListAuthoritiesResponse
+	(*TailAuditRequest)(nil),             // 23: credence.broker.v1.TailAuditRequest
+	(*AuditRecord)(nil),                  // 24: credence.broker.v1.AuditRecord
+	(*VerifyAuditRequest)(nil),           // 25: credence.broker.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),          // 26: credence.broker.v1.VerifyAuditResponse
+	(*StatusRequest)(nil),                // 27: credence.broker.v1.StatusRequest
+	(*StatusResponse)(nil),               // 28: credence.broker.v1.StatusResponse
+	(*PeerInfo)(nil),                     // 29: credence.broker.v1.PeerInfo
+	(*ListPeersRequest)(nil),             // 30: credence.broker.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),            // 31: credence.broker.v1.ListPeersResponse
+	(*RefreshPeerRequest)(nil),           // 32: credence.broker.v1.RefreshPeerRequest
+	(*RefreshPeerResponse)(nil),          // 33: credence.broker.v1.RefreshPeerResponse
+	(*AcceptPeerRequest)(nil),            // 34: credence.broker.v1.AcceptPeerRequest
+	(*AcceptPeerResponse)(nil),           // 35: credence.broker.v1.AcceptPeerResponse
+	(*CheckPeerRequest)(nil),             // 36: credence.broker.v1.CheckPeerRequest
+	(*CheckPeerResponse)(nil),            // 37: credence.broker.v1.CheckPeerResponse
+	(*PeerFinding)(nil),                  // 38: credence.broker.v1.PeerFinding
+	(*InspectTargetRequest)(nil),         // 39: credence.broker.v1.InspectTargetRequest
+	(*InspectTargetResponse)(nil),        // 40: credence.broker.v1.InspectTargetResponse
+	(*ApplyResponse_Applied)(nil),        // 41: credence.broker.v1.ApplyResponse.Applied
+	nil,                                  // 42: credence.broker.v1.CreateTokenRequest.LabelsEntry
+	nil,                                  // 43: credence.broker.v1.NodeInfo.FactsEntry
+	nil,                                  // 44: credence.broker.v1.ExplainRequest.FactsEntry
+	nil,                                  // 45: credence.broker.v1.StatusResponse.ListenEntry
+	(*InspectTargetResponse_JWTKey)(nil), // 46: credence.broker.v1.InspectTargetResponse.JWTKey
+	(*InspectTargetResponse_Party)(nil),  // 47: credence.broker.v1.InspectTargetResponse.Party
+	(*Target)(nil),                       // 48: credence.broker.v1.Target
+	(*Values)(nil),                       // 49: credence.broker.v1.Values
 }
 var file_broker_api_admin_proto_depIdxs = []int32{
-	39, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
+	41, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
 	0,  // 1: credence.broker.v1.GetResponse.resources:type_name -> credence.broker.v1.Resource
-	40, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
-	41, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
+	42, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
+	43, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
 	9,  // 4: credence.broker.v1.ListNodesResponse.nodes:type_name -> credence.broker.v1.NodeInfo
-	42, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
+	44, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
 	20, // 6: credence.broker.v1.ListAuthoritiesResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	43, // 7: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
+	45, // 7: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
 	29, // 8: credence.broker.v1.ListPeersResponse.peers:type_name -> credence.broker.v1.PeerInfo
 	29, // 9: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
 	29, // 10: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
 	38, // 11: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
-	44, // 12: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
-	44, // 13: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
-	1,  // 14: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
-	3,  // 15: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
-	5,  // 16: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
-	7,  // 17: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
-	10, // 18: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
-	12, // 19: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
-	14, // 20: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
-	16, // 21: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
-	18, // 22: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
-	21, // 23: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
-	23, // 24: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
-	25, // 25: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
-	27, // 26: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
-	30, // 27: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
-	32, // 28: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
-	34, // 29: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
-	36, // 30: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
-	2,  // 31: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
-	4,  // 32: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
-	6,  // 33: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
-	8,  // 34: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
-	11, // 35: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
-	13, // 36: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
-	15, // 37: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
-	17, // 38: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
-	19, // 39: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
-	22, // 40: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
-	24, // 41: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
-	26, // 42: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
-	28, // 43: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
-	31, // 44: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
-	33, // 45: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
-	35, // 46: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
-	37, // 47: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
-	31, // [31:48] is the sub-list for method output_type
-	14, // [14:31] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	48, // 12: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
+	46, // 13: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
+	47, // 14: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
+	49, // 15: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
+	49, // 16: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
+	1,  // 17: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
+	3,  // 18: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
+	5,  // 19: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
+	7,  // 20: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
+	10, // 21: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
+	12, // 22: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
+	14, // 23: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
+	16, // 24: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
+	18, // 25: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
+	21, // 26: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
+	23, // 27: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
+	25, // 28: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
+	27, // 29: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
+	30, // 30: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
+	32, // 31: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
+	34, // 32: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
+	36, // 33: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
+	39, // 34: credence.broker.v1.Admin.InspectTarget:input_type -> credence.broker.v1.InspectTargetRequest
+	2,  // 35: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
+	4,  // 36: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
+	6,  // 37: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
+	8,  // 38: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
+	11, // 39: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
+	13, // 40: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
+	15, // 41: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
+	17, // 42: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
+	19, // 43: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
+	22, // 44: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
+	24, // 45: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
+	26, // 46: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
+	28, // 47: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
+	31, // 48: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
+	33, // 49: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
+	35, // 50: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
+	37, // 51: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
+	40, // 52: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
+	35, // [35:53] is the sub-list for method output_type
+	17, // [17:35] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_admin_proto_init() }
@@ -2874,7 +3224,7 @@ func file_broker_api_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_admin_proto_rawDesc), len(file_broker_api_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,7 @@ const (
 	Admin_RefreshPeer_FullMethodName     = "/credence.broker.v1.Admin/RefreshPeer"
 	Admin_AcceptPeer_FullMethodName      = "/credence.broker.v1.Admin/AcceptPeer"
 	Admin_CheckPeer_FullMethodName       = "/credence.broker.v1.Admin/CheckPeer"
+	Admin_InspectTarget_FullMethodName   = "/credence.broker.v1.Admin/InspectTarget"
 )
 
 // AdminClient is the client API for Admin service.
@@ -62,6 +63,8 @@ type AdminClient interface {
 	RefreshPeer(ctx context.Context, in *RefreshPeerRequest, opts ...grpc.CallOption) (*RefreshPeerResponse, error)
 	AcceptPeer(ctx context.Context, in *AcceptPeerRequest, opts ...grpc.CallOption) (*AcceptPeerResponse, error)
 	CheckPeer(ctx context.Context, in *CheckPeerRequest, opts ...grpc.CallOption) (*CheckPeerResponse, error)
+	// InspectTarget tells what a provider has to be told of, and will be shown.
+	InspectTarget(ctx context.Context, in *InspectTargetRequest, opts ...grpc.CallOption) (*InspectTargetResponse, error)
 }
 
 type adminClient struct {
@@ -251,6 +254,16 @@ func (c *adminClient) CheckPeer(ctx context.Context, in *CheckPeerRequest, opts 
 	return out, nil
 }
 
+func (c *adminClient) InspectTarget(ctx context.Context, in *InspectTargetRequest, opts ...grpc.CallOption) (*InspectTargetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InspectTargetResponse)
+	err := c.cc.Invoke(ctx, Admin_InspectTarget_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -275,6 +288,8 @@ type AdminServer interface {
 	RefreshPeer(context.Context, *RefreshPeerRequest) (*RefreshPeerResponse, error)
 	AcceptPeer(context.Context, *AcceptPeerRequest) (*AcceptPeerResponse, error)
 	CheckPeer(context.Context, *CheckPeerRequest) (*CheckPeerResponse, error)
+	// InspectTarget tells what a provider has to be told of, and will be shown.
+	InspectTarget(context.Context, *InspectTargetRequest) (*InspectTargetResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -335,6 +350,9 @@ func (UnimplementedAdminServer) AcceptPeer(context.Context, *AcceptPeerRequest) 
 }
 func (UnimplementedAdminServer) CheckPeer(context.Context, *CheckPeerRequest) (*CheckPeerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CheckPeer not implemented")
+}
+func (UnimplementedAdminServer) InspectTarget(context.Context, *InspectTargetRequest) (*InspectTargetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method InspectTarget not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -656,6 +674,24 @@ func _Admin_CheckPeer_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_InspectTarget_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InspectTargetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).InspectTarget(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_InspectTarget_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).InspectTarget(ctx, req.(*InspectTargetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -726,6 +762,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CheckPeer",
 			Handler:    _Admin_CheckPeer_Handler,
+		},
+		{
+			MethodName: "InspectTarget",
+			Handler:    _Admin_InspectTarget_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -208,6 +208,17 @@ func (a *Authority) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509b
 	return x509bundle.FromX509Authorities(td, a.Bundle().X509Authorities), nil
 }
 
+// IssuingChain is the certificate of the CA that signs SVIDs now, then what
+// stands between it and its root: what an SVID is shown with. It is empty while
+// there is no such CA, and where the root signs SVIDs itself.
+func (a *Authority) IssuingChain() []*x509.Certificate {
+	ca := a.live.Load().issuing
+	if ca == nil {
+		return nil
+	}
+	return slices.Clone(ca.chain)
+}
+
 // OIDCKeys are the RS256 keys in the bundle: those that clouds may see.
 func (a *Authority) OIDCKeys() []PublicKey {
 	var keys []PublicKey

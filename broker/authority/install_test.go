@@ -560,6 +560,9 @@ func TestInstallTwoBeforeActivation(t *testing.T) {
 	if got := strings.Join(last.Anchor.Believed, " "); !strings.Contains(got, "every CA under this root can speak for us") {
 		t.Errorf("the root is believed: %q", got)
 	}
+	if !last.Anchor.Shared || last.CA.Shared {
+		t.Errorf("shared: the root %v, our CA %v", last.Anchor.Shared, last.CA.Shared)
+	}
 	if _, err := a.ActivateRoot(t.Context(), last.Anchor.ID); err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ type Status struct {
 	Waits       []string  // what that depends on
 	Problem     string    // why what is due is not done
 	Believed    []string  // who believes it, beyond what its name says
+	Shared      bool      // of a root in the bundle: it signs others than us too
 }
 
 // List returns the authorities in the order of their publication, those that
@@ -67,7 +68,7 @@ func (a *Authority) statusOf(s *snapshot, r Record) Status {
 	if r.State != Revoked {
 		st.Waits, st.Problem = a.waits(s, r), a.problem(s, r)
 	}
-	if r.Use == Root && r.KeyRef == "" && r.published() && r.Reason == rootIsShared {
+	if st.Shared = r.Use == Root && r.KeyRef == "" && r.published() && r.Reason == rootIsShared; st.Shared {
 		st.Believed = []string{"every CA under this root can speak for us: it signs others too, as was accepted"}
 	}
 	return st

@@ -2,6 +2,8 @@ package identity
 
 import (
 	"cmp"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -62,4 +64,14 @@ func (c *compiler) life(field string, life, most time.Duration) {
 	case life > most:
 		c.fail(field, "%s: at most %s is taken", life, most)
 	}
+}
+
+// Lives are how long an X509-SVID of the named Identity lives, and a JWT-SVID
+// of it for a Target's exchange.
+func (s *Set) Lives(name string) (x509, target time.Duration, ok bool) {
+	i, ok := slices.BinarySearchFunc(s.identities, name, func(i identity, name string) int { return strings.Compare(i.Name, name) })
+	if !ok {
+		return 0, 0, false
+	}
+	return s.identities[i].x509TTL, s.config.TargetTTL, true
 }

@@ -10,6 +10,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -62,6 +63,8 @@ type Authority interface {
 	CRLsChanged() <-chan struct{}         // closed when there is a newer one
 	Pin() string
 	List() []authority.Status
+	OIDCKeys() []authority.PublicKey
+	IssuingChain() []*x509.Certificate // of the CA that signs now, without the root
 	Acts
 }
 
