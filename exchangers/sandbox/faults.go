@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,6 +79,20 @@ func (f *Faults) Clock(now func() time.Time) func() time.Time {
 		defer f.mu.Unlock()
 		return now().Add(f.offset)
 	}
+}
+
+// Queued returns the faults that wait, first first.
+func (f *Faults) Queued() []Fault {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.queue)
+}
+
+// ClockOffset returns what SetClockOffset has set.
+func (f *Faults) ClockOffset() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.offset
 }
 
 func (f *Faults) pop() (Fault, bool) {

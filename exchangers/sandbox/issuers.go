@@ -2,14 +2,17 @@ package sandbox
 
 import (
 	"context"
+	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +28,7 @@ var (
 	ErrIssuerMismatch = errors.New("discovery document names another issuer")
 	ErrKeySet         = errors.New("key set is unreachable or unusable")
 	ErrUnknownKey     = errors.New("key set has no such key")
+	ErrThumbprint     = errors.New("web certificate is of no known CA, and has none of the thumbprints")
 )
 
 // IssuersConfig is the wiring of [Issuers].
@@ -36,6 +40,9 @@ type IssuersConfig struct {
 	LenientLoopbackIssuer bool
 	// DialContext reaches issuers whose names do not resolve offline; nil dials.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Thumbprints are the SHA-1 digests, in lower-case hex, of certificates that
+	// one issuer's web server may chain to where Roots do not verify it. Nil: none.
+	Thumbprints func(issuerURL string) []string
 	// Check is what one cloud asks besides of a document and its keys. What it
 	// refuses is not cached. Nil asks nothing.
 	Check func(*Metadata) error
@@ -73,11 +80,11 @@ func (m *Metadata) Key(kid string) (Key, error) {
 // Issuers fetches and caches what configured issuers publish, over TLS, as each
 // cloud does from its side of the internet. It is safe for concurrent use.
 type Issuers struct {
-	cfg    IssuersConfig
-	client *http.Client
+	cfg IssuersConfig
 
-	mu    sync.Mutex // guards known
+	mu    sync.Mutex // guards the rest
 	known map[string]*issuer
+	queue []FetchFault
 }
 
 type issuer struct {
@@ -98,14 +105,74 @@ func NewIssuers(cfg IssuersConfig) *Issuers {
 	cfg.Timeout = orDefault(cfg.Timeout, 5*time.Second)
 	cfg.MaxAge = orDefault(cfg.MaxAge, time.Hour)
 	cfg.Refetch = orDefault(cfg.Refetch, time.Minute)
+	return &Issuers{cfg: cfg, known: map[string]*issuer{}}
+}
+
+// client reads what one issuer publishes.
+func (i *Issuers) client(issuerURL string) *http.Client {
 	tr := &http.Transport{
-		TLSClientConfig:        &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12},
-		DialContext:            cfg.DialContext,
+		TLSClientConfig:        &tls.Config{RootCAs: i.cfg.Roots, MinVersion: tls.VersionTLS12},
+		DialContext:            i.cfg.DialContext,
 		DisableKeepAlives:      true, // fetches are rare: no idle connection to own
 		MaxResponseHeaderBytes: 64 << 10,
 	}
-	return &Issuers{cfg: cfg, known: map[string]*issuer{},
-		client: &http.Client{Transport: tr, CheckRedirect: onlyHTTPS}}
+	if i.cfg.Thumbprints != nil {
+		if known := i.cfg.Thumbprints(issuerURL); len(known) > 0 {
+			tr.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				return i.dialKnown(ctx, network, addr, known)
+			}
+		}
+	}
+	return &http.Client{CheckRedirect: onlyHTTPS, Transport: tr}
+}
+
+// dialKnown connects to a web server whose thumbprints are known.
+func (i *Issuers) dialKnown(ctx context.Context, network, addr string, known []string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	dial := i.cfg.DialContext
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	raw, err := dial(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, &tls.Config{
+		ServerName: host, MinVersion: tls.VersionTLS12, InsecureSkipVerify: true, // VerifyConnection verifies
+		VerifyConnection: func(s tls.ConnectionState) error { return i.verify(s, host, known) },
+	})
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// verify takes a web server that Roots verify, or that chains to a certificate
+// which it sends itself and whose thumbprint is known.
+func (i *Issuers) verify(s tls.ConnectionState, host string, known []string) error {
+	o := x509.VerifyOptions{Roots: i.cfg.Roots, Intermediates: x509.NewCertPool(), DNSName: host}
+	pinned := x509.NewCertPool()
+	for _, c := range s.PeerCertificates[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	for _, c := range s.PeerCertificates {
+		if sum := sha1.Sum(c.Raw); slices.Contains(known, hex.EncodeToString(sum[:])) {
+			pinned.AddCert(c)
+		}
+	}
+	_, err := s.PeerCertificates[0].Verify(o)
+	if err == nil {
+		return nil
+	}
+	o.Roots = pinned
+	if _, second := s.PeerCertificates[0].Verify(o); second != nil {
+		return fmt.Errorf("%w: %w", ErrThumbprint, err)
+	}
+	return nil
 }
 
 func orDefault(d, def time.Duration) time.Duration {
@@ -201,7 +268,8 @@ func (i *Issuers) metadata(ctx context.Context, issuerURL, unknown string) (*Met
 
 func (i *Issuers) fetch(ctx context.Context, issuerURL string) (*Metadata, error) {
 	m := &Metadata{Issuer: issuerURL}
-	b, err := i.get(ctx, strings.TrimSuffix(issuerURL, "/")+"/.well-known/openid-configuration")
+	client := i.client(issuerURL)
+	b, err := i.get(ctx, client, strings.TrimSuffix(issuerURL, "/")+"/.well-known/openid-configuration")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDiscovery, err)
 	}
@@ -215,7 +283,7 @@ func (i *Issuers) fetch(ctx context.Context, issuerURL string) (*Metadata, error
 	if u, err := url.Parse(uri); err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("%w: jwks_uri %q is not an absolute https URL", ErrDiscovery, uri)
 	}
-	if b, err = i.get(ctx, uri); err != nil {
+	if b, err = i.keySet(ctx, client, uri); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeySet, err)
 	}
 	if m.Keys, err = ParseKeySet(b); err != nil {
@@ -230,14 +298,14 @@ func (i *Issuers) fetch(ctx context.Context, issuerURL string) (*Metadata, error
 	return m, nil
 }
 
-func (i *Issuers) get(ctx context.Context, uri string) ([]byte, error) {
+func (i *Issuers) get(ctx context.Context, client *http.Client, uri string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, i.cfg.Timeout)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := i.client.Do(r)
+	resp, err := client.Do(r)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 
 // RolesAnywhere is the endpoint of Roles Anywhere: POST /sessions.
 func (c *Cloud) RolesAnywhere() http.Handler {
-	return sandbox.Serve("rolesanywhere", c.cfg.Now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
+	return c.AnywhereFaults.Wrap(sandbox.Serve("rolesanywhere", c.cfg.Now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
 		w.Header().Set("X-Amzn-Requestid", e.ID)
 		out, err := c.createSession(r, e)
 		if err != nil {
@@ -20,12 +20,11 @@ func (c *Cloud) RolesAnywhere() http.Handler {
 			return
 		}
 		writeJSON(w, http.StatusCreated, out)
-	})
+	}))
 }
 
-// ShapeRolesAnywhere writes a bare error status as Roles Anywhere would, for
-// [sandbox.Faults].
-func ShapeRolesAnywhere(w http.ResponseWriter, status int) {
+// anywhereFault writes a bare error status as Roles Anywhere would.
+func anywhereFault(w http.ResponseWriter, status int) {
 	code := "InternalServerException"
 	if status == http.StatusTooManyRequests {
 		code = "ThrottlingException"

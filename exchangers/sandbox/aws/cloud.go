@@ -15,6 +15,8 @@ var ErrNotFound = errors.New("no such resource")
 
 // A Cloud is one account in one region. It is safe for concurrent use.
 type Cloud struct {
+	AnywhereFaults, STSFaults sandbox.Faults // the clock is STSFaults'
+
 	cfg     Config
 	issuers *sandbox.Issuers
 	bucket  *bucket
@@ -35,22 +37,32 @@ func New(cfg Config) (*Cloud, error) {
 		return nil, err
 	}
 	c := &Cloud{
-		cfg: cfg,
-		issuers: sandbox.NewIssuers(sandbox.IssuersConfig{
-			Roots: cfg.Roots, LenientLoopbackIssuer: cfg.LenientLoopbackIssuer, DialContext: cfg.DialContext,
-			Timeout: cfg.FetchTimeout, Now: cfg.Now, Check: checkKeyCount,
-		}),
-		bucket:    newBucket(cfg.RatePerSecond, cfg.Now()),
+		cfg:       cfg,
 		anchors:   map[string]anchor{},
 		profiles:  map[string]profile{},
 		roles:     map[string]role{},
 		providers: map[string]OIDCProvider{},
 		sessions:  map[string]session{},
 	}
+	c.AnywhereFaults.Shape, c.STSFaults.Shape = anywhereFault, stsFault
+	c.cfg.Now = c.STSFaults.Clock(cfg.Now)
+	c.bucket = newBucket(cfg.RatePerSecond, c.cfg.Now())
+	c.issuers = sandbox.NewIssuers(sandbox.IssuersConfig{
+		Roots: cfg.Roots, LenientLoopbackIssuer: cfg.LenientLoopbackIssuer, DialContext: cfg.DialContext,
+		Timeout: cfg.FetchTimeout, MaxAge: cfg.KeyAge, Now: c.cfg.Now, Check: checkKeyCount, Thumbprints: c.thumbprints,
+	})
 	if err := c.fill(); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// Issuers is the cloud's view of the issuers that its providers name.
+func (c *Cloud) Issuers() *sandbox.Issuers { return c.issuers }
+
+func (c *Cloud) thumbprints(url string) []string {
+	p, _ := get(c, c.providers, url)
+	return p.Thumbprints
 }
 
 func (c *Cloud) fill() error {
@@ -144,7 +156,10 @@ func (c *Cloud) PutOIDCProvider(p OIDCProvider) error {
 	if slices.ContainsFunc(p.ClientIDs, func(id string) bool { return id == "" || len(id) > 255 }) {
 		return fmt.Errorf("OIDC provider %s: %w: client ID is empty or has more than 255 characters", p.URL, errConfig)
 	}
-	p.ClientIDs = slices.Clone(p.ClientIDs)
+	if len(p.Thumbprints) > 5 || slices.ContainsFunc(p.Thumbprints, func(h string) bool { return !thumbprintPattern.MatchString(h) }) {
+		return fmt.Errorf("OIDC provider %s: %w: thumbprints are at most 5 SHA-1 digests of 40 lower-case hex digits", p.URL, errConfig)
+	}
+	p.ClientIDs, p.Thumbprints = slices.Clone(p.ClientIDs), slices.Clone(p.Thumbprints)
 	put(c, c.providers, p.URL, p)
 	return nil
 }

@@ -30,6 +30,8 @@ type Config struct {
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 	// FetchTimeout is how long an issuer may take for one document; 0 is 5 s.
 	FetchTimeout time.Duration
+	// KeyAge is how long an issuer's keys are believed; 0 is 1 h.
+	KeyAge time.Duration
 	// Skew is how far the date of a signed request may be off; 0 is 300 s.
 	Skew time.Duration
 	// JWTLeeway is how long STS takes a token after its exp or before its iat
@@ -90,6 +92,9 @@ type Role struct {
 type OIDCProvider struct {
 	URL       string   // the issuer, byte for byte
 	ClientIDs []string // accepted audiences, at most 100; none accepts none
+	// Thumbprints are the SHA-1 digests of CAs, at most 5, that the issuer's web
+	// server may chain to if no root verifies it.
+	Thumbprints []string
 }
 
 var defaultMappings = map[string][]string{
@@ -99,9 +104,10 @@ var defaultMappings = map[string][]string{
 }
 
 var (
-	errConfig        = errors.New("not acceptable")
-	attributePattern = regexp.MustCompile(`^(\*|[A-Za-z]{1,32}|[0-9]+(\.[0-9]+)+)$`)
-	sanPattern       = regexp.MustCompile(`^(DNS|URI|Name/(\*|[A-Za-z]{1,32}|[0-9]+(\.[0-9]+)+))$`)
+	errConfig         = errors.New("not acceptable")
+	attributePattern  = regexp.MustCompile(`^(\*|[A-Za-z]{1,32}|[0-9]+(\.[0-9]+)+)$`)
+	thumbprintPattern = regexp.MustCompile(`^[0-9a-f]{40}$`)
+	sanPattern        = regexp.MustCompile(`^(DNS|URI|Name/(\*|[A-Za-z]{1,32}|[0-9]+(\.[0-9]+)+))$`)
 )
 
 func (cfg Config) withDefaults() (Config, error) {
@@ -119,8 +125,8 @@ func (cfg Config) withDefaults() (Config, error) {
 		return cfg, fmt.Errorf("account %q: %w: 12 digits are wanted", cfg.Account, errConfig)
 	case !regionPattern.MatchString(cfg.Region):
 		return cfg, fmt.Errorf("region %q: %w", cfg.Region, errConfig)
-	case cfg.Skew < 0 || cfg.FetchTimeout < 0 || cfg.RatePerSecond < 0:
-		return cfg, fmt.Errorf("skew, fetch timeout or rate below zero: %w", errConfig)
+	case cfg.Skew < 0 || cfg.FetchTimeout < 0 || cfg.KeyAge < 0 || cfg.RatePerSecond < 0:
+		return cfg, fmt.Errorf("skew, fetch timeout, key age or rate below zero: %w", errConfig)
 	case cfg.JWTLeeway < 0 || cfg.JWTLeeway > 5*time.Minute:
 		return cfg, fmt.Errorf("JWT leeway of %s: %w", cfg.JWTLeeway, errConfig)
 	}

@@ -12,7 +12,6 @@
 //
 // It trusts its configuration alone. Both services issue to a request that is
 // sent twice within the allowed skew, as the real ones do: neither keeps a replay
-// cache. Not emulated: ML-DSA certificates (refused), thumbprints of providers
-// whose web certificate no root verifies (refused), roles of other accounts, tags
+// cache. Not emulated: ML-DSA certificates (refused), roles of other accounts, tags
 // passed to AssumeRole (refused), and what credentials may do besides the two.
 package aws

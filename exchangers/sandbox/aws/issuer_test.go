@@ -7,9 +7,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"log"
@@ -95,6 +97,12 @@ func (i *issuer) set(f func(*issuer)) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	f(i)
+}
+
+// thumbprint is the SHA-1 digest of the web server's certificate.
+func (i *issuer) thumbprint() string {
+	sum := sha1.Sum(i.Certificate().Raw)
+	return hex.EncodeToString(sum[:])
 }
 
 // dial leads every name to the issuer: there is no network.

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -113,8 +114,8 @@ func TestSDKReadsErrors(t *testing.T) {
 // S27: the SDK tries three times.
 func TestSDKRetriesThrottling(t *testing.T) {
 	e := newWeb(t, realTime)
-	faults := &sandbox.Faults{Shape: aws.ShapeSTS}
-	c := client(t, faults.Wrap(e.cloud.STS()), sdk.AnonymousCredentials{})
+	faults := &e.cloud.STSFaults
+	c := client(t, e.cloud.STS(), sdk.AnonymousCredentials{})
 	faults.Queue(2, sandbox.Fault{Kind: sandbox.FaultThrottled})
 	_, err := c.AssumeRoleWithWebIdentity(t.Context(), input(realToken(e)))
 	must(t, err)
@@ -131,14 +132,26 @@ func TestSDKRetriesThrottling(t *testing.T) {
 	}
 }
 
-func TestShapeRolesAnywhere(t *testing.T) {
-	for status, want := range map[int]string{429: "ThrottlingException", 500: "InternalServerException"} {
-		w := httptest.NewRecorder()
-		aws.ShapeRolesAnywhere(w, status)
-		if w.Code != status || w.Header().Get("X-Amzn-Errortype") != want {
+func TestRolesAnywhereFaults(t *testing.T) {
+	e := newAnywhere(t)
+	for kind, want := range map[sandbox.FaultKind]string{sandbox.FaultThrottled: "ThrottlingException", sandbox.FaultError: "InternalServerException"} {
+		e.cloud.AnywhereFaults.Queue(1, sandbox.Fault{Kind: kind})
+		if w := e.send(t, e.call()); fmt.Sprint(w.Code) != string(kind) || w.Header().Get("X-Amzn-Errortype") != want {
 			t.Errorf("%d %v", w.Code, w.Header())
 		}
+		e.wantCredential(t)
 	}
+}
+
+// What is queued is told, and a clock that is off refuses both services' calls.
+func TestClockOffset(t *testing.T) {
+	e := newAnywhere(t)
+	e.cloud.STSFaults.SetClockOffset(-6 * time.Minute)
+	if w := e.send(t, e.call()); w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "not yet current") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	e.cloud.STSFaults.SetClockOffset(0)
+	e.wantCredential(t)
 }
 
 // Over a real connection and with each kind of key, what Roles Anywhere issues

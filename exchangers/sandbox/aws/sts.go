@@ -22,7 +22,7 @@ const (
 // and GetCallerIdentity, signed with what either service issued. Both take POST with
 // a form, and GET with the same query.
 func (c *Cloud) STS() http.Handler {
-	return sandbox.Serve("sts", c.cfg.Now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
+	return c.STSFaults.Wrap(sandbox.Serve("sts", c.cfg.Now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
 		w.Header().Set("X-Amzn-Requestid", e.ID)
 		out, err := c.serveSTS(r, e)
 		if err != nil {
@@ -30,12 +30,11 @@ func (c *Cloud) STS() http.Handler {
 			return
 		}
 		writeXML(w, http.StatusOK, out)
-	})
+	}))
 }
 
-// ShapeSTS writes a bare error status as STS would, for [sandbox.Faults].
-// Throttling is a 400 there.
-func ShapeSTS(w http.ResponseWriter, status int) {
+// stsFault writes a bare error status as STS would. Throttling is a 400 there.
+func stsFault(w http.ResponseWriter, status int) {
 	err := refuse(status, "InternalFailure", "%s", http.StatusText(status))
 	switch status {
 	case http.StatusTooManyRequests:

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -416,6 +417,31 @@ func TestWebIdentityIssuerOutOfReach(t *testing.T) {
 		e := newWeb(t, func(cfg *aws.Config) { cfg.Roots = x509.NewCertPool() })
 		wantError(t, e.post(e.form(e.token())), 400, "InvalidIdentityToken", noKey)
 	})
+	// The certificate of the CA is not among what the server sends: its
+	// thumbprint could not be seen, but the leaf's is.
+	t.Run("S20 another thumbprint", func(t *testing.T) {
+		e := newWeb(t, func(cfg *aws.Config) {
+			cfg.Roots, cfg.OIDCProviders[0].Thumbprints = nil, []string{strings.Repeat("0", 40)}
+		})
+		wantError(t, e.post(e.form(e.token())), 400, "InvalidIdentityToken", "doesn't match configured thumbprint")
+		must(t, e.cloud.PutOIDCProvider(aws.OIDCProvider{URL: issuerURL, ClientIDs: []string{audience}, Thumbprints: []string{e.issuer.thumbprint()}}))
+		e.wantCredential(t)
+	})
+	t.Run("S20 its thumbprint, another name", func(t *testing.T) {
+		e := newWeb(t, func(cfg *aws.Config) { cfg.Roots = nil })
+		other := "https://other.example.org/main"
+		must(t, e.cloud.PutOIDCProvider(aws.OIDCProvider{URL: other, ClientIDs: []string{audience}, Thumbprints: []string{e.issuer.thumbprint()}}))
+		wantError(t, e.post(e.form(e.token().with("iss", other))), 400, "InvalidIdentityToken", "doesn't match configured thumbprint")
+	})
+	t.Run("thumbprint beside a root", func(t *testing.T) {
+		e := newWeb(t, func(cfg *aws.Config) { cfg.OIDCProviders[0].Thumbprints = []string{strings.Repeat("0", 40)} })
+		e.wantCredential(t)
+	})
+	for name, bad := range map[string][]string{"upper case": {strings.Repeat("A", 40)}, "SHA-256": {strings.Repeat("a", 64)}, "six": slices.Repeat([]string{strings.Repeat("a", 40)}, 6)} {
+		if err := newWeb(t).cloud.PutOIDCProvider(aws.OIDCProvider{URL: issuerURL, Thumbprints: bad}); err == nil {
+			t.Errorf("thumbprints in %s are taken", name)
+		}
+	}
 	t.Run("provider removed", func(t *testing.T) {
 		e := newWeb(t)
 		e.wantCredential(t)

@@ -74,6 +74,9 @@ func (c *Cloud) verifyToken(ctx context.Context, raw string, now time.Time) (*we
 
 func (c *Cloud) verifySignature(ctx context.Context, t *sandbox.JWT, issuer string) error {
 	k, err := c.issuers.Key(ctx, issuer, t.KeyID)
+	if errors.Is(err, sandbox.ErrThumbprint) {
+		return invalidToken("OpenIDConnect provider's HTTPS certificate doesn't match configured thumbprint").because("%v", err)
+	}
 	if err != nil {
 		return invalidToken("Couldn't retrieve verification key from your identity provider, please reference AssumeRoleWithWebIdentity documentation for requirements").because("%v", err)
 	}

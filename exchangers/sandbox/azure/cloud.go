@@ -74,6 +74,9 @@ func checkDiscovery(m *sandbox.Metadata) error {
 	return nil
 }
 
+// Issuers is the cloud's view of the issuers that its credentials name.
+func (c *Cloud) Issuers() *sandbox.Issuers { return c.issuers }
+
 // PutTenant creates the tenant, or replaces it with its apps.
 func (c *Cloud) PutTenant(t Tenant) error {
 	if err := t.check(); err != nil {

@@ -59,6 +59,9 @@ func New(cfg Config) (*Cloud, error) {
 	return c, nil
 }
 
+// Issuers is the cloud's view of the issuers that its providers name.
+func (c *Cloud) Issuers() *sandbox.Issuers { return c.issuers }
+
 // PutPool creates the pool, or replaces it with its providers.
 func (c *Cloud) PutPool(p Pool) error {
 	if err := p.check(); err != nil {
