@@ -113,15 +113,20 @@ func (v *SVID) target(name string) (Target, bool) {
 // gives: at once where one is held. The error is ErrDenied where no identity
 // of the caller lists the target, else usually an *exchangers.Error.
 func (a *Agent) Credential(ctx context.Context, p *caller.Process, target string) (exchangers.Credential, error) {
-	credential, err := a.credential(ctx, p, target)
+	return a.current(ctx, p, target, "")
+}
+
+// current is the credential that is held, or the answer to a claims challenge.
+func (a *Agent) current(ctx context.Context, p *caller.Process, target, claims string) (exchangers.Credential, error) {
+	credential, err := a.credential(ctx, p, target, claims)
 	if errors.Is(err, exchangers.ErrDropped) || errors.Is(err, exchangers.ErrClosed) {
 		// Something changed while it was made: what holds now decides.
-		credential, err = a.credential(ctx, p, target)
+		credential, err = a.credential(ctx, p, target, claims)
 	}
 	return credential, err
 }
 
-func (a *Agent) credential(ctx context.Context, p *caller.Process, target string) (exchangers.Credential, error) {
+func (a *Agent) credential(ctx context.Context, p *caller.Process, target, claims string) (exchangers.Credential, error) {
 	st, u, err := a.granted(ctx, p)
 	if err != nil {
 		return exchangers.Credential{}, err
@@ -129,13 +134,18 @@ func (a *Agent) credential(ctx context.Context, p *caller.Process, target string
 	defer func() { a.sets.release(st, a.cfg.Now()) }()
 	v, t, ok := findTarget(u.SVIDs, target)
 	if !ok {
-		return exchangers.Credential{}, &Denied{Reason: fmt.Sprintf("no identity of this process lists the target %q (it lists: %s); the operator adds it to targets: of its Identity", target, listTargets(u.SVIDs))}
+		return exchangers.Credential{}, notTargeted(u.SVIDs, target)
 	}
 	src, err := a.sources.get(st, v, t)
 	if err != nil {
 		return exchangers.Credential{}, err
 	}
-	credential, err := src.Credential(ctx)
+	var credential exchangers.Credential
+	if claims == "" {
+		credential, err = src.Credential(ctx)
+	} else {
+		credential, err = src.Answer(ctx, claims)
+	}
 	if err != nil {
 		return exchangers.Credential{}, fmt.Errorf("exchanging at %s as %s: %w", target, v.ID, err)
 	}
@@ -143,6 +153,10 @@ func (a *Agent) credential(ctx context.Context, p *caller.Process, target string
 		return exchangers.Credential{}, errChanged()
 	}
 	return credential, nil
+}
+
+func notTargeted(svids []*SVID, target string) error {
+	return &Denied{Reason: fmt.Sprintf("no identity of this process lists the target %q (it lists: %s); the operator adds it to targets: of its Identity", target, listTargets(svids))}
 }
 
 // findTarget returns the first identity that lists a target.

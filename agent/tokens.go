@@ -32,6 +32,11 @@ type tokenKey struct {
 	set       [sha256.Size]byte
 	audiences string // quoted, each
 	id        spiffeid.ID
+
+	// Of a token for a target, which has no audiences asked for.
+	target   string
+	revision uint64
+	toFile   bool
 }
 
 type tokenEntry struct {
@@ -112,14 +117,44 @@ func (a *Agent) JWT(ctx context.Context, p *caller.Process, audiences []string, 
 		return nil, err
 	}
 	defer func() { a.sets.release(st, a.cfg.Now()) }()
-	k := tokenKey{st.id, fmt.Sprintf("%q", audiences), id}
-	held, due, generation := a.tokens.get(k, a.cfg.Now())
-	if !due {
-		return held, nil
-	}
 	request := &api.IssueJWTRequest{Workload: st.workload, Audiences: audiences}
 	if !id.IsZero() {
 		request.SpiffeId = id.String()
+	}
+	return a.token(ctx, p, tokenKey{set: st.id, audiences: fmt.Sprintf("%q", audiences), id: id}, request)
+}
+
+// TargetToken returns the JWT-SVID of a caller, attested afresh, for a target,
+// for an SDK that makes the exchange by itself; toFile makes it live longer. It
+// is kept as those of JWT are. The broker's record has it: nothing of it is an
+// exchange to report. The error is ErrDenied where no identity of the caller
+// lists the target, or the target takes the X509-SVID.
+func (a *Agent) TargetToken(ctx context.Context, p *caller.Process, target string, toFile bool) (JWTSVID, Target, error) {
+	st, u, err := a.granted(ctx, p)
+	if err != nil {
+		return JWTSVID{}, Target{}, err
+	}
+	defer func() { a.sets.release(st, a.cfg.Now()) }()
+	v, t, ok := findTarget(u.SVIDs, target)
+	if !ok {
+		return JWTSVID{}, Target{}, notTargeted(u.SVIDs, target)
+	}
+	svids, err := a.token(ctx, p, tokenKey{set: st.id, id: v.ID, target: t.Name, revision: t.Revision, toFile: toFile},
+		&api.IssueJWTRequest{Workload: st.workload, Target: t.Name, SpiffeId: v.ID.String(), ToFile: toFile})
+	if err != nil {
+		return JWTSVID{}, Target{}, err
+	}
+	if len(svids) != 1 || svids[0].ID != v.ID {
+		return JWTSVID{}, Target{}, fmt.Errorf("the broker answered with %d JWT-SVIDs for %s, want one of %s", len(svids), target, v.ID)
+	}
+	return svids[0], t, nil
+}
+
+// token serves what is held under k, or asks the broker.
+func (a *Agent) token(ctx context.Context, p *caller.Process, k tokenKey, request *api.IssueJWTRequest) ([]JWTSVID, error) {
+	held, due, generation := a.tokens.get(k, a.cfg.Now())
+	if !due {
+		return held, nil
 	}
 	svids, single, err := a.issueJWT(ctx, request)
 	if errors.Is(err, ErrUnavailable) && held != nil {

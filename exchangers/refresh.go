@@ -23,6 +23,7 @@ func (s *Source) settle(c *call, cred Credential, err error) {
 	now := s.cfg.Now()
 	if err == nil {
 		s.keep(cred, now)
+		s.answered = answered{c.claims, now}
 	} else {
 		s.remember(err, now)
 	}

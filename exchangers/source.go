@@ -64,11 +64,13 @@ type Source struct {
 	failures int        // in a row
 	next     time.Time  // no exchange before; zero: at once
 	timer    *time.Timer
+	answered answered
 	closed   bool
 }
 
 // call is one exchange and what its waiters get, set before done is closed.
 type call struct {
+	claims string // of the challenge that it answers; empty: none
 	cancel context.CancelFunc
 	done   chan struct{}
 	cred   Credential
@@ -169,10 +171,12 @@ func (s *Source) drop(why error) {
 }
 
 // start begins an exchange; the caller holds mu, and there is none in flight.
-func (s *Source) start() {
+func (s *Source) start() { s.startWith("") }
+
+func (s *Source) startWith(claims string) {
 	s.stopTimer()
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Timeout)
-	c := &call{cancel: cancel, done: make(chan struct{})}
+	c := &call{claims: claims, cancel: cancel, done: make(chan struct{})}
 	s.call = c
 	s.running.Go(func() {
 		defer cancel()
@@ -194,7 +198,7 @@ func (s *Source) run(ctx context.Context, c *call) {
 		s.settle(c, Credential{}, ctx.Err())
 		return
 	}
-	cred, err := s.cfg.Exchanger.Exchange(ctx, s.cfg.SVIDs)
+	cred, err := s.exchange(ctx, c.claims)
 	if err == nil {
 		if err = cred.Check(s.cfg.Now()); err != nil {
 			err = fmt.Errorf("using the credential of %s: %w", s.cfg.Target, err)

@@ -22,8 +22,11 @@ const (
 )
 
 type FetchRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Target string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// A claims challenge of a resource that refused the credential, as JSON: the
+	// answer has these claims, and replaces the credential that is held.
+	Claims        string `protobuf:"bytes,2,opt,name=claims,proto3" json:"claims,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -65,6 +68,157 @@ func (x *FetchRequest) GetTarget() string {
 	return ""
 }
 
+func (x *FetchRequest) GetClaims() string {
+	if x != nil {
+		return x.Claims
+	}
+	return ""
+}
+
+type TokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	ToFile        bool                   `protobuf:"varint,2,opt,name=to_file,json=toFile,proto3" json:"to_file,omitempty"` // it lives longer, for a file that is replaced in time
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenRequest) Reset() {
+	*x = TokenRequest{}
+	mi := &file_agent_api_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenRequest) ProtoMessage() {}
+
+func (x *TokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
+func (*TokenRequest) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TokenRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *TokenRequest) GetToFile() bool {
+	if x != nil {
+		return x.ToFile
+	}
+	return false
+}
+
+type TokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Expires       int64                  `protobuf:"varint,2,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds
+	SpiffeId      string                 `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Flow          string                 `protobuf:"bytes,4,opt,name=flow,proto3" json:"flow,omitempty"`         // the target's
+	Settings      []byte                 `protobuf:"bytes,5,opt,name=settings,proto3" json:"settings,omitempty"` // the target, see exchangers.Wire
+	Endpoint      string                 `protobuf:"bytes,6,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	CaFile        string                 `protobuf:"bytes,7,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenResponse) Reset() {
+	*x = TokenResponse{}
+	mi := &file_agent_api_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenResponse) ProtoMessage() {}
+
+func (x *TokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenResponse.ProtoReflect.Descriptor instead.
+func (*TokenResponse) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *TokenResponse) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *TokenResponse) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *TokenResponse) GetFlow() string {
+	if x != nil {
+		return x.Flow
+	}
+	return ""
+}
+
+func (x *TokenResponse) GetSettings() []byte {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *TokenResponse) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *TokenResponse) GetCaFile() string {
+	if x != nil {
+		return x.CaFile
+	}
+	return ""
+}
+
 type FetchResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Expires int64                  `protobuf:"varint,1,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds
@@ -76,13 +230,15 @@ type FetchResponse struct {
 	Flow          string                     `protobuf:"bytes,4,opt,name=flow,proto3" json:"flow,omitempty"`         // the target's
 	Endpoint      string                     `protobuf:"bytes,5,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // the target's, if it has one
 	CaFile        string                     `protobuf:"bytes,6,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	Settings      []byte                     `protobuf:"bytes,7,opt,name=settings,proto3" json:"settings,omitempty"` // the target, see exchangers.Wire
+	SpiffeId      string                     `protobuf:"bytes,8,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FetchResponse) Reset() {
 	*x = FetchResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[1]
+	mi := &file_agent_api_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -94,7 +250,7 @@ func (x *FetchResponse) String() string {
 func (*FetchResponse) ProtoMessage() {}
 
 func (x *FetchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[1]
+	mi := &file_agent_api_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -107,7 +263,7 @@ func (x *FetchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchResponse.ProtoReflect.Descriptor instead.
 func (*FetchResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{1}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *FetchResponse) GetExpires() int64 {
@@ -163,6 +319,20 @@ func (x *FetchResponse) GetCaFile() string {
 	return ""
 }
 
+func (x *FetchResponse) GetSettings() []byte {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *FetchResponse) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
 type isFetchResponse_Credential interface {
 	isFetchResponse_Credential()
 }
@@ -192,7 +362,7 @@ type AWS struct {
 
 func (x *AWS) Reset() {
 	*x = AWS{}
-	mi := &file_agent_api_agent_proto_msgTypes[2]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -204,7 +374,7 @@ func (x *AWS) String() string {
 func (*AWS) ProtoMessage() {}
 
 func (x *AWS) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[2]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -217,7 +387,7 @@ func (x *AWS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AWS.ProtoReflect.Descriptor instead.
 func (*AWS) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AWS) GetAccessKeyId() string {
@@ -266,7 +436,7 @@ type Bearer struct {
 
 func (x *Bearer) Reset() {
 	*x = Bearer{}
-	mi := &file_agent_api_agent_proto_msgTypes[3]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -278,7 +448,7 @@ func (x *Bearer) String() string {
 func (*Bearer) ProtoMessage() {}
 
 func (x *Bearer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[3]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -291,7 +461,7 @@ func (x *Bearer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bearer.ProtoReflect.Descriptor instead.
 func (*Bearer) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Bearer) GetToken() string {
@@ -324,7 +494,7 @@ type AttestRequest struct {
 
 func (x *AttestRequest) Reset() {
 	*x = AttestRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -336,7 +506,7 @@ func (x *AttestRequest) String() string {
 func (*AttestRequest) ProtoMessage() {}
 
 func (x *AttestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -349,7 +519,7 @@ func (x *AttestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestRequest.ProtoReflect.Descriptor instead.
 func (*AttestRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AttestRequest) GetPid() int32 {
@@ -368,7 +538,7 @@ type Values struct {
 
 func (x *Values) Reset() {
 	*x = Values{}
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +550,7 @@ func (x *Values) String() string {
 func (*Values) ProtoMessage() {}
 
 func (x *Values) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +563,7 @@ func (x *Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Values.ProtoReflect.Descriptor instead.
 func (*Values) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Values) GetValues() []string {
@@ -414,7 +584,7 @@ type AttestResponse struct {
 
 func (x *AttestResponse) Reset() {
 	*x = AttestResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +596,7 @@ func (x *AttestResponse) String() string {
 func (*AttestResponse) ProtoMessage() {}
 
 func (x *AttestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +609,7 @@ func (x *AttestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestResponse.ProtoReflect.Descriptor instead.
 func (*AttestResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AttestResponse) GetNode() string {
@@ -467,16 +637,30 @@ var File_agent_api_agent_proto protoreflect.FileDescriptor
 
 const file_agent_api_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15agent/api/agent.proto\x12\x11credence.agent.v1\"&\n" +
+	"\x15agent/api/agent.proto\x12\x11credence.agent.v1\">\n" +
 	"\fFetchRequest\x12\x16\n" +
-	"\x06target\x18\x01 \x01(\tR\x06target\"\xe1\x01\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
+	"\x06claims\x18\x02 \x01(\tR\x06claims\"?\n" +
+	"\fTokenRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x17\n" +
+	"\ato_file\x18\x02 \x01(\bR\x06toFile\"\xc1\x01\n" +
+	"\rTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x18\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x12\n" +
+	"\x04flow\x18\x04 \x01(\tR\x04flow\x12\x1a\n" +
+	"\bsettings\x18\x05 \x01(\fR\bsettings\x12\x1a\n" +
+	"\bendpoint\x18\x06 \x01(\tR\bendpoint\x12\x17\n" +
+	"\aca_file\x18\a \x01(\tR\x06caFile\"\x9a\x02\n" +
 	"\rFetchResponse\x12\x18\n" +
 	"\aexpires\x18\x01 \x01(\x03R\aexpires\x12*\n" +
 	"\x03aws\x18\x02 \x01(\v2\x16.credence.agent.v1.AWSH\x00R\x03aws\x123\n" +
 	"\x06bearer\x18\x03 \x01(\v2\x19.credence.agent.v1.BearerH\x00R\x06bearer\x12\x12\n" +
 	"\x04flow\x18\x04 \x01(\tR\x04flow\x12\x1a\n" +
 	"\bendpoint\x18\x05 \x01(\tR\bendpoint\x12\x17\n" +
-	"\aca_file\x18\x06 \x01(\tR\x06caFileB\f\n" +
+	"\aca_file\x18\x06 \x01(\tR\x06caFile\x12\x1a\n" +
+	"\bsettings\x18\a \x01(\fR\bsettings\x12\x1b\n" +
+	"\tspiffe_id\x18\b \x01(\tR\bspiffeIdB\f\n" +
 	"\n" +
 	"credential\"\xb5\x01\n" +
 	"\x03AWS\x12\"\n" +
@@ -500,9 +684,10 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x012Y\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x012\xa5\x01\n" +
 	"\vCredentials\x12J\n" +
-	"\x05Fetch\x12\x1f.credence.agent.v1.FetchRequest\x1a .credence.agent.v1.FetchResponse2V\n" +
+	"\x05Fetch\x12\x1f.credence.agent.v1.FetchRequest\x1a .credence.agent.v1.FetchResponse\x12J\n" +
+	"\x05Token\x12\x1f.credence.agent.v1.TokenRequest\x1a .credence.agent.v1.TokenResponse2V\n" +
 	"\x05Admin\x12M\n" +
 	"\x06Attest\x12 .credence.agent.v1.AttestRequest\x1a!.credence.agent.v1.AttestResponseB+Z)github.com/credence-id/credence/agent/apib\x06proto3"
 
@@ -518,28 +703,32 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_agent_api_agent_proto_goTypes = []any{
 	(*FetchRequest)(nil),   // 0: credence.agent.v1.FetchRequest
-	(*FetchResponse)(nil),  // 1: credence.agent.v1.FetchResponse
-	(*AWS)(nil),            // 2: credence.agent.v1.AWS
-	(*Bearer)(nil),         // 3: credence.agent.v1.Bearer
-	(*AttestRequest)(nil),  // 4: credence.agent.v1.AttestRequest
-	(*Values)(nil),         // 5: credence.agent.v1.Values
-	(*AttestResponse)(nil), // 6: credence.agent.v1.AttestResponse
-	nil,                    // 7: credence.agent.v1.AttestResponse.FactsEntry
+	(*TokenRequest)(nil),   // 1: credence.agent.v1.TokenRequest
+	(*TokenResponse)(nil),  // 2: credence.agent.v1.TokenResponse
+	(*FetchResponse)(nil),  // 3: credence.agent.v1.FetchResponse
+	(*AWS)(nil),            // 4: credence.agent.v1.AWS
+	(*Bearer)(nil),         // 5: credence.agent.v1.Bearer
+	(*AttestRequest)(nil),  // 6: credence.agent.v1.AttestRequest
+	(*Values)(nil),         // 7: credence.agent.v1.Values
+	(*AttestResponse)(nil), // 8: credence.agent.v1.AttestResponse
+	nil,                    // 9: credence.agent.v1.AttestResponse.FactsEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
-	2, // 0: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
-	3, // 1: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
-	7, // 2: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
-	5, // 3: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	4, // 0: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
+	5, // 1: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
+	9, // 2: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
+	7, // 3: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
 	0, // 4: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
-	4, // 5: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
-	1, // 6: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
-	6, // 7: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
-	6, // [6:8] is the sub-list for method output_type
-	4, // [4:6] is the sub-list for method input_type
+	1, // 5: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
+	6, // 6: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
+	3, // 7: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
+	2, // 8: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
+	8, // 9: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
+	7, // [7:10] is the sub-list for method output_type
+	4, // [4:7] is the sub-list for method input_type
 	4, // [4:4] is the sub-list for extension type_name
 	4, // [4:4] is the sub-list for extension extendee
 	0, // [0:4] is the sub-list for field type_name
@@ -550,7 +739,7 @@ func file_agent_api_agent_proto_init() {
 	if File_agent_api_agent_proto != nil {
 		return
 	}
-	file_agent_api_agent_proto_msgTypes[1].OneofWrappers = []any{
+	file_agent_api_agent_proto_msgTypes[3].OneofWrappers = []any{
 		(*FetchResponse_Aws)(nil),
 		(*FetchResponse_Bearer)(nil),
 	}
@@ -560,7 +749,7 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

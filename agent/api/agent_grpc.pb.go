@@ -20,6 +20,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Credentials_Fetch_FullMethodName = "/credence.agent.v1.Credentials/Fetch"
+	Credentials_Token_FullMethodName = "/credence.agent.v1.Credentials/Token"
 )
 
 // CredentialsClient is the client API for Credentials service.
@@ -33,6 +34,9 @@ type CredentialsClient interface {
 	// Fetch exchanges the caller's SVID at a target that its identity lists:
 	// at once where a credential is held.
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (*FetchResponse, error)
+	// Token is the caller's JWT-SVID for a target, for an SDK that makes the
+	// exchange by itself. A target that takes the X509-SVID has none.
+	Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenResponse, error)
 }
 
 type credentialsClient struct {
@@ -53,6 +57,16 @@ func (c *credentialsClient) Fetch(ctx context.Context, in *FetchRequest, opts ..
 	return out, nil
 }
 
+func (c *credentialsClient) Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TokenResponse)
+	err := c.cc.Invoke(ctx, Credentials_Token_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CredentialsServer is the server API for Credentials service.
 // All implementations must embed UnimplementedCredentialsServer
 // for forward compatibility.
@@ -64,6 +78,9 @@ type CredentialsServer interface {
 	// Fetch exchanges the caller's SVID at a target that its identity lists:
 	// at once where a credential is held.
 	Fetch(context.Context, *FetchRequest) (*FetchResponse, error)
+	// Token is the caller's JWT-SVID for a target, for an SDK that makes the
+	// exchange by itself. A target that takes the X509-SVID has none.
+	Token(context.Context, *TokenRequest) (*TokenResponse, error)
 	mustEmbedUnimplementedCredentialsServer()
 }
 
@@ -76,6 +93,9 @@ type UnimplementedCredentialsServer struct{}
 
 func (UnimplementedCredentialsServer) Fetch(context.Context, *FetchRequest) (*FetchResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Fetch not implemented")
+}
+func (UnimplementedCredentialsServer) Token(context.Context, *TokenRequest) (*TokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Token not implemented")
 }
 func (UnimplementedCredentialsServer) mustEmbedUnimplementedCredentialsServer() {}
 func (UnimplementedCredentialsServer) testEmbeddedByValue()                     {}
@@ -116,6 +136,24 @@ func _Credentials_Fetch_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Credentials_Token_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CredentialsServer).Token(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Credentials_Token_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CredentialsServer).Token(ctx, req.(*TokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Credentials_ServiceDesc is the grpc.ServiceDesc for Credentials service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -126,6 +164,10 @@ var Credentials_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Fetch",
 			Handler:    _Credentials_Fetch_Handler,
+		},
+		{
+			MethodName: "Token",
+			Handler:    _Credentials_Token_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

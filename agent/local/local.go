@@ -26,7 +26,8 @@ import (
 
 // An Agent is what this package needs of one.
 type Agent interface {
-	Exchange(ctx context.Context, p *caller.Process, target string) (exchangers.Credential, agent.Target, error)
+	Exchange(ctx context.Context, p *caller.Process, target, claims string) (agent.Exchanged, error)
+	TargetToken(ctx context.Context, p *caller.Process, target string, toFile bool) (agent.JWTSVID, agent.Target, error)
 }
 
 // Service answers api.Credentials. Register it on the Workload API's server,
@@ -49,18 +50,50 @@ func NewService(a Agent, log *slog.Logger) *Service {
 // no identity of the caller lists the target, FailedPrecondition where the
 // provider refuses for good, and Unavailable where trying again may help.
 func (s *Service) Fetch(ctx context.Context, r *api.FetchRequest) (*api.FetchResponse, error) {
-	if r.GetTarget() == "" || len(r.GetTarget()) > 253 {
+	p, err := asker(ctx, r.GetTarget())
+	if err != nil {
+		return nil, err
+	}
+	if claims := r.GetClaims(); claims != "" && (len(claims) > exchangers.MaxClaims || claims[0] != '{' || !json.Valid([]byte(claims))) {
+		return nil, status.Errorf(codes.InvalidArgument, "claims: a JSON object of at most %d bytes is wanted", exchangers.MaxClaims)
+	}
+	got, err := s.agent.Exchange(ctx, p, r.GetTarget(), r.GetClaims())
+	if err != nil {
+		return nil, s.fail(ctx, err)
+	}
+	return response(got)
+}
+
+// Token hands out the caller's JWT-SVID for a target. Its errors are Fetch's.
+func (s *Service) Token(ctx context.Context, r *api.TokenRequest) (*api.TokenResponse, error) {
+	p, err := asker(ctx, r.GetTarget())
+	if err != nil {
+		return nil, err
+	}
+	svid, target, err := s.agent.TargetToken(ctx, p, r.GetTarget(), r.GetToFile())
+	if err != nil {
+		return nil, s.fail(ctx, err)
+	}
+	wire, err := read(target)
+	if err != nil {
+		return nil, err
+	}
+	return &api.TokenResponse{
+		Token: svid.Token, Expires: svid.Expires.Unix(), SpiffeId: svid.ID.String(),
+		Flow: target.Flow, Settings: target.Settings, Endpoint: wire.Endpoint, CaFile: wire.CAFile,
+	}, nil
+}
+
+// asker is who asks, if it asks for what could be a target.
+func asker(ctx context.Context, target string) (*caller.Process, error) {
+	if target == "" || len(target) > 253 {
 		return nil, status.Error(codes.InvalidArgument, "target: a target's name is wanted")
 	}
 	p, ok := caller.FromContext(ctx)
 	if !ok {
 		return nil, status.Error(codes.PermissionDenied, "the caller cannot be told")
 	}
-	credential, target, err := s.agent.Exchange(ctx, p, r.GetTarget())
-	if err != nil {
-		return nil, s.fail(ctx, err)
-	}
-	return response(credential, target)
+	return p, nil
 }
 
 func (s *Service) fail(ctx context.Context, err error) error {
@@ -79,12 +112,23 @@ func (s *Service) fail(ctx context.Context, err error) error {
 	return status.Error(codes.Unavailable, "the exchange failed: the agent's log says why")
 }
 
-func response(c exchangers.Credential, t agent.Target) (*api.FetchResponse, error) {
-	var wire exchangers.Wire
+func read(t agent.Target) (wire exchangers.Wire, err error) {
 	if err := json.Unmarshal(t.Settings, &wire); err != nil {
-		return nil, status.Error(codes.Internal, "the target's settings cannot be read")
+		return wire, status.Error(codes.Internal, "the target's settings cannot be read")
 	}
-	m := &api.FetchResponse{Expires: c.Expires.Unix(), Flow: t.Flow, Endpoint: wire.Endpoint, CaFile: wire.CAFile}
+	return wire, nil
+}
+
+func response(got agent.Exchanged) (*api.FetchResponse, error) {
+	wire, err := read(got.Target)
+	if err != nil {
+		return nil, err
+	}
+	c := got.Credential
+	m := &api.FetchResponse{
+		Expires: c.Expires.Unix(), SpiffeId: got.ID.String(),
+		Flow: got.Target.Flow, Settings: got.Target.Settings, Endpoint: wire.Endpoint, CaFile: wire.CAFile,
+	}
 	switch {
 	case c.AWS != nil && c.AWS.AccessKeyID != "" && c.AWS.SecretAccessKey.Reveal() != "":
 		m.Credential = &api.FetchResponse_Aws{Aws: &api.AWS{

@@ -83,7 +83,8 @@ In ~/.aws/config:
 			defer conn.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), 45*time.Second)
 			defer cancel()
-			r, err := client.Fetch(ctx, &agentapi.FetchRequest{Target: args[0]})
+			claims, _ := cmd.Flags().GetString("claims")
+			r, err := client.Fetch(ctx, &agentapi.FetchRequest{Target: args[0], Claims: claims})
 			if status.Code(err) == codes.FailedPrecondition { // the provider's no is final
 				return coded{exitDenied, errors.New(status.Convert(err).Message())}
 			}
@@ -101,6 +102,7 @@ In ~/.aws/config:
 		},
 	}
 	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+workloadVariable+")")
+	cmd.Flags().String("claims", "", "a claims challenge (JSON) of a resource that refused the credential; the answer replaces it")
 	return cmd
 }
 
