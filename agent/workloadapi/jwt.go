@@ -98,8 +98,8 @@ func jwks(b *agent.Bundle) ([]byte, error) {
 
 // learned says whether a key that a token names, and that nobody here knew, has
 // come meanwhile, and updates what the caller may know.
-func (s *Server) learned(ctx context.Context, view *agent.Identities, key *unknownKeyError, u *agent.Update) bool {
-	if !s.cfg.Agent.LearnKey(ctx, key.td, key.kid) {
+func (s *Server) learned(ctx context.Context, view *agent.Identities, key *federation.UnknownKeyError, u *agent.Update) bool {
+	if !s.cfg.Agent.LearnKey(ctx, key.TrustDomain, key.KeyID) {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second) // it is there, or is not for this caller
@@ -135,7 +135,7 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVI
 		return nil, s.fail(ctx, err)
 	}
 	id, claims, err := validate(r.GetSvid(), r.GetAudience(), u.Bundles, s.cfg.Agent.Cutoffs(), s.cfg.Now())
-	if unknown := new(unknownKeyError); errors.As(err, &unknown) && s.learned(ctx, view, unknown, &u) {
+	if unknown := new(federation.UnknownKeyError); errors.As(err, &unknown) && s.learned(ctx, view, unknown, &u) {
 		id, claims, err = validate(r.GetSvid(), r.GetAudience(), u.Bundles, s.cfg.Agent.Cutoffs(), s.cfg.Now())
 	}
 	if errors.Is(err, agent.ErrUnavailable) {
