@@ -43,7 +43,7 @@ func (a *Agent) Attest(ctx context.Context, p *caller.Process) (Attestation, err
 			continue
 		}
 		for name, values := range facts {
-			if !strings.HasPrefix(name, prefix+".") {
+			if !strings.HasPrefix(name, prefix+".") || strings.HasPrefix(name, outputPrefix) {
 				return Attestation{}, fmt.Errorf("attestor %s proved %q, which is not its own", prefix, name)
 			}
 			out.Facts[name] = values

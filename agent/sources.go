@@ -132,13 +132,25 @@ func (a *Agent) credential(ctx context.Context, p *caller.Process, target, claim
 		return exchangers.Credential{}, err
 	}
 	defer func() { a.sets.release(st, a.cfg.Now()) }()
-	v, t, ok := findTarget(u.SVIDs, target)
-	if !ok {
-		return exchangers.Credential{}, notTargeted(u.SVIDs, target)
+	credential, _, err := a.exchange(ctx, st, u, target, claims)
+	if err != nil {
+		return exchangers.Credential{}, err
+	}
+	if err := p.Check(); err != nil {
+		return exchangers.Credential{}, errChanged()
+	}
+	return credential, nil
+}
+
+// exchange is Exchange on what a set holds.
+func (a *Agent) exchange(ctx context.Context, st *set, u Update, target, claims string) (exchangers.Credential, *SVID, error) {
+	v, t, err := listed(st, u, target)
+	if err != nil {
+		return exchangers.Credential{}, nil, err
 	}
 	src, err := a.sources.get(st, v, t)
 	if err != nil {
-		return exchangers.Credential{}, err
+		return exchangers.Credential{}, nil, err
 	}
 	var credential exchangers.Credential
 	if claims == "" {
@@ -147,16 +159,18 @@ func (a *Agent) credential(ctx context.Context, p *caller.Process, target, claim
 		credential, err = src.Answer(ctx, claims)
 	}
 	if err != nil {
-		return exchangers.Credential{}, fmt.Errorf("exchanging at %s as %s: %w", target, v.ID, err)
+		return exchangers.Credential{}, nil, fmt.Errorf("exchanging at %s as %s: %w", target, v.ID, err)
 	}
-	if err := p.Check(); err != nil {
-		return exchangers.Credential{}, errChanged()
-	}
-	return credential, nil
+	return credential, v, nil
 }
 
-func notTargeted(svids []*SVID, target string) error {
-	return &Denied{Reason: fmt.Sprintf("no identity of this process lists the target %q (it lists: %s); the operator adds it to targets: of its Identity", target, listTargets(svids))}
+// listed is findTarget, or a denial.
+func listed(st *set, u Update, target string) (*SVID, Target, error) {
+	v, t, ok := findTarget(u.SVIDs, target)
+	if !ok {
+		return nil, Target{}, &Denied{Reason: fmt.Sprintf("no identity of %s lists the target %q (it lists: %s); the operator adds it to targets: of its Identity", bearer(st.workload), target, listTargets(u.SVIDs))}
+	}
+	return v, t, nil
 }
 
 // findTarget returns the first identity that lists a target.

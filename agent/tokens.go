@@ -117,11 +117,20 @@ func (a *Agent) JWT(ctx context.Context, p *caller.Process, audiences []string, 
 		return nil, err
 	}
 	defer func() { a.sets.release(st, a.cfg.Now()) }()
+	svids, err := a.jwt(ctx, st, audiences, id)
+	if err == nil && p.Check() != nil {
+		return nil, errChanged()
+	}
+	return svids, err
+}
+
+// jwt is JWT of a set that is held.
+func (a *Agent) jwt(ctx context.Context, st *set, audiences []string, id spiffeid.ID) ([]JWTSVID, error) {
 	request := &api.IssueJWTRequest{Workload: st.workload, Audiences: audiences}
 	if !id.IsZero() {
 		request.SpiffeId = id.String()
 	}
-	return a.token(ctx, p, tokenKey{set: st.id, audiences: fmt.Sprintf("%q", audiences), id: id}, request)
+	return a.token(ctx, tokenKey{set: st.id, audiences: fmt.Sprintf("%q", audiences), id: id}, request)
 }
 
 // TargetToken returns the JWT-SVID of a caller, attested afresh, for a target,
@@ -135,11 +144,20 @@ func (a *Agent) TargetToken(ctx context.Context, p *caller.Process, target strin
 		return JWTSVID{}, Target{}, err
 	}
 	defer func() { a.sets.release(st, a.cfg.Now()) }()
-	v, t, ok := findTarget(u.SVIDs, target)
-	if !ok {
-		return JWTSVID{}, Target{}, notTargeted(u.SVIDs, target)
+	token, t, err := a.targetToken(ctx, st, u, target, toFile)
+	if err == nil && p.Check() != nil {
+		return JWTSVID{}, Target{}, errChanged()
 	}
-	svids, err := a.token(ctx, p, tokenKey{set: st.id, id: v.ID, target: t.Name, revision: t.Revision, toFile: toFile},
+	return token, t, err
+}
+
+// targetToken is TargetToken on what a set holds.
+func (a *Agent) targetToken(ctx context.Context, st *set, u Update, target string, toFile bool) (JWTSVID, Target, error) {
+	v, t, err := listed(st, u, target)
+	if err != nil {
+		return JWTSVID{}, Target{}, err
+	}
+	svids, err := a.token(ctx, tokenKey{set: st.id, id: v.ID, target: t.Name, revision: t.Revision, toFile: toFile},
 		&api.IssueJWTRequest{Workload: st.workload, Target: t.Name, SpiffeId: v.ID.String(), ToFile: toFile})
 	if err != nil {
 		return JWTSVID{}, Target{}, err
@@ -151,7 +169,7 @@ func (a *Agent) TargetToken(ctx context.Context, p *caller.Process, target strin
 }
 
 // token serves what is held under k, or asks the broker.
-func (a *Agent) token(ctx context.Context, p *caller.Process, k tokenKey, request *api.IssueJWTRequest) ([]JWTSVID, error) {
+func (a *Agent) token(ctx context.Context, k tokenKey, request *api.IssueJWTRequest) ([]JWTSVID, error) {
 	held, due, generation := a.tokens.get(k, a.cfg.Now())
 	if !due {
 		return held, nil
@@ -165,9 +183,6 @@ func (a *Agent) token(ctx context.Context, p *caller.Process, k tokenKey, reques
 	}
 	if err != nil {
 		return nil, err
-	}
-	if err := p.Check(); err != nil {
-		return nil, errChanged()
 	}
 	if !single {
 		a.tokens.put(k, svids, a.cfg.Now(), generation)
@@ -207,7 +222,7 @@ func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svi
 // notListed names the field of an Identity that would have to grant a token.
 func notListed(r *api.IssueJWTRequest) string {
 	if r.GetTarget() != "" {
-		return "no identity of this process lists the target in targets"
+		return "no identity of " + bearer(r.GetWorkload()) + " lists the target in targets"
 	}
-	return "no identity of this process lists the audience in jwt.audiences"
+	return "no identity of " + bearer(r.GetWorkload()) + " lists the audience in jwt.audiences"
 }

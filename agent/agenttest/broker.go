@@ -52,6 +52,7 @@ type Broker struct {
 	wanted  []string
 	cutoffs []*api.Cutoff
 	refresh func(td, keyID string) bool
+	onJWT   func(*api.IssueJWTRequest)
 	streams map[chan *api.WatchResponse]bool
 	gone    chan struct{} // closed to end all Watch streams
 	reason  error
@@ -224,6 +225,13 @@ func (b *Broker) OnRefresh(f func(td, keyID string) bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.refresh = f
+}
+
+// OnJWT has f called with each request for JWT-SVIDs.
+func (b *Broker) OnJWT(f func(*api.IssueJWTRequest)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.onJWT = f
 }
 
 // RefreshBundle implements api.NodeServer.

@@ -127,6 +127,11 @@ func (b *Broker) sign(svid *api.X509SVID, item *api.IssueX509Request_Item, n int
 
 // IssueJWT makes tokens for the identities that list the audience or target.
 func (b *Broker) IssueJWT(_ context.Context, r *api.IssueJWTRequest) (*api.IssueJWTResponse, error) {
+	b.mu.Lock()
+	if b.onJWT != nil {
+		b.onJWT(r)
+	}
+	b.mu.Unlock()
 	response := &api.IssueJWTResponse{}
 	for _, g := range b.granted(r.GetWorkload()) {
 		id := spiffeid.RequireFromPath(b.TrustDomain, g.Path).String()
@@ -138,6 +143,9 @@ func (b *Broker) IssueJWT(_ context.Context, r *api.IssueJWTRequest) (*api.Issue
 			audiences = []string{"target:" + r.GetTarget()}
 		}
 		expires := time.Now().Add(5 * time.Minute)
+		if r.GetToFile() {
+			expires = time.Now().Add(time.Hour)
+		}
 		response.Svids = append(response.Svids, &api.JWTSVID{
 			Identity: g.Identity, SpiffeId: id, Hint: g.Hint, Expires: expires.Unix(), Depends: g.depends(r.GetWorkload()),
 			Token: b.JWT(map[string]any{"sub": id, "aud": audiences, "exp": expires.Unix(), "jti": serial().String()}),

@@ -1,0 +1,306 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/exchangers"
+)
+
+// outputFact names an output. No attestor may prove what stands beside it: a
+// process that calls never passes for an output.
+const (
+	outputPrefix = "workload.output."
+	outputFact   = outputPrefix + "name"
+)
+
+// askAgainAfter is how long a denied output waits for a change of policy before
+// it asks again: the broker tells changes, but for those that it may have
+// missed.
+const askAgainAfter = time.Minute
+
+// An Output is what this node writes for processes that call nothing.
+type Output struct {
+	Name string
+	UID  uint32 // of the processes that it is for
+}
+
+var outputName = regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$`)
+
+// Check refuses a name that is none, and the uid that the kernel reads as "no
+// change".
+func (o Output) Check() error {
+	if !outputName.MatchString(o.Name) {
+		return fmt.Errorf("output %q: a name of up to 63 lower-case letters, digits, - and _ is wanted, which begins and ends with a letter or digit", o.Name)
+	}
+	if o.UID == ^uint32(0) {
+		return fmt.Errorf("output %s: uid %d is nobody's", o.Name, o.UID)
+	}
+	return nil
+}
+
+// workload is all that an output is decided on: its name and its uid. Every
+// other fact is absent; none is unknown, for no attestor was asked.
+func (o Output) workload() *api.Workload {
+	return &api.Workload{Facts: map[string]*api.Values{
+		outputFact:          {Values: []string{o.Name}},
+		"workload.unix.uid": {Values: []string{strconv.FormatUint(uint64(o.UID), 10)}},
+	}}
+}
+
+// bearer says for a refusal who has these facts.
+func bearer(w *api.Workload) string {
+	if name := w.GetFacts()[outputFact].GetValues(); len(name) == 1 {
+		return "output " + name[0]
+	}
+	return "this process"
+}
+
+// A Delivery is an Output's view of what it may have. It is for one goroutine.
+type Delivery struct {
+	agent  *Agent
+	output Output
+	set    *set
+	after  uint64 // a denial of the set counts from the next ask on
+	erased uint64 // of the set, as it was told
+	told   told
+	last   Update
+}
+
+// told is what Next has said last.
+type told int
+
+const (
+	toldNothing told = iota
+	toldGranted
+	toldUnavailable
+	toldErased
+	toldDenied
+)
+
+// Output opens an output's view. Close it.
+func (a *Agent) Output(o Output) (*Delivery, error) {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	return &Delivery{agent: a, output: o}, nil
+}
+
+// Output is whose view it is.
+func (d *Delivery) Output() Output { return d.output }
+
+// Close lets the output's set of facts go.
+func (d *Delivery) Close() {
+	if d.set != nil {
+		d.agent.sets.release(d.set, d.agent.cfg.Now())
+		d.set = nil
+	}
+}
+
+// Next returns what the output may have: at once the first time, after that
+// when it has changed.
+//
+// ErrDenied says that nothing is granted, or that what was granted has been
+// erased: what was written must be erased. That is told once; the next call
+// waits for a grant. ErrUnavailable says, once too, that the broker does not
+// answer and nothing is held: what was written stays. An eviction ends the
+// agent, and is told though ctx has ended by it.
+func (d *Delivery) Next(ctx context.Context) (Update, error) {
+	var late <-chan time.Time
+	for {
+		if err := d.open(); err != nil {
+			return Update{}, d.over(ctx, err)
+		}
+		// Ask for the bells before looking: nothing is missed.
+		granted, others := d.set.changed.wait(), d.agent.bundles.changed.wait()
+		u, held, err := d.look()
+		switch {
+		case d.agent.sets.ended() != nil:
+			continue // open says why
+		case err != nil:
+			return Update{}, err
+		case held && (d.told != toldGranted || !u.equal(d.last)):
+			d.told, d.last = toldGranted, u
+			return u, nil
+		}
+		again := askAgainAfter
+		switch {
+		case held:
+			again, late = u.ends.Sub(d.agent.cfg.Now()), nil
+		case late == nil:
+			late = time.After(d.agent.cfg.Patience)
+		}
+		if !held && d.agent.sets.failure(d.set) != nil {
+			d.agent.sets.lend(d.set, d.agent.cfg.Now())
+		}
+		select {
+		case <-ctx.Done():
+			return Update{}, d.over(ctx, d.agent.sets.ended())
+		case <-granted:
+		case <-others:
+		case <-time.After(again):
+			d.agent.sets.askAbout(d.set)
+		case <-late:
+			if d.told < toldUnavailable {
+				d.told = toldUnavailable
+				return Update{}, d.unavailable()
+			}
+		}
+	}
+}
+
+// open begins with the output's set of facts.
+func (d *Delivery) open() (err error) {
+	if err := d.agent.sets.ended(); err != nil {
+		return err
+	}
+	if d.set != nil {
+		return nil
+	}
+	d.set, d.after, err = d.agent.sets.use(d.output.workload(), d.agent.cfg.Now())
+	if err == nil {
+		d.erased, _ = d.agent.sets.counts(d.set)
+	}
+	return err
+}
+
+// look is what the set holds now, or a denial that was not told yet.
+func (d *Delivery) look() (u Update, held bool, err error) {
+	erased, deniedBy := d.agent.sets.counts(d.set) // before looking: nothing is missed
+	u, held, err = d.agent.look(d.set, d.after)
+	switch {
+	case errors.Is(err, ErrDenied):
+		d.after, d.erased = max(d.after, deniedBy), erased
+		if d.told == toldDenied {
+			return Update{}, false, nil
+		}
+		d.told = toldDenied
+		return Update{}, false, err
+	case err != nil:
+		return Update{}, false, err
+	case erased != d.erased && !held:
+		d.erased, d.told = erased, toldErased
+		return Update{}, false, &Denied{Reason: "what was granted has been withdrawn"}
+	}
+	d.erased = erased
+	return u, held, nil
+}
+
+// over is the end of a view. Only an eviction is told, once; then the caller
+// waits for ctx: nothing comes any more.
+func (d *Delivery) over(ctx context.Context, err error) error {
+	if errors.Is(err, ErrDenied) && d.told != toldDenied {
+		d.told = toldDenied
+		return err
+	}
+	if err != nil && d.set == nil && d.agent.sets.ended() == nil {
+		return err // too many sets
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (d *Delivery) unavailable() error {
+	if err := d.agent.sets.failure(d.set); err != nil {
+		return fmt.Errorf("%w: %s", ErrUnavailable, status.Convert(err).Message())
+	}
+	return fmt.Errorf("%w: the broker has not answered", ErrUnavailable)
+}
+
+// equal says whether two updates come to the same for an output: to same, it
+// adds what it may ask for.
+func (u Update) equal(o Update) bool {
+	return u.same(o) && slices.EqualFunc(u.SVIDs, o.SVIDs, func(v, w *SVID) bool {
+		return slices.Equal(v.JWTAudiences, w.JWTAudiences) && slices.EqualFunc(v.Targets, w.Targets, func(s, t Target) bool {
+			return s.Name == t.Name && s.Revision == t.Revision
+		})
+	})
+}
+
+// holding is what the output has now.
+func (d *Delivery) holding() (Update, error) {
+	if err := d.open(); err != nil {
+		return Update{}, err
+	}
+	u, held, err := d.agent.look(d.set, d.after)
+	if err == nil && !held {
+		err = d.unavailable()
+	}
+	return u, err
+}
+
+// JWT returns the JWT-SVID of one of the output's identities for audiences. It
+// is Agent.JWT for an output.
+func (d *Delivery) JWT(ctx context.Context, audiences []string, id spiffeid.ID) (JWTSVID, error) {
+	if _, err := d.holding(); err != nil {
+		return JWTSVID{}, err
+	}
+	svids, err := d.agent.jwt(ctx, d.set, audiences, id)
+	if err != nil {
+		return JWTSVID{}, err
+	}
+	return svids[0], nil
+}
+
+// Exchange is Agent.Exchange for an output.
+func (d *Delivery) Exchange(ctx context.Context, target, claims string) (Exchanged, error) {
+	e, err := d.exchange(ctx, target, claims)
+	if errors.Is(err, exchangers.ErrDropped) || errors.Is(err, exchangers.ErrClosed) {
+		// Something changed while it was made: what holds now decides.
+		e, err = d.exchange(ctx, target, claims)
+	}
+	return e, err
+}
+
+func (d *Delivery) exchange(ctx context.Context, target, claims string) (Exchanged, error) {
+	u, err := d.holding()
+	if err != nil {
+		return Exchanged{}, err
+	}
+	credential, v, err := d.agent.exchange(ctx, d.set, u, target, claims)
+	if err != nil {
+		return Exchanged{}, err
+	}
+	t, _ := v.target(target)
+	return Exchanged{credential, t, v.ID}, nil
+}
+
+// TargetToken is Agent.TargetToken for an output.
+func (d *Delivery) TargetToken(ctx context.Context, target string, toFile bool) (JWTSVID, Target, error) {
+	u, err := d.holding()
+	if err != nil {
+		return JWTSVID{}, Target{}, err
+	}
+	return d.agent.targetToken(ctx, d.set, u, target, toFile)
+}
+
+// ended is why nobody is served any more; nil: the agent runs.
+func (s *sets) ended() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.final
+}
+
+// counts are how often a set was erased, and the ask whose answer was a denial.
+func (s *sets) counts(st *set) (erased, deniedBy uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return st.erased, st.deniedBy
+}
+
+// askAbout has the broker asked about a set that holds nothing.
+func (s *sets) askAbout(st *set) {
+	s.mu.Lock()
+	st.due = st.due || len(st.svids) == 0
+	s.mu.Unlock()
+	s.nudge()
+}
