@@ -116,6 +116,8 @@ type Error struct {
 	Class     Class
 	RequestID string
 	Hint      string // the way out, for a person; may be empty
+	Reason    string // for programs, and for ever the same: such as "issuer_unregistered"; empty: none is known
+	Field     string // what to change, as in a Finding; may be empty
 	Err       error  // the cause, if any
 
 	RetryAfter time.Duration // the pause the provider asks for; 0: it asks for none

@@ -12,8 +12,9 @@ import (
 
 // A hint is the class and the way out of an AADSTS code.
 type hint struct {
-	class exchangers.Class // empty: by status
-	way   string
+	class         exchangers.Class // empty: by status
+	reason, field string           // of exchangers.Error
+	way           string
 }
 
 const (
@@ -22,32 +23,32 @@ const (
 )
 
 var hints = map[string]hint{
-	"AADSTS70021":   {exchangers.Propagation, ficHint + "issuer, subject and audience; a new one takes minutes"},
-	"AADSTS700211":  {"", ficHint + "its issuer must be ours"},
-	"AADSTS700212":  {"", ficHint + "its audience must be the Target's"},
-	"AADSTS700213":  {"", ficHint + "its subject must be this SPIFFE ID"},
-	"AADSTS7002131": {"", ficHint + "no expression matches this SPIFFE ID"},
-	"AADSTS7002138": {"", ficHint + "its subject differs from this SPIFFE ID by letter case"},
-	"AADSTS70025":   {"", "add a federated identity credential to client_id: it has none"},
-	"AADSTS7000226": {"", "add a federated identity credential to client_id: it has none"},
-	"AADSTS7002241": {"", "use an exact subject: Entra takes expressions only of a few issuers"},
-	"AADSTS700024":  {"", "compare the broker's clock"},
-	"AADSTS700027":  {"", "the JWT-SVID's signature does not verify with our issuer's published key: check that the issuer serves this broker's keys"},
-	"AADSTS7000272": {exchangers.Propagation, issuerHint},
-	"AADSTS501661":  {exchangers.Propagation, issuerHint},
-	"AADSTS5002738": {"", "tokens for Azure must be RS256"},
-	"AADSTS5002730": {"", "tokens for Azure must be RS256, with an RSA key"},
-	"AADSTS700016":  {"", "check client_id and tenant: the tenant has no such application"},
-	"AADSTS90002":   {"", "check tenant: there is none of that name"},
-	"AADSTS900023":  {"", "check tenant: it is neither an ID nor a domain"},
-	"AADSTS70011":   {"", "check scope: it must be one resource and /.default"},
-	"AADSTS1002012": {"", "check scope: it must be one resource and /.default"},
-	"AADSTS28003":   {"", "check scope: it must be one resource and /.default"},
-	"AADSTS500011":  {"", "check scope: the tenant has no service principal of that resource"},
-	"AADSTS700223":  {"", "workload identity federation is disabled by the tenant's policy"},
-	"AADSTS700238":  {"", "workload identity federation is disabled by the tenant's policy"},
-	"AADSTS50196":   {exchangers.Throttled, "Entra sees a loop of requests"},
-	"AADSTS90033":   {exchangers.Outage, ""},
+	"AADSTS70021":   {exchangers.Propagation, "credential_unmatched", "cloud.federated_credential", ficHint + "issuer, subject and audience; a new one takes minutes"},
+	"AADSTS700211":  {"", "issuer_unregistered", "cloud.federated_credential.issuer", ficHint + "its issuer must be ours"},
+	"AADSTS700212":  {"", "audience_unregistered", "cloud.federated_credential.audience", ficHint + "its audience must be the Target's"},
+	"AADSTS700213":  {"", "subject_unregistered", "cloud.federated_credential.subject", ficHint + "its subject must be this SPIFFE ID"},
+	"AADSTS7002131": {"", "expression_unmatched", "cloud.federated_credential.subject", ficHint + "no expression matches this SPIFFE ID"},
+	"AADSTS7002138": {"", "subject_case", "cloud.federated_credential.subject", ficHint + "its subject differs from this SPIFFE ID by letter case"},
+	"AADSTS70025":   {"", "credential_none", "cloud.federated_credential", "add a federated identity credential to client_id: it has none"},
+	"AADSTS7000226": {"", "credential_none", "cloud.federated_credential", "add a federated identity credential to client_id: it has none"},
+	"AADSTS7002241": {"", "expression_refused", "cloud.federated_credential.subject", "use an exact subject: Entra takes expressions only of a few issuers"},
+	"AADSTS700024":  {"", "token_expired", "clock", "compare the broker's clock"},
+	"AADSTS700027":  {"", "signature", "broker.issuer", "the JWT-SVID's signature does not verify with our issuer's published key: check that the issuer serves this broker's keys"},
+	"AADSTS7000272": {exchangers.Propagation, "key_unknown", "broker.issuer", issuerHint},
+	"AADSTS501661":  {exchangers.Propagation, "issuer_unread", "broker.issuer", issuerHint},
+	"AADSTS5002738": {"", "alg_refused", "broker.issuer", "tokens for Azure must be RS256"},
+	"AADSTS5002730": {"", "key_type", "broker.issuer", "tokens for Azure must be RS256, with an RSA key"},
+	"AADSTS700016":  {"", "client_unknown", "client_id", "check client_id and tenant: the tenant has no such application"},
+	"AADSTS90002":   {"", "tenant_unknown", "tenant", "check tenant: there is none of that name"},
+	"AADSTS900023":  {"", "tenant_malformed", "tenant", "check tenant: it is neither an ID nor a domain"},
+	"AADSTS70011":   {"", "scope_refused", "scope", "check scope: it must be one resource and /.default"},
+	"AADSTS1002012": {"", "scope_refused", "scope", "check scope: it must be one resource and /.default"},
+	"AADSTS28003":   {"", "scope_refused", "scope", "check scope: it must be one resource and /.default"},
+	"AADSTS500011":  {"", "resource_unknown", "scope", "check scope: the tenant has no service principal of that resource"},
+	"AADSTS700223":  {"", "federation_disabled", "cloud.tenant_policy", "workload identity federation is disabled by the tenant's policy"},
+	"AADSTS700238":  {"", "federation_disabled", "cloud.tenant_policy", "workload identity federation is disabled by the tenant's policy"},
+	"AADSTS50196":   {exchangers.Throttled, "throttled", "", "Entra sees a loop of requests"},
+	"AADSTS90033":   {exchangers.Outage, "outage", "", ""},
 }
 
 var aadsts = regexp.MustCompile(`AADSTS[0-9]{1,9}`)
@@ -72,6 +73,7 @@ func refusal(status int, h http.Header, body []byte, jwt exchangers.Secret) *exc
 	e := &exchangers.Error{Provider: provider, Status: status, Code: exchangers.Clean(code),
 		Message: exchangers.Clean(answer.Description, jwt), Class: exchangers.ClassOf(status), RequestID: requestID(h)}
 	known := hints[code]
+	e.Reason, e.Field = known.reason, known.field
 	if e.Hint = known.way; known.class != "" && e.Class == exchangers.Config {
 		e.Class = known.class
 	}

@@ -11,43 +11,44 @@ import (
 
 // A hint is the class and the way out of an error code, or of a text.
 type hint struct {
-	text  string           // of Vault's messages
-	class exchangers.Class // empty: by status
-	way   string
+	text          string           // of Vault's messages
+	class         exchangers.Class // empty: by status
+	reason, field string           // of exchangers.Error
+	way           string
 }
 
 var tokenHints = map[string]hint{
-	"invalid_client":          {"", "", "the server does not take this JWT-SVID as the client's assertion: compare the client's issuer, subject (this SPIFFE ID), keys and audience, byte for byte, its client_auth, and the clocks"},
-	"invalid_grant":           {"", "", "the server does not take this JWT-SVID: compare the issuer, keys and audience that it expects, byte for byte, and the clocks"},
-	"invalid_target":          {"", "", "check resources and requested_audiences: the server issues no token for them, or not to this SPIFFE ID"},
-	"invalid_scope":           {"", "", "check scopes: the server does not know them, or does not give them to this SPIFFE ID"},
-	"invalid_request":         {"", "", "check requested_token_type, client_id and client_auth: the server misses a parameter, or does not take one"},
-	"unauthorized_client":     {"", "", "let the client use this grant at the server, and check client_id"},
-	"unsupported_grant_type":  {"", "", "the server has not this grant: use another mode, or check token_url"},
-	"temporarily_unavailable": {"", exchangers.Outage, ""},
-	"server_error":            {"", exchangers.Outage, ""},
-	"slow_down":               {"", exchangers.Throttled, ""},
+	"invalid_client":          {"", "", "client_refused", "client_id", "the server does not take this JWT-SVID as the client's assertion: compare the client's issuer, subject (this SPIFFE ID), keys and audience, byte for byte, its client_auth, and the clocks"},
+	"invalid_grant":           {"", "", "token_refused", "audience", "the server does not take this JWT-SVID: compare the issuer, keys and audience that it expects, byte for byte, and the clocks"},
+	"invalid_target":          {"", "", "resource_unknown", "resources", "check resources and requested_audiences: the server issues no token for them, or not to this SPIFFE ID"},
+	"invalid_scope":           {"", "", "scope_refused", "scopes", "check scopes: the server does not know them, or does not give them to this SPIFFE ID"},
+	"invalid_request":         {"", "", "request_invalid", "client_auth", "check requested_token_type, client_id and client_auth: the server misses a parameter, or does not take one"},
+	"unauthorized_client":     {"", "", "client_unauthorized", "client_id", "let the client use this grant at the server, and check client_id"},
+	"unsupported_grant_type":  {"", "", "grant_unknown", "token_url", "the server has not this grant: use another mode, or check token_url"},
+	"temporarily_unavailable": {"", exchangers.Outage, "outage", "", ""},
+	"server_error":            {"", exchangers.Outage, "outage", "", ""},
+	"slow_down":               {"", exchangers.Throttled, "throttled", "", ""},
 }
 
 // The first that fits is taken.
 var loginHints = []hint{
 	// Said with status 500, by servers that name an entity by the certificate's CN.
-	{"missing name in alias", exchangers.Config, "add x509.subject: \"CN=<identity>\" to the Identity: the server wants a CN"},
-	{"alias name", exchangers.Config, "add x509.subject: \"CN=<identity>\" to the Identity: the server wants a CN"},
-	{"audience", "", "the role's bound_audiences must hold the Target's audience, byte for byte"},
-	{"issuer", "", "the mount's bound_issuer must be our issuer, byte for byte"},
-	{"could not be found", "", "check role: the mount has none of that name"},
-	{"client certificate must be supplied", "", "the server saw no certificate: TLS must end there, not at a proxy before it, with tls_disable_client_certs off"},
-	{"failed to match all constraints", "", "the role's allowed_uri_sans must hold this SPIFFE ID"},
-	{"invalid certificate", "", "the role's certificate must be our bundle's CA, and its allowed_uri_sans hold this SPIFFE ID"},
-	{"expired", "", "compare the clocks of the broker and of the server"},
-	{"not valid yet", "", "compare the clocks of the broker and of the server"},
-	{"signature", "", "the JWT-SVID's signature does not verify with our issuer's published key: check the mount's oidc_discovery_url, jwks_url or jwt_validation_pubkeys"},
-	{"key", "", "the server could not use our issuer's keys: check the mount's oidc_discovery_url, jwks_url or jwt_validation_pubkeys"},
-	{"claim", "", "the role's bound_subject or bound_claims do not fit this SPIFFE ID"},
-	{"permission denied", "", "check mount and namespace, and that the role is for this SPIFFE ID"},
-	{"missing client token", "", "check mount and namespace: there is no login"},
-	{"route", "", "check mount and namespace: there is no login"},
+	{"missing name in alias", exchangers.Config, "subject_no_cn", "identity.x509.subject", "add x509.subject: \"CN=<identity>\" to the Identity: the server wants a CN"},
+	{"alias name", exchangers.Config, "subject_no_cn", "identity.x509.subject", "add x509.subject: \"CN=<identity>\" to the Identity: the server wants a CN"},
+	{"audience", "", "audience_unregistered", "server.bound_audiences", "the role's bound_audiences must hold the Target's audience, byte for byte"},
+	{"issuer", "", "issuer_unregistered", "server.bound_issuer", "the mount's bound_issuer must be our issuer, byte for byte"},
+	{"could not be found", "", "role_unknown", "role", "check role: the mount has none of that name"},
+	{"client certificate must be supplied", "", "certificate_unseen", "url", "the server saw no certificate: TLS must end there, not at a proxy before it, with tls_disable_client_certs off"},
+	{"failed to match all constraints", "", "spiffe_id_unregistered", "server.allowed_uri_sans", "the role's allowed_uri_sans must hold this SPIFFE ID"},
+	{"invalid certificate", "", "anchor_differs", "server.certificate", "the role's certificate must be our bundle's CA, and its allowed_uri_sans hold this SPIFFE ID"},
+	{"expired", "", "token_expired", "clock", "compare the clocks of the broker and of the server"},
+	{"not valid yet", "", "token_expired", "clock", "compare the clocks of the broker and of the server"},
+	{"signature", "", "signature", "server.jwks", "the JWT-SVID's signature does not verify with our issuer's published key: check the mount's oidc_discovery_url, jwks_url or jwt_validation_pubkeys"},
+	{"key", "", "key_unusable", "server.jwks", "the server could not use our issuer's keys: check the mount's oidc_discovery_url, jwks_url or jwt_validation_pubkeys"},
+	{"claim", "", "claim_refused", "server.bound_subject", "the role's bound_subject or bound_claims do not fit this SPIFFE ID"},
+	{"permission denied", "", "login_denied", "role", "check mount and namespace, and that the role is for this SPIFFE ID"},
+	{"missing client token", "", "login_none", "mount", "check mount and namespace: there is no login"},
+	{"route", "", "login_none", "mount", "check mount and namespace: there is no login"},
 }
 
 const redirectHint = "check the Target's endpoint, and %s: redirects are not followed"
@@ -61,6 +62,7 @@ func (a answer) tokenRefusal(m object, secrets []exchangers.Secret) *exchangers.
 	}
 	e := a.refusal(code, message, exchangers.Clean(a.header.Get("X-Request-Id"), secrets...), secrets)
 	known := tokenHints[code]
+	e.Reason, e.Field = known.reason, known.field
 	if e.Hint = known.way; known.class != "" && e.Class == exchangers.Config {
 		e.Class = known.class
 	}
@@ -81,7 +83,7 @@ func (a answer) loginRefusal(m object, secrets []exchangers.Secret) *exchangers.
 	}
 	for _, h := range loginHints {
 		if (h.class != "" || e.Class == exchangers.Config) && strings.Contains(message, h.text) {
-			e.Class, e.Hint = exchangers.Config, h.way
+			e.Class, e.Reason, e.Field, e.Hint = exchangers.Config, h.reason, h.field, h.way
 			return e
 		}
 	}
