@@ -106,7 +106,7 @@ func (a *Authority) signToken(key *jwtKey, g identity.Grant, iat, exp time.Time)
 }
 
 // registered are the claims that an identity cannot set.
-var registered = []string{"iss", "sub", "aud", "exp", "iat", "nbf", "jti"}
+var registered = []string{"iss", "sub", "aud", "exp", "iat", "nbf", "jti", "act"}
 
 // claims are SPIFFE JWT-SVID §3: one audience is written as a string, times
 // are integers (AWS refuses others), and there is no nbf.
@@ -121,6 +121,9 @@ func (a *Authority) claims(g identity.Grant, iat, exp time.Time) ([]byte, error)
 	jti := make([]byte, 16)
 	if _, err := rand.Read(jti); err != nil {
 		return nil, fmt.Errorf("making a jti: %w", err)
+	}
+	if g.Act() != "" {
+		claims["act"] = map[string]string{"sub": g.Act()}
 	}
 	claims["iss"] = a.cfg.Issuer
 	claims["sub"] = g.ID().String()

@@ -72,16 +72,27 @@ func (s *Set) judge(r *Request) (*judgement, error) {
 	}
 	j := &judgement{r: r, e: newEvidence(r)}
 	var space [2][8]survivor
-	allow := unique(s.allow.find(space[0][:0], j.e, isTrue))
+	var allow []survivor
+	least := isTrue
+	if r.Presented != nil {
+		least, allow = isUnknown, s.presented(r.Presented, j.e)
+	} else {
+		allow = unique(s.allow.find(space[0][:0], j.e, isTrue))
+	}
 	deny := unique(s.deny.find(space[1][:0], j.e, isUnknown))
 	if n := countWhens(allow) + countWhens(deny); n > maxWhens {
 		return nil, fmt.Errorf("%w: %d expressions are candidates, at most %d are evaluated", ErrDenied, n, maxWhens)
 	}
+	foreign := r.User.Len()+r.Peer.Len() > 0
 	for _, a := range allow {
 		if n := len(j.granting); n > 0 && j.granting[n-1].owner == a.owner {
 			continue
 		}
-		if a.eval(j.e, a.terms) == isTrue {
+		// An item for any node says nothing of people and peers.
+		if foreign && !a.bound() {
+			continue
+		}
+		if a.eval(j.e, a.terms) >= least {
 			j.granting = append(j.granting, a.alternative)
 		}
 	}
@@ -131,6 +142,10 @@ func (s *Set) check(r *Request) error {
 		return bad("the request has facts of a person or peer, and of a node")
 	case r.User.Len() > 0 && r.Peer.Len() > 0:
 		return bad("the request has facts of a person and of a peer")
+	case r.Presented != nil && (foreign > 0 || r.Workload.Len() > 0 || r.NodeID == ""):
+		return bad("the request shows an SVID of ours, and has a process, a person or a peer, or no node")
+	case !r.Ends.IsZero() && !r.Ends.After(r.Time):
+		return bad("what is granted would have to end at %s, before it starts", r.Ends.UTC().Format(time.RFC3339))
 	case foreign == 0 && r.Node.Len() == 0:
 		return bad("the request has no facts of a node, a person or a peer")
 	case r.TTL < 0 || r.TTL > 0 && r.TTL < s.config.MinTTL:
@@ -167,6 +182,11 @@ type refusal struct{ field, msg string }
 func (s *Set) decide(j *judgement, owner int) (Decision, *refusal) {
 	i := &s.identities[owner]
 	id, name, err := i.id.render(j.e)
+	if p := j.r.Presented; p != nil {
+		if id, name, err = p.ID, "", nil; !i.id.fits(j.e, id) {
+			err = fmt.Errorf("does not give %s any more", p.ID)
+		}
+	}
 	switch {
 	case err != nil && name != "":
 		return Decision{}, &refusal{"spiffe_id", name + " " + err.Error()}
@@ -194,10 +214,14 @@ func (s *Set) decide(j *judgement, owner int) (Decision, *refusal) {
 		life = min(life, j.r.TTL)
 	}
 	g.expires = j.r.Time.Add(life)
+	if ends := j.r.Ends; !ends.IsZero() && ends.Before(g.expires) {
+		g.expires = ends
+	}
 	d := Decision{
 		Grant: g, Identity: i.Name, Revision: i.Revision, ID: id, Hint: i.Hint,
 		FederatesWith: i.FederatesWith, Targets: i.Targets, Depends: s.depends(j.e, i),
 	}
+	d.SingleUse = s.isEvidence(g.audiences)
 	if i.JWT != nil && s.config.JWT {
 		d.JWTAudiences = i.JWT.Audiences
 	}
@@ -219,6 +243,9 @@ func (s *Set) grantJWT(g *Grant, i *identity, r *Request) (time.Duration, *refus
 	if i.JWT != nil {
 		g.claims = i.JWT.Claims
 	}
+	if ids := r.Peer.Get("peer.id"); len(ids) == 1 {
+		g.act = ids[0]
+	}
 	if r.Target != "" {
 		return s.grantTarget(g, i, r)
 	}
@@ -230,11 +257,18 @@ func (s *Set) grantJWT(g *Grant, i *identity, r *Request) (time.Duration, *refus
 			return 0, &refusal{"jwt.audiences", fmt.Sprintf("%q is not listed", a)}
 		}
 	}
+	life := i.jwtTTL
+	if s.isEvidence(r.Audiences) {
+		if r.exchange() || len(r.Audiences) > 1 {
+			return 0, &refusal{"jwt.audiences", "a token for the token endpoint has no other audience, and no exchange gives it"}
+		}
+		life = min(life, EvidenceTTL)
+	}
 	g.audiences = slices.Clone(r.Audiences)
 	if g.alg = i.JWT.Alg; g.alg == "" {
 		g.alg = algFor(g.audiences)
 	}
-	return i.jwtTTL, nil
+	return life, nil
 }
 
 // algFor is decision 7: what speaks SPIFFE takes ES256, clouds take RS256.
@@ -254,15 +288,25 @@ func (s *Set) grantTarget(g *Grant, i *identity, r *Request) (time.Duration, *re
 	if !slices.Contains(i.Targets, r.Target) {
 		return 0, &refusal{"targets", fmt.Sprintf("%q is not listed", r.Target)}
 	}
-	audience := s.targets[r.Target].Audience
-	if audience == "" {
+	t := s.targets[r.Target]
+	if t.Audience == "" {
 		return 0, &refusal{"targets", fmt.Sprintf("%q takes an X509-SVID, no JWT-SVID", r.Target)}
 	}
-	g.audiences, g.alg = []string{audience}, algRS256
+	life := s.config.TargetTTL
 	if r.ToFile {
-		return s.config.FileTTL, nil
+		life = s.config.FileTTL
 	}
-	return s.config.TargetTTL, nil
+	if t.TTL > 0 {
+		life = min(life, t.TTL)
+	}
+	g.audiences, g.alg = []string{t.Audience}, algRS256
+	if s.isEvidence(g.audiences) {
+		if r.exchange() {
+			return 0, &refusal{"targets", fmt.Sprintf("%q is our own token endpoint, and no exchange gives a token for it", r.Target)}
+		}
+		life = min(life, EvidenceTTL)
+	}
+	return life, nil
 }
 
 // finish does what concerns all decisions together: keys and hints.

@@ -25,7 +25,11 @@ type evidence struct {
 }
 
 func newEvidence(r *Request) *evidence {
-	return &evidence{node: r.Node.m, workload: r.Workload.m, user: r.User.m, peer: r.Peer.m, unknown: r.Unknown}
+	e := &evidence{node: r.Node.m, workload: r.Workload.m, user: r.User.m, peer: r.Peer.m, unknown: r.Unknown}
+	if r.Presented != nil {
+		e.unknown = append(slices.Clone(r.Unknown), "workload")
+	}
+	return e
 }
 
 // root returns the facts among which name must lie: a fact filed under

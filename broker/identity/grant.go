@@ -19,6 +19,7 @@ type Grant struct {
 	audiences []string  // of a JWT-SVID
 	alg       string    // of a JWT-SVID
 	claims    map[string]any
+	act       string // of a JWT-SVID
 	subject   string
 	dnsNames  []string
 	made      time.Time
@@ -50,6 +51,10 @@ func (g Grant) Alg() string { return g.alg }
 
 // Claims are added to the JWT-SVID. The caller must not change them.
 func (g Grant) Claims() map[string]any { return g.claims }
+
+// Act is whose SVID a JWT-SVID was granted for, where that is a peer's: its act
+// claim names it (RFC 8693 §4.1). Empty: it has none.
+func (g Grant) Act() string { return g.act }
 
 // Subject is the X509-SVID's, in RFC 4514 form; empty: none.
 func (g Grant) Subject() string { return g.subject }

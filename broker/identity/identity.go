@@ -80,5 +80,6 @@ type Deny struct {
 type Target struct {
 	Name     string
 	Revision uint64
-	Audience string // of the JWT-SVID that the exchange presents; empty: it presents an X509-SVID
+	Audience string        // of the JWT-SVID that the exchange presents; empty: it presents an X509-SVID
+	TTL      time.Duration // of that JWT-SVID at most; 0: the set's
 }

@@ -41,10 +41,26 @@ type Request struct {
 	Target     string        // or for this target's exchange: its audience, RS256
 	ToFile     bool          // a target's token that goes to a file lives longer
 	SPIFFEID   spiffeid.ID   // only this one; zero: all
+	Presented  *Presented    // an SVID of ours is the evidence, and no process: then there is no Workload
 	Keys       []KeyDigest   // spare keys for X509-SVIDs: each Decision takes one; without one it has no Grant
 	TTL        time.Duration // asked for; zero means the identity's; never more than that
+	Ends       time.Time     // what is granted ends no later; zero: no bound
 	Time       time.Time
 }
+
+// Presented is an SVID of ours that somebody shows who has no agent at hand.
+// What its process is was proven when it was issued, and is not known now: the
+// Identity must stand as it stood then, what the facts of the node refute is
+// refused, and a Deny that reads workload.* holds as on anything unknown.
+type Presented struct {
+	Identity string
+	Revision uint64 // of the Identity, when the SVID was issued
+	ID       spiffeid.ID
+}
+
+// exchange says whether an SVID is the evidence, ours or a peer's: then what is
+// granted must not be evidence again.
+func (r *Request) exchange() bool { return r.Presented != nil || r.Peer.Len() > 0 }
 
 // A Decision is one identity that the caller has.
 type Decision struct {

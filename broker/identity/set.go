@@ -20,8 +20,12 @@ const maxWhens = 64
 type Config struct {
 	TrustDomain spiffeid.TrustDomain // required
 	JWT         bool                 // whether there is an issuer: without one no JWT-SVID at all
-	DNSSuffixes []string             // under which Identities may ask for DNS names; empty permits none
-	Subjects    []string             // patterns of RDNs that Identities may ask for besides CN=<their name>, such as "O=Acme"
+	// TokenEndpoint is the audience of JWT-SVIDs that are evidence at our own
+	// token endpoint: such a one has no other, lives EvidenceTTL at most, is
+	// used once, and is never what an exchange gives. Empty: there is none.
+	TokenEndpoint string
+	DNSSuffixes   []string // under which Identities may ask for DNS names; empty permits none
+	Subjects      []string // patterns of RDNs that Identities may ask for besides CN=<their name>, such as "O=Acme"
 
 	X509TTL    time.Duration // 1 h, or MaxX509TTL where that is less
 	MaxX509TTL time.Duration // 24 h: a third of the issuing CA's default life
