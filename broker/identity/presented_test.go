@@ -154,7 +154,7 @@ func TestPeersAreBound(t *testing.T) {
 	}
 	jwt := &identity.JWT{Audiences: []string{"**"}}
 	s, err := identity.NewSet(c, identity.Resources{Identities: []identity.Identity{
-		{Name: "anything", SPIFFEID: "/anything", Match: []identity.Item{{When: "true", AnyNode: true}}, JWT: jwt},
+		{Name: "anything", SPIFFEID: "/anything", Match: []identity.Item{{When: `peer.path != ""`, AnyNode: true}}, JWT: jwt},
 		{Name: "loose", SPIFFEID: "/loose", Match: []identity.Item{{Terms: terms("peer.path", "/**"), AnyNode: true}}, JWT: jwt},
 		{Name: "billing", SPIFFEID: "/partner/billing", Match: []identity.Item{{Terms: terms("peer.trust_domain", "partner.example", "peer.path", "/billing/*")}}, JWT: jwt},
 	}})
