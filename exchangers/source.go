@@ -65,6 +65,7 @@ type Source struct {
 	next     time.Time  // no exchange before; zero: at once
 	timer    *time.Timer
 	answered answered
+	tried    time.Time // by Try
 	closed   bool
 }
 

@@ -21,6 +21,227 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type TryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TryRequest) Reset() {
+	*x = TryRequest{}
+	mi := &file_agent_api_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TryRequest) ProtoMessage() {}
+
+func (x *TryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TryRequest.ProtoReflect.Descriptor instead.
+func (*TryRequest) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *TryRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type TryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Expires       int64                  `protobuf:"varint,2,opt,name=expires,proto3" json:"expires,omitempty"`                     // Unix seconds, of the credential
+	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"` // the provider's
+	Refusal       *Refusal               `protobuf:"bytes,4,opt,name=refusal,proto3" json:"refusal,omitempty"`                      // none: it gave a credential
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TryResponse) Reset() {
+	*x = TryResponse{}
+	mi := &file_agent_api_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TryResponse) ProtoMessage() {}
+
+func (x *TryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TryResponse.ProtoReflect.Descriptor instead.
+func (*TryResponse) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TryResponse) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *TryResponse) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *TryResponse) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *TryResponse) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
+}
+
+// A Refusal is a provider's; see exchangers.Error.
+type Refusal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	Status        int32                  `protobuf:"varint,2,opt,name=status,proto3" json:"status,omitempty"`
+	Code          string                 `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	Class         string                 `protobuf:"bytes,5,opt,name=class,proto3" json:"class,omitempty"`
+	RequestId     string                 `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Hint          string                 `protobuf:"bytes,7,opt,name=hint,proto3" json:"hint,omitempty"`
+	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	Field         string                 `protobuf:"bytes,9,opt,name=field,proto3" json:"field,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusal) Reset() {
+	*x = Refusal{}
+	mi := &file_agent_api_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusal) ProtoMessage() {}
+
+func (x *Refusal) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
+func (*Refusal) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Refusal) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *Refusal) GetStatus() int32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *Refusal) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Refusal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Refusal) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *Refusal) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Refusal) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+func (x *Refusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Refusal) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
 type FetchRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Target string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -33,7 +254,7 @@ type FetchRequest struct {
 
 func (x *FetchRequest) Reset() {
 	*x = FetchRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[0]
+	mi := &file_agent_api_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -45,7 +266,7 @@ func (x *FetchRequest) String() string {
 func (*FetchRequest) ProtoMessage() {}
 
 func (x *FetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[0]
+	mi := &file_agent_api_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -58,7 +279,7 @@ func (x *FetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchRequest.ProtoReflect.Descriptor instead.
 func (*FetchRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{0}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *FetchRequest) GetTarget() string {
@@ -85,7 +306,7 @@ type TokenRequest struct {
 
 func (x *TokenRequest) Reset() {
 	*x = TokenRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[1]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -97,7 +318,7 @@ func (x *TokenRequest) String() string {
 func (*TokenRequest) ProtoMessage() {}
 
 func (x *TokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[1]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -110,7 +331,7 @@ func (x *TokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
 func (*TokenRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{1}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *TokenRequest) GetTarget() string {
@@ -142,7 +363,7 @@ type TokenResponse struct {
 
 func (x *TokenResponse) Reset() {
 	*x = TokenResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[2]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -154,7 +375,7 @@ func (x *TokenResponse) String() string {
 func (*TokenResponse) ProtoMessage() {}
 
 func (x *TokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[2]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -167,7 +388,7 @@ func (x *TokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenResponse.ProtoReflect.Descriptor instead.
 func (*TokenResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TokenResponse) GetToken() string {
@@ -238,7 +459,7 @@ type FetchResponse struct {
 
 func (x *FetchResponse) Reset() {
 	*x = FetchResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[3]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -250,7 +471,7 @@ func (x *FetchResponse) String() string {
 func (*FetchResponse) ProtoMessage() {}
 
 func (x *FetchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[3]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -263,7 +484,7 @@ func (x *FetchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchResponse.ProtoReflect.Descriptor instead.
 func (*FetchResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FetchResponse) GetExpires() int64 {
@@ -362,7 +583,7 @@ type AWS struct {
 
 func (x *AWS) Reset() {
 	*x = AWS{}
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -374,7 +595,7 @@ func (x *AWS) String() string {
 func (*AWS) ProtoMessage() {}
 
 func (x *AWS) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -387,7 +608,7 @@ func (x *AWS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AWS.ProtoReflect.Descriptor instead.
 func (*AWS) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AWS) GetAccessKeyId() string {
@@ -436,7 +657,7 @@ type Bearer struct {
 
 func (x *Bearer) Reset() {
 	*x = Bearer{}
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +669,7 @@ func (x *Bearer) String() string {
 func (*Bearer) ProtoMessage() {}
 
 func (x *Bearer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +682,7 @@ func (x *Bearer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bearer.ProtoReflect.Descriptor instead.
 func (*Bearer) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Bearer) GetToken() string {
@@ -494,7 +715,7 @@ type AttestRequest struct {
 
 func (x *AttestRequest) Reset() {
 	*x = AttestRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -506,7 +727,7 @@ func (x *AttestRequest) String() string {
 func (*AttestRequest) ProtoMessage() {}
 
 func (x *AttestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -519,7 +740,7 @@ func (x *AttestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestRequest.ProtoReflect.Descriptor instead.
 func (*AttestRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AttestRequest) GetPid() int32 {
@@ -538,7 +759,7 @@ type Values struct {
 
 func (x *Values) Reset() {
 	*x = Values{}
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +771,7 @@ func (x *Values) String() string {
 func (*Values) ProtoMessage() {}
 
 func (x *Values) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +784,7 @@ func (x *Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Values.ProtoReflect.Descriptor instead.
 func (*Values) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Values) GetValues() []string {
@@ -584,7 +805,7 @@ type AttestResponse struct {
 
 func (x *AttestResponse) Reset() {
 	*x = AttestResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +817,7 @@ func (x *AttestResponse) String() string {
 func (*AttestResponse) ProtoMessage() {}
 
 func (x *AttestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +830,7 @@ func (x *AttestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestResponse.ProtoReflect.Descriptor instead.
 func (*AttestResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AttestResponse) GetNode() string {
@@ -637,7 +858,27 @@ var File_agent_api_agent_proto protoreflect.FileDescriptor
 
 const file_agent_api_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15agent/api/agent.proto\x12\x11credence.agent.v1\">\n" +
+	"\x15agent/api/agent.proto\x12\x11credence.agent.v1\"$\n" +
+	"\n" +
+	"TryRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"\x99\x01\n" +
+	"\vTryResponse\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x18\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x124\n" +
+	"\arefusal\x18\x04 \x01(\v2\x1a.credence.agent.v1.RefusalR\arefusal\"\xe2\x01\n" +
+	"\aRefusal\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\x05R\x06status\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\tR\x04code\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x14\n" +
+	"\x05class\x18\x05 \x01(\tR\x05class\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\tR\trequestId\x12\x12\n" +
+	"\x04hint\x18\a \x01(\tR\x04hint\x12\x16\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12\x14\n" +
+	"\x05field\x18\t \x01(\tR\x05field\">\n" +
 	"\fFetchRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
 	"\x06claims\x18\x02 \x01(\tR\x06claims\"?\n" +
@@ -687,7 +928,9 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x012\xa5\x01\n" +
 	"\vCredentials\x12J\n" +
 	"\x05Fetch\x12\x1f.credence.agent.v1.FetchRequest\x1a .credence.agent.v1.FetchResponse\x12J\n" +
-	"\x05Token\x12\x1f.credence.agent.v1.TokenRequest\x1a .credence.agent.v1.TokenResponse2V\n" +
+	"\x05Token\x12\x1f.credence.agent.v1.TokenRequest\x1a .credence.agent.v1.TokenResponse2N\n" +
+	"\x06Checks\x12D\n" +
+	"\x03Try\x12\x1d.credence.agent.v1.TryRequest\x1a\x1e.credence.agent.v1.TryResponse2V\n" +
 	"\x05Admin\x12M\n" +
 	"\x06Attest\x12 .credence.agent.v1.AttestRequest\x1a!.credence.agent.v1.AttestResponseB+Z)github.com/credence-id/credence/agent/apib\x06proto3"
 
@@ -703,35 +946,41 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_agent_api_agent_proto_goTypes = []any{
-	(*FetchRequest)(nil),   // 0: credence.agent.v1.FetchRequest
-	(*TokenRequest)(nil),   // 1: credence.agent.v1.TokenRequest
-	(*TokenResponse)(nil),  // 2: credence.agent.v1.TokenResponse
-	(*FetchResponse)(nil),  // 3: credence.agent.v1.FetchResponse
-	(*AWS)(nil),            // 4: credence.agent.v1.AWS
-	(*Bearer)(nil),         // 5: credence.agent.v1.Bearer
-	(*AttestRequest)(nil),  // 6: credence.agent.v1.AttestRequest
-	(*Values)(nil),         // 7: credence.agent.v1.Values
-	(*AttestResponse)(nil), // 8: credence.agent.v1.AttestResponse
-	nil,                    // 9: credence.agent.v1.AttestResponse.FactsEntry
+	(*TryRequest)(nil),     // 0: credence.agent.v1.TryRequest
+	(*TryResponse)(nil),    // 1: credence.agent.v1.TryResponse
+	(*Refusal)(nil),        // 2: credence.agent.v1.Refusal
+	(*FetchRequest)(nil),   // 3: credence.agent.v1.FetchRequest
+	(*TokenRequest)(nil),   // 4: credence.agent.v1.TokenRequest
+	(*TokenResponse)(nil),  // 5: credence.agent.v1.TokenResponse
+	(*FetchResponse)(nil),  // 6: credence.agent.v1.FetchResponse
+	(*AWS)(nil),            // 7: credence.agent.v1.AWS
+	(*Bearer)(nil),         // 8: credence.agent.v1.Bearer
+	(*AttestRequest)(nil),  // 9: credence.agent.v1.AttestRequest
+	(*Values)(nil),         // 10: credence.agent.v1.Values
+	(*AttestResponse)(nil), // 11: credence.agent.v1.AttestResponse
+	nil,                    // 12: credence.agent.v1.AttestResponse.FactsEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
-	4, // 0: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
-	5, // 1: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
-	9, // 2: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
-	7, // 3: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	0, // 4: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
-	1, // 5: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
-	6, // 6: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
-	3, // 7: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
-	2, // 8: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
-	8, // 9: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
-	7, // [7:10] is the sub-list for method output_type
-	4, // [4:7] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	2,  // 0: credence.agent.v1.TryResponse.refusal:type_name -> credence.agent.v1.Refusal
+	7,  // 1: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
+	8,  // 2: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
+	12, // 3: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
+	10, // 4: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	3,  // 5: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
+	4,  // 6: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
+	0,  // 7: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
+	9,  // 8: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
+	6,  // 9: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
+	5,  // 10: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
+	1,  // 11: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
+	11, // 12: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
+	9,  // [9:13] is the sub-list for method output_type
+	5,  // [5:9] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -739,7 +988,7 @@ func file_agent_api_agent_proto_init() {
 	if File_agent_api_agent_proto != nil {
 		return
 	}
-	file_agent_api_agent_proto_msgTypes[3].OneofWrappers = []any{
+	file_agent_api_agent_proto_msgTypes[6].OneofWrappers = []any{
 		(*FetchResponse_Aws)(nil),
 		(*FetchResponse_Bearer)(nil),
 	}
@@ -749,9 +998,9 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_agent_api_agent_proto_goTypes,
 		DependencyIndexes: file_agent_api_agent_proto_depIdxs,

@@ -175,6 +175,118 @@ var Credentials_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	Checks_Try_FullMethodName = "/credence.agent.v1.Checks/Try"
+)
+
+// ChecksClient is the client API for Checks service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Checks is what an operator's tools call, as the workload: on the workload
+// socket, under the same rules.
+type ChecksClient interface {
+	// Try makes one exchange at a target that the caller's identity lists, now,
+	// whatever is held, and says how it ended. The credential stays here.
+	Try(ctx context.Context, in *TryRequest, opts ...grpc.CallOption) (*TryResponse, error)
+}
+
+type checksClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewChecksClient(cc grpc.ClientConnInterface) ChecksClient {
+	return &checksClient{cc}
+}
+
+func (c *checksClient) Try(ctx context.Context, in *TryRequest, opts ...grpc.CallOption) (*TryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TryResponse)
+	err := c.cc.Invoke(ctx, Checks_Try_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ChecksServer is the server API for Checks service.
+// All implementations must embed UnimplementedChecksServer
+// for forward compatibility.
+//
+// Checks is what an operator's tools call, as the workload: on the workload
+// socket, under the same rules.
+type ChecksServer interface {
+	// Try makes one exchange at a target that the caller's identity lists, now,
+	// whatever is held, and says how it ended. The credential stays here.
+	Try(context.Context, *TryRequest) (*TryResponse, error)
+	mustEmbedUnimplementedChecksServer()
+}
+
+// UnimplementedChecksServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedChecksServer struct{}
+
+func (UnimplementedChecksServer) Try(context.Context, *TryRequest) (*TryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Try not implemented")
+}
+func (UnimplementedChecksServer) mustEmbedUnimplementedChecksServer() {}
+func (UnimplementedChecksServer) testEmbeddedByValue()                {}
+
+// UnsafeChecksServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ChecksServer will
+// result in compilation errors.
+type UnsafeChecksServer interface {
+	mustEmbedUnimplementedChecksServer()
+}
+
+func RegisterChecksServer(s grpc.ServiceRegistrar, srv ChecksServer) {
+	// If the following call panics, it indicates UnimplementedChecksServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Checks_ServiceDesc, srv)
+}
+
+func _Checks_Try_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ChecksServer).Try(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Checks_Try_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ChecksServer).Try(ctx, req.(*TryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Checks_ServiceDesc is the grpc.ServiceDesc for Checks service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Checks_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "credence.agent.v1.Checks",
+	HandlerType: (*ChecksServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Try",
+			Handler:    _Checks_Try_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "agent/api/agent.proto",
+}
+
+const (
 	Admin_Attest_FullMethodName = "/credence.agent.v1.Admin/Attest"
 )
 

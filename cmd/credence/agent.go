@@ -108,6 +108,7 @@ func (p *agentParts) run(ctx context.Context) error {
 	defer cancel()
 	workload := workloadapi.New(workloadapi.Config{Agent: p.agent, Log: p.log}).GRPC()
 	agentapi.RegisterCredentialsServer(workload, local.NewService(p.agent, p.log))
+	agentapi.RegisterChecksServer(workload, local.NewChecks(p.agent, p.log))
 	admin := newAgentAdmin(p.agent, p.log)
 	errs := make(chan error, 3)
 	var running sync.WaitGroup
