@@ -130,7 +130,7 @@ func (w *Walk) RegisteredSubject(field string) bool {
 	}
 	nearest, most := "", -1
 	for _, p := range all {
-		if renders(p.SPIFFEID, theirs) {
+		if Renders(p.SPIFFEID, theirs) {
 			return w.Done("subject", "%s is registered", theirs)
 		}
 		d, _ := Differ(p.SPIFFEID, theirs)
@@ -141,9 +141,9 @@ func (w *Walk) RegisteredSubject(field string) bool {
 	return w.Compare("subject", "subject", "the subject", field, nearest, theirs)
 }
 
-// renders says whether a template can give an ID: each fact is one segment, or
+// Renders says whether a template can give an ID: each fact is one segment, or
 // a part of one.
-func renders(spiffeID, id string) bool {
+func Renders(spiffeID, id string) bool {
 	var pattern strings.Builder
 	rest := spiffeID
 	for _, at := range template.FindAllStringIndex(spiffeID, -1) {

@@ -146,3 +146,9 @@ func (w *Walk) Audience(field, ours string) bool {
 	}
 	return w.Compare("audience", "audience", "the audience", field, ours, nearest)
 }
+
+// Failed says whether the walk has ended with a Problem.
+func (w *Walk) Failed() bool {
+	n := len(w.Findings)
+	return n > 0 && w.Findings[n-1].State == Problem
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	agentapi "github.com/credence-id/credence/agent/api"
+	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/exchangers"
+)
+
+const callStep = "exchange"
+
+// tryCall has the agent make the exchange, for this process. last tells what
+// nodes reported, where it cannot be made; nil: nobody is asked. The error says
+// that the agent was not reached.
+func (p *program) tryCall(cmd *cobra.Command, w *exchangers.Walk, last func() string) error {
+	where, _ := cmd.Flags().GetString("socket")
+	if where == "" {
+		where = os.Getenv(workloadVariable)
+	}
+	if where == "" {
+		notCalled(w, last, "no agent is named", "set "+workloadVariable+" to its workload socket")
+		return nil
+	}
+	conn, err := dialSocket(where)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), 45*time.Second)
+	defer cancel()
+	r, err := agentapi.NewChecksClient(workloadConn{conn}).Try(ctx, &agentapi.TryRequest{Target: w.Target.Name})
+	switch {
+	case status.Code(err) == codes.PermissionDenied:
+		change := "run this as the workload: sudo -u USER " + workloadVariable + "=" + shellWord(where) + " credence target check " + w.Target.Name + " --call"
+		if last == nil {
+			w.Fail(callStep, "call_denied", "identity.match", "this process has no Identity that lists the Target: "+status.Convert(err).Message(), "see why: credence explain --pid")
+			return nil
+		}
+		notCalled(w, last, "this process has no Identity that lists the Target", change)
+	case err != nil:
+		return reached("agent", where, err)
+	case r.GetRefusal() != nil:
+		refused(w, r.GetRefusal())
+	default:
+		w.Done(callStep, "made as %s: a credential until %s", r.GetSpiffeId(), when(r.GetExpires()))
+		otherParty(w, r.GetSpiffeId())
+	}
+	return nil
+}
+
+// notCalled says that the exchange was not made, and how it would be. For
+// --call that is a no.
+func notCalled(w *exchangers.Walk, last func() string, found, change string) {
+	if last == nil {
+		w.Fail(callStep, "call_not_made", "", "the exchange was not made: "+found, change)
+		return
+	}
+	w.Warn(callStep, "call_not_made", "", "the exchange was not made: "+found+"; "+last(), change)
+}
+
+// otherParty warns of an exchange by another Identity than was asked about.
+func otherParty(w *exchangers.Walk, id string) {
+	for _, party := range w.Walked() {
+		if w.Identity != "" && !exchangers.Renders(party.SPIFFEID, id) {
+			w.Warn(callStep, "call_other_identity", "identity", "that is not Identity "+w.Identity, "run this as its workload")
+		}
+	}
+}
+
+var localCode = regexp.MustCompile(`^[a-z_]{1,40}$`)
+
+// refused is a provider's refusal as a finding.
+func refused(w *exchangers.Walk, r *agentapi.Refusal) {
+	code, field := "refused", r.GetField()
+	switch {
+	case r.GetReason() != "":
+		code = r.GetReason()
+	case localCode.MatchString(r.GetCode()): // ours: there was no answer, or none that can be used
+		code, field = r.GetCode(), "endpoint"
+	}
+	e := exchangers.Error{Provider: r.GetProvider(), Status: int(r.GetStatus()), Code: r.GetCode(), Message: r.GetMessage()}
+	found := exchangers.Clean(e.Error())
+	if r.GetRequestId() != "" {
+		found += " (request " + exchangers.Clean(r.GetRequestId()) + ")"
+	}
+	change := r.GetHint()
+	switch class := exchangers.Class(r.GetClass()); {
+	case class == exchangers.Throttled:
+		change = strings.TrimPrefix(change+"; wait: the provider throttles", "; ")
+	case class == exchangers.Outage && change == "":
+		change = "try again: the provider is not well, or not reached from here"
+	case change == "":
+		change = "look the code up in the provider's documents: it is not one that this program knows"
+	}
+	w.Fail(callStep, "call_"+code, field, found, change)
+}
+
+// lastExchange is the newest exchange at the Target that a node reported.
+func lastExchange(ctx context.Context, c api.AdminClient, w *exchangers.Walk) string {
+	const none = "none of the last records is of an exchange there"
+	stream, err := c.TailAudit(ctx, &api.TailAuditRequest{Last: 1000})
+	if err != nil {
+		return "the record cannot be read: " + status.Convert(err).Message()
+	}
+	found := none
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return found
+		}
+		if err != nil {
+			return "the record cannot be read: " + status.Convert(err).Message()
+		}
+		var r audit.Record
+		if json.Unmarshal(m.GetJson(), &r) != nil || r.Kind != "exchange" || r.Target != w.Target.Name || w.Identity != "" && r.Identity != w.Identity {
+			continue
+		}
+		how := "it was good"
+		if !r.OK {
+			how = "it was refused with " + exchangers.Clean(r.Code)
+		}
+		found = fmt.Sprintf("a node's last report is of %s at %s: %s (%s)", r.SPIFFEID, when(r.Time.Unix()), how, r.Ref().ID())
+	}
+}
