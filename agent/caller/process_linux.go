@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -219,6 +220,23 @@ func (p *Process) Groups() ([]uint32, error) {
 	}
 	ids, err := p.status()
 	return ids.groups, err
+}
+
+// Cgroups returns the texts of the process's /proc/PID/cgroup and mountinfo, as
+// seen from our own cgroup namespace. The process makes its mounts: they prove
+// nothing.
+func (p *Process) Cgroups() (cgroup, mountinfo []byte, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	text, err := p.read("cgroup")
+	if err != nil {
+		return nil, nil, err
+	}
+	cgroup = slices.Clone(text)
+	if mountinfo, err = p.read("mountinfo"); err != nil {
+		return nil, nil, err
+	}
+	return cgroup, slices.Clone(mountinfo), p.check()
 }
 
 // Path returns the path of the executable, if it leads here, in our own mount

@@ -39,6 +39,9 @@ func (p *Process) Check() error { return errSystem }
 // Groups refuses: it needs Linux.
 func (p *Process) Groups() ([]uint32, error) { return nil, errSystem }
 
+// Cgroups fails.
+func (p *Process) Cgroups() (cgroup, mountinfo []byte, err error) { return nil, nil, errSystem }
+
 // Path refuses: it needs Linux.
 func (p *Process) Path() (string, error) { return "", errSystem }
 

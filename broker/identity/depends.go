@@ -59,7 +59,9 @@ func (e *evidence) dependAny(m map[string][]string, group string) {
 
 // WantedFacts names the costly facts that some item reads, in order: an agent
 // makes them only if they are wanted. Those are digests of whole files,
-// "workload.unix.sha256" and any other that ends in ".sha256".
+// "workload.unix.sha256" and any other that ends in ".sha256", and what may be
+// secret: variables, such as "workload.docker.env.TIER", together with their
+// group.
 func (s *Set) WantedFacts() []string {
 	var all reads
 	for i := range s.identities {
@@ -73,12 +75,16 @@ func (s *Set) WantedFacts() []string {
 const (
 	costlySuffix = ".sha256"
 	costlyFact   = "workload.unix" + costlySuffix
+	variableMark = ".env."
 )
 
 func (r *reads) addCostly(to *reads) {
 	for _, name := range r.names {
 		if strings.HasSuffix(name, costlySuffix) {
 			to.names = append(to.names, name)
+		}
+		if i := strings.Index(name, variableMark); i > 0 {
+			to.names = append(to.names, name, name[:i]+strings.TrimSuffix(variableMark, "."))
 		}
 	}
 	for _, group := range r.groups {

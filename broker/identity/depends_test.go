@@ -104,10 +104,11 @@ func TestWantedFacts(t *testing.T) {
 			{Name: "a", SPIFFEID: "/a", Match: bound("workload.unix.sha256", "00")},
 			{Name: "b", SPIFFEID: "/b/{workload.docker.image.sha256}", Match: bound()},
 			{Name: "c", SPIFFEID: "/c", Match: bound("workload.unix.sha256sum", "x")},
+			{Name: "e", SPIFFEID: "/e", Match: bound("workload.docker.env.TIER", "web")},
 		},
 		Denies: []identity.Deny{{Name: "d", Match: []identity.Item{{When: `workload.pod.sha256 == "00"`}}}},
 	})
-	want := []string{"workload.docker.image.sha256", "workload.pod.sha256", "workload.unix.sha256"}
+	want := []string{"workload.docker.env", "workload.docker.env.TIER", "workload.docker.image.sha256", "workload.pod.sha256", "workload.unix.sha256"}
 	if diff := cmp.Diff(want, s.WantedFacts()); diff != "" {
 		t.Error(diff)
 	}

@@ -57,7 +57,8 @@ var mayImport = map[string][]string{
 	"agent":                         {"broker/api", "agent/api", "agent/caller", "exchangers", "federation"},
 	"agent/agenttest":               {"broker/api", "agent", "agent/caller", "exchangers"}, // fakes for tests
 	"agent/caller":                  {},
-	"agent/attest/*":                {"agent/caller"},
+	"agent/attest":                  {"agent/caller"},
+	"agent/attest/*":                {"agent/attest", "agent/caller"},
 	"agent/workloadapi":             {"agent", "agent/api", "agent/caller", "federation"},
 	"agent/local":                   {"agent", "agent/api", "agent/caller", "exchangers"},
 }
