@@ -116,7 +116,7 @@ func inFile(file string, err error) error {
 	return fmt.Errorf("%s:%d:%d: %w", file, line, column, err)
 }
 
-var fieldPattern = regexp.MustCompile(`^[a-z0-9_]+(\.[a-z0-9_]+)*$`)
+var fieldPattern = regexp.MustCompile(`^[a-z0-9_]+(\[[0-9]+\])?(\.[a-z0-9_]+(\[[0-9]+\])?)*$`)
 
 func placeOf(text []byte, field string) (line, column int) {
 	for fieldPattern.MatchString(field) {

@@ -147,7 +147,7 @@ func (p *program) dev(ctx context.Context, f devFlags) (err error) {
 func (d *dev) close() {
 	d.stop()
 	if d.cloud != nil {
-		d.cloud.close()
+		d.cloud.Close()
 	}
 	d.running.Wait()
 	for _, s := range []*devSide{d.own, d.peer} {
@@ -191,7 +191,7 @@ func (d *dev) start(ctx context.Context) (*devReport, error) {
 	if err := d.brokers(ctx, ports); err != nil {
 		return nil, err
 	}
-	if d.cloud, err = openDevCloud(d, ports); err != nil {
+	if d.cloud, err = openDevCloud(ctx, d, ports); err != nil {
 		return nil, err
 	}
 	d.say("the sandbox clouds listen: AWS, GCP and Azure token services (%s)", d.cloud.lenient())

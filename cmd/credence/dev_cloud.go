@@ -1,18 +1,12 @@
 package main
 
 import (
-	"crypto/tls"
+	"context"
 	"fmt"
-	"io"
-	"log"
 	"net"
-	"net/http"
-	"time"
+	"strings"
 
-	"github.com/credence-id/credence/exchangers/sandbox"
-	sandboxaws "github.com/credence-id/credence/exchangers/sandbox/aws"
-	sandboxazure "github.com/credence-id/credence/exchangers/sandbox/azure"
-	sandboxgcp "github.com/credence-id/credence/exchangers/sandbox/gcp"
+	"github.com/credence-id/credence/exchangers/sandbox/clouds"
 )
 
 // What a cloud admin would have made for the demo.
@@ -39,11 +33,11 @@ const (
 
 var targetNames = []string{"aws-roles-anywhere", "aws-web-identity", "gcp", "azure"}
 
-// devCloud is the sandbox: the clouds' services, each with a listener of its
-// own at its root, set up as a cloud admin would for the demo workload.
+// devCloud is the sandbox, set up as a cloud admin would for the demo workload.
 type devCloud struct {
-	caFile  string
-	servers []*http.Server
+	*clouds.Clouds
+	caFile string
+	socket string // of the switchboard
 
 	RolesAnywhere, STS, GCPSTS, IAMCredentials, GCPWhoami, AzureLogin, AzureWhoami string // URLs
 }
@@ -53,103 +47,74 @@ func (c *devCloud) lenient() string {
 	return "lenient_loopback_issuer: an issuer on loopback may have a port"
 }
 
-func openDevCloud(d *dev, ports *portList) (*devCloud, error) {
-	c := &devCloud{caFile: d.web.file}
-	issuer := d.own.broker.file.Issuer
-	subject := "spiffe://" + devDomain + devWorkload
-	aws, err := devAWS(d, issuer, subject)
-	if err != nil {
-		return nil, fmt.Errorf("sandbox aws: %w", err)
-	}
-	issuers := sandbox.IssuersConfig{Roots: d.web.roots, LenientLoopbackIssuer: true}
-	gcp, err := devGCP(issuers, issuer, subject)
-	if err != nil {
-		return nil, fmt.Errorf("sandbox gcp: %w", err)
-	}
-	azure, err := sandboxazure.New(sandboxazure.Config{
-		Issuers: issuers, Resources: []string{"https://management.azure.com"},
-		Tenants: []sandboxazure.Tenant{{ID: azureTenant, Domain: "sandbox.example", Apps: []sandboxazure.App{{
-			Kind: sandboxazure.Application, ClientID: azureClient, ObjectID: azureObject,
-			Credentials: []sandboxazure.Credential{{Name: "credence-demo", Issuer: issuer, Subject: subject, Audience: sandboxazure.Audience}},
-		}}}},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("sandbox azure: %w", err)
-	}
-	for _, s := range []struct {
-		url     *string
-		handler http.Handler
-	}{
-		{&c.RolesAnywhere, aws.RolesAnywhere()}, {&c.STS, aws.STS()},
-		{&c.GCPSTS, gcp.STS()}, {&c.IAMCredentials, gcp.IAMCredentials()}, {&c.GCPWhoami, gcp.Whoami()},
-		{&c.AzureLogin, azure.Login()}, {&c.AzureWhoami, azure.ARM()},
-	} {
-		l, err := ports.listen()
-		if err != nil {
-			c.close()
-			return nil, err
-		}
-		*s.url = "https://" + l.Addr().String()
-		c.serve(d, l, s.handler)
-	}
-	return c, nil
-}
-
-func (c *devCloud) serve(d *dev, l net.Listener, h http.Handler) {
-	server := &http.Server{
-		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
-		MaxHeaderBytes: 64 << 10, ErrorLog: log.New(io.Discard, "", 0),
-	}
-	c.servers = append(c.servers, server)
-	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*d.web.leaf}, NextProtos: []string{"h2", "http/1.1"}}
-	d.running.Go(func() { _ = server.Serve(tls.NewListener(l, config)) }) // it ends by close
-}
-
-func (c *devCloud) close() {
-	for _, s := range c.servers {
-		_ = s.Close()
-	}
-}
-
-// devAWS is an account with a trust anchor that holds our root, a profile, and
-// two roles that trust the demo workload alone.
-func devAWS(d *dev, issuer, subject string) (*sandboxaws.Cloud, error) {
+func openDevCloud(ctx context.Context, d *dev, ports *portList) (*devCloud, error) {
 	bundle, err := d.own.broker.authority.GetX509BundleForTrustDomain(d.own.trustDomain())
 	if err != nil {
 		return nil, err
 	}
-	provider := issuer[len("https://"):]
-	return sandboxaws.New(sandboxaws.Config{
-		Account: awsAccount, Region: awsRegion, Roots: d.web.roots, LenientLoopbackIssuer: true,
-		TrustAnchors:  []sandboxaws.TrustAnchor{{ARN: awsAnchor, Certificates: bundle.X509Authorities(), Enabled: true}},
-		Profiles:      []sandboxaws.Profile{{ARN: awsProfile, RoleARNs: []string{awsRole}, Enabled: true}},
-		OIDCProviders: []sandboxaws.OIDCProvider{{URL: issuer, ClientIDs: []string{awsWebAudience}}},
-		Roles: []sandboxaws.Role{{ARN: awsRole, TrustPolicy: fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow",
-			"Principal":{"Service":"rolesanywhere.amazonaws.com"},"Action":["sts:AssumeRole","sts:TagSession","sts:SetSourceIdentity"],
-			"Condition":{"StringEquals":{"aws:PrincipalTag/x509SAN/URI":%q},"ArnEquals":{"aws:SourceArn":%q}}}]}`, subject, awsAnchor)}, {
-			ARN: awsWebRole, TrustPolicy: fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow",
-			"Principal":{"Federated":"arn:aws:iam::%s:oidc-provider/%s"},"Action":"sts:AssumeRoleWithWebIdentity",
-			"Condition":{"StringEquals":{"%s:sub":%q,"%s:aud":%q}}}]}`, awsAccount, provider, provider, subject, provider, awsWebAudience),
-		}},
-	})
+	roots, err := bundle.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	config := devClouds(d.web.file, d.own.broker.file.Issuer, "spiffe://"+devDomain+devWorkload, string(roots))
+	if err := config.Check(); err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
+	c := &devCloud{caFile: d.web.file, socket: d.own.socket("sandbox")}
+	if c.Clouds, err = clouds.New(config, nil); err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
+	if err := c.Serve(*d.web.leaf, func(string) (net.Listener, error) { return ports.listen() }); err != nil {
+		return nil, err
+	}
+	urls := c.URLs()
+	c.RolesAnywhere, c.STS = urls["rolesanywhere"], urls["sts"]
+	c.GCPSTS, c.IAMCredentials, c.GCPWhoami = urls["gcp_sts"], urls["gcp_iamcredentials"], urls["gcp_whoami"]
+	c.AzureLogin, c.AzureWhoami = urls["entra"], urls["azure_arm"]
+	l, err := listenSwitchboard(c.socket)
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	d.running.Go(func() { serveSwitchboard(ctx, l, c.Switchboard(), ourselves()) })
+	return c, nil
 }
 
-// devGCP is a workload identity pool that takes our issuer, and a service
-// account that the demo workload may impersonate.
-func devGCP(issuers sandbox.IssuersConfig, issuer, subject string) (*sandboxgcp.Cloud, error) {
-	pool := sandboxgcp.Pool{Project: gcpProject, ID: gcpPool, Providers: []sandboxgcp.Provider{{
-		ID: gcpProvider, Issuer: issuer, AttributeMapping: map[string]string{"google.subject": "assertion.sub"},
-	}}}
-	return sandboxgcp.New(sandboxgcp.Config{
-		Issuers: issuers, Pools: []sandboxgcp.Pool{pool},
-		ServiceAccounts: []sandboxgcp.ServiceAccount{{
-			Email: gcpAccount, UniqueID: "100000000000000000042",
-			Bindings: []sandboxgcp.Binding{{
-				Role:    sandboxgcp.WorkloadIdentityUser,
-				Members: []string{"principal://iam.googleapis.com/" + pool.Name() + "/subject/" + subject},
+// devClouds is an account of each cloud: with a trust anchor that holds our root
+// and two roles, a workload identity pool and a service account, a tenant with
+// an app. Each trusts the demo workload alone.
+func devClouds(webCA, issuer, subject, roots string) clouds.Config {
+	provider := strings.TrimPrefix(issuer, "https://")
+	pool := "projects/" + gcpProject + "/locations/global/workloadIdentityPools/" + gcpPool
+	return clouds.Config{
+		Issuers: clouds.Issuers{CAFile: webCA, LenientLoopbackIssuer: true},
+		AWS: &clouds.AWS{
+			Account: awsAccount, Region: awsRegion,
+			TrustAnchors:  []clouds.TrustAnchor{{ARN: awsAnchor, Certificates: roots}},
+			Profiles:      []clouds.Profile{{ARN: awsProfile, Roles: []string{awsRole}}},
+			OIDCProviders: []clouds.Provider{{URL: issuer, ClientIDs: []string{awsWebAudience}}},
+			Roles: []clouds.Role{{ARN: awsRole, TrustPolicy: clouds.Policy(fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow",
+				"Principal":{"Service":"rolesanywhere.amazonaws.com"},"Action":["sts:AssumeRole","sts:TagSession","sts:SetSourceIdentity"],
+				"Condition":{"StringEquals":{"aws:PrincipalTag/x509SAN/URI":%q},"ArnEquals":{"aws:SourceArn":%q}}}]}`, subject, awsAnchor))}, {
+				ARN: awsWebRole, TrustPolicy: clouds.Policy(fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow",
+				"Principal":{"Federated":"arn:aws:iam::%s:oidc-provider/%s"},"Action":"sts:AssumeRoleWithWebIdentity",
+				"Condition":{"StringEquals":{"%s:sub":%q,"%s:aud":%q}}}]}`, awsAccount, provider, provider, subject, provider, awsWebAudience)),
 			}},
-		}},
-	})
+		},
+		GCP: &clouds.GCP{
+			Pools: []clouds.Pool{{Project: gcpProject, ID: gcpPool, Providers: []clouds.PoolProvider{{
+				ID: gcpProvider, OIDC: &clouds.OIDC{Issuer: issuer}, AttributeMapping: map[string]string{"google.subject": "assertion.sub"},
+			}}}},
+			ServiceAccounts: []clouds.ServiceAccount{{
+				Email: gcpAccount, UniqueID: "100000000000000000042",
+				Bindings: []clouds.Binding{{Role: "roles/iam.workloadIdentityUser", Members: []string{"principal://iam.googleapis.com/" + pool + "/subject/" + subject}}},
+			}},
+		},
+		Azure: &clouds.Azure{Tenants: []clouds.Tenant{{ID: azureTenant, Domain: "sandbox.example", Apps: []clouds.App{{
+			ClientID: azureClient, ObjectID: azureObject,
+			Credentials: []clouds.Credential{{Name: "credence-demo", Issuer: issuer, Subject: subject}},
+		}}}}},
+	}
 }
 
 func gcpAudience() string {

@@ -102,6 +102,7 @@ func (d *dev) describe() map[string]any {
 			"trust_domain": devPeer, "bundle_url": d.peer.bundleURL(), "bundle_endpoint_id": d.peer.endpointID(),
 			"workload_socket": "unix://" + d.peer.socket("workload"), "admin_socket": "unix://" + d.peer.socket("admin"),
 		},
+		"sandbox_socket": "unix://" + c.socket,
 		"sandbox": map[string]any{
 			"aws": map[string]any{
 				"rolesanywhere_url": c.RolesAnywhere, "sts_url": c.STS, "region": awsRegion, "trust_anchor_arn": awsAnchor,
@@ -144,6 +145,7 @@ In another terminal, as the same user:
   export SPIFFE_ENDPOINT_SOCKET=%s
   export CREDENCE_ADMIN=%s
   export CREDENCE_AGENT_ADMIN=%s
+  export CREDENCE_SANDBOX=%[8]s
 
   %[5]s svid x509                       # any program of yours gets this identity
   %[5]s svid jwt --audience orders
@@ -169,6 +171,6 @@ And one thing that is refused: cut the demo identity off, and see why.
   %[5]s svid x509                       # PermissionDenied, with a record number
   %[5]s explain --pid $$                # why
   %[5]s delete deny incident-1
-`, file, shellWord("unix://"+d.own.socket("workload")), shellWord("unix://"+d.own.socket("admin")), shellWord("unix://"+d.own.socket("agent-admin")), shellWord(self), devNode, os.Getuid())
+`, file, shellWord("unix://"+d.own.socket("workload")), shellWord("unix://"+d.own.socket("admin")), shellWord("unix://"+d.own.socket("agent-admin")), shellWord(self), devNode, os.Getuid(), shellWord("unix://"+d.cloud.socket))
 	return nil
 }

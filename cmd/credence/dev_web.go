@@ -46,7 +46,7 @@ func openDevWeb(dir, file string) (*devWeb, error) {
 	if err := renameio.WriteFile(file, text, 0o644, renameio.WithTempDir(filepath.Dir(file))); err != nil {
 		return nil, err
 	}
-	w.leaf, err = devLeaf(ca)
+	w.leaf, err = devSign(webLeafTemplate(loopbackNames, time.Now()), ca)
 	return w, err
 }
 
@@ -63,14 +63,7 @@ func loadDevCA(file string) (*tls.Certificate, error) {
 }
 
 func makeDevCA(dir string) (*tls.Certificate, error) {
-	template := &x509.Certificate{
-		Subject:   pkix.Name{Organization: []string{"Credence dev"}, CommonName: "Web CA of one machine"},
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().AddDate(2, 0, 0),
-		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		PermittedDNSDomainsCritical: true, PermittedDNSDomains: []string{"localhost"},
-		PermittedIPRanges: []*net.IPNet{{IP: net.IPv4(127, 0, 0, 0).To4(), Mask: net.CIDRMask(8, 32)}, {IP: net.IPv6loopback, Mask: net.CIDRMask(128, 128)}},
-	}
-	cert, err := devSign(template, nil)
+	cert, err := devSign(webCATemplate("Credence dev", loopbackNames, time.Now()), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -87,13 +80,46 @@ func makeDevCA(dir string) (*tls.Certificate, error) {
 	return cert, renameio.WriteFile(filepath.Join(dir, "ca.pem"), text.Bytes(), 0o600, renameio.WithTempDir(dir))
 }
 
-func devLeaf(ca *tls.Certificate) (*tls.Certificate, error) {
-	return devSign(&x509.Certificate{
-		Subject:   pkix.Name{CommonName: "localhost"},
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().AddDate(0, 0, 90),
+// loopbackNames are those of a server for this machine alone.
+var loopbackNames = []string{"localhost", "127.0.0.1", "::1"}
+
+// webCATemplate is a CA for web servers of these names alone.
+func webCATemplate(organization string, names []string, now time.Time) *x509.Certificate {
+	dns, ips := splitNames(names)
+	template := &x509.Certificate{
+		Subject:   pkix.Name{Organization: []string{organization}, CommonName: "Web CA of one machine"},
+		NotBefore: now.Add(-time.Minute), NotAfter: now.AddDate(2, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		PermittedDNSDomainsCritical: true, PermittedDNSDomains: dns,
+	}
+	for _, ip := range ips {
+		template.PermittedIPRanges = append(template.PermittedIPRanges, &net.IPNet{IP: ip, Mask: net.CIDRMask(8*len(ip), 8*len(ip))})
+	}
+	return template
+}
+
+// webLeafTemplate is a web server of these names.
+func webLeafTemplate(names []string, now time.Time) *x509.Certificate {
+	dns, ips := splitNames(names)
+	return &x509.Certificate{
+		Subject:   pkix.Name{CommonName: names[0]},
+		NotBefore: now.Add(-time.Minute), NotAfter: now.AddDate(0, 0, 90),
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-	}, ca)
+		DNSNames: dns, IPAddresses: ips,
+	}
+}
+
+func splitNames(names []string) (dns []string, ips []net.IP) {
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip == nil {
+			dns = append(dns, name)
+		} else if four := ip.To4(); four != nil {
+			ips = append(ips, four)
+		} else {
+			ips = append(ips, ip)
+		}
+	}
+	return dns, ips
 }
 
 // devSign makes a key and a certificate for it, under ca or by itself.

@@ -65,3 +65,9 @@ func OpenBroker(ctx context.Context, text string, access KeyAccess) (pin string,
 
 // SocketPath is what --socket, --admin and the environment are read by.
 func SocketPath(text string) (string, error) { return socketPath(text) }
+
+var (
+	Ourselves         = ourselves
+	ListenSwitchboard = listenSwitchboard
+	ServeSwitchboard  = serveSwitchboard
+)

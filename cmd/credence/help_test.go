@@ -53,9 +53,10 @@ func TestHelp(t *testing.T) {
 // daemons don't end by themselves, so their examples don't either. Each is run
 // as its help has it by the test that is named here.
 var daemons = map[string]string{
-	"credence dev":        "TestDev, TestDevOnce and TestExamples itself",
-	"credence broker run": "TestScripts/machine",
-	"credence agent run":  "TestScripts/machine",
+	"credence dev":         "TestDev, TestDevOnce and TestExamples itself",
+	"credence broker run":  "TestScripts/machine",
+	"credence agent run":   "TestScripts/machine",
+	"credence sandbox run": "TestSandboxRun",
 }
 
 // last are the verbs that are tried after all others: they take away what
@@ -110,7 +111,7 @@ func devEnvironment(t *testing.T, state string) []string {
 	}
 	var env []string
 	for name, key := range map[string]string{
-		"SPIFFE_ENDPOINT_SOCKET": "workload_socket", "CREDENCE_ADMIN": "admin_socket", "CREDENCE_AGENT_ADMIN": "agent_admin_socket",
+		"SPIFFE_ENDPOINT_SOCKET": "workload_socket", "CREDENCE_ADMIN": "admin_socket", "CREDENCE_AGENT_ADMIN": "agent_admin_socket", "CREDENCE_SANDBOX": "sandbox_socket",
 	} {
 		value, _ := d[key].(string)
 		if value == "" {

@@ -162,7 +162,8 @@ not reached; 4 denied. exec: the command's own, 125 if exec itself fails.`,
 		p.devCommand(), p.brokerCommand(), p.agentCommand(),
 		p.applyCommand(), p.planCommand(), p.getCommand(), p.deleteCommand(), p.validateCommand(),
 		p.tokenCommand(), p.nodeCommand(), p.explainCommand(), p.peerCommand(), p.bundleCommand(), p.authorityCommand(),
-		p.svidCommand(), p.targetCommand(), p.credentialsCommand(), p.execCommand(), p.auditCommand(), p.statusCommand(), p.versionCommand(),
+		p.svidCommand(), p.targetCommand(), p.credentialsCommand(), p.execCommand(), p.sandboxCommand(),
+		p.auditCommand(), p.statusCommand(), p.versionCommand(),
 	)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

@@ -2,19 +2,21 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/exchangers/sandbox/clouds"
 )
 
 func (p *program) validateCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "validate FILE...", Short: "Check resources, broker.yaml or agent.yaml, offline",
-		Long: `Validate reads files as the broker or the agent would, tells which of them a file
-is by its keys, and holds them against each other: resources against what
+		Use: "validate FILE...", Short: "Check resources, broker.yaml, agent.yaml or sandbox.yaml, offline",
+		Long: `Validate reads files as the broker, the agent or the sandbox would, tells which of
+them a file is by its keys, and holds them against each other: resources against what
 broker.yaml permits, names against each other. It asks nobody; peers and targets
 that are not in the files are taken as known. A mistake is told with its file,
 line and field (2).`,
@@ -32,7 +34,7 @@ line and field (2).`,
 // fileView is what a valid file is.
 type fileView struct {
 	File      string `json:"file"`
-	Kind      string `json:"kind"` // resources, broker, agent
+	Kind      string `json:"kind"` // resources, broker, agent, sandbox
 	Resources int    `json:"resources"`
 }
 
@@ -89,6 +91,13 @@ func (p *program) validateOne(file string) (validFile, error) {
 			return validFile{}, err
 		}
 		return validFile{view: fileView{File: file, Kind: "agent"}}, inFile(file, f.complete())
+	}
+	if slices.ContainsFunc([]string{"aws", "gcp", "azure", "issuers"}, func(key string) bool { return hasKey(text, key) }) {
+		var f clouds.Config
+		if err := parseFile(file, text, &f); err != nil {
+			return validFile{}, err
+		}
+		return validFile{view: fileView{File: file, Kind: "sandbox"}}, inFile(file, f.Check())
 	}
 	var f brokerFile
 	if err := parseFile(file, text, &f); err != nil {

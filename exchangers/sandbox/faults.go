@@ -40,6 +40,10 @@ type Faults struct {
 	// Shape writes an error status in the shape of the cloud; nil is a bare
 	// status. Set it before the first request.
 	Shape func(w http.ResponseWriter, status int)
+	// Log is told of requests that a fault kept from the service, which tells of
+	// the others, under the name of Service. Set both before the first request.
+	Log     func(Entry)
+	Service string
 
 	mu     sync.Mutex // guards the rest
 	queue  []Fault
@@ -123,6 +127,13 @@ func (f *Faults) Wrap(next http.Handler) http.Handler {
 func (f *Faults) fail(w http.ResponseWriter, r *http.Request, next http.Handler, fault Fault) {
 	if s := int(fault.RetryAfter / time.Second); s > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(s))
+	}
+	if f.Log != nil && fault.Kind != FaultClosed && fault.Kind != FaultTruncated && fault.Kind != FaultEmpty {
+		s := &statusWriter{ResponseWriter: w}
+		w = s
+		defer func(began time.Time) {
+			f.Log(Entry{Time: began, ID: NewID(), Service: f.Service, Method: r.Method, Path: r.URL.Path, Status: s.status, Code: "fault", Reason: string(fault.Kind)})
+		}(time.Now())
 	}
 	switch fault.Kind {
 	case FaultHang:

@@ -49,7 +49,7 @@ func New(cfg Config) (*Cloud, error) {
 	c.bucket = newBucket(cfg.RatePerSecond, c.cfg.Now())
 	c.issuers = sandbox.NewIssuers(sandbox.IssuersConfig{
 		Roots: cfg.Roots, LenientLoopbackIssuer: cfg.LenientLoopbackIssuer, DialContext: cfg.DialContext,
-		Timeout: cfg.FetchTimeout, MaxAge: cfg.KeyAge, Now: c.cfg.Now, Check: checkKeyCount, Thumbprints: c.thumbprints,
+		Timeout: cfg.FetchTimeout, MaxAge: cfg.KeyAge, Refetch: cfg.KeyRefetch, Now: c.cfg.Now, Check: checkKeyCount, Thumbprints: c.thumbprints,
 	})
 	if err := c.fill(); err != nil {
 		return nil, err

@@ -30,8 +30,9 @@ type Config struct {
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 	// FetchTimeout is how long an issuer may take for one document; 0 is 5 s.
 	FetchTimeout time.Duration
-	// KeyAge is how long an issuer's keys are believed; 0 is 1 h.
-	KeyAge time.Duration
+	// KeyAge is how long an issuer's keys are believed, 0 is 1 h; KeyRefetch how
+	// long at least between two fetches because of an unknown kid, 0 is 60 s.
+	KeyAge, KeyRefetch time.Duration
 	// Skew is how far the date of a signed request may be off; 0 is 300 s.
 	Skew time.Duration
 	// JWTLeeway is how long STS takes a token after its exp or before its iat
@@ -125,7 +126,7 @@ func (cfg Config) withDefaults() (Config, error) {
 		return cfg, fmt.Errorf("account %q: %w: 12 digits are wanted", cfg.Account, errConfig)
 	case !regionPattern.MatchString(cfg.Region):
 		return cfg, fmt.Errorf("region %q: %w", cfg.Region, errConfig)
-	case cfg.Skew < 0 || cfg.FetchTimeout < 0 || cfg.KeyAge < 0 || cfg.RatePerSecond < 0:
+	case cfg.Skew < 0 || cfg.FetchTimeout < 0 || cfg.KeyAge < 0 || cfg.KeyRefetch < 0 || cfg.RatePerSecond < 0:
 		return cfg, fmt.Errorf("skew, fetch timeout, key age or rate below zero: %w", errConfig)
 	case cfg.JWTLeeway < 0 || cfg.JWTLeeway > 5*time.Minute:
 		return cfg, fmt.Errorf("JWT leeway of %s: %w", cfg.JWTLeeway, errConfig)

@@ -11,7 +11,7 @@ import (
 // ARM serves the one protected call of the sandbox: GET / or /whoami with an
 // access token for Resource Manager tells whose it is, until it expires.
 func (c *Cloud) ARM() http.Handler {
-	return c.ARMFaults.Wrap(sandbox.Serve("azure-arm", c.now, c.cfg.Log, c.serveARM))
+	return c.ARMFaults.Wrap(sandbox.Serve("azure_arm", c.now, c.cfg.Log, c.serveARM))
 }
 
 func (c *Cloud) serveARM(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {

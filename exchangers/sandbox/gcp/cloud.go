@@ -11,7 +11,7 @@ import (
 
 // A Cloud is one emulated Google Cloud. It is safe for concurrent use.
 type Cloud struct {
-	STSFaults, IAMFaults, WhoamiFaults sandbox.Faults
+	STSFaults, MTLSFaults, IAMFaults, WhoamiFaults sandbox.Faults // the clock is STSFaults'
 
 	cfg     Config
 	now     func() time.Time
@@ -40,7 +40,7 @@ func New(cfg Config) (*Cloud, error) {
 	c.now = c.STSFaults.Clock(cfg.Now)
 	cfg.Issuers.Now = c.now
 	c.issuers = sandbox.NewIssuers(cfg.Issuers)
-	c.STSFaults.Shape, c.IAMFaults.Shape, c.WhoamiFaults.Shape = stsFault, apiFault, apiFault
+	c.STSFaults.Shape, c.MTLSFaults.Shape, c.IAMFaults.Shape, c.WhoamiFaults.Shape = stsFault, stsFault, apiFault, apiFault
 	for _, p := range cfg.Pools {
 		if err := c.PutPool(p); err != nil {
 			return nil, err

@@ -22,7 +22,7 @@ var (
 // IAMCredentials serves generateAccessToken and generateIdToken of
 // iamcredentials.googleapis.com.
 func (c *Cloud) IAMCredentials() http.Handler {
-	return c.IAMFaults.Wrap(sandbox.Serve("gcp-iamcredentials", c.now, c.cfg.Log, c.serveIAM))
+	return c.IAMFaults.Wrap(sandbox.Serve("gcp_iamcredentials", c.now, c.cfg.Log, c.serveIAM))
 }
 
 func (c *Cloud) serveIAM(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
@@ -110,7 +110,7 @@ func (c *Cloud) idToken(caller token, account string, body map[string]any) (map[
 
 // Certs serves the JWK Set of the ID tokens' key at GET /oauth2/v3/certs.
 func (c *Cloud) Certs() http.Handler {
-	return sandbox.Serve("gcp-certs", c.now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
+	return sandbox.Serve("gcp_certs", c.now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
 		set, err := c.signer.KeySet()
 		if r.URL.Path != "/oauth2/v3/certs" || r.Method != http.MethodGet || err != nil {
 			e.Code = "NOT_FOUND"

@@ -26,7 +26,7 @@ var audience = regexp.MustCompile(`^//iam\.googleapis\.com/(projects/[0-9]+/loca
 
 // STS serves POST /v1/token of sts.googleapis.com, for OIDC providers.
 func (c *Cloud) STS() http.Handler {
-	return c.STSFaults.Wrap(sandbox.Serve("gcp-sts", c.now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
+	return c.STSFaults.Wrap(sandbox.Serve("gcp_sts", c.now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
 		c.serveSTS(w, r, e, c.exchangeJWT)
 	}))
 }

@@ -10,7 +10,7 @@ import (
 // Whoami serves the one protected call of the sandbox: GET / or /whoami with a
 // bearer token tells whose it is, until it expires.
 func (c *Cloud) Whoami() http.Handler {
-	return c.WhoamiFaults.Wrap(sandbox.Serve("gcp-whoami", c.now, c.cfg.Log, c.serveWhoami))
+	return c.WhoamiFaults.Wrap(sandbox.Serve("gcp_whoami", c.now, c.cfg.Log, c.serveWhoami))
 }
 
 func (c *Cloud) serveWhoami(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {

@@ -94,7 +94,7 @@ func checkKey(c *x509.Certificate) error {
 // ([crypto/tls.RequestClientCert]): the
 // judgement is an answer, not an alert.
 func (c *Cloud) MTLS() http.Handler {
-	return c.STSFaults.Wrap(sandbox.Serve("gcp-sts-mtls", c.now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
+	return c.MTLSFaults.Wrap(sandbox.Serve("gcp_sts_mtls", c.now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
 		c.serveSTS(w, r, e, c.exchangeX509)
 	}))
 }
