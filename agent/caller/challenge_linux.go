@@ -12,7 +12,7 @@ import (
 
 const (
 	maxPath  = 107     // sun_path without its end, unix(7)
-	maxEarly = 1 << 16 // what a client may send before it answers: a stream's initial window, RFC 9113 §6.9.2
+	maxEarly = 1 << 17 // what a client may send before it answers: the connection's initial window (RFC 9113 §6.9.2), and headers
 
 	preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" // RFC 9113 §3.4
 )

@@ -136,7 +136,7 @@ func TestHandshakeRefuses(t *testing.T) {
 		"nothing":            {"", "EOF"},
 		"no answer":          {hello, "EOF"},
 		"a guessed answer":   {hello + "\x00\x00\x08\x06\x01\x00\x00\x00\x0012345678", "EOF"},
-		"much and no answer": {hello + strings.Repeat("\x00\x00\x00\x04\x00\x00\x00\x00\x00", 8000), "no answer"},
+		"much and no answer": {hello + strings.Repeat("\x00\x00\x00\x04\x00\x00\x00\x00\x00", 16000), "no answer"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, path := listen(t)
