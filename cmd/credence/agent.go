@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
 
 	"github.com/credence-id/credence/agent"
@@ -20,6 +21,7 @@ import (
 	"github.com/credence-id/credence/agent/attest/unix"
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/agent/local"
+	"github.com/credence-id/credence/agent/sds"
 	"github.com/credence-id/credence/agent/workloadapi"
 	"github.com/credence-id/credence/broker/identity"
 )
@@ -29,12 +31,13 @@ type agentParts struct {
 	agent    *agent.Agent
 	workload net.Listener
 	admin    net.Listener
+	sds      sdsFile
 	log      *slog.Logger
 }
 
 // newAgent puts an agent together. evidence nil reads the file's token_file.
 func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now func() time.Time, log *slog.Logger) (_ *agentParts, err error) {
-	p := &agentParts{log: log}
+	p := &agentParts{sds: f.SDS, log: log}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -109,6 +112,7 @@ func (p *agentParts) run(ctx context.Context) error {
 	workload := workloadapi.New(workloadapi.Config{Agent: p.agent, Log: p.log}).GRPC()
 	agentapi.RegisterCredentialsServer(workload, local.NewService(p.agent, p.log))
 	agentapi.RegisterChecksServer(workload, local.NewChecks(p.agent, p.log))
+	secret.RegisterSecretDiscoveryServiceServer(workload, sds.New(p.sds.config(p.agent, p.log)))
 	admin := newAgentAdmin(p.agent, p.log)
 	errs := make(chan error, 3)
 	var running sync.WaitGroup

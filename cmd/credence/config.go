@@ -71,6 +71,8 @@ type agentFile struct {
 	} `yaml:"join"`
 	Socket string `yaml:"socket"` // of the Workload API; default DATA/run/workload.sock
 	Admin  string `yaml:"admin"`  // default DATA/run/admin.sock
+
+	SDS sdsFile `yaml:"sds"` // for Envoy, on the same socket
 }
 
 // loadFile reads a YAML file strictly into a pointer.
@@ -265,7 +267,7 @@ func (f *agentFile) complete() error {
 	}
 	setDefault(&f.Socket, filepath.Join(f.Data, "run", "workload.sock"))
 	setDefault(&f.Admin, filepath.Join(f.Data, "run", "admin.sock"))
-	return nil
+	return f.SDS.complete()
 }
 
 // socketPath reads a path or a unix:///path URL.

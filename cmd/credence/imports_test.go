@@ -62,6 +62,7 @@ var mayImport = map[string][]string{
 	"agent/attest/*":                {"agent/attest", "agent/caller"},
 	"agent/workloadapi":             {"agent", "agent/api", "agent/caller", "federation"},
 	"agent/local":                   {"agent", "agent/api", "agent/caller", "exchangers"},
+	"agent/sds":                     {"agent", "agent/caller"},
 }
 
 func row(pkg string) (allowed []string, ok bool) {
