@@ -57,7 +57,7 @@ func (d *Denied) Is(err error) bool { return err == ErrDenied }
 // An Attestor tells facts about the process at our socket: full names under
 // its prefix. Names in unknown could not be proven; an error means that
 // nothing under the prefix could. wanted tells which costly facts some
-// Identity names.
+// Identity names. Attestors are asked side by side, and must end with ctx.
 type Attestor interface {
 	Attest(ctx context.Context, p *caller.Process, wanted func(name string) bool) (facts map[string][]string, unknown []string, err error)
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -23,40 +22,6 @@ const (
 	grace    = 300 * time.Millisecond
 	patience = 5 * time.Second
 )
-
-// An Attestation is what this node proved of a process.
-type Attestation struct {
-	Facts   map[string][]string
-	Unknown []string
-}
-
-// Attest proves facts about a process, afresh. An attestor that fails leaves
-// its prefix unknown.
-func (a *Agent) Attest(ctx context.Context, p *caller.Process) (Attestation, error) {
-	out := Attestation{Facts: make(map[string][]string)}
-	wanted := *a.wanted.Load()
-	for prefix, attestor := range a.cfg.Attestors {
-		facts, unknown, err := attestor.Attest(ctx, p, func(name string) bool { return wanted[name] })
-		if err != nil {
-			a.cfg.Log.WarnContext(ctx, "attestor failed", "attestor", prefix, "pid", p.PID(), "error", err)
-			out.Unknown = append(out.Unknown, prefix)
-			continue
-		}
-		for name, values := range facts {
-			if !strings.HasPrefix(name, prefix+".") || strings.HasPrefix(name, outputPrefix) {
-				return Attestation{}, fmt.Errorf("attestor %s proved %q, which is not its own", prefix, name)
-			}
-			out.Facts[name] = values
-		}
-		out.Unknown = append(out.Unknown, unknown...)
-	}
-	slices.Sort(out.Unknown)
-	// Attesting took a while: it must still be the same process.
-	if err := p.Check(); err != nil {
-		return Attestation{}, errChanged()
-	}
-	return out, nil
-}
 
 func (t Attestation) workload() *api.Workload {
 	w := &api.Workload{Facts: make(map[string]*api.Values, len(t.Facts)), Unknown: t.Unknown}

@@ -18,7 +18,6 @@ import (
 
 	"github.com/credence-id/credence/agent"
 	agentapi "github.com/credence-id/credence/agent/api"
-	"github.com/credence-id/credence/agent/attest/unix"
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/agent/local"
 	"github.com/credence-id/credence/agent/sds"
@@ -70,10 +69,14 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 	if err := os.MkdirAll(f.Data, 0o711); err != nil {
 		return nil, err
 	}
+	attestors, err := attestors(f.Attest)
+	if err != nil {
+		return nil, err
+	}
 	p.agent, err = agent.New(agent.Config{
 		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
 		Join:      agent.Join{Method: f.Join.Method, Evidence: evidence},
-		Attestors: map[string]agent.Attestor{"workload.unix": unix.New(unix.Config{})},
+		Attestors: attestors,
 		Exchanger: exchanger, Version: version(), Now: now, Log: log,
 	})
 	if err != nil {

@@ -72,7 +72,8 @@ type agentFile struct {
 	Socket string `yaml:"socket"` // of the Workload API; default DATA/run/workload.sock
 	Admin  string `yaml:"admin"`  // default DATA/run/admin.sock
 
-	SDS sdsFile `yaml:"sds"` // for Envoy, on the same socket
+	SDS    sdsFile    `yaml:"sds"`    // for Envoy, on the same socket
+	Attest attestFile `yaml:"attest"` // workloads, besides by the kernel's facts
 }
 
 // loadFile reads a YAML file strictly into a pointer.
@@ -264,6 +265,9 @@ func (f *agentFile) complete() error {
 	}
 	if f.Join.TokenFile == "" {
 		return errors.New("join.token_file: is required: a file that holds what credence token create printed")
+	}
+	if err := f.Attest.complete(); err != nil {
+		return err
 	}
 	setDefault(&f.Socket, filepath.Join(f.Data, "run", "workload.sock"))
 	setDefault(&f.Admin, filepath.Join(f.Data, "run", "admin.sock"))

@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/credence-id/credence/agent/caller"
+)
+
+// attestTime is how long attestors may take: a runtime that hangs must not keep
+// a workload from what it gets without it.
+const attestTime = 3 * time.Second
+
+// An Attestation is what this node proved of a process.
+type Attestation struct {
+	Facts   map[string][]string
+	Unknown []string
+}
+
+// Attest proves facts about a process, afresh, its attestors side by side. One
+// that fails, or takes longer than three seconds, leaves its prefix unknown.
+func (a *Agent) Attest(ctx context.Context, p *caller.Process) (Attestation, error) {
+	found := a.attestAll(ctx, p)
+	out := Attestation{Facts: make(map[string][]string)}
+	for _, f := range found {
+		if f.err != nil {
+			a.cfg.Log.WarnContext(ctx, "attestor failed", "attestor", f.prefix, "pid", p.PID(), "error", f.err)
+			out.Unknown = append(out.Unknown, f.prefix)
+			continue
+		}
+		for name, values := range f.facts {
+			if !strings.HasPrefix(name, f.prefix+".") || strings.HasPrefix(name, outputPrefix) {
+				return Attestation{}, fmt.Errorf("attestor %s proved %q, which is not its own", f.prefix, name)
+			}
+			out.Facts[name] = values
+		}
+		out.Unknown = append(out.Unknown, f.unknown...)
+	}
+	slices.Sort(out.Unknown)
+	// Attesting took a while: it must still be the same process.
+	if err := p.Check(); err != nil {
+		return Attestation{}, errChanged()
+	}
+	return out, nil
+}
+
+// finding is one attestor's answer.
+type finding struct {
+	prefix  string
+	facts   map[string][]string
+	unknown []string
+	err     error
+}
+
+func (a *Agent) attestAll(ctx context.Context, p *caller.Process) []finding {
+	ctx, cancel := context.WithTimeout(ctx, attestTime)
+	defer cancel()
+	wanted := *a.wanted.Load()
+	var found []finding
+	for _, prefix := range slices.Sorted(maps.Keys(a.cfg.Attestors)) {
+		found = append(found, finding{prefix: prefix})
+	}
+	ask := func(f *finding) {
+		f.facts, f.unknown, f.err = a.cfg.Attestors[f.prefix].Attest(ctx, p, func(name string) bool { return wanted[name] })
+	}
+	var others sync.WaitGroup
+	for n := range found {
+		if n == len(found)-1 {
+			ask(&found[n]) // the last one here: most agents have one alone
+			break
+		}
+		others.Go(func() { ask(&found[n]) })
+	}
+	others.Wait()
+	return found
+}
