@@ -1,12 +1,14 @@
 // Package local serves credentials to the cloud SDKs of this node: a gRPC
-// service on the workload socket, and the endpoints that unmodified SDKs look
-// for.
+// service on the workload socket, and Surfaces, which are the files and
+// endpoints that unmodified SDKs look for.
 //
 // On the Unix socket the caller is the kernel's word. Loopback TCP gives no
 // caller: there a surface is served only where its protocol carries an
-// unguessable secret, which only the attested workload is handed. Web pages
-// that reach loopback are kept out by the Host, Origin and Referer headers.
-// A failure is an error in the surface's own form, never an empty credential.
+// unguessable secret, which only the attested workload is handed, and only to
+// sockets of its user. Web pages that reach loopback are kept out by the Host,
+// Origin and Referer headers. A failure is an error in the surface's own form,
+// never an empty credential. Nothing looks like a cloud's metadata server:
+// that protocol carries no secret, so whoever asks would be served.
 package local
 
 import (

@@ -7,10 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
-
-	"github.com/credence-id/credence/agent/api"
 )
 
 // ask sends the very bytes of a request line and headers, and returns what
@@ -42,14 +41,13 @@ func ask(t *testing.T, address, line string, headers ...string) (int, string) {
 //
 // Regression: aws-vault #578
 func TestPagesThatReachLoopbackGetNothing(t *testing.T) {
-	server := endpoint(t, always(good, nil))
-	address := server.Listener.Addr().String()
+	address, path, secret := raw(t, clouds())
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	host, auth := "Host: "+address, "Authorization: "+secret
-	if code, body := ask(t, address, "GET /", host, auth); code != 200 || !strings.Contains(body, "secret-key") {
+	if code, body := ask(t, address, "GET "+path, host, auth); code != 200 || !strings.Contains(body, "secret-key") {
 		t.Fatalf("the program itself: %d %s", code, body)
 	}
 	for name, headers := range map[string][]string{
@@ -70,11 +68,11 @@ func TestPagesThatReachLoopbackGetNothing(t *testing.T) {
 		"two secrets, the first":   {host, auth, "Authorization: x"},
 		"the secret in a cookie":   {host, "Cookie: Authorization=" + secret},
 	} {
-		if code, body := ask(t, address, "GET /", headers...); code != 403 && code != 401 || strings.Contains(body, "secret-key") {
+		if code, body := ask(t, address, "GET "+path, headers...); code != 403 && code != 401 || strings.Contains(body, "secret-key") {
 			t.Errorf("%s: %d %s", name, code, body)
 		}
 	}
-	if code, _ := ask(t, address, "GET /?Authorization="+secret, host); code == 200 {
+	if code, _ := ask(t, address, "GET "+path+"?Authorization="+secret, host); code == 200 {
 		t.Error("the secret is taken from a query")
 	}
 }
@@ -84,9 +82,11 @@ func TestPagesThatReachLoopbackGetNothing(t *testing.T) {
 // Regression: CVE-2026-3605
 // Regression: CVE-2022-2385
 func TestOnePathAndNoParameter(t *testing.T) {
-	server := endpoint(t, always(good, nil))
-	address := server.Listener.Addr().String()
-	for _, target := range []string{"//", "/./", "/x/..", "/%2e", "/%2e%2e/", "/%2f", "/a", "//evil.example/", "/?a=1", "/?a=1&A=2&a=3", "/?", "/;a", "http://evil.example/", "*"} {
+	address, path, secret := raw(t, clouds())
+	for _, target := range []string{
+		"/", "/" + path, "/." + path, "/x/.." + path, path + "/", path + "/.", path + "%20", strings.Replace(path, "a", "%61", 1) + "%2e", "//evil.example" + path,
+		path + "?a=1", path + "?a=1&A=2&a=3", path + "?", path + ";a", "http://evil.example" + path, "http://" + address + path, "*", strings.ToUpper(path),
+	} {
 		if code, body := ask(t, address, "GET "+target, "Host: "+address, "Authorization: "+secret); code == 200 || strings.Contains(body, "secret-key") {
 			t.Errorf("%s: %d %s", target, code, body)
 		}
@@ -97,14 +97,22 @@ func TestOnePathAndNoParameter(t *testing.T) {
 //
 // Regression: CVE-2026-46405
 func TestAnAnswerWithAnErrorGivesNothing(t *testing.T) {
-	server := endpoint(t, always(good, errors.New("and a failure")))
-	code, body := ask(t, server.Listener.Addr().String(), "GET /", "Host: "+server.Listener.Addr().String(), "Authorization: "+secret)
+	from := clouds()
+	address, path, secret := raw(t, from)
+	from.fail(errors.New("and a failure")) // which comes with the credential
+	code, body := ask(t, address, "GET "+path, "Host: "+address, "Authorization: "+secret)
 	if code == 200 || strings.Contains(body, "secret-key") || strings.Contains(body, "session") {
 		t.Errorf("%d %s", code, body)
 	}
-	half := &api.FetchResponse{Expires: good.GetExpires(), Credential: &api.FetchResponse_Aws{Aws: &api.AWS{SecretAccessKey: "secret-key"}}}
-	server = endpoint(t, always(half, nil))
-	if code, body := ask(t, server.Listener.Addr().String(), "GET /", "Host: "+server.Listener.Addr().String(), "Authorization: "+secret); code == 200 || strings.Contains(body, "secret-key") {
-		t.Errorf("half a credential: %d %s", code, body)
+}
+
+// raw is a container endpoint.
+func raw(t *testing.T, from *source) (address, path, secret string) {
+	t.Helper()
+	e := opened(t, from, []string{"anywhere"}).endpoint("anywhere")
+	u, err := url.Parse(e.url)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return u.Host, u.Path, e.secret
 }

@@ -61,8 +61,10 @@ var mayImport = map[string][]string{
 	"agent/attest":                  {"agent/caller"},
 	"agent/attest/*":                {"agent/attest", "agent/caller"},
 	"agent/workloadapi":             {"agent", "agent/api", "agent/caller", "federation"},
-	"agent/local":                   {"agent", "agent/api", "agent/caller", "exchangers"},
 	"agent/sds":                     {"agent", "agent/caller"},
+	"agent/local": {
+		"agent", "agent/api", "agent/caller", "exchangers", "exchangers/aws", "exchangers/gcp", "exchangers/azure", // their settings
+	},
 }
 
 func row(pkg string) (allowed []string, ok bool) {

@@ -473,7 +473,7 @@ func scriptEmpty(ts *testscript.TestScript, neg bool, args []string) {
 
 func scriptTokenFile(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 1, "tokenfile DIR")
-	found, err := filepath.Glob(filepath.Join(args[0], "credence-exec-*", "token"))
+	found, err := filepath.Glob(filepath.Join(args[0], "credence-exec-*", "*.container"))
 	ts.Check(err)
 	if len(found) != 1 {
 		ts.Fatalf("%s holds the secrets %s", args[0], found)

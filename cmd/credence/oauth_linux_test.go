@@ -183,8 +183,9 @@ func TestOAuthTargets(t *testing.T) {
 	if code != 7 || !strings.HasPrefix(out, want) || strings.Count(out, "\n") != 4 {
 		t.Errorf("exec: exit code %d: %s%s", code, errs, cmp.Diff(want, out))
 	}
-	if code, _, errs := credenceCmd(t, "", "exec", socket, "--target", "bearer", "--", "true"); code != 125 || !strings.Contains(errs, "no variable is agreed on") || !strings.Contains(errs, "credentials bearer") {
-		t.Errorf("exec for no Vault: exit code %d: %s", code, errs)
+	code, out, errs = credenceCmd(t, "", "exec", socket, "--target", "bearer,vault-jwt", "--", "sh", "-c", `cat "$CREDENCE_TOKEN_FILE_BEARER"; echo; test "$VAULT_TOKEN" = "$(cat "$CREDENCE_TOKEN_FILE_VAULT_JWT")"`)
+	if code != 0 || !strings.HasPrefix(out, "tok-") || strings.Count(out, "\n") != 1 {
+		t.Errorf("files of tokens: exit code %d: %q %s", code, out, errs)
 	}
 
 	told := d.admin(t, "audit", "tail", "-n", "1000", "-o", "json") + d.admin(t, "get", "-o", "yaml")

@@ -65,12 +65,8 @@ func New(cfg Config) (exchangers.Exchanger, error) {
 	if err := cfg.Settings.checkPlace("endpoint", cfg.Endpoint); err != nil {
 		return nil, err
 	}
-	x := &exchanger{cfg: cfg, authority: cfg.Settings.place().authority}
-	for _, set := range []string{cfg.Settings.Authority, cfg.Endpoint} {
-		if set != "" {
-			x.authority = strings.TrimSuffix(set, "/") + "/"
-		}
-	}
+	x := &exchanger{cfg: cfg}
+	x.authority, _ = cfg.Settings.Host(cfg.Endpoint)
 	return x, nil
 }
 

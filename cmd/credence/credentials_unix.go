@@ -1,0 +1,165 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	agentapi "github.com/credence-id/credence/agent/api"
+)
+
+// credentialsClient connects to the agent's credential service on the
+// workload socket.
+func credentialsClient(cmd *cobra.Command) (agentapi.CredentialsClient, io.Closer, error) {
+	where := workloadSocket(cmd)
+	if where == "" {
+		return nil, nil, input(fmt.Errorf("which agent? set %s to unix:///path of its workload socket, or give --socket", workloadVariable))
+	}
+	conn, err := dialSocket(where)
+	if err != nil {
+		return nil, nil, err
+	}
+	return agentapi.NewCredentialsClient(workloadConn{conn}), conn, nil
+}
+
+func workloadSocket(cmd *cobra.Command) string {
+	if where, _ := cmd.Flags().GetString("socket"); where != "" {
+		return where
+	}
+	return os.Getenv(workloadVariable)
+}
+
+// workloadConn adds the metadata that the workload socket demands.
+type workloadConn struct{ *grpc.ClientConn }
+
+func (c workloadConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	return c.ClientConn.Invoke(metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true"), method, args, reply, opts...)
+}
+
+// The forms of a credential.
+const (
+	formProcess    = "process"    // of credential_process (AWS)
+	formToken      = "token"      // the access token
+	formJWT        = "jwt"        // the JWT-SVID to exchange
+	formExecutable = "executable" // of an executable source (GCP), with the JWT-SVID
+)
+
+func (p *program) credentialsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "credentials TARGET",
+		Short: "Exchange this process's SVID, and print what a target's tools want",
+		Long: `Credentials exchanges the SVID of this process, this program as the user that
+runs it, at a target that its identity lists. For AWS it prints what a
+credential_process prints; for GCP, Azure and oauth the token. The agent makes
+the exchange and keeps the credential until half its life is over. A target that
+is not granted, and a cloud that refuses, end it with 4.
+
+In ~/.aws/config:
+
+  [profile orders]
+  credential_process = credence credentials aws-web-identity
+
+--format jwt prints the JWT-SVID that the target takes, for programs that make
+the exchange themselves; --format executable the same as an executable source of
+Google's libraries wants it. There a refusal is said in JSON too, and with 0:
+they read nothing else.
+
+--claims answers a claims challenge of Azure's continuous access: the credential
+that is held is replaced.`,
+		Example: "  credence credentials aws-roles-anywhere\n  credence credentials gcp --format jwt",
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeFirst(completeNamed("Target")),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, conn, err := credentialsClient(cmd)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), 45*time.Second)
+			defer cancel()
+			form, _ := cmd.Flags().GetString("format")
+			switch form {
+			case "", formProcess, formToken:
+				claims, _ := cmd.Flags().GetString("claims")
+				return p.credential(ctx, client, &agentapi.FetchRequest{Target: args[0], Claims: claims}, form)
+			case formJWT:
+				return p.targetToken(ctx, client, args[0])
+			case formExecutable:
+				return p.executable(ctx, client, args[0])
+			}
+			return input(fmt.Errorf("--format %q: it is one of process, token, jwt and executable", form))
+		},
+	}
+	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+workloadVariable+")")
+	cmd.Flags().String("format", "", "process, token, jwt or executable (default process for AWS, else token)")
+	cmd.Flags().String("claims", "", "a claims challenge (JSON) of a resource that refused the credential")
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{formProcess, formToken, formJWT, formExecutable}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// final makes the provider's no, which is final, a denial.
+func final(err error) error {
+	if status.Code(err) == codes.FailedPrecondition {
+		return coded{exitDenied, errors.New(status.Convert(err).Message())}
+	}
+	return reached("agent", "its workload socket", err)
+}
+
+func (p *program) credential(ctx context.Context, client agentapi.CredentialsClient, r *agentapi.FetchRequest, form string) error {
+	got, err := client.Fetch(ctx, r)
+	if err != nil {
+		return final(err)
+	}
+	token, keys := got.GetBearer().GetToken(), got.GetAws()
+	switch {
+	case token != "" && form != formProcess:
+		_, err := fmt.Fprintln(p.out, token)
+		return err
+	case keys != nil && form != formToken:
+		return writeJSON(p.out, map[string]any{
+			"Version": 1, "AccessKeyId": keys.GetAccessKeyId(), "SecretAccessKey": keys.GetSecretAccessKey(),
+			"SessionToken": keys.GetSessionToken(), "Expiration": time.Unix(got.GetExpires(), 0).UTC().Format(time.RFC3339),
+		})
+	}
+	return input(fmt.Errorf("--format %s: target %s is of flow %s, whose credential has another form", form, r.GetTarget(), got.GetFlow()))
+}
+
+func (p *program) targetToken(ctx context.Context, client agentapi.CredentialsClient, target string) error {
+	got, err := client.Token(ctx, &agentapi.TokenRequest{Target: target})
+	if err != nil {
+		return final(err)
+	}
+	_, err = fmt.Fprintln(p.out, got.GetToken())
+	return err
+}
+
+// executable answers as Google's libraries expect: they read JSON from a
+// program that ends with 0, and take its failures from there.
+func (p *program) executable(ctx context.Context, client agentapi.CredentialsClient, target string) error {
+	const kind = "urn:ietf:params:oauth:token-type:jwt"
+	got, err := client.Token(ctx, &agentapi.TokenRequest{Target: target})
+	if err == nil && got.GetFlow() != "gcp" {
+		err = status.Errorf(codes.InvalidArgument, "target %s is of flow %s: gcp is wanted", target, got.GetFlow())
+	}
+	if asked := os.Getenv("GOOGLE_EXTERNAL_ACCOUNT_TOKEN_TYPE"); err == nil && asked != "" && asked != kind {
+		err = status.Errorf(codes.InvalidArgument, "subject_token_type: %s is wanted", kind)
+	}
+	if err != nil {
+		s := status.Convert(err)
+		fmt.Fprintln(p.err, "credence:", s.Message())
+		return writeJSON(p.out, map[string]any{"version": 1, "success": false, "code": s.Code().String(), "message": s.Message()})
+	}
+	return writeJSON(p.out, map[string]any{
+		"version": 1, "success": true, "token_type": kind, "id_token": got.GetToken(), "expiration_time": got.GetExpires(),
+	})
+}
