@@ -61,7 +61,7 @@ func kind(ours, theirs string) string {
 	x, err1 := url.Parse(ours)
 	y, err2 := url.Parse(theirs)
 	switch {
-	case strings.ContainsFunc(theirs, func(r rune) bool { return r > unicode.MaxASCII }):
+	case strings.ContainsFunc(theirs, func(r rune) bool { return r > unicode.MaxASCII && r != utf8.RuneError }):
 		return "homograph"
 	case err1 != nil || err2 != nil || x.Host == "" || y.Host == "":
 		return "other"
@@ -79,10 +79,12 @@ func blank(r rune) bool {
 }
 
 func withoutScheme(s string) string {
-	if scheme, rest, ok := strings.Cut(s, "://"); ok && !strings.ContainsAny(scheme, "/.:@ ") {
-		return rest
+	text := strings.TrimLeftFunc(s, blank)
+	lead := s[:len(s)-len(text)]
+	if scheme, rest, ok := strings.Cut(text, "://"); ok && !strings.ContainsAny(scheme, "/.:@") {
+		return lead + rest
 	}
-	return strings.TrimPrefix(s, "//")
+	return lead + strings.TrimPrefix(text, "//")
 }
 
 // alike are characters that are read for one another: the most common of
