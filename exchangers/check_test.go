@@ -285,7 +285,9 @@ func TestCheckOfChains(t *testing.T) {
 	serverAuth := func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }
 	clientAuth := func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }
 	later := func(c *x509.Certificate) { c.NotBefore = exchangertest.Now.Add(time.Minute) }
-	ended := func(c *x509.Certificate) { c.NotBefore, c.NotAfter = exchangertest.Now.AddDate(-1, 0, 0), exchangertest.Now.Add(-time.Minute) }
+	ended := func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = exchangertest.Now.AddDate(-1, 0, 0), exchangertest.Now.Add(-time.Minute)
+	}
 	noPath := func(c *x509.Certificate) { c.MaxPathLenZero = true }
 	onePath := func(c *x509.Certificate) { c.MaxPathLen = 1 }
 	uris := func(permitted, excluded []string) func(*x509.Certificate) {
@@ -343,7 +345,9 @@ func TestCheckOfChains(t *testing.T) {
 			q.Anchors, q.Chain = []*x509.Certificate{root.Certificate}, []*x509.Certificate{ca(root, "issuing", nil).Certificate}
 		}},
 		{Name: "another root", Put: func(q *question) { q.Anchors = []*x509.Certificate{ca(nil, "root", nil).Certificate} }, Code: "chain_no_anchor", Field: b},
-		{Name: "the second of two roots", Put: func(q *question) { q.Anchors = append([]*x509.Certificate{ca(nil, "old", nil).Certificate}, q.Anchors...) }},
+		{Name: "the second of two roots", Put: func(q *question) {
+			q.Anchors = append([]*x509.Certificate{ca(nil, "old", nil).Certificate}, q.Anchors...)
+		}},
 		{Name: "an intermediate left out", Put: func(q *question) {
 			long("root", "region", "issuing")(q)
 			q.Chain = q.Chain[:1]

@@ -47,10 +47,15 @@ var ways = []struct {
 }
 
 func kind(ours, theirs string) string {
-	for i, way := range ways {
+	for _, way := range ways {
+		if way.without(ours) == way.without(theirs) {
+			return way.kind
+		}
+	}
+	for i, way := range ways { // several at once
 		a, b := ours, theirs
 		for j, other := range ways {
-			if j != i {
+			if j != i && other.kind != "homograph" {
 				a, b = other.without(a), other.without(b)
 			}
 		}

@@ -2,6 +2,7 @@ package exchangers
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 )
 
@@ -100,13 +101,14 @@ func (w *Walk) Settled() bool {
 	return w.Done("target", "%s of flow %s", w.Target.Name, w.Target.Flow)
 }
 
+var firstField = regexp.MustCompile(`^([a-z_]+)(:|,| ["0-9])`)
+
 // fieldOf is the name that Validate's errors begin with.
 func fieldOf(text string) string {
-	end := slices.IndexFunc([]byte(text), func(c byte) bool { return (c < 'a' || c > 'z') && c != '_' })
-	if end <= 0 {
-		return "settings"
+	if m := firstField.FindStringSubmatch(text); m != nil {
+		return m[1]
 	}
-	return text[:end]
+	return "settings"
 }
 
 // Listed checks that somebody may exchange at the Target.

@@ -96,7 +96,9 @@ func Key(kid string, bits int) map[string]any {
 }
 
 // KeySet is a document of keys.
-func KeySet(t testing.TB, keys ...map[string]any) []byte { return JSON(t, map[string]any{"keys": keys}) }
+func KeySet(t testing.TB, keys ...map[string]any) []byte {
+	return JSON(t, map[string]any{"keys": keys})
+}
 
 // Discovery is the document of an issuer, with changes; nil removes.
 func Discovery(t testing.TB, issuer string, changes map[string]any) []byte {
