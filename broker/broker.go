@@ -71,6 +71,10 @@ type Store interface {
 	// Cutoffs returns those written after a revision, and the revision of the
 	// last one.
 	Cutoffs(ctx context.Context, after uint64) ([]Cutoff, uint64, error)
+	// SpendEvidence spends what a digest stands for, once, until it ends: of any
+	// number of callers exactly one succeeds, and the others' error wraps
+	// ErrSpent.
+	SpendEvidence(ctx context.Context, digest [32]byte, ends, now time.Time) error
 	// ForgetCutoffs removes those that reach no further than a time.
 	ForgetCutoffs(ctx context.Context, upTo time.Time) error
 }
@@ -147,7 +151,8 @@ type Broker struct {
 	indexer   *indexer
 	listing   *listing
 	denials   *audit.Folder
-	strangers *audit.Counter
+	strangers *audit.Counter // who fail to join
+	shown     *audit.Counter // what is shown in vain as evidence
 
 	revoking sync.Mutex // guards what follows, and is taken before mu
 	file     *denyFile
@@ -216,6 +221,9 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if b.strangers, err = audit.NewCounter(audit.CounterConfig{Log: cfg.Audit, Logger: cfg.Log}); err != nil {
 		return nil, errors.Join(err, b.denials.Close())
 	}
+	if b.shown, err = audit.NewCounter(audit.CounterConfig{Log: cfg.Audit, Kind: "exchange.refused", Logger: cfg.Log}); err != nil {
+		return nil, errors.Join(err, b.strangers.Close(), b.denials.Close())
+	}
 	for _, n := range nodes {
 		b.nodes[n.ID] = n
 	}
@@ -226,5 +234,5 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 // Close writes the counts that are still to be recorded. No other method may be
 // called after it.
 func (b *Broker) Close() error {
-	return errors.Join(b.strangers.Close(), b.denials.Close())
+	return errors.Join(b.shown.Close(), b.strangers.Close(), b.denials.Close())
 }

@@ -95,6 +95,10 @@ func IsNodeID(td spiffeid.TrustDomain, id spiffeid.ID) bool {
 }
 
 // isReserved says whether path is Credence's own.
+// IsReserved says whether an ID is of Credence's own: a broker's, a node's, or one
+// that nobody has.
+func IsReserved(id spiffeid.ID) bool { return isReserved(id.Path()) }
+
 func isReserved(path string) bool {
 	return path == reserved || strings.HasPrefix(path, reserved+"/")
 }

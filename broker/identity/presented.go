@@ -18,6 +18,14 @@ func (s *Set) isEvidence(audiences []string) bool {
 	return s.config.TokenEndpoint != "" && slices.Contains(audiences, s.config.TokenEndpoint)
 }
 
+// TargetAudience is the audience of the JWT-SVID that a target's exchange
+// presents, empty where it presents an X509-SVID, and whether there is such a
+// target.
+func (s *Set) TargetAudience(name string) (audience string, ok bool) {
+	t, ok := s.targets[name]
+	return t.Audience, ok
+}
+
 // presented returns what of an Identity may hold where nothing is known of the
 // process: nothing if it is not the Identity under which the SVID was issued.
 // It must not have changed since: what its items and its template asked of the

@@ -1,6 +1,6 @@
 // Package oidc shows the trust domain to OpenID Connect relying parties, such
 // as clouds: a discovery document and the RS256 keys that verify its
-// JWT-SVIDs.
+// JWT-SVIDs; and to OAuth clients the metadata of its token endpoint.
 //
 // It trusts the keys that it is handed, and reads nothing of a request but its
 // method, path and conditions. The documents' bytes change only when what they
@@ -31,14 +31,15 @@ type Config struct {
 	Log    *slog.Logger                 // nil discards
 }
 
-// A Handler serves the two documents, under the issuer's path and nowhere
-// else. Until there is a key it answers 503: an empty key set would be cached.
+// A Handler serves the three documents, at the issuer's paths and nowhere else. Until there is a key it answers 503: an empty key set would be cached.
 type Handler struct {
 	keys      func() []authority.PublicKey
 	log       *slog.Logger
 	discovery string // paths
 	jwks      string
 	document  *endpoint.Document // the discovery document
+	metadata  string
+	server    *endpoint.Document // of metadata
 	cache     string             // Cache-Control
 	last      atomic.Pointer[keySet]
 }
@@ -68,6 +69,10 @@ func New(cfg Config) (*Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("serving issuer %s: %w", cfg.Issuer, err)
 	}
+	metadata, err := json.Marshal(metadataOf(cfg.Issuer))
+	if err != nil {
+		return nil, fmt.Errorf("serving issuer %s: %w", cfg.Issuer, err)
+	}
 	cache := CacheControl(cfg.MaxAge)
 	return &Handler{
 		keys:      cfg.Keys,
@@ -75,23 +80,25 @@ func New(cfg Config) (*Handler, error) {
 		discovery: u.Path + "/.well-known/openid-configuration",
 		jwks:      u.Path + "/keys",
 		document:  endpoint.NewDocument(document, cache),
+		metadata:  "/.well-known/oauth-authorization-server" + u.Path, // RFC 8414 §3.1
+		server:    endpoint.NewDocument(metadata, cache),
 		cache:     cache,
 	}, nil
 }
 
-// CacheControl is that of both documents, whoever serves them.
+// CacheControl is that of all documents, whoever serves them.
 func CacheControl(age time.Duration) string {
 	return "public, max-age=" + strconv.Itoa(int(age/time.Second))
 }
 
 // Paths are those of the documents, for the listener's multiplexer.
-func (h *Handler) Paths() []string { return []string{h.discovery, h.jwks} }
+func (h *Handler) Paths() []string { return []string{h.discovery, h.jwks, h.metadata} }
 
 // ServeHTTP serves GET and HEAD. Web pages of any origin may read the answer:
 // it is public.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.EscapedPath() // as it is spelled: an issuer has no escapes
-	if path != h.discovery && path != h.jwks {
+	if path != h.discovery && path != h.jwks && path != h.metadata {
 		http.NotFound(w, r)
 		return
 	}
@@ -108,10 +115,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path == h.discovery {
 		document = h.document
 	}
+	if path == h.metadata {
+		document = h.server
+	}
 	document.ServeHTTP(w, r)
 }
 
-// Documents are what a Handler serves, for who serves them in its place.
+// Documents are discovery and keys, for who serves them in a Handler's place: a
+// token endpoint is nobody's but the broker's.
 func Documents(issuer string, keys []authority.PublicKey) (configuration, jwks []byte, err error) {
 	if _, err := CheckIssuer(issuer); err != nil {
 		return nil, nil, err
@@ -140,5 +151,31 @@ func discovery(issuer string) configuration {
 		ResponseTypes: []string{"id_token"},
 		SubjectTypes:  []string{"public"},
 		SigningAlgs:   []string{"RS256"},
+	}
+}
+
+// TokenEndpoint is the URL of an issuer's token endpoint, which is the audience
+// of the tokens that it takes.
+func TokenEndpoint(issuer string) string { return issuer + "/token" }
+
+// metadata is RFC 8414 §2. Discovery has none of it: some clouds refuse what they
+// do not expect.
+type metadata struct {
+	Issuer        string   `json:"issuer"`
+	TokenEndpoint string   `json:"token_endpoint"`
+	JWKSURI       string   `json:"jwks_uri"`
+	GrantTypes    []string `json:"grant_types_supported"`
+	ResponseTypes []string `json:"response_types_supported"` // required, though nothing here asks for one
+	AuthMethods   []string `json:"token_endpoint_auth_methods_supported"`
+}
+
+func metadataOf(issuer string) metadata {
+	return metadata{
+		Issuer:        issuer,
+		TokenEndpoint: TokenEndpoint(issuer),
+		JWKSURI:       issuer + "/keys",
+		GrantTypes:    []string{"urn:ietf:params:oauth:grant-type:token-exchange"},
+		ResponseTypes: []string{"none"},
+		AuthMethods:   []string{"none"},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,8 +20,8 @@ import (
 )
 
 // agentsTLS is the TLS of the agents' listener: 1.3 only, a client certificate
-// asked for and, where one is shown, verified against our own bundle. Join
-// alone goes without.
+// asked for and, where one is shown, verified against our own bundle, or
+// that of a peer of which something is accepted. Join alone goes without.
 func (s *Server) agentsTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
@@ -39,8 +40,14 @@ func (s *Server) verifyAgent(c tls.ConnectionState) error {
 	case n > 4:
 		return errors.New("more than four certificates shown")
 	}
-	_, _, err := federation.VerifyX509(c.PeerCertificates, s.cfg.Authority, s.cfg.Now())
-	return err
+	id, _, err := federation.VerifyX509(c.PeerCertificates, s, s.cfg.Now())
+	if err != nil || id.TrustDomain() == s.cfg.TrustDomain {
+		return err
+	}
+	if status, ok := s.cfg.Peers.Status(id.TrustDomain()); !ok || len(status.Peer.Accept) == 0 {
+		return fmt.Errorf("nothing of peer %s is accepted", id.TrustDomain())
+	}
+	return nil
 }
 
 type nodeKey struct{}
@@ -93,7 +100,10 @@ func (s *Server) authenticate(ctx context.Context) (context.Context, error) {
 // clockSkew is how far two clocks may differ.
 const clockSkew = 60 * time.Second
 
-func (s *Server) unaryAuth(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+func (s *Server) unaryAuth(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if info.FullMethod == api.Exchange_Exchange_FullMethodName {
+		return next(ctx, req) // no node's: it judges itself whom it serves
+	}
 	ctx, err := s.authenticate(ctx)
 	if err != nil {
 		return nil, err

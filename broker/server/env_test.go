@@ -103,6 +103,7 @@ type env struct {
 	peers     *documents
 	method    func(join.Rule) join.Method // of the rules' method fake
 	trust     func(server.Authority) server.Authority
+	exchanger func(broker.Target, time.Duration, []string) (exchangers.Exchanger, error)
 	store     *store.Store
 	audit     *audit.Log
 	authority *authority.Authority
@@ -240,7 +241,7 @@ func (e *env) open() {
 		WebCertificate:   func() (*tls.Certificate, error) { return web, nil },
 		JoinStart:        e.joinStart, Log: log, Now: e.now,
 	}
-	e.config.Places = e.places
+	e.config.Places, e.config.Exchanger = e.places, e.exchanger
 	if e.polled {
 		e.config.Listen["spiffe"] = e.listeners.SPIFFE.Addr().String()
 	}

@@ -231,7 +231,11 @@ func (s *Server) collect(st *state, all *identity.Resources, r resource.Resource
 			return &identity.Error{Kind: "Target", Name: r.Name, Msg: err.Error()}
 		}
 		st.policy.Targets[r.Name] = broker.Target{Name: r.Name, Revision: revision, Flow: r.Target.Flow, Settings: wire}
-		all.Targets = append(all.Targets, identity.Target{Name: r.Name, Revision: revision, Audience: r.Target.Settings.Audience()})
+		target := identity.Target{Name: r.Name, Revision: revision, Audience: r.Target.Settings.Audience()}
+		if s, ok := r.Target.Settings.(interface{ TokenLife() time.Duration }); ok {
+			target.TTL = s.TokenLife()
+		}
+		all.Targets = append(all.Targets, target)
 	}
 	return nil
 }

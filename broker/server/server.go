@@ -33,8 +33,10 @@ import (
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/federation"
 	"github.com/credence-id/credence/federation/endpoint"
 )
@@ -94,9 +96,14 @@ type Config struct {
 	WebCertificate func() (*tls.Certificate, error) // shown by the rules of endpoint.WebServerTLS
 	WebTLS         *tls.Config                      // of endpoint.ACME, say
 	WebProxied     bool                             // plain HTTP on loopback: a proxy has the certificate
-	JoinStart      time.Duration                    // how long a caller of Join may take to begin; 0: 3 s
-	Log            *slog.Logger                     // nil discards
-	Now            func() time.Time                 // nil means time.Now
+	// Exchanger builds what exchanges at a target's provider for callers without
+	// an agent. What it gives ends within a life, and has no more than the
+	// scopes, if any: the error wraps exchangers.ErrLife or ErrScope where that
+	// cannot be. Nil: no target is exchanged here.
+	Exchanger func(t broker.Target, life time.Duration, scopes []string) (exchangers.Exchanger, error)
+	JoinStart time.Duration    // how long a caller of Join may take to begin; 0: 3 s
+	Log       *slog.Logger     // nil discards
+	Now       func() time.Time // nil means time.Now
 }
 
 func (c *Config) check() error {
@@ -112,6 +119,9 @@ func (c *Config) check() error {
 	}
 	if c.JoinStart == 0 {
 		c.JoinStart = 3 * time.Second
+	}
+	if c.Issuer != "" {
+		c.Policy.TokenEndpoint = oidc.TokenEndpoint(c.Issuer)
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -132,13 +142,16 @@ type Listeners struct {
 
 // A Server is the broker's edges.
 type Server struct {
-	cfg     Config
-	svid    ownSVID
-	joins   chan struct{}
-	changed bell
-	workers *workers
-	closing chan struct{}
-	started time.Time
+	cfg                       Config
+	svid                      ownSVID
+	joins                     chan struct{}
+	exchanging                chan struct{} // as many as are under way
+	learners                  chan struct{} // as many as wait for a peer's bundle
+	sources, callers, domains *limits       // of the token endpoint
+	changed                   bell
+	workers                   *workers
+	closing                   chan struct{}
+	started                   time.Time
 
 	acting   sync.Mutex  // held while an operator acts on an authority
 	applying sync.Mutex  // held while resources are changed: one writer at a time
@@ -156,6 +169,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
+	s.exchanging, s.learners = make(chan struct{}, maxExchanges), make(chan struct{}, maxLearners)
+	s.sources, s.callers, s.domains = newLimits(sourceBurst, sourceRate, cfg.Now), newLimits(callerBurst, callerRate, cfg.Now), newLimits(domainBurst, domainRate, cfg.Now)
 	if err := s.handlers(); err != nil {
 		return nil, err
 	}
@@ -317,6 +332,7 @@ func (s *Server) agentsServer() *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	)
 	api.RegisterNodeServer(g, nodeService{s: s})
+	api.RegisterExchangeServer(g, exchangeService{s: s})
 	return g
 }
 

@@ -13,7 +13,7 @@ const BundlePath = "/bundle"
 
 // handlers makes what the two HTTPS listeners serve: the bundle and CRLs, and
 // nothing else, by the https_spiffe profile; to relying parties with web PKI
-// the same by https_web, and OIDC discovery and its keys.
+// the same by https_web, OIDC discovery and its keys, and the token endpoint.
 func (s *Server) handlers() error {
 	bundle, err := endpoint.New(endpoint.Config{Document: func() ([]byte, time.Duration, bool) {
 		document, ok := s.cfg.Authority.Document()
@@ -26,8 +26,22 @@ func (s *Server) handlers() error {
 	if elsewhere == nil {
 		elsewhere = http.NotFoundHandler()
 	}
+	if path := s.tokenPath(); path != "" {
+		elsewhere = s.withToken(path, elsewhere)
+	}
 	s.spiffe, s.web = s.at(bundle, http.NotFoundHandler()), s.at(bundle, elsewhere)
 	return nil
+}
+
+// withToken serves the token endpoint besides.
+func (s *Server) withToken(path string, elsewhere http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.EscapedPath() == path {
+			s.token(w, r)
+			return
+		}
+		elsewhere.ServeHTTP(w, r)
+	})
 }
 
 // at serves the bundle and the CRLs at their paths and nowhere else. http.ServeMux would

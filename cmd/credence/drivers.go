@@ -60,6 +60,32 @@ func exchanger(t agent.Target) (exchangers.Exchanger, error) {
 	if err != nil {
 		return nil, err
 	}
+	return exchangerOf(parsed)
+}
+
+// exchangerFor builds the exchanger of a target in the broker, for callers who
+// have no agent: what it gives ends within a life, and has no more than scopes.
+func exchangerFor(t broker.Target, life time.Duration, scopes []string) (exchangers.Exchanger, error) {
+	settings, ok := registry().Flows[t.Flow]
+	if !ok {
+		return nil, fmt.Errorf("flow %q is not one that this program has", t.Flow)
+	}
+	parsed, err := exchangers.ParseWire(t.Settings, settings())
+	if err != nil {
+		return nil, err
+	}
+	narrower, ok := parsed.Settings.(exchangers.Narrower)
+	if !ok {
+		return nil, fmt.Errorf("target %s: %w: nothing is known of how long what flow %s gives lives", t.Name, exchangers.ErrLife, t.Flow)
+	}
+	if parsed.Settings, err = narrower.Narrow(life, scopes); err != nil {
+		return nil, fmt.Errorf("target %s: %w", t.Name, err)
+	}
+	return exchangerOf(parsed)
+}
+
+// exchangerOf builds the exchanger of what was parsed.
+func exchangerOf(parsed exchangers.Target) (exchangers.Exchanger, error) {
 	switch s := parsed.Settings.(type) {
 	case *aws.RolesAnywhere, *aws.WebIdentity:
 		return aws.New(aws.Config{Settings: s, Endpoint: parsed.Endpoint, CAFile: parsed.CAFile})
@@ -70,5 +96,5 @@ func exchanger(t agent.Target) (exchangers.Exchanger, error) {
 	case *oauth.Settings:
 		return oauth.New(oauth.Config{Settings: s, Endpoint: parsed.Endpoint, CAFile: parsed.CAFile})
 	}
-	return nil, fmt.Errorf("flow %q has settings but no exchanger", t.Flow)
+	return nil, fmt.Errorf("flow %q has settings but no exchanger", parsed.Flow)
 }

@@ -44,6 +44,7 @@ func Run(t *testing.T, open Open) {
 		"an ID belongs to one durable key":      otherMachine,
 		"facts that cannot be read back":        oversizedFacts,
 		"a token is spent once":                 spendOnce,
+		"evidence is spent once":                spendEvidence,
 		"a token that will not do":              badTokens,
 		"a token's hash is unique":              sameToken,
 		"authorities come back":                 authorities,

@@ -1,0 +1,38 @@
+package storetest
+
+import (
+	"crypto/sha256"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/credence-id/credence/broker"
+)
+
+func spendEvidence(e *env) {
+	a, b, ends := sha256.Sum256([]byte("a")), sha256.Sum256([]byte("b")), e.time.Add(5*time.Minute)
+	var won, spent atomic.Int32
+	var all sync.WaitGroup
+	for range 100 {
+		all.Go(func() {
+			switch err := e.SpendEvidence(e.Context(), a, ends, e.time); {
+			case err == nil:
+				won.Add(1)
+			case errors.Is(err, broker.ErrSpent):
+				spent.Add(1)
+			default:
+				e.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	e.equal([]int32{won.Load(), spent.Load()}, []int32{1, 99})
+	revision := e.revision()
+	e.must(e.SpendEvidence(e.Context(), b, ends, e.time))
+	e.equal(e.revision(), revision)
+	e.reopen()
+	e.refusedSpent(e.SpendEvidence(e.Context(), a, ends, e.time))
+	e.refusedSpent(e.SpendEvidence(e.Context(), a, ends, ends.Add(-time.Millisecond)))
+	e.must(e.SpendEvidence(e.Context(), a, ends.Add(time.Hour), ends)) // what has ended is kept no longer
+}
