@@ -240,8 +240,8 @@ func (p *program) agentCommand() *cobra.Command {
 	runCmd := &cobra.Command{
 		Use: "run -c agent.yaml", Short: "Run the agent until it is told to stop", Args: cobra.NoArgs,
 		Long: `Run joins this machine to a broker as a node, by the token of agent.yaml, and
-serves the Workload API and cloud credentials until it is told to stop (SIGINT,
-SIGTERM). A joined agent needs no token to start again. It prints the
+serves the Workload API, Envoy's SDS and cloud credentials until it is told to
+stop (SIGINT, SIGTERM). A joined agent needs no token to start again. It prints the
 SPIFFE_ENDPOINT_SOCKET to set. While the broker is away it waits and serves what
 it holds; what only a person can mend ends it with one line (2).`,
 		Example: `  credence token create --node here > agent.yaml   # and put the token into its token_file
