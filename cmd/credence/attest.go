@@ -9,14 +9,22 @@ import (
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/attest/docker"
+	"github.com/credence-id/credence/agent/attest/systemd"
 	"github.com/credence-id/credence/agent/attest/unix"
 )
 
 // attestFile says in agent.yaml what attests workloads besides the kernel's
 // facts: attest: {docker: {}}.
 type attestFile struct {
-	Docker *containerFile `yaml:"docker"`
-	Podman *containerFile `yaml:"podman"`
+	Docker  *containerFile `yaml:"docker"`
+	Podman  *containerFile `yaml:"podman"`
+	Systemd *systemdFile   `yaml:"systemd"`
+}
+
+// systemdFile is where systemd is asked.
+type systemdFile struct {
+	Bus     string        `yaml:"bus"`     // D-Bus address; default the system's
+	Timeout time.Duration `yaml:"timeout"` // default 2s
 }
 
 // containerFile is where a container runtime is asked.
@@ -36,6 +44,12 @@ func (f *attestFile) complete() error {
 			return fmt.Errorf("attest: %s: %w", name, err)
 		}
 	}
+	if f.Systemd == nil {
+		return nil
+	}
+	if err := checkTimeout(f.Systemd.Timeout); err != nil {
+		return fmt.Errorf("attest: systemd: %w", err)
+	}
 	return nil
 }
 
@@ -52,7 +66,11 @@ func (c *containerFile) check() error {
 			return fmt.Errorf("socket %q: an absolute path is wanted", s)
 		}
 	}
-	if c.Timeout < 0 || c.Timeout > 3*time.Second {
+	return checkTimeout(c.Timeout)
+}
+
+func checkTimeout(d time.Duration) error {
+	if d < 0 || d > 3*time.Second {
 		return errors.New("timeout: 3s is what attestors have in all")
 	}
 	return nil
@@ -61,6 +79,9 @@ func (c *containerFile) check() error {
 // attestors makes what agent.yaml names, and the kernel's facts always.
 func attestors(f attestFile) (map[string]agent.Attestor, error) {
 	all := map[string]agent.Attestor{unix.Prefix: unix.New(unix.Config{})}
+	if f.Systemd != nil {
+		all[systemd.Prefix] = systemd.New(systemd.Config{Bus: f.Systemd.Bus, Timeout: f.Systemd.Timeout})
+	}
 	for name, c := range map[string]*containerFile{"docker": f.Docker, "podman": f.Podman} {
 		if c == nil {
 			continue

@@ -60,6 +60,7 @@ var mayImport = map[string][]string{
 	"agent/caller":                  {},
 	"agent/attest":                  {"agent/caller"},
 	"agent/attest/*":                {"agent/attest", "agent/caller"},
+	"agent/attest/attesttest":       {}, // processes and cgroups for tests
 	"agent/workloadapi":             {"agent", "agent/api", "agent/caller", "federation"},
 	"agent/sds":                     {"agent", "agent/caller"},
 	"agent/local": {

@@ -74,7 +74,7 @@ data: /var/lib/credence/agent
 broker: [%q]
 trust: {ca_pin: [%q]}
 join: {method: token, token_file: /var/lib/credence/agent.token}
-# attest: {docker: {}, podman: {}}   # what these say of a workload's container, as workload.docker.labels.tier
+# attest: {docker: {}, podman: {}, systemd: {}}   # what these say of a workload, as workload.docker.labels.tier
 `
 
 func (p *program) nodeCommand() *cobra.Command {

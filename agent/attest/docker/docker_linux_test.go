@@ -1,7 +1,6 @@
 package docker_test
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -20,98 +18,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/credence-id/credence/agent/attest"
+	"github.com/credence-id/credence/agent/attest/attesttest"
 	"github.com/credence-id/credence/agent/attest/docker"
 	"github.com/credence-id/credence/agent/caller"
 )
 
-const waits = "ATTEST_TEST_WAITS"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(waits) != "" {
-		fmt.Println("ready")
-		_, _ = io.Copy(io.Discard, os.Stdin) // until the test closes it
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
-
-// process starts one of ours that waits.
-func process(t *testing.T) int {
-	t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), waits+"=1")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = in.Close()
-		_ = cmd.Wait()
-	})
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	return cmd.Process.Pid
-}
-
-// into moves a process into a cgroup of every hierarchy that there is, as a
-// runtime does.
-func into(t *testing.T, path string, pids ...int) {
-	t.Helper()
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(own)) {
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		root := filepath.Join("/sys/fs/cgroup", strings.TrimPrefix(fields[1], "name="))
-		if fields[1] == "" {
-			root = "/sys/fs/cgroup/unified"
-			if _, err := os.Stat("/sys/fs/cgroup/cgroup.procs"); err == nil {
-				root = "/sys/fs/cgroup"
-			}
-		}
-		if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
-			continue // not mounted: everybody is in its root
-		}
-		dir := filepath.Join(root, path)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Skip("cgroups cannot be made here:", err)
-		}
-		t.Cleanup(func() {
-			for _, pid := range pids {
-				_ = os.WriteFile(filepath.Join(root, "cgroup.procs"), []byte(fmt.Sprint(pid)), 0) // an error: it has ended
-			}
-			for dir := dir; dir != root; dir = filepath.Dir(dir) {
-				_ = os.Remove(dir) // an error: it is somebody else's too
-			}
-		})
-		open := root
-		for part := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
-			open = filepath.Join(open, part)
-			for _, name := range []string{"cpuset.cpus", "cpuset.mems"} { // without these nobody may enter
-				if text, err := os.ReadFile(filepath.Join(root, name)); err == nil {
-					_ = os.WriteFile(filepath.Join(open, name), text, 0)
-				}
-			}
-		}
-		for _, pid := range pids {
-			enter := func() error {
-				return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(fmt.Sprint(pid)), 0)
-			}
-			if err := enter(); err != nil {
-				t.Skip("processes cannot be moved here:", err)
-			}
-		}
-	}
-}
+func TestMain(m *testing.M) { attesttest.Main(m) }
 
 // runtime speaks as much of the Engine API as is asked for.
 type runtime struct {
@@ -204,8 +116,8 @@ func attested(t *testing.T, a *docker.Attestor, pid int, wanted ...string) (map[
 
 func TestFacts(t *testing.T) {
 	r := newRuntime(t)
-	first, second := process(t), process(t)
-	into(t, "/docker/"+id, first, second)
+	first, second := attesttest.Process(t), attesttest.Process(t)
+	attesttest.Into(t, "/docker/"+id, first, second)
 	r.runs(id, first, nil)
 	facts, unknown, err := attested(t, attestor(t, r), second)
 	if err != nil {
@@ -227,8 +139,8 @@ func TestFacts(t *testing.T) {
 // Variables are told by name only, and none where none is wanted.
 func TestVariables(t *testing.T) {
 	r := newRuntime(t)
-	pid := process(t)
-	into(t, "/docker/"+id, pid)
+	pid := attesttest.Process(t)
+	attesttest.Into(t, "/docker/"+id, pid)
 	r.runs(id, pid, nil)
 	facts, unknown, err := attested(t, attestor(t, r), pid, "workload.docker.env", "workload.docker.env.TIER", "workload.docker.env.ABSENT")
 	if err != nil || len(unknown) != 0 {
@@ -246,12 +158,12 @@ func TestVariables(t *testing.T) {
 
 func TestNotHere(t *testing.T) {
 	r := newRuntime(t)
-	facts, unknown, err := attested(t, attestor(t, r), process(t))
+	facts, unknown, err := attested(t, attestor(t, r), attesttest.Process(t))
 	if err != nil || len(facts) != 0 || len(unknown) != 0 {
 		t.Errorf("a process in no container: %v, %v, %v", facts, unknown, err)
 	}
-	pid := process(t)
-	into(t, "/default/"+id, pid)
+	pid := attesttest.Process(t)
+	attesttest.Into(t, "/default/"+id, pid)
 	if facts, unknown, err = attested(t, attestor(t, r), pid); err != nil || len(facts) != 0 || len(unknown) != 0 {
 		t.Errorf("another runtime's container: %v, %v, %v", facts, unknown, err)
 	}
@@ -267,8 +179,8 @@ func TestRefuses(t *testing.T) {
 		want    string
 	}{
 		"a cgroup of somebody's making": {"/batch/docker-" + id + ".scope", func(t *testing.T, r *runtime, pid int) {
-			first := process(t)
-			into(t, "/docker/"+id, first)
+			first := attesttest.Process(t)
+			attesttest.Into(t, "/docker/"+id, first)
 			r.runs(id, first, nil)
 		}, "cannot be told"},
 		"a container that the runtime doesn't know": {"/docker/" + id, func(*testing.T, *runtime, int) {}, "no such container"},
@@ -289,9 +201,9 @@ func TestRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRuntime(t)
-			pid := process(t)
+			pid := attesttest.Process(t)
 			test.prepare(t, r, pid)
-			into(t, test.cgroup, pid)
+			attesttest.Into(t, test.cgroup, pid)
 			facts, _, err := attested(t, attestor(t, r), pid)
 			if err == nil || !strings.Contains(err.Error(), test.want) || len(facts) != 0 {
 				t.Errorf("%v, %v; want %q", facts, err, test.want)
@@ -309,8 +221,8 @@ func TestHostileLabels(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRuntime(t)
-			pid := process(t)
-			into(t, "/docker/"+id, pid)
+			pid := attesttest.Process(t)
+			attesttest.Into(t, "/docker/"+id, pid)
 			r.runs(id, pid, func(c map[string]any) { c["Labels"] = labels })
 			facts, unknown, err := attested(t, attestor(t, r), pid)
 			if err != nil {
@@ -340,8 +252,8 @@ func many(n int) map[string]string {
 // of its image.
 func TestAskedOnce(t *testing.T) {
 	r := newRuntime(t)
-	pid := process(t)
-	into(t, "/docker/"+id, pid)
+	pid := attesttest.Process(t)
+	attesttest.Into(t, "/docker/"+id, pid)
 	r.runs(id, pid, nil)
 	a := attestor(t, r)
 	var group sync.WaitGroup
@@ -371,8 +283,8 @@ func TestHangs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid := process(t)
-	into(t, "/docker/"+id, pid)
+	pid := attesttest.Process(t)
+	attesttest.Into(t, "/docker/"+id, pid)
 	if _, _, err := attested(t, a, pid); err == nil || errors.Is(err, attest.ErrAmbiguous) {
 		t.Errorf("%v", err)
 	}
