@@ -131,6 +131,7 @@ var signatureRows = []row{
 	{"R7 scope region", request(func(_ *anywhere, c *call) { c.region = "eu-west-1" }), 403, accessDenied, "scoped"},
 	{"R8 scope service", request(func(_ *anywhere, c *call) { c.service = "sts" }), 403, accessDenied, "scoped"},
 	{"R9 scope date of yesterday", request(func(_ *anywhere, c *call) { c.scopeDate = "20261120" }), 403, accessDenied, "scoped"},
+	{"scope of another terminator", request(func(_ *anywhere, c *call) { c.terminator = "aws5_request" }), 403, accessDenied, "scoped"},
 	{"date 301 s back", date(-301 * time.Second), 403, accessDenied, "expired"},
 	{"date 301 s ahead", date(301 * time.Second), 403, accessDenied, "not yet current"},
 	{"R11 date in RFC 1123", request(func(e *anywhere, c *call) {
@@ -145,6 +146,9 @@ var signatureRows = []row{
 	{"content type not signed", request(func(_ *anywhere, c *call) { c.unsigned = []string{"content-type"} }), 403, accessDenied, "signature"},
 	{"signed header not there", tampered(func(r *http.Request) {
 		r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), "content-type;host", "content-type;cookie;host", 1))
+	}), 403, accessDenied, "signature"},
+	{"signed headers in upper case", tampered(func(r *http.Request) {
+		r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), "content-type;host", "Content-Type;host", 1))
 	}), 403, accessDenied, "signature"},
 	{"signed headers not sorted", request(func(_ *anywhere, c *call) { c.reversed = true }), 403, accessDenied, "signature"},
 	{"hash of another body", request(func(_ *anywhere, c *call) {
@@ -444,6 +448,8 @@ var sessionRows = []row{
 		return nil
 	}, 403, accessDenied, unable},
 	{"R39 aws:SourceArn of another anchor", policy(anchorARN, strings.Replace(anchorARN, "1111", "2222", 1)), 403, accessDenied, unable},
+	{"aws:SourceAccount of another", policy(`"ArnEquals":{`, `"StringLike":{"aws:SourceAccount":"0*"},"ArnEquals":{`), 403, accessDenied, unable},
+	{"sts:SourceIdentity of another", policy(`"ArnEquals":{`, `"StringLike":{"sts:SourceIdentity":"CN=ledger"},"ArnEquals":{`), 403, accessDenied, unable},
 	{"R41 SAN not mapped, StringEquals", mapping(map[string][]string{"x509Subject": {"*"}}), 403, accessDenied, unable},
 	{"R42 SAN URI of 257", leaf(func(c *x509.Certificate) {
 		c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/" + strings.Repeat("x", 257-len("spiffe://example.org/"))}}
@@ -480,6 +486,8 @@ func TestAnywhereSucceeds(t *testing.T) {
 		name   string
 		change func(t *testing.T, e *anywhere, c *call) func()
 	}{
+		{"date 299 s back", date(-299 * time.Second)},
+		{"date 299 s ahead", date(299 * time.Second)},
 		{"date 300 s back", date(-300 * time.Second)},
 		{"date 300 s ahead", date(300 * time.Second)},
 		{"hash of the body", request(func(_ *anywhere, c *call) {

@@ -18,24 +18,25 @@ import (
 // A call is a CreateSession request before it is signed. Zero fields take what
 // a correct client would send.
 type call struct {
-	key       crypto.Signer
-	leaf      *x509.Certificate
-	chain     []*x509.Certificate
-	algorithm string
-	serial    string
-	date      string
-	scopeDate string
-	region    string
-	service   string
-	method    string
-	path      string
-	query     url.Values
-	body      string
-	unsigned  []string                            // headers to leave out of SignedHeaders
-	reversed  bool                                // SignedHeaders are sorted the other way
-	sign      func(canonical, text string) string // makes the Signature
-	before    func(*http.Request)                 // changes what is signed
-	after     func(*http.Request)                 // tampers with what was signed
+	key        crypto.Signer
+	leaf       *x509.Certificate
+	chain      []*x509.Certificate
+	algorithm  string
+	serial     string
+	date       string
+	scopeDate  string
+	region     string
+	service    string
+	terminator string
+	method     string
+	path       string
+	query      url.Values
+	body       string
+	unsigned   []string                            // headers to leave out of SignedHeaders
+	reversed   bool                                // SignedHeaders are sorted the other way
+	sign       func(canonical, text string) string // makes the Signature
+	before     func(*http.Request)                 // changes what is signed
+	after      func(*http.Request)                 // tampers with what was signed
 }
 
 // request signs with what the documents of Roles Anywhere say, step by step.
@@ -82,7 +83,7 @@ func (c *call) authorize(r *http.Request, canonical string) {
 		canonical += n + ":" + v + "\n"
 	}
 	canonical += "\n" + strings.Join(names, ";") + "\n" + digest(c.body)
-	scope := or(c.scopeDate, c.date[:min(8, len(c.date))]) + "/" + c.region + "/" + c.service + "/aws4_request"
+	scope := or(c.scopeDate, c.date[:min(8, len(c.date))]) + "/" + c.region + "/" + c.service + "/" + or(c.terminator, "aws4_request")
 	text := c.algorithm + "\n" + c.date + "\n" + scope + "\n" + digest(canonical)
 	sign := c.sign
 	if sign == nil {

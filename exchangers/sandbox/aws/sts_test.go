@@ -2,6 +2,7 @@ package aws_test
 
 import (
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/hmac"
@@ -17,6 +18,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -251,6 +253,14 @@ var tokenRows = []stsRow{
 		f.Set("WebIdentityToken", k.String())
 		return nil
 	}, 400, "InvalidIdentityToken", notJWT},
+	{"ES256 with a P-384 key of that kid", func(_ *testing.T, e *web, f url.Values) func() {
+		e.issuer.set(func(i *issuer) { i.keys = append(i.keys, jwk("p384", ecKey().Public())) })
+		e.Add(time.Hour)
+		k := e.token().head("alg", "ES256").head("kid", "p384")
+		k.key = ecKey()
+		f.Set("WebIdentityToken", k.String())
+		return nil
+	}, 400, "InvalidIdentityToken", notJWT},
 	{"key for another algorithm", func(t *testing.T, e *web, f url.Values) func() {
 		key := jwk("rs384", rsaKey().Public())
 		key["alg"] = "RS384"
@@ -361,6 +371,18 @@ var issuerRows = []stsRow{
 	{"S18 key removed, cache expired", served(func(i *issuer) { i.keys = []map[string]any{jwk("next", rsaKey().Public())} }), 400, "InvalidIdentityToken", noKey},
 	{"S19 answers 500", served(func(i *issuer) { i.status = 500 }), 400, "InvalidIdentityToken", noKey},
 	{"S19 discovery names another issuer", served(func(i *issuer) { i.document["issuer"] = issuerURL + "/" }), 400, "InvalidIdentityToken", noKey},
+	{"RSA key of 1024 bits", func(t *testing.T, e *web, form url.Values) func() {
+		undo := served(func(i *issuer) { i.keys = append(i.keys, jwk("small", smallRSA().Public())) })(t, e, form)
+		k := e.token().head("kid", "small")
+		k.key = smallRSA()
+		form.Set("WebIdentityToken", k.String())
+		return undo
+	}, 400, "InvalidIdentityToken", notJWT},
+	{"more than 100 EC keys", served(func(i *issuer) {
+		for n := range 101 {
+			i.keys = append(i.keys, jwk(fmt.Sprint(n), ecKey().Public()))
+		}
+	}), 400, "InvalidIdentityToken", noKey},
 	{"more than 100 RSA keys", served(func(i *issuer) {
 		for n := range 100 {
 			i.keys = append(i.keys, jwk(fmt.Sprint(n), rsaKey().Public()))
@@ -482,6 +504,53 @@ func TestWebIdentityLeeway(t *testing.T) {
 		t.Errorf("nbf at the leeway: %s", w.Body)
 	}
 }
+
+// What is just within the limits passes.
+func TestWebIdentityTakes(t *testing.T) {
+	trusted := strings.Replace(webPolicy, `"id.example.org/main:sub":"`+spiffeID+`",`, "", 1)
+	for name, change := range map[string]func(*web, url.Values){
+		"sub of 6": func(e *web, f url.Values) { f.Set("WebIdentityToken", e.token().with("sub", "123456").String()) },
+		"sub of 255": func(e *web, f url.Values) {
+			f.Set("WebIdentityToken", e.token().with("sub", strings.Repeat("x", 255)).String())
+		},
+		"a second left": func(e *web, f url.Values) {
+			f.Set("WebIdentityToken", e.token().with("exp", e.Now().Unix()+1).String())
+		},
+		"nbf now":    func(e *web, f url.Values) { f.Set("WebIdentityToken", e.token().with("nbf", e.Now().Unix()).String()) },
+		"name of 64": func(_ *web, f url.Values) { f.Set("RoleSessionName", strings.Repeat("x", 64)) },
+		"900 s":      func(_ *web, f url.Values) { f.Set("DurationSeconds", "900") },
+		"aud in a list": func(e *web, f url.Values) {
+			f.Set("WebIdentityToken", e.token().with("aud", []string{audience}).String())
+		},
+	} {
+		e := newWeb(t)
+		e.role.TrustPolicy = trusted
+		must(t, e.cloud.PutRole(e.role))
+		f := e.form(e.token())
+		change(e, f)
+		if w := e.post(f); w.Code != http.StatusOK {
+			t.Errorf("%s: %s", name, w.Body)
+		}
+	}
+}
+
+// ecKey is one P-384 key for the whole test binary, smallRSA one of 1024 bits.
+var (
+	ecKey = sync.OnceValue(func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+		if err != nil {
+			panic(err)
+		}
+		return k
+	})
+	smallRSA = sync.OnceValue(func() *rsa.PrivateKey {
+		k, err := rsa.GenerateKey(rand.Reader, 1024)
+		if err != nil {
+			panic(err)
+		}
+		return k
+	})
+)
 
 func TestWebIdentityAlgorithms(t *testing.T) {
 	e := newWeb(t)

@@ -135,6 +135,7 @@ func TestTokenRefuses(t *testing.T) {
 		"aud of another cloud":  {claim("aud", "sts.amazonaws.com"), 400, request, 700212, ""},
 		"E16 two aud":           {claim("aud", []string{azure.Audience, "sts.amazonaws.com"}), 401, client, 5002741, "2 audience values provided, maximum allowed is 1."},
 		"E17 sub in other case": {claim("sub", strings.Replace(spiffeID, "checkout", "Checkout", 1)), 401, client, 700213, "presented assertion subject '"},
+		"sub with space":        {claim("sub", spiffeID+" "), 401, client, 700213, ""},
 		"E17 sub with slash":    {claim("sub", spiffeID+"/"), 401, client, 700213, ""},
 		"E18 exp 301 s ago":     {claim("exp", sec(-301*time.Second)), 401, client, 700024, "Client assertion is not within its valid time range."},
 		"E18 exp 300 s ago":     {claim("exp", sec(-300*time.Second)), 401, client, 700024, ""},
@@ -208,6 +209,9 @@ func TestTokenTakes(t *testing.T) {
 		},
 		"exp 299 s ago": func(w *world, _ *call, f url.Values) {
 			f.Set("client_assertion", w.assertion(map[string]any{"iat": sec(-time.Hour), "exp": sec(-299 * time.Second)}))
+		},
+		"nbf 299 s ahead": func(w *world, _ *call, f url.Values) {
+			f.Set("client_assertion", w.assertion(map[string]any{"nbf": sec(299 * time.Second)}))
 		},
 		"nbf 300 s ahead": func(w *world, _ *call, f url.Values) {
 			f.Set("client_assertion", w.assertion(map[string]any{"nbf": sec(300 * time.Second)}))

@@ -24,12 +24,12 @@ import (
 // left out of it has no cloud. Where a field holds PEM or a JWK Set it is the
 // name of a file, or the text itself.
 type Config struct {
-	Issuers   Issuers  `yaml:"issuers"`
-	Listen    Listen   `yaml:"listen"`
-	TLS       TLS      `yaml:"tls"`
-	Addresses string   `yaml:"addresses"` // JSON file with all URLs and the CA file, written when all listen; empty: none
-	Faults    string   `yaml:"faults"`    // socket of the switchboard; empty: none
-	Record    int      `yaml:"record"`    // how many requests are remembered; default 1000
+	Issuers   Issuers `yaml:"issuers"`
+	Listen    Listen  `yaml:"listen"`
+	TLS       TLS     `yaml:"tls"`
+	Addresses string  `yaml:"addresses"` // JSON file with all URLs and the CA file, written when all listen; empty: none
+	Faults    string  `yaml:"faults"`    // socket of the switchboard; empty: none
+	Record    int     `yaml:"record"`    // how many requests are remembered; default 1000
 
 	AWS   *AWS   `yaml:"aws"`
 	GCP   *GCP   `yaml:"gcp"`

@@ -262,6 +262,7 @@ func TestProviderState(t *testing.T) {
 		"uploaded keys":              {with(func(p *gcp.Provider) { p.KeySet = keySet("k1", issuertest.RSA().Public()) }), "", ""},
 		"uploaded, unknown kid":      {with(func(p *gcp.Provider) { p.KeySet = keySet("k2", issuertest.RSA().Public()) }), "invalid_grant", connectText},
 		"G13 key set 500":            {func(w *world) { w.issuer.SetKeys(issuertest.Status(500)) }, "invalid_grant", connectText},
+		"G13 issuer down":            {func(w *world) { w.issuer.SetDiscovery(issuertest.Status(503)) }, "invalid_grant", connectText},
 		"discovery of another": {func(w *world) {
 			w.issuer.SetDiscovery(issuertest.JSON(w.t, w.issuer.Document(map[string]any{"issuer": "https://example.com"})))
 		}, "invalid_grant", connectText},

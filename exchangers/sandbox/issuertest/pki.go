@@ -75,3 +75,8 @@ func (ca *CA) sign(t testing.TB, template *x509.Certificate, key crypto.PublicKe
 	}
 	return c
 }
+
+// Revoke signs a revocation list.
+func (ca *CA) Revoke(list *x509.RevocationList) ([]byte, error) {
+	return x509.CreateRevocationList(rand.Reader, list, ca.Certificate, ca.key)
+}
