@@ -65,6 +65,14 @@ func (s *settings) Validate() error {
 	return nil
 }
 
+// mtlsSettings are those of a flow that presents the X509-SVID.
+type mtlsSettings struct {
+	Role string `json:"role" yaml:"role"`
+}
+
+func (*mtlsSettings) Audience() string { return "" }
+func (*mtlsSettings) Validate() error  { return nil }
+
 // documents are what the peers' endpoints give, by URL.
 type documents struct {
 	mu sync.Mutex
@@ -277,7 +285,7 @@ func (e *env) auditDir() string { return filepath.Join(e.dir, "audit") }
 func registry() resource.Registry {
 	return resource.Registry{
 		Methods: map[string]func() any{"fake": func() any { return new(struct{}) }},
-		Flows:   map[string]func() exchangers.Settings{"cloud": func() exchangers.Settings { return new(settings) }},
+		Flows:   map[string]func() exchangers.Settings{"cloud": func() exchangers.Settings { return new(settings) }, "mtls": func() exchangers.Settings { return new(mtlsSettings) }},
 	}
 }
 
