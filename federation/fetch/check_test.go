@@ -88,6 +88,12 @@ func (f *field) status(code int) {
 }
 
 func (f *field) check() []federation.Finding {
+	c := f.serve()
+	return c.Check(f.t.Context(), f.req)
+}
+
+// serve starts the server, and returns a client for it.
+func (f *field) serve() *fetch.Client {
 	s := httptest.NewUnstartedServer(f.handler)
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.TLS = f.tls
@@ -103,7 +109,7 @@ func (f *field) check() []federation.Finding {
 	if f.timeout != 0 {
 		fetch.SetTimeout(c, f.timeout)
 	}
-	return c.Check(f.t.Context(), f.req)
+	return c
 }
 
 // bare listens, and has each connection handled by f.
