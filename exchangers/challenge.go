@@ -26,7 +26,7 @@ type answered struct {
 // as exchanges do.
 func (s *Source) Answer(ctx context.Context, claims string) (Credential, error) {
 	if _, ok := s.cfg.Exchanger.(Challenged); !ok || claims == "" || len(claims) > MaxClaims {
-		return Credential{}, &Error{Provider: "local", Code: "claims", Class: Config,
+		return Credential{}, &Error{Provider: "the provider", Code: "claims", Class: Config,
 			Message: fmt.Sprintf("a claims challenge is 1 to %d bytes of JSON, for a target whose provider gives them (azure with continuous_access)", MaxClaims)}
 	}
 	for {

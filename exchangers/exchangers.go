@@ -126,7 +126,10 @@ type Error struct {
 // Error names provider, status, code, message and the way out.
 func (e *Error) Error() string {
 	s := fmt.Sprintf("%s refused (%d %s): %s", e.Provider, e.Status, e.Code, e.Message)
-	if e.Status == 0 {
+	switch {
+	case e.Status == 0 && e.Class == Config: // we refused by ourselves
+		s = fmt.Sprintf("%s not asked: %s", e.Provider, e.Message)
+	case e.Status == 0:
 		s = fmt.Sprintf("%s not reached: %s", e.Provider, e.Message)
 	}
 	if e.Hint != "" {

@@ -51,6 +51,10 @@ func (s *Surfaces) gcp(ctx context.Context, t *target, raw json.RawMessage) erro
 			return err
 		}
 	}
+	// Some libraries ask Google for a project, and fail, rather than go without.
+	if project := settings.Project(); project != "" && value(s.cfg.Environ, "GOOGLE_CLOUD_PROJECT") == "" && value(s.cfg.Environ, "GCLOUD_PROJECT") == "" {
+		t.env["GOOGLE_CLOUD_PROJECT"] = project
+	}
 	t.env["GOOGLE_APPLICATION_CREDENTIALS"] = s.dir.file(t.name + ".json")
 	t.env["CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE"] = s.dir.file(t.name + ".json")
 	return nil

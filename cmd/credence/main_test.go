@@ -28,7 +28,7 @@ import (
 
 // TestMain makes the test binary five programs: credence; limited, which is
 // credence on a disk that can be filled; workload, somebody's program that
-// uses go-spiffe; whoami, somebody's that uses the AWS SDK; and bare, a server
+// uses go-spiffe; whoami, somebody's that uses the clouds' SDKs; and bare, a server
 // to measure against.
 func TestMain(m *testing.M) {
 	if os.Getenv(raceOptions) == "" {

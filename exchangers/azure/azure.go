@@ -88,11 +88,12 @@ func (x *exchanger) Exchange(ctx context.Context, svids exchangers.SVIDs) (excha
 
 // Answer implements exchangers.Challenged.
 func (x *exchanger) Answer(ctx context.Context, svids exchangers.SVIDs, claims string) (exchangers.Credential, error) {
-	if err := checkClaims(claims); err != nil {
-		return exchangers.Credential{}, err
+	err := checkClaims(claims)
+	if err == nil && !x.cfg.Settings.ContinuousAccess {
+		err = errors.New("claims challenge: continuous_access is not set for this Target")
 	}
-	if !x.cfg.Settings.ContinuousAccess {
-		return exchangers.Credential{}, errors.New("claims challenge: continuous_access is not set for this Target")
+	if err != nil {
+		return exchangers.Credential{}, &exchangers.Error{Provider: provider, Code: "claims", Message: err.Error(), Class: exchangers.Config, Err: err}
 	}
 	return x.exchange(ctx, svids, claims)
 }

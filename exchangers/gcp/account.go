@@ -3,6 +3,7 @@ package gcp
 import (
 	"encoding/json"
 	"errors"
+	"strings"
 	"time"
 )
 
@@ -94,4 +95,18 @@ func (s Settings) charged(account map[string]any) ([]byte, error) {
 		account["quota_project_id"] = s.QuotaProject
 	}
 	return json.MarshalIndent(account, "", "  ")
+}
+
+// Project is the ID of the service account's project, which libraries use where
+// the program names none; empty: it can't be told.
+func (s Settings) Project() string {
+	_, host, _ := strings.Cut(s.ServiceAccount, "@")
+	name, ok := strings.CutSuffix(host, ".iam.gserviceaccount.com")
+	if !ok {
+		return ""
+	}
+	if name, domain, scoped := strings.Cut(name, "."); scoped {
+		return domain + ":" + name
+	}
+	return name
 }
