@@ -1,0 +1,17 @@
+package local
+
+import (
+	"io"
+	"net/netip"
+)
+
+// SocketOwner is socketOwner of the socket between two addresses.
+func SocketOwner(table io.Reader, from, to netip.AddrPort, wide bool) (uint32, error) {
+	return socketOwner(table, socketName(from, wide), socketName(to, wide))
+}
+
+// OwnerOf is ownerOf.
+var OwnerOf = ownerOf
+
+// WithoutCredentials is withoutCredentials.
+var WithoutCredentials = withoutCredentials
