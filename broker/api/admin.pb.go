@@ -1846,6 +1846,7 @@ type PeerInfo struct {
 	JwtKeys         uint32                 `protobuf:"varint,17,opt,name=jwt_keys,json=jwtKeys,proto3" json:"jwt_keys,omitempty"`
 	Ignored         []string               `protobuf:"bytes,18,rep,name=ignored,proto3" json:"ignored,omitempty"`                                // entries that were not understood, and why
 	MaxStaleness    int64                  `protobuf:"varint,19,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"` // seconds
+	Accept          []string               `protobuf:"bytes,20,rep,name=accept,proto3" json:"accept,omitempty"`                                  // patterns: which of its identities may be evidence at our token endpoint
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2011,6 +2012,13 @@ func (x *PeerInfo) GetMaxStaleness() int64 {
 		return x.MaxStaleness
 	}
 	return 0
+}
+
+func (x *PeerInfo) GetAccept() []string {
+	if x != nil {
+		return x.Accept
+	}
+	return nil
 }
 
 type ListPeersRequest struct {
@@ -2990,7 +2998,7 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\aproblem\x18\t \x01(\tR\aproblem\x1a9\n" +
 	"\vListenEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbf\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd7\x04\n" +
 	"\bPeerInfo\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x10\n" +
 	"\x03url\x18\x02 \x01(\tR\x03url\x12\x18\n" +
@@ -3014,7 +3022,8 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\tx509_keys\x18\x10 \x01(\rR\bx509Keys\x12\x19\n" +
 	"\bjwt_keys\x18\x11 \x01(\rR\ajwtKeys\x12\x18\n" +
 	"\aignored\x18\x12 \x03(\tR\aignored\x12#\n" +
-	"\rmax_staleness\x18\x13 \x01(\x03R\fmaxStaleness\"5\n" +
+	"\rmax_staleness\x18\x13 \x01(\x03R\fmaxStaleness\x12\x16\n" +
+	"\x06accept\x18\x14 \x03(\tR\x06accept\"5\n" +
 	"\x10ListPeersRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\"G\n" +
 	"\x11ListPeersResponse\x122\n" +

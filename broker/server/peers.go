@@ -116,7 +116,7 @@ func peerInfo(s federation.Status) *api.PeerInfo {
 	p := &api.PeerInfo{
 		TrustDomain: s.TrustDomain.Name(), Url: federation.RedactURL(s.Peer.URL), Profile: "https_web", State: string(s.State), Sequence: s.Sequence,
 		FetchedAt: unix(s.FetchedAt), ConfirmedAt: unix(s.ConfirmedAt), TriedAt: unix(s.TriedAt), NextPoll: unix(s.NextPoll),
-		HeldAt: unix(s.HeldAt), ClosesAt: unix(s.ClosesAt), MaxStaleness: int64(s.Peer.Staleness() / time.Second),
+		HeldAt: unix(s.HeldAt), ClosesAt: unix(s.ClosesAt), MaxStaleness: int64(s.Peer.Staleness() / time.Second), Accept: s.Peer.Accept,
 	}
 	if h := s.Peer.HTTPSSPIFFE; h != nil {
 		p.Profile, p.EndpointId = "https_spiffe", h.EndpointID.String()

@@ -40,6 +40,7 @@ credence peer check says why.`,
 	cmd.Flags().String("endpoint-id", "", "SPIFFE ID of the https_spiffe endpoint (default spiffe://TRUST-DOMAIN/credence/broker)")
 	cmd.Flags().String("bundle", "", "a file with the peer's bundle: SPIFFE JSON or PEM")
 	cmd.Flags().String("fingerprint", "", "of the peer's bundle: sha256: and hex")
+	cmd.Flags().StringArray("accept", nil, "which of its identities our token endpoint takes as evidence: a path pattern such as '/billing/*'; may be repeated (default none)")
 	cmd.Flags().Bool("allow-private", false, "the URL may lead to a loopback, link-local or private address")
 	cmd.Flags().String("owner", "default", "whose resource it is")
 	_ = cmd.RegisterFlagCompletionFunc("profile", cobra.FixedCompletions([]string{"https_spiffe", "https_web"}, cobra.ShellCompDirectiveNoFileComp))
@@ -55,6 +56,7 @@ func peerOf(cmd *cobra.Command, name, url string) (*federation.Peer, error) {
 	}
 	peer := &federation.Peer{TrustDomain: td, URL: url}
 	peer.AllowPrivate, _ = cmd.Flags().GetBool("allow-private")
+	peer.Accept, _ = cmd.Flags().GetStringArray("accept")
 	profile, _ := cmd.Flags().GetString("profile")
 	id, _ := cmd.Flags().GetString("endpoint-id")
 	file, _ := cmd.Flags().GetString("bundle")
@@ -164,7 +166,8 @@ func (p *program) peerShowCommand() *cobra.Command {
 		Use: "show TRUST-DOMAIN", Short: "Show one peer: fingerprint, age, what is wrong", Args: cobra.ExactArgs(1),
 		Long: `Show asks the broker for one peer: where its bundle comes from, how old it is,
 the fingerprint of the bundle that is believed, and of one that waits to be
-accepted, each in hex and as words to compare by phone.`,
+accepted, each in hex and as words to compare by phone; and which of its
+identities our token endpoint takes as evidence (accept of the Peer).`,
 		Example: "  credence peer show partner.example\n  credence peer show partner.example -o yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
@@ -264,6 +267,7 @@ type peerView struct {
 	NextPoll        moment   `json:"next_poll"`
 	LastError       string   `json:"last_error"`
 	MaxStaleness    int64    `json:"max_staleness"` // seconds
+	Accept          []string `json:"accept"`        // which of its identities may be evidence at the token endpoint
 	Fingerprint     string   `json:"fingerprint"`
 	Words           []string `json:"words"`
 	X509Keys        uint32   `json:"x509_keys"`
@@ -279,7 +283,7 @@ func viewPeer(i *api.PeerInfo, now time.Time) peerView {
 	v := peerView{
 		Name: i.GetTrustDomain(), URL: i.GetUrl(), Profile: i.GetProfile(), EndpointID: i.GetEndpointId(), State: i.GetState(), Sequence: i.GetSequence(),
 		FetchedAt: moment(i.GetFetchedAt()), ConfirmedAt: moment(i.GetConfirmedAt()), TriedAt: moment(i.GetTriedAt()), NextPoll: moment(i.GetNextPoll()),
-		LastError: i.GetLastError(), MaxStaleness: i.GetMaxStaleness(), Fingerprint: i.GetFingerprint(), Words: list(federation.FingerprintWords(i.GetFingerprint())),
+		LastError: i.GetLastError(), MaxStaleness: i.GetMaxStaleness(), Accept: list(i.GetAccept()), Fingerprint: i.GetFingerprint(), Words: list(federation.FingerprintWords(i.GetFingerprint())),
 		X509Keys: i.GetX509Keys(), JWTKeys: i.GetJwtKeys(), HeldFingerprint: i.GetHeldFingerprint(), HeldWords: list(federation.FingerprintWords(i.GetHeldFingerprint())),
 		HeldAt: moment(i.GetHeldAt()), ClosesAt: moment(i.GetClosesAt()), Ignored: list(i.GetIgnored()),
 	}
@@ -312,6 +316,9 @@ func (v peerView) fields() [][2]string {
 	if v.HeldAt != 0 {
 		rows = append(rows, [2]string{"held", v.HeldFingerprint}, [2]string{"held words", strings.Join(v.HeldWords, " ")},
 			[2]string{"held since", when(int64(v.HeldAt))}, [2]string{"closes", when(int64(v.ClosesAt))})
+	}
+	if len(v.Accept) > 0 {
+		rows = append(rows, [2]string{"accepts", strings.Join(v.Accept, " ")})
 	}
 	rows = append(rows, [2]string{"next poll", when(int64(v.NextPoll))})
 	for _, reason := range v.Ignored {
