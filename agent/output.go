@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -65,15 +66,18 @@ func bearer(w *api.Workload) string {
 	return "this process"
 }
 
-// A Delivery is an Output's view of what it may have. It is for one goroutine.
+// A Delivery is an Output's view of what it may have. Next is for one
+// goroutine; JWT, TargetToken and Exchange may be called by many beside it.
 type Delivery struct {
 	agent  *Agent
 	output Output
-	set    *set
-	after  uint64 // a denial of the set counts from the next ask on
 	erased uint64 // of the set, as it was told
 	told   told
 	last   Update
+
+	mu    sync.Mutex // guards what follows
+	set   *set
+	after uint64 // a denial of the set counts from the next ask on
 }
 
 // told is what Next has said last.
@@ -98,8 +102,10 @@ func (a *Agent) Output(o Output) (*Delivery, error) {
 // Output is whose view it is.
 func (d *Delivery) Output() Output { return d.output }
 
-// Close lets the output's set of facts go.
+// Close lets the output's set of facts go. Nothing else is called afterwards.
 func (d *Delivery) Close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.set != nil {
 		d.agent.sets.release(d.set, d.agent.cfg.Now())
 		d.set = nil
@@ -117,12 +123,13 @@ func (d *Delivery) Close() {
 func (d *Delivery) Next(ctx context.Context) (Update, error) {
 	var late <-chan time.Time
 	for {
-		if err := d.open(); err != nil {
+		st, after, err := d.open()
+		if err != nil {
 			return Update{}, d.over(ctx, err)
 		}
 		// Ask for the bells before looking: nothing is missed.
-		granted, others := d.set.changed.wait(), d.agent.bundles.changed.wait()
-		u, held, err := d.look()
+		granted, others := st.changed.wait(), d.agent.bundles.changed.wait()
+		u, held, err := d.look(st, after)
 		switch {
 		case d.agent.sets.ended() != nil:
 			continue // open says why
@@ -139,8 +146,8 @@ func (d *Delivery) Next(ctx context.Context) (Update, error) {
 		case late == nil:
 			late = time.After(d.agent.cfg.Patience)
 		}
-		if !held && d.agent.sets.failure(d.set) != nil {
-			d.agent.sets.lend(d.set, d.agent.cfg.Now())
+		if !held && d.agent.sets.failure(st) != nil {
+			d.agent.sets.lend(st, d.agent.cfg.Now())
 		}
 		select {
 		case <-ctx.Done():
@@ -148,38 +155,44 @@ func (d *Delivery) Next(ctx context.Context) (Update, error) {
 		case <-granted:
 		case <-others:
 		case <-time.After(again):
-			d.agent.sets.askAbout(d.set)
+			d.agent.sets.askAbout(st)
 		case <-late:
 			if d.told < toldUnavailable {
 				d.told = toldUnavailable
-				return Update{}, d.unavailable()
+				return Update{}, d.unavailable(st)
 			}
 		}
 	}
 }
 
-// open begins with the output's set of facts.
-func (d *Delivery) open() (err error) {
+// open is the output's set of facts.
+func (d *Delivery) open() (*set, uint64, error) {
 	if err := d.agent.sets.ended(); err != nil {
-		return err
+		return nil, 0, err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.set != nil {
-		return nil
+		return d.set, d.after, nil
 	}
-	d.set, d.after, err = d.agent.sets.use(d.output.workload(), d.agent.cfg.Now())
-	if err == nil {
-		d.erased, _ = d.agent.sets.counts(d.set)
+	st, after, err := d.agent.sets.use(d.output.workload(), d.agent.cfg.Now())
+	if err != nil {
+		return nil, 0, err
 	}
-	return err
+	d.set, d.after = st, after
+	return st, after, nil
 }
 
 // look is what the set holds now, or a denial that was not told yet.
-func (d *Delivery) look() (u Update, held bool, err error) {
-	erased, deniedBy := d.agent.sets.counts(d.set) // before looking: nothing is missed
-	u, held, err = d.agent.look(d.set, d.after)
+func (d *Delivery) look(st *set, after uint64) (u Update, held bool, err error) {
+	erased, deniedBy := d.agent.sets.counts(st) // before looking: nothing is missed
+	u, held, err = d.agent.look(st, after)
 	switch {
 	case errors.Is(err, ErrDenied):
-		d.after, d.erased = max(d.after, deniedBy), erased
+		d.mu.Lock()
+		d.after = max(d.after, deniedBy)
+		d.mu.Unlock()
+		d.erased = erased
 		if d.told == toldDenied {
 			return Update{}, false, nil
 		}
@@ -202,15 +215,15 @@ func (d *Delivery) over(ctx context.Context, err error) error {
 		d.told = toldDenied
 		return err
 	}
-	if err != nil && d.set == nil && d.agent.sets.ended() == nil {
+	if err != nil && d.agent.sets.ended() == nil {
 		return err // too many sets
 	}
 	<-ctx.Done()
 	return ctx.Err()
 }
 
-func (d *Delivery) unavailable() error {
-	if err := d.agent.sets.failure(d.set); err != nil {
+func (d *Delivery) unavailable(st *set) error {
+	if err := d.agent.sets.failure(st); err != nil {
 		return fmt.Errorf("%w: %s", ErrUnavailable, status.Convert(err).Message())
 	}
 	return fmt.Errorf("%w: the broker has not answered", ErrUnavailable)
@@ -227,24 +240,26 @@ func (u Update) equal(o Update) bool {
 }
 
 // holding is what the output has now.
-func (d *Delivery) holding() (Update, error) {
-	if err := d.open(); err != nil {
-		return Update{}, err
+func (d *Delivery) holding() (*set, Update, error) {
+	st, after, err := d.open()
+	if err != nil {
+		return nil, Update{}, err
 	}
-	u, held, err := d.agent.look(d.set, d.after)
+	u, held, err := d.agent.look(st, after)
 	if err == nil && !held {
-		err = d.unavailable()
+		err = d.unavailable(st)
 	}
-	return u, err
+	return st, u, err
 }
 
 // JWT returns the JWT-SVID of one of the output's identities for audiences. It
 // is Agent.JWT for an output.
 func (d *Delivery) JWT(ctx context.Context, audiences []string, id spiffeid.ID) (JWTSVID, error) {
-	if _, err := d.holding(); err != nil {
+	st, _, err := d.holding()
+	if err != nil {
 		return JWTSVID{}, err
 	}
-	svids, err := d.agent.jwt(ctx, d.set, audiences, id)
+	svids, err := d.agent.jwt(ctx, st, audiences, id)
 	if err != nil {
 		return JWTSVID{}, err
 	}
@@ -262,11 +277,11 @@ func (d *Delivery) Exchange(ctx context.Context, target, claims string) (Exchang
 }
 
 func (d *Delivery) exchange(ctx context.Context, target, claims string) (Exchanged, error) {
-	u, err := d.holding()
+	st, u, err := d.holding()
 	if err != nil {
 		return Exchanged{}, err
 	}
-	credential, v, err := d.agent.exchange(ctx, d.set, u, target, claims)
+	credential, v, err := d.agent.exchange(ctx, st, u, target, claims)
 	if err != nil {
 		return Exchanged{}, err
 	}
@@ -276,11 +291,11 @@ func (d *Delivery) exchange(ctx context.Context, target, claims string) (Exchang
 
 // TargetToken is Agent.TargetToken for an output.
 func (d *Delivery) TargetToken(ctx context.Context, target string, toFile bool) (JWTSVID, Target, error) {
-	u, err := d.holding()
+	st, u, err := d.holding()
 	if err != nil {
 		return JWTSVID{}, Target{}, err
 	}
-	return d.agent.targetToken(ctx, d.set, u, target, toFile)
+	return d.agent.targetToken(ctx, st, u, target, toFile)
 }
 
 // ended is why nobody is served any more; nil: the agent runs.
