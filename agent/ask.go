@@ -161,7 +161,11 @@ func (a *Agent) failed(ctx context.Context, ask []*set, err error) {
 // answer makes a result what the set holds.
 func (a *Agent) answer(ctx context.Context, q question, r *api.IssueX509Response_Result) {
 	if d := r.GetDenial(); d != nil {
-		a.settle(q, nil, &Denied{Record: d.GetRecord()})
+		denied := &Denied{Record: d.GetRecord()}
+		if who := bearer(q.set.workload); who != thisProcess {
+			denied.Reason = "no identity is granted to " + who
+		}
+		a.settle(q, nil, denied)
 		return
 	}
 	next, err := a.svids(q, r.GetSvids())

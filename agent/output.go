@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"regexp"
 	"slices"
 	"strconv"
@@ -24,10 +25,13 @@ const (
 	outputFact   = outputPrefix + "name"
 )
 
-// askAgainAfter is how long a denied output waits for a change of policy before
-// it asks again: the broker tells changes, but for those that it may have
-// missed.
-const askAgainAfter = time.Minute
+// A denied output asks again by itself: the broker does not remember what it
+// denied, and tells no change of that. The pause grows from the first to the
+// last of these.
+const (
+	firstAskAgain = time.Second
+	lastAskAgain  = 30 * time.Second
+)
 
 // An Output is what this node writes for processes that call nothing.
 type Output struct {
@@ -63,8 +67,10 @@ func bearer(w *api.Workload) string {
 	if name := w.GetFacts()[outputFact].GetValues(); len(name) == 1 {
 		return "output " + name[0]
 	}
-	return "this process"
+	return thisProcess
 }
+
+const thisProcess = "this process"
 
 // A Delivery is an Output's view of what it may have. Next is for one
 // goroutine; JWT, TargetToken and Exchange may be called by many beside it.
@@ -74,6 +80,7 @@ type Delivery struct {
 	erased uint64 // of the set, as it was told
 	told   told
 	last   Update
+	pause  time.Duration // since the last ask about what is denied
 
 	mu    sync.Mutex // guards what follows
 	set   *set
@@ -122,6 +129,9 @@ func (d *Delivery) Close() {
 // agent, and is told though ctx has ended by it.
 func (d *Delivery) Next(ctx context.Context) (Update, error) {
 	var late <-chan time.Time
+	if d.told == toldNothing {
+		d.settled(ctx)
+	}
 	for {
 		st, after, err := d.open()
 		if err != nil {
@@ -132,14 +142,15 @@ func (d *Delivery) Next(ctx context.Context) (Update, error) {
 		u, held, err := d.look(st, after)
 		switch {
 		case d.agent.sets.ended() != nil:
-			continue // open says why
+			continue
 		case err != nil:
 			return Update{}, err
 		case held && (d.told != toldGranted || !u.equal(d.last)):
-			d.told, d.last = toldGranted, u
+			d.told, d.last, d.pause = toldGranted, u, 0
 			return u, nil
 		}
-		again := askAgainAfter
+		pause := max(d.pause, firstAskAgain)
+		again := pause/2 + rand.N(pause/2)
 		switch {
 		case held:
 			again, late = u.ends.Sub(d.agent.cfg.Now()), nil
@@ -155,13 +166,26 @@ func (d *Delivery) Next(ctx context.Context) (Update, error) {
 		case <-granted:
 		case <-others:
 		case <-time.After(again):
-			d.agent.sets.askAbout(st)
+			if !held {
+				d.pause = min(2*pause, lastAskAgain)
+				d.agent.sets.askAbout(st)
+			}
 		case <-late:
 			if d.told < toldUnavailable {
 				d.told = toldUnavailable
 				return Update{}, d.unavailable(st)
 			}
 		}
+	}
+}
+
+// settled waits until bundles and CRLs are here too, so that the first state is
+// not followed by another at once.
+func (d *Delivery) settled(ctx context.Context) {
+	select {
+	case <-d.agent.ready:
+	case <-time.After(d.agent.cfg.Patience):
+	case <-ctx.Done():
 	}
 }
 
@@ -188,6 +212,8 @@ func (d *Delivery) look(st *set, after uint64) (u Update, held bool, err error) 
 	erased, deniedBy := d.agent.sets.counts(st) // before looking: nothing is missed
 	u, held, err = d.agent.look(st, after)
 	switch {
+	case d.agent.sets.ended() != nil:
+		return Update{}, false, nil // open says why
 	case errors.Is(err, ErrDenied):
 		d.mu.Lock()
 		d.after = max(d.after, deniedBy)

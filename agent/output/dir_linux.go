@@ -16,25 +16,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Dir is an open directory, reached without following any symbolic link, and
-// through none that others than root, ourselves and the owners named could
-// change. Close it.
+// A Dir is an open directory, reached through none that others than root,
+// ourselves and the owners named could change. A symbolic link on the way is
+// followed where it is root's or ours and stands where nobody else could put
+// one (/var/run, say), and nowhere else. Close it.
 type Dir struct {
 	f    *os.File
-	path string
+	path string // without links
 }
 
-const dirFlags = unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+const (
+	dirFlags = unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	maxLinks = 8
+)
 
 // OpenDir opens a directory that stands. Besides root and the agent's own uid,
 // owners may own it and what stands above it.
 func OpenDir(path string, owners ...uint32) (*Dir, error) {
-	return openDir(path, false, owners...)
+	return openDir(path, false, maxLinks, owners)
 }
 
-// openDir is OpenDir; with missing, it makes the directory, and what is missing
-// above it, as our own with mode 0755.
-func openDir(path string, missing bool, owners ...uint32) (*Dir, error) {
+// makeAndOpen makes the directory too, and what is missing above it, as our own
+// with mode 0755. Nobody else but root may own any of them.
+func makeAndOpen(path string) (*Dir, error) { return openDir(path, true, maxLinks, nil) }
+
+func openDir(path string, missing bool, links int, owners []uint32) (*Dir, error) {
 	if err := CheckPath(path); err != nil {
 		return nil, err
 	}
@@ -42,48 +48,98 @@ func openDir(path string, missing bool, owners ...uint32) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = here.Close() }()
 	at, names := "/", strings.Split(path[1:], "/")
 	for n, name := range names {
-		flags := unix.O_PATH | dirFlags
-		if n == len(names)-1 {
+		flags, last := unix.O_PATH|dirFlags, n == len(names)-1
+		if last {
 			flags = unix.O_RDONLY | dirFlags
 		}
-		at = filepath.Join(at, name)
-		next, err := step(here, at, flags, missing)
-		here.Close()
+		next, err := step(here, at, name, flags, missing)
+		if errors.Is(err, errLink) && links > 0 {
+			to, err := follow(here, at, name)
+			if err != nil {
+				return nil, err
+			}
+			return openDir(filepath.Join(append([]string{to}, names[n+1:]...)...), missing, links-1, owners)
+		}
 		if err != nil {
 			return nil, err
 		}
-		if err := trusted(next, at, owners, n == len(names)-1); err != nil {
-			next.Close()
+		at = filepath.Join(at, name)
+		here.Close()
+		here = next
+		if err := trusted(here, at, owners, last); err != nil {
 			return nil, err
 		}
-		here = next
 	}
-	return &Dir{here, path}, nil
+	d := &Dir{here, path}
+	here = nil // Close of nil does nothing
+	return d, nil
 }
 
+var errLink = errors.New("it is a symbolic link")
+
 // step opens one directory in another.
-func step(in *os.File, at string, flags int, missing bool) (*os.File, error) {
-	name, dir := filepath.Base(at), int(in.Fd())
+func step(in *os.File, at, name string, flags int, missing bool) (*os.File, error) {
+	dir, path := int(in.Fd()), filepath.Join(at, name)
 	fd, err := unix.Openat(dir, name, flags, 0)
 	if errors.Is(err, unix.ENOENT) && missing {
 		if err := makeDir(dir, name, 0o755); err != nil {
-			return nil, fmt.Errorf("making the directory %s: %w", at, err)
+			return nil, fmt.Errorf("making the directory %s: %w", path, err)
 		}
 		fd, err = unix.Openat(dir, name, flags, 0)
 	}
 	switch {
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
-		var st unix.Stat_t
-		if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
-			return nil, fmt.Errorf("%s is a symbolic link, and none is followed: name the directory that it leads to", at)
+		if st, err := statAt(dir, name); err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			return nil, fmt.Errorf("%s: %w", path, errLink)
 		}
-		return nil, fmt.Errorf("%s is no directory", at)
+		return nil, fmt.Errorf("%s is no directory", path)
 	case err != nil:
-		return nil, fmt.Errorf("opening the directory %s: %w", at, err)
+		return nil, fmt.Errorf("opening the directory %s: %w", path, err)
 	}
-	return os.NewFile(uintptr(fd), at), nil
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func statAt(dir int, name string) (st unix.Stat_t, err error) {
+	err = unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return st, err
+}
+
+// follow is where a symbolic link in an open directory leads, if nobody but
+// root and ourselves could have put it there.
+func follow(in *os.File, at, name string) (string, error) {
+	link, err := statAt(int(in.Fd()), name)
+	if err != nil {
+		return "", err
+	}
+	var dir unix.Stat_t
+	if err := unix.Fstat(int(in.Fd()), &dir); err != nil {
+		return "", err
+	}
+	for _, st := range []unix.Stat_t{link, dir} {
+		if st.Uid != 0 && st.Uid != uint32(os.Geteuid()) || st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&0o022 != 0 {
+			return "", fmt.Errorf("%s is a symbolic link that others than root could have made: name the directory that is meant", filepath.Join(at, name))
+		}
+	}
+	to, err := readlinkAt(int(in.Fd()), name)
+	if err != nil {
+		return "", err
+	}
+	if !filepath.IsAbs(to) {
+		to = filepath.Join(at, to)
+	}
+	return filepath.Clean(to), nil
+}
+
+func readlinkAt(dir int, name string) (string, error) {
+	b := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(dir, name, b)
+	if err != nil {
+		return "", err
+	}
+	return string(b[:n]), nil
 }
 
 // makeDir makes a directory with exactly this mode: other uids must get

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -116,12 +115,9 @@ func Reload(output, unit string) (Hook, error) {
 		return nil, err
 	}
 	return func(ctx context.Context, w Written) error {
-		systemctl, err := exec.LookPath("/usr/bin/systemctl")
-		if err != nil {
+		systemctl := "/usr/bin/systemctl"
+		if _, err := os.Stat(systemctl); err != nil {
 			systemctl = "/bin/systemctl"
-		}
-		if systemctl, err = filepath.EvalSymlinks(systemctl); err != nil { // /bin is a link on most systems
-			return fmt.Errorf("reloading %s: %w", unit, err)
 		}
 		return CommandConfig{
 			Output: output, Argv: []string{systemctl, "--no-ask-password", "reload", "--", unit},

@@ -30,26 +30,41 @@ func confine(cmd *exec.Cmd, uid, gid uint32) {
 // checkProgram refuses a program that somebody else could change: it would run
 // as us.
 func checkProgram(path string) error {
-	d, err := OpenDir(filepath.Dir(path))
+	for range maxLinks {
+		next, err := checkProgramAt(path)
+		if err != nil || next == "" {
+			return err
+		}
+		path = next
+	}
+	return errLink
+}
+
+// checkProgramAt says where to look next if it is a link.
+func checkProgramAt(path string) (next string, err error) {
+	if err := CheckPath(path); err != nil {
+		return "", err
+	}
+	dir, name := filepath.Dir(path), filepath.Base(path)
+	d, err := OpenDir(dir)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer d.Close()
-	var st unix.Stat_t
-	if err := unix.Fstatat(d.fd(), filepath.Base(path), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
+	st, err := statAt(d.fd(), name)
 	switch {
+	case err != nil:
+		return "", err
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
-		return errors.New("it is a symbolic link, and none is followed: name the program that it leads to")
+		return follow(d.f, d.path, name)
 	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o111 == 0:
-		return errors.New("it is no program")
+		return "", errors.New("it is no program")
 	case st.Uid != 0 && st.Uid != uint32(os.Geteuid()):
-		return fmt.Errorf("it belongs to uid %d, who could change it", st.Uid)
+		return "", fmt.Errorf("it belongs to uid %d, who could change it", st.Uid)
 	case st.Mode&unix.S_IWOTH != 0 || st.Mode&unix.S_IWGRP != 0 && st.Gid != 0:
-		return fmt.Errorf("it can be written by others (its mode is %04o)", st.Mode&0o7777)
+		return "", fmt.Errorf("it can be written by others (its mode is %04o)", st.Mode&0o7777)
 	}
-	return nil
+	return "", nil
 }
 
 var signals = map[string]unix.Signal{"HUP": unix.SIGHUP, "USR1": unix.SIGUSR1, "USR2": unix.SIGUSR2, "TERM": unix.SIGTERM}
@@ -138,8 +153,7 @@ func openPIDFile(path string) (*os.File, uint32, error) {
 		return nil, 0, errors.Join(err, f.Close())
 	}
 	defer d.Close()
-	var here unix.Stat_t
-	if err := unix.Fstatat(d.fd(), filepath.Base(path), &here, unix.AT_SYMLINK_NOFOLLOW); err != nil || here.Ino != st.Ino || here.Dev != st.Dev {
+	if here, err := statAt(d.fd(), filepath.Base(path)); err != nil || here.Ino != st.Ino || here.Dev != st.Dev {
 		return nil, 0, errors.Join(errors.New("it was replaced while it was read"), err, f.Close())
 	}
 	return f, st.Uid, nil

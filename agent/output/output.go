@@ -90,7 +90,8 @@ func Run(ctx context.Context, cfg Config) {
 	}
 	cfg.Log = cfg.Log.With("output", cfg.Name)
 	r := &runner{cfg: cfg}
-	for ctx.Err() == nil {
+	for over := false; !over; {
+		over = ctx.Err() != nil // one look after the end: an eviction brings it
 		r.follow(ctx)
 		r.act(ctx)
 	}

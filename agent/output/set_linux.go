@@ -33,7 +33,7 @@ func (s *Set) Replace(files []File) (uint64, error) {
 			return 0, err
 		}
 	}
-	d, err := openDir(s.path, true)
+	d, err := makeAndOpen(s.path)
 	if err != nil {
 		return 0, err
 	}
@@ -45,6 +45,9 @@ func (s *Set) Replace(files []File) (uint64, error) {
 		return 0, fmt.Errorf("locking %s: %w", s.path, err)
 	}
 	last, old := d.generation()
+	if len(files) == 0 && last > 0 && d.empty(old) {
+		return last, d.clean(old) // erased already
+	}
 	next := last + 1
 	name, err := s.version(d, next, files)
 	if err != nil {
@@ -61,7 +64,7 @@ func (s *Set) Replace(files []File) (uint64, error) {
 
 // Check says whether Replace would find the directory, or make it.
 func (s *Set) Check() error {
-	d, err := openDir(s.path, true)
+	d, err := makeAndOpen(s.path)
 	if err != nil {
 		return err
 	}
@@ -151,12 +154,11 @@ func (d *Dir) link(name, to string) error {
 
 // readlink is where a link leads; empty: it is none.
 func (d *Dir) readlink(name string) string {
-	b := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(d.fd(), name, b)
+	to, err := readlinkAt(d.fd(), name)
 	if err != nil {
 		return ""
 	}
-	return string(b[:n])
+	return to
 }
 
 // links makes the names by which readers find the files.
@@ -202,6 +204,12 @@ func (d *Dir) clean(keep ...string) error {
 func (d *Dir) holds(name string) bool {
 	var st unix.Stat_t
 	return unix.Fstatat(d.fd(), current+"/"+name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+}
+
+// empty says whether a version has no file but its number.
+func (d *Dir) empty(version string) bool {
+	names, err := os.ReadDir(filepath.Join(d.path, version))
+	return err == nil && len(names) == 1
 }
 
 // removeVersion removes a directory of files.

@@ -152,6 +152,9 @@ func TestSetErases(t *testing.T) {
 	if _, err := os.Lstat(filepath.Join(dir, "key")); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the link stands")
 	}
+	if n := replace(t, s); n != 3 {
+		t.Errorf("erased twice: generation %d", n)
+	}
 	if n := replace(t, s, file("key", "new", 0o600)); n != 4 {
 		t.Errorf("generation %d", n)
 	}
@@ -234,8 +237,23 @@ func TestSetRefusesWhatOthersCanChange(t *testing.T) {
 		"below one writable by all": func(t *testing.T, base, _ string) { chmod(t, base, 0o777) },
 		"another's":                 func(t *testing.T, _, dir string) { chown(t, dir, 4242, 4242) },
 		"below another's":           func(t *testing.T, base, _ string) { chown(t, base, 4242, 4242) },
-		"a link":                    func(t *testing.T, base, dir string) { swap(t, base, dir) },
-		"below a link":              func(t *testing.T, base, _ string) { swap(t, filepath.Dir(base), base) },
+		"another's link": func(t *testing.T, base, dir string) {
+			swap(t, base, dir)
+			lchown(t, dir)
+		},
+		"below another's link": func(t *testing.T, base, _ string) {
+			swap(t, filepath.Dir(base), base)
+			lchown(t, base)
+		},
+		"a link among what others wrote": func(t *testing.T, base, dir string) {
+			swap(t, base, dir)
+			chmod(t, base, 0o777|os.ModeSticky)
+		},
+		"a circle of links": func(t *testing.T, base, dir string) {
+			if err := errors.Join(os.Remove(dir), os.Symlink("tls", dir)); err != nil {
+				t.Fatal(err)
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			base := filepath.Join(place(t), "base")
@@ -253,8 +271,16 @@ func TestSetRefusesWhatOthersCanChange(t *testing.T) {
 			}
 		})
 	}
+	// A link of root's or our own is as good as a directory (/var/run).
+	base := filepath.Join(place(t), "base")
+	if err := os.MkdirAll(filepath.Join(base, "run"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	chmod(t, base, 0o755)
+	swap(t, base, filepath.Join(base, "run"))
+	replace(t, newSet(t, filepath.Join(base, "run", "tls")), file("key", "k", 0o600))
 	// Below a sticky one (/tmp) is fine: nobody can touch what isn't theirs.
-	base := filepath.Join(place(t), "tmp")
+	base = filepath.Join(place(t), "tmp")
 	if err := os.Mkdir(base, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -275,6 +301,16 @@ func chown(t *testing.T, path string, uid, gid int) {
 		t.Skip("only root gives directories away")
 	}
 	if err := os.Chown(path, uid, gid); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func lchown(t *testing.T, link string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives links away")
+	}
+	if err := os.Lchown(link, 4242, 4242); err != nil {
 		t.Fatal(err)
 	}
 }

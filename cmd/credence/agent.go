@@ -31,12 +31,14 @@ type agentParts struct {
 	workload net.Listener
 	admin    net.Listener
 	sds      sdsFile
+	outputs  []delivered
+	now      func() time.Time
 	log      *slog.Logger
 }
 
 // newAgent puts an agent together. evidence nil reads the file's token_file.
 func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now func() time.Time, log *slog.Logger) (_ *agentParts, err error) {
-	p := &agentParts{sds: f.SDS, log: log}
+	p := &agentParts{sds: f.SDS, now: now, log: log}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -82,6 +84,9 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 	if err != nil {
 		return nil, err
 	}
+	if p.outputs, err = f.deliveries(now); err != nil {
+		return nil, err
+	}
 	if p.workload, err = caller.Listen(f.Socket, 0o666); err != nil {
 		return nil, err
 	}
@@ -117,11 +122,14 @@ func (p *agentParts) run(ctx context.Context) error {
 	agentapi.RegisterChecksServer(workload, local.NewChecks(p.agent, p.log))
 	secret.RegisterSecretDiscoveryServiceServer(workload, sds.New(p.sds.config(p.agent, p.log)))
 	admin := newAgentAdmin(p.agent, p.log)
-	errs := make(chan error, 3)
+	errs := make(chan error, 3+len(p.outputs))
 	var running sync.WaitGroup
 	running.Go(func() { errs <- p.agent.Run(ctx); cancel() })
 	running.Go(func() { errs <- workload.Serve(p.workload); cancel() })
 	running.Go(func() { errs <- admin.Serve(p.admin); cancel() })
+	for _, d := range p.outputs {
+		running.Go(func() { errs <- d.run(ctx, p.agent, p.now, p.log) })
+	}
 	<-ctx.Done()
 	workload.Stop()
 	admin.Stop()

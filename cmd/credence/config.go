@@ -72,8 +72,9 @@ type agentFile struct {
 	Socket string `yaml:"socket"` // of the Workload API; default DATA/run/workload.sock
 	Admin  string `yaml:"admin"`  // default DATA/run/admin.sock
 
-	SDS    sdsFile    `yaml:"sds"`    // for Envoy, on the same socket
-	Attest attestFile `yaml:"attest"` // workloads, besides by the kernel's facts
+	SDS     sdsFile      `yaml:"sds"`     // for Envoy, on the same socket
+	Attest  attestFile   `yaml:"attest"`  // workloads, besides by the kernel's facts
+	Outputs []outputFile `yaml:"outputs"` // what is written for processes that call nothing
 }
 
 // loadFile reads a YAML file strictly into a pointer.
@@ -271,7 +272,10 @@ func (f *agentFile) complete() error {
 	}
 	setDefault(&f.Socket, filepath.Join(f.Data, "run", "workload.sock"))
 	setDefault(&f.Admin, filepath.Join(f.Data, "run", "admin.sock"))
-	return f.SDS.complete()
+	if err := f.SDS.complete(); err != nil {
+		return err
+	}
+	return f.completeOutputs()
 }
 
 // socketPath reads a path or a unix:///path URL.

@@ -62,6 +62,8 @@ var mayImport = map[string][]string{
 	"agent/attest/*":                {"agent/attest", "agent/caller"},
 	"agent/attest/attesttest":       {}, // processes and cgroups for tests
 	"agent/workloadapi":             {"agent", "agent/api", "agent/caller", "federation"},
+	"agent/output":                  {"agent"},
+	"agent/output/*":                {"agent", "agent/output", "exchangers"},
 	"agent/sds":                     {"agent", "agent/caller"},
 	"agent/local": {
 		"agent", "agent/api", "agent/caller", "exchangers", "exchangers/aws", "exchangers/gcp", "exchangers/azure", // their settings

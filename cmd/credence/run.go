@@ -240,10 +240,11 @@ func (p *program) agentCommand() *cobra.Command {
 	runCmd := &cobra.Command{
 		Use: "run -c agent.yaml", Short: "Run the agent until it is told to stop", Args: cobra.NoArgs,
 		Long: `Run joins this machine to a broker as a node, by the token of agent.yaml, and
-serves the Workload API, Envoy's SDS and cloud credentials until it is told to
-stop (SIGINT, SIGTERM). A joined agent needs no token to start again. It prints the
-SPIFFE_ENDPOINT_SOCKET to set. While the broker is away it waits and serves what
-it holds; what only a person can mend ends it with one line (2).`,
+serves the Workload API, Envoy's SDS and cloud credentials, and writes its
+outputs, until it is told to stop (SIGINT, SIGTERM). A joined agent needs no token
+to start again. It prints the SPIFFE_ENDPOINT_SOCKET to set. While the broker is
+away it waits and serves what it holds; what only a person can mend ends it with
+one line (2).`,
 		Example: `  credence token create --node here > agent.yaml   # and put the token into its token_file
   credence agent run -c agent.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -268,7 +269,8 @@ it holds; what only a person can mend ends it with one line (2).`,
 	check := &cobra.Command{
 		Use: "check -c agent.yaml", Short: "Check this machine for an agent: disk, socket, clock, broker", Args: cobra.NoArgs,
 		Long: `Check tries on this machine what agent run would need: clock, data directory,
-workload socket, and whether the broker's address answers. It exits 1 where
+workload socket, where outputs are written (it makes directories that are
+missing there), and whether the broker's address answers. It exits 1 where
 something is wrong.`,
 		Example: `  credence token create --node web-2 | sed 's,/var/lib/credence,.,' > agent.yaml
   credence agent check -c agent.yaml`,
@@ -281,6 +283,13 @@ something is wrong.`,
 				{"clock", checkClock(p.now())},
 				{"data directory", checkDir(f.Data)},
 				{"workload socket", checkSocket(f.Socket)},
+			}
+			outputs, err := f.deliveries(p.now)
+			if err != nil {
+				return err
+			}
+			for _, d := range outputs {
+				findings = append(findings, finding{"output " + d.output.Name + ", " + d.kind, d.check()})
 			}
 			for _, b := range f.Broker {
 				findings = append(findings, finding{"broker " + b, checkReach(cmd.Context(), b)})
