@@ -13,7 +13,7 @@ type Facts struct {
 	Now         time.Time
 	TrustDomain spiffeid.TrustDomain
 	Target      Target
-	Parties     []Party // the identities that list the Target, by name
+	Parties     []Party // the identities that list the Target, by name; one for each SPIFFE ID that it can grant
 
 	Issuer    string // byte for byte as tokens say it; empty: no JWT-SVIDs
 	Discovery []byte // the document at Issuer, as it is served
@@ -28,7 +28,7 @@ type Facts struct {
 // A Party is an Identity that lists the Target.
 type Party struct {
 	Identity string
-	SPIFFEID string // with {facts} in it where the Identity has a template
+	SPIFFEID string // with {facts} in it that no exact term of the Identity fixes
 	Subject  string // of its X509-SVIDs, such as "CN=checkout"; empty: none
 	X509TTL  time.Duration
 	TokenTTL time.Duration // of a JWT-SVID for the Target

@@ -2512,7 +2512,7 @@ type InspectTargetResponse struct {
 	Anchors       [][]byte                        `protobuf:"bytes,7,rep,name=anchors,proto3" json:"anchors,omitempty"`                          // DER, the bundle's
 	Chain         [][]byte                        `protobuf:"bytes,8,rep,name=chain,proto3" json:"chain,omitempty"`                              // DER, the CA that signs first, without an anchor
 	SharedRoot    bool                            `protobuf:"varint,9,opt,name=shared_root,json=sharedRoot,proto3" json:"shared_root,omitempty"` // others than us have certificates under an anchor
-	Parties       []*InspectTargetResponse_Party  `protobuf:"bytes,10,rep,name=parties,proto3" json:"parties,omitempty"`                         // identities that list the target, by name
+	Parties       []*InspectTargetResponse_Party  `protobuf:"bytes,10,rep,name=parties,proto3" json:"parties,omitempty"`                         // identities that list the target, by name: one for each SPIFFE ID that it can grant
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2764,7 +2764,7 @@ func (x *InspectTargetResponse_JWTKey) GetActive() bool {
 type InspectTargetResponse_Party struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
-	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`  // with {facts} in it where the Identity has a template
+	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`  // with {facts} in it that no exact term of the Identity fixes
 	Subject       string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`                    // of its X509-SVIDs
 	X509Ttl       int64                  `protobuf:"varint,4,opt,name=x509_ttl,json=x509Ttl,proto3" json:"x509_ttl,omitempty"`    // seconds
 	TokenTtl      int64                  `protobuf:"varint,5,opt,name=token_ttl,json=tokenTtl,proto3" json:"token_ttl,omitempty"` // seconds, of a JWT-SVID for the target

@@ -3,6 +3,7 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -131,4 +132,39 @@ func (t *template) render(e *evidence) (id spiffeid.ID, name string, err error) 
 		return spiffeid.ID{}, "", fmt.Errorf("%s lies under %s, which is Credence's own", id, reserved)
 	}
 	return id, "", nil
+}
+
+// IDs are the SPIFFE IDs that i can grant in td, in the order of its items. A
+// fact that an item fixes by an exact term is filled in; the others stay, in
+// braces.
+func (i Identity) IDs(td spiffeid.TrustDomain) ([]string, error) {
+	t, err := parseTemplate(td, i.SPIFFEID)
+	if err != nil {
+		return nil, err
+	}
+	if len(t.names) == 0 {
+		return []string{t.id.String()}, nil
+	}
+	var ids []string
+	for _, item := range i.Match {
+		id := t.lits[0]
+		for n, name := range t.names {
+			id += item.fixed(name) + t.lits[n+1]
+		}
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// fixed is the one value that a fact can have to be rendered where the item
+// holds, or its name in braces.
+func (i Item) fixed(name string) string {
+	for _, t := range i.Terms {
+		if t.Name == name && !strings.Contains(t.Pattern, "*") && spiffeid.ValidatePathSegment(t.Pattern) == nil {
+			return t.Pattern
+		}
+	}
+	return "{" + name + "}"
 }

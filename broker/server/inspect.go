@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/credence-id/credence/broker"
@@ -50,7 +49,11 @@ func (s *Server) parties(st *state, target, only string) ([]*api.InspectTargetRe
 		if i == nil || only != "" && i.Name != only || !slices.Contains(i.Targets, target) {
 			continue
 		}
-		all = append(all, s.party(st, i))
+		some, err := s.partiesOf(st, i)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
 	}
 	if only != "" && len(all) == 0 {
 		return nil, fmt.Errorf("%w: identity %s does not list target %s: add it to its targets", broker.ErrRequest, only, target)
@@ -58,18 +61,23 @@ func (s *Server) parties(st *state, target, only string) ([]*api.InspectTargetRe
 	return all, nil
 }
 
-func (s *Server) party(st *state, i *identity.Identity) *api.InspectTargetResponse_Party {
+// partiesOf are those of one Identity: one for each SPIFFE ID that it can grant.
+func (s *Server) partiesOf(st *state, i *identity.Identity) (all []*api.InspectTargetResponse_Party, err error) {
+	ids, err := i.IDs(s.cfg.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
 	x509, token, _ := st.policy.Set.Lives(i.Name)
-	p := &api.InspectTargetResponse_Party{
-		Identity: i.Name, SpiffeId: i.SPIFFEID, X509Ttl: int64(x509 / time.Second), TokenTtl: int64(token / time.Second),
-	}
-	if strings.HasPrefix(i.SPIFFEID, "/") {
-		p.SpiffeId = s.cfg.TrustDomain.IDString() + i.SPIFFEID
-	}
+	subject := ""
 	if i.X509 != nil {
-		p.Subject = i.X509.Subject
+		subject = i.X509.Subject
 	}
-	return p
+	for _, id := range ids {
+		all = append(all, &api.InspectTargetResponse_Party{
+			Identity: i.Name, SpiffeId: id, Subject: subject, X509Ttl: int64(x509 / time.Second), TokenTtl: int64(token / time.Second),
+		})
+	}
+	return all, nil
 }
 
 // inspectAuthorities adds the keys and certificates that providers see. Its

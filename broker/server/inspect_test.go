@@ -29,6 +29,15 @@ match: [{node.name: n1}]
 targets: [t1]
 ---
 kind: Identity
+name: c-items
+spiffe_id: /{workload.unix.uid}/{node.name}
+match:
+  - {node.name: n1, workload.unix.uid: 33}
+  - {node.name: n2, workload.unix.uid: "4*"}
+  - {node.name: n1, workload.unix.uid: 33, workload.unix.gid: 1}
+targets: [t1]
+---
+kind: Identity
 name: no-target
 spiffe_id: /c
 match: [{node.name: n1}]
@@ -45,6 +54,8 @@ func TestInspectTarget(t *testing.T) {
 	want := []*api.InspectTargetResponse_Party{
 		{Identity: "a-plain", SpiffeId: "spiffe://example.org/a", X509Ttl: 3600, TokenTtl: 900},
 		{Identity: "b-template", SpiffeId: "spiffe://example.org/ns/{workload.unix.uid}/b", Subject: "CN=b-template", X509Ttl: 1800, TokenTtl: 900},
+		{Identity: "c-items", SpiffeId: "spiffe://example.org/33/n1", X509Ttl: 3600, TokenTtl: 900},
+		{Identity: "c-items", SpiffeId: "spiffe://example.org/{workload.unix.uid}/n2", X509Ttl: 3600, TokenTtl: 900},
 	}
 	if d := cmp.Diff(want, r.GetParties(), protocmp.Transform()); d != "" {
 		t.Errorf("parties: %s", d)
