@@ -23,6 +23,9 @@ var (
 
 // What they look at by itself.
 var (
+	SetupText   = setupText
+	Terraform   = terraform
+	Script      = script
 	WriteYAML   = writeYAML
 	NewProgress = newProgress
 )

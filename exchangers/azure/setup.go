@@ -72,7 +72,7 @@ func (s Settings) Setup(f exchangers.Facts, c exchangers.Choices) (exchangers.Pl
 func (s Settings) refused(f exchangers.Facts, parties []exchangers.Party, c exchangers.Choices) error {
 	switch {
 	case c.UploadKeys:
-		return errors.New("Entra takes no uploaded keys: it fetches them from the issuer")
+		return errors.New("uploaded keys are not taken: Entra fetches them from the issuer")
 	case c.ManagedIdentity != "" && !managedIdentity.MatchString(c.ManagedIdentity):
 		return errors.New("the managed identity must be /subscriptions/ID/resourceGroups/GROUP/providers/Microsoft.ManagedIdentity/userAssignedIdentities/NAME")
 	case c.ManagedIdentity != "" && s.ClientID == unset:
