@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/credence-id/credence/exchangers"
+	"github.com/credence-id/credence/federation/fetch"
 )
 
 // What the tests start: the program in a process of its own, or in theirs.
@@ -74,3 +77,12 @@ var (
 	ListenSwitchboard = listenSwitchboard
 	ServeSwitchboard  = serveSwitchboard
 )
+
+// LookAtIssuer fetches as target check does, and says how that ended.
+func LookAtIssuer(ctx context.Context, q exchangers.Question, cfg fetch.Config) []exchangers.Finding {
+	w := &exchangers.Walk{Question: q}
+	if lookAtIssuer(ctx, w, cfg) == w.Failed() {
+		panic("the walk ends otherwise than it says")
+	}
+	return w.Findings
+}

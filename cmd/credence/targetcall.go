@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,16 +24,16 @@ import (
 
 const callStep = "exchange"
 
-// tryCall has the agent make the exchange, for this process. last tells what
-// nodes reported, where it cannot be made; nil: nobody is asked. The error says
-// that the agent was not reached.
-func (p *program) tryCall(cmd *cobra.Command, w *exchangers.Walk, last func() string) error {
+// tryCall has the agent make the exchange, for this process. Where it cannot be
+// made, the broker tells what nodes reported; nil: nobody is asked. The error
+// says that the agent was not reached.
+func (p *program) tryCall(cmd *cobra.Command, w *exchangers.Walk, c api.AdminClient) error {
 	where, _ := cmd.Flags().GetString("socket")
 	if where == "" {
 		where = os.Getenv(workloadVariable)
 	}
 	if where == "" {
-		notCalled(w, last, "no agent is named", "set "+workloadVariable+" to its workload socket")
+		notCalled(cmd.Context(), w, c, "no agent is named", "set "+workloadVariable+" to its workload socket")
 		return nil
 	}
 	conn, err := dialSocket(where)
@@ -45,46 +46,73 @@ func (p *program) tryCall(cmd *cobra.Command, w *exchangers.Walk, last func() st
 	r, err := agentapi.NewChecksClient(workloadConn{conn}).Try(ctx, &agentapi.TryRequest{Target: w.Target.Name})
 	switch {
 	case status.Code(err) == codes.PermissionDenied:
-		change := "run this as the workload: sudo -u USER " + workloadVariable + "=" + shellWord(where) + " credence target check " + w.Target.Name + " --call"
-		if last == nil {
+		if c == nil {
 			w.Fail(callStep, "call_denied", "identity.match", "this process has no Identity that lists the Target: "+status.Convert(err).Message(), "see why: credence explain --pid")
 			return nil
 		}
-		notCalled(w, last, "this process has no Identity that lists the Target", change)
+		notCalled(ctx, w, c, "this process has no Identity that lists the Target",
+			asWorkload(ctx, c, w, where))
 	case err != nil:
 		return reached("agent", where, err)
+	case otherParty(w, r.GetSpiffeId()):
+		w.Warn(callStep, "call_other_identity", "identity", "the exchange was made as "+r.GetSpiffeId()+", which is not Identity "+w.Identity+": it says nothing of that",
+			asWorkload(ctx, c, w, where))
 	case r.GetRefusal() != nil:
-		refused(w, r.GetRefusal())
+		refused(w, r.GetSpiffeId(), r.GetRefusal())
 	default:
 		w.Done(callStep, "made as %s: a credential until %s", r.GetSpiffeId(), when(r.GetExpires()))
-		otherParty(w, r.GetSpiffeId())
 	}
 	return nil
 }
 
 // notCalled says that the exchange was not made, and how it would be. For
 // --call that is a no.
-func notCalled(w *exchangers.Walk, last func() string, found, change string) {
-	if last == nil {
+func notCalled(ctx context.Context, w *exchangers.Walk, c api.AdminClient, found, change string) {
+	if c == nil {
 		w.Fail(callStep, "call_not_made", "", "the exchange was not made: "+found, change)
 		return
 	}
-	w.Warn(callStep, "call_not_made", "", "the exchange was not made: "+found+"; "+last(), change)
+	w.Warn(callStep, "call_not_made", "", "the exchange was not made: "+found+"; "+lastExchange(ctx, c, w), change)
 }
 
-// otherParty warns of an exchange by another Identity than was asked about.
-func otherParty(w *exchangers.Walk, id string) {
-	for _, party := range w.Walked() {
-		if w.Identity != "" && !exchangers.Renders(party.SPIFFEID, id) {
-			w.Warn(callStep, "call_other_identity", "identity", "that is not Identity "+w.Identity, "run this as its workload")
+// asWorkload is how the exchange is made as a workload that may.
+func asWorkload(ctx context.Context, c api.AdminClient, w *exchangers.Walk, socket string) string {
+	return "run as the workload: sudo -u " + workloadUser(ctx, c, w) + " " + workloadVariable + "=" + shellWord(socket) + " credence target check " + w.Target.Name + " --call"
+}
+
+// workloadUser is the user that an Identity wants, as sudo takes it.
+func workloadUser(ctx context.Context, c api.AdminClient, w *exchangers.Walk) string {
+	const unknown = "USER"
+	if len(w.Walked()) == 0 {
+		return unknown
+	}
+	got, err := c.Get(ctx, &api.GetRequest{Kind: "Identity", Name: w.Walked()[0].Identity})
+	if err != nil || len(got.GetResources()) != 1 {
+		return unknown
+	}
+	parsed, err := registry().Parse("Identity", got.GetResources()[0].GetYaml())
+	if err != nil || len(parsed) != 1 || parsed[0].Identity == nil {
+		return unknown
+	}
+	for _, item := range parsed[0].Identity.Match {
+		for _, term := range item.Terms {
+			if term.Name == "workload.unix.uid" && strings.Trim(term.Pattern, "0123456789") == "" {
+				return shellWord("#" + term.Pattern)
+			}
 		}
 	}
+	return unknown
+}
+
+// otherParty says whether an ID is of another Identity than is asked about.
+func otherParty(w *exchangers.Walk, id string) bool {
+	return w.Identity != "" && !slices.ContainsFunc(w.Walked(), func(p exchangers.Party) bool { return exchangers.Renders(p.SPIFFEID, id) })
 }
 
 var localCode = regexp.MustCompile(`^[a-z_]{1,40}$`)
 
 // refused is a provider's refusal as a finding.
-func refused(w *exchangers.Walk, r *agentapi.Refusal) {
+func refused(w *exchangers.Walk, id string, r *agentapi.Refusal) {
 	code, field := "refused", r.GetField()
 	switch {
 	case r.GetReason() != "":
@@ -93,7 +121,7 @@ func refused(w *exchangers.Walk, r *agentapi.Refusal) {
 		code, field = r.GetCode(), "endpoint"
 	}
 	e := exchangers.Error{Provider: r.GetProvider(), Status: int(r.GetStatus()), Code: r.GetCode(), Message: r.GetMessage()}
-	found := exchangers.Clean(e.Error())
+	found := "as " + id + ": " + exchangers.Clean(e.Error())
 	if r.GetRequestId() != "" {
 		found += " (request " + exchangers.Clean(r.GetRequestId()) + ")"
 	}

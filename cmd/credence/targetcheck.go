@@ -10,6 +10,7 @@ import (
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/exchangers"
+	"github.com/credence-id/credence/federation/fetch"
 )
 
 func (p *program) targetCheckCommand() *cobra.Command {
@@ -66,10 +67,10 @@ func (p *program) targetCheck(cmd *cobra.Command, target string) error {
 			return fmt.Errorf("target %s: flow %s cannot be checked", target, q.Target.Flow)
 		}
 		w := &exchangers.Walk{Question: q, Findings: checker.Check(q)}
-		if w.Failed() || q.Target.Settings.Audience() != "" && !p.lookAtIssuer(ctx, w) {
+		if w.Failed() || q.Target.Settings.Audience() != "" && !lookAtIssuer(ctx, w, fetch.Config{Now: p.now}) {
 			return p.writeTargetFindings(cmd, w, nil)
 		}
-		return p.writeTargetFindings(cmd, w, p.tryCall(cmd, w, func() string { return lastExchange(ctx, c, w) }))
+		return p.writeTargetFindings(cmd, w, p.tryCall(cmd, w, c))
 	})
 }
 

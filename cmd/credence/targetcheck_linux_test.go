@@ -383,6 +383,12 @@ func (c checked) judge(t *testing.T, f seeded) {
 	if got := strings.Join(warns, " "); got != f.warns {
 		t.Errorf("it warns of %q", got)
 	}
+	if f.warns == "call_not_made" || f.warns == "call_other_identity" {
+		if !strings.Contains(last.Change, "sudo -u '#4711' SPIFFE_ENDPOINT_SOCKET=") || !strings.HasSuffix(last.Change, "credence target check "+f.name+" --call") {
+			t.Errorf("how to run it: %s", last.Change)
+		}
+		return
+	}
 	if f.code == "" && (last.Step != "exchange" || last.State != "done") || f.code != "" && last.State != "problem" {
 		t.Errorf("it ends with %+v", last)
 	}
@@ -418,7 +424,8 @@ func TestTargetCheckNamesTheFault(t *testing.T) {
 	if err := os.WriteFile(ca, web, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var all []seeded
+	_, elsewhere := s.aws(nil)
+	all := []seeded{{name: "web-elsewhere", target: "aws_web_identity: {role: '" + seedRole + "'}", cloud: elsewhere, lists: "bare", warns: "call_not_made"}}
 	for cloud, faults := range map[string][]seeded{"aws_roles_anywhere": s.rolesAnywhere(), "aws_web_identity": s.webIdentity(), "gcp": s.google(), "azure": s.entra()} {
 		n := 0
 		for _, f := range faults {
@@ -434,9 +441,68 @@ func TestTargetCheckNamesTheFault(t *testing.T) {
 	d.apply(t, s.resources(all, ca))
 	for _, f := range all {
 		t.Run(f.name, func(t *testing.T) {
-			t.Parallel()
 			_, c := d.checkTarget(t, f.name, f.flags...)
 			c.judge(t, f)
 		})
 	}
+	t.Run("as the workload", func(t *testing.T) {
+		_, c := d.checkTarget(t, "ra-healthy", "--call")
+		c.judge(t, seeded{})
+		if len(c.Findings) != 1 {
+			t.Errorf("%+v", c.Findings)
+		}
+		_, c = d.checkTarget(t, "ra-other-anchor", "--call")
+		c.judge(t, seeded{code: "call_anchor_differs", field: "cloud.trust_anchor"})
+		_, c = d.checkTarget(t, "web-elsewhere", "--call")
+		c.judge(t, seeded{code: "call_denied", field: "identity.match"})
+	})
+	t.Run("another Identity than asked about", func(t *testing.T) {
+		d.apply(t, "kind: Identity\nname: twin\nspiffe_id: /demo/twin\nmatch: [{node.name: dev, workload.unix.uid: \"4711\"}]\ntargets: [gcp-direct]\n")
+		_, c := d.checkTarget(t, "gcp-direct", "--identity", "twin")
+		c.judge(t, seeded{name: "gcp-direct", warns: "call_other_identity"})
+	})
+	t.Run("what it cannot do", func(t *testing.T) {
+		none := filepath.Join(tempDir(t), "none.sock")
+		for _, tt := range []struct {
+			code int
+			says string
+			args []string
+		}{
+			{2, "takes X509-SVIDs", []string{"ra-healthy", "--registered-issuer", "x"}},
+			{2, "takes X509-SVIDs", []string{"ra-healthy", "--registered-audience", "x"}},
+			{2, "--identity and --call", []string{"gcp-direct", "--call", "--identity", "twin"}},
+			{2, "nowhere", []string{"nowhere"}},
+			{1, "does not list", []string{"gcp-direct", "--identity", "bare"}},
+			{3, none, []string{"gcp-direct", "--socket", none}},
+			{3, none, []string{"gcp-direct", "--call", "--socket", none}},
+			{3, none, []string{"gcp-direct", "--admin", none}},
+		} {
+			args := append([]string{"target", "check"}, tt.args...)
+			for flag, value := range map[string]string{"--admin": d.json.AdminSocket, "--socket": d.json.WorkloadSocket} {
+				if !slices.Contains(args, flag) && (flag != "--admin" || !slices.Contains(args, "--call")) {
+					args = append(args, flag, value)
+				}
+			}
+			if code, out, errs := credenceCmd(t, "", args...); code != tt.code || !strings.Contains(out+errs, tt.says) {
+				t.Errorf("%s: exit code %d: %s%s", tt.args, code, out, errs)
+			}
+		}
+	})
+	t.Run("without an agent", func(t *testing.T) {
+		t.Setenv("SPIFFE_ENDPOINT_SOCKET", "")
+		code, out, errs := credenceCmd(t, "", "target", "check", "gcp-direct", "--admin", d.json.AdminSocket)
+		if code != 0 || !strings.Contains(out, "the exchange was not made: no agent is named; a node's last report is of "+s.subject) {
+			t.Errorf("exit code %d: %s%s", code, out, errs)
+		}
+		if code, out, _ := credenceCmd(t, "", "target", "check", "gcp-direct", "--call"); code != 1 || !strings.Contains(out, "change: set SPIFFE_ENDPOINT_SOCKET") {
+			t.Errorf("exit code %d: %s", code, out)
+		}
+	})
+	t.Run("for people", func(t *testing.T) {
+		code, out, errs := credenceCmd(t, "", "target", "check", "web-healthy", "--registered-issuer", s.issuer+"/", "--admin", d.json.AdminSocket)
+		caret := fmt.Sprintf("ours       %s\nthe cloud  %s/\n           %s^ byte %d\nchange: ", s.issuer, s.issuer, strings.Repeat(" ", len(s.issuer)), len(s.issuer)+1)
+		if code != 1 || !strings.Contains(out, caret) || !strings.Contains(out, "\nno  issuer") {
+			t.Errorf("exit code %d: %s\n%s", code, out, errs)
+		}
+	})
 }

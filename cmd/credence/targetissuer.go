@@ -35,14 +35,15 @@ type issuerLook struct {
 }
 
 // lookAtIssuer fetches the discovery document and the keys that it leads to.
-func (p *program) lookAtIssuer(ctx context.Context, w *exchangers.Walk) bool {
-	l := &issuerLook{Walk: w, public: fetch.New(fetch.Config{Now: p.now}), now: p.now}
+func lookAtIssuer(ctx context.Context, w *exchangers.Walk, cfg fetch.Config) bool {
+	l := &issuerLook{Walk: w, public: fetch.New(cfg), now: cfg.Now}
 	if u, err := url.Parse(w.Issuer); err == nil {
 		l.private = exchangers.Loopback(u.Hostname()) // that is said already
 	}
 	if w.Target.CAFile != "" {
 		if roots, err := readRoots(w.Target.CAFile); err == nil { // it may be on the nodes alone
-			l.own = fetch.New(fetch.Config{Roots: roots, Now: p.now})
+			cfg.Roots = roots
+			l.own = fetch.New(cfg)
 		}
 	}
 	document, ok := l.get(ctx, "discovery as served", "issuer", w.Issuer+"/.well-known/openid-configuration", "application/json")
