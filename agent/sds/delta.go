@@ -14,7 +14,7 @@ import (
 // DeltaSecrets sends the secrets subscribed to, at once, and later those that
 // have changed (xDS, incremental).
 func (s *Server) DeltaSecrets(stream secret.SecretDiscoveryService_DeltaSecretsServer) error {
-	return run(s, stream, &delta{names: make(map[string]bool), known: make(map[string]string), given: make(map[string]bool)})
+	return run(s, stream, newDelta())
 }
 
 // delta is the session of a stream that gets changes.
@@ -28,6 +28,10 @@ type delta struct {
 	sent   uint64
 	open   bool // the last response is neither acknowledged nor refused
 	latest string
+}
+
+func newDelta() *delta {
+	return &delta{names: make(map[string]bool), known: make(map[string]string), given: make(map[string]bool)}
 }
 
 // take implements session. Subscriptions count whatever response the request

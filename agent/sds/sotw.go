@@ -14,7 +14,7 @@ import (
 // StreamSecrets sends all secrets of the names asked for, at once and at each
 // change of one of them (xDS, state of the world).
 func (s *Server) StreamSecrets(stream secret.SecretDiscoveryService_StreamSecretsServer) error {
-	return run(s, stream, &whole{given: make(map[string]bool)})
+	return run(s, stream, newWhole())
 }
 
 // FetchSecrets answers once.
@@ -26,7 +26,7 @@ func (s *Server) FetchSecrets(ctx context.Context, q *discovery.DiscoveryRequest
 	if err := check(q); err != nil {
 		return nil, err
 	}
-	c := &whole{given: make(map[string]bool)}
+	c := newWhole()
 	if _, err := c.take(q); err != nil {
 		return nil, err
 	}
@@ -56,6 +56,8 @@ type whole struct {
 	open   bool              // the last of them is neither acknowledged nor refused
 	latest string            // its version
 }
+
+func newWhole() *whole { return &whole{given: make(map[string]bool)} }
 
 // take implements session. A request that answers an earlier response than the
 // last one is out of date: the client has yet to see that one, and will say
