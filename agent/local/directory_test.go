@@ -16,16 +16,22 @@ import (
 	"github.com/credence-id/credence/agent/local"
 )
 
-// TestMain makes the test binary a program that replaces a token file until it
-// is killed.
+// TestMain makes the test binary two programs besides: one that replaces a
+// token file until it is killed, and one that uses Google's library.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(rotateIn); dir != "" {
 		os.Exit(rotate(dir))
 	}
+	if os.Getenv(googleIs) != "" {
+		os.Exit(googleToken())
+	}
 	os.Exit(m.Run())
 }
 
-const rotateIn = "ROTATE_IN"
+const (
+	rotateIn = "ROTATE_IN"
+	googleIs = "GOOGLE_TOKEN"
+)
 
 func rotate(dir string) int {
 	s, err := local.Open(context.Background(), local.Config{
