@@ -166,7 +166,12 @@ func (s *Server) exchangeAt(ctx context.Context, r broker.ExchangeRequest, q que
 
 func (s *Server) trade(ctx context.Context, l broker.Lent, scopes []string) (exchangers.Credential, error) {
 	x, err := s.cfg.Exchanger(l.Target, l.Ends.Sub(s.cfg.Now()), scopes)
-	if err != nil {
+	switch {
+	case errors.Is(err, exchangers.ErrScope):
+		return exchangers.Credential{}, &failure{400, codes.InvalidArgument, "invalid_scope", err.Error(), 0}
+	case errors.Is(err, exchangers.ErrLife):
+		return exchangers.Credential{}, &failure{400, codes.FailedPrecondition, "invalid_target", err.Error() + wayOut, 0}
+	case err != nil:
 		return exchangers.Credential{}, err
 	}
 	got, err := x.Exchange(ctx, lent{l})
@@ -175,6 +180,9 @@ func (s *Server) trade(ctx context.Context, l broker.Lent, scopes []string) (exc
 	}
 	return got, got.Check(s.cfg.Now())
 }
+
+// wayOut is for credentials that a short token cannot get.
+const wayOut = "; show an X509-SVID that lives longer (gRPC, on the agents' listener), or ask an agent"
 
 // traded is what the record has of it.
 func traded(c exchangers.Credential, err error) broker.Traded {
@@ -247,10 +255,8 @@ func (s *Server) failureOf(ctx context.Context, err error) *failure {
 	switch {
 	case errors.Is(err, join.ErrEvidence):
 		return &failure{400, codes.Unauthenticated, "invalid_request", "the subject_token is refused" + quote, 0}
-	case errors.Is(err, exchangers.ErrScope):
-		return &failure{400, codes.InvalidArgument, "invalid_scope", exchangers.ErrScope.Error() + quote, 0}
-	case errors.Is(err, exchangers.ErrLife), errors.Is(err, broker.ErrOutlives):
-		return &failure{400, codes.FailedPrecondition, "invalid_target", "what the target gives would outlive the subject_token: show an X509-SVID that lives longer, or ask an agent" + quote, 0}
+	case errors.Is(err, broker.ErrOutlives):
+		return &failure{400, codes.FailedPrecondition, "invalid_target", broker.ErrOutlives.Error() + wayOut + quote, 0}
 	case errors.As(err, &refusal) && refusal.Class == exchangers.Config:
 		return &failure{400, codes.FailedPrecondition, "invalid_target", fmt.Sprintf("%s refused (%.100s)%s", refusal.Provider, exchangers.Clean(refusal.Code), quote), 0}
 	case errors.As(err, &refusal):
