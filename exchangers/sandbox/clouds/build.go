@@ -20,6 +20,7 @@ import (
 	"github.com/credence-id/credence/exchangers/sandbox/aws"
 	"github.com/credence-id/credence/exchangers/sandbox/azure"
 	"github.com/credence-id/credence/exchangers/sandbox/gcp"
+	"github.com/credence-id/credence/exchangers/sandbox/oauth"
 )
 
 // A builder makes the clouds of a Config. Without read it looks at no file, and
@@ -35,6 +36,7 @@ type built struct {
 	aws   *aws.Cloud
 	gcp   *gcp.Cloud
 	azure *azure.Cloud
+	oauth *oauth.Server
 }
 
 func (c *Config) build(b builder) (made built, err error) {
@@ -53,7 +55,12 @@ func (c *Config) build(b builder) (made built, err error) {
 		}
 	}
 	if c.Azure != nil {
-		made.azure, err = c.Azure.build(b, issuers)
+		if made.azure, err = c.Azure.build(b, issuers); err != nil {
+			return made, err
+		}
+	}
+	if c.OAuth != nil {
+		made.oauth, err = c.OAuth.build(b, issuers)
 	}
 	return made, err
 }
@@ -312,6 +319,18 @@ func (a *Azure) build(b builder, issuers sandbox.IssuersConfig) (*azure.Cloud, e
 		seen[t.ID] = true
 	}
 	return cloud, nil
+}
+
+func (o *OAuth) build(b builder, issuers sandbox.IssuersConfig) (*oauth.Server, error) {
+	cfg := oauth.Config{Issuers: issuers, Identifier: o.Identifier, ClientAuthentication: o.ClientAuthentication, Skew: time.Duration(o.Skew), Now: b.now, Log: b.log}
+	for _, g := range o.Grants {
+		cfg.Grants = append(cfg.Grants, oauth.Grant{Issuer: g.Issuer, Subject: g.Subject, ClientID: g.ClientID, Scopes: g.Scopes, Resources: g.Resources})
+	}
+	server, err := oauth.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("oauth: %w", err)
+	}
+	return server, nil
 }
 
 func (a App) app() azure.App {

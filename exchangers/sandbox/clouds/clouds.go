@@ -16,6 +16,7 @@ import (
 	"github.com/credence-id/credence/exchangers/sandbox/aws"
 	"github.com/credence-id/credence/exchangers/sandbox/azure"
 	"github.com/credence-id/credence/exchangers/sandbox/gcp"
+	"github.com/credence-id/credence/exchangers/sandbox/oauth"
 )
 
 // maxFile bounds each file that the configuration names.
@@ -26,6 +27,7 @@ type Clouds struct {
 	AWS   *aws.Cloud // nil: none
 	GCP   *gcp.Cloud
 	Azure *azure.Cloud
+	OAuth *oauth.Server
 
 	listen   Listen
 	record   *sandbox.Recorder
@@ -57,7 +59,7 @@ func New(cfg Config, now func() time.Time) (*Clouds, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.AWS, c.GCP, c.Azure = made.aws, made.gcp, made.azure
+	c.AWS, c.GCP, c.Azure, c.OAuth = made.aws, made.gcp, made.azure, made.oauth
 	c.list()
 	for _, s := range c.services {
 		s.faults.Service, s.faults.Log = s.name, c.record.Record
@@ -98,6 +100,11 @@ func (c *Clouds) list() {
 		c.services = append(c.services,
 			&service{name: "entra", handler: a.Login(), faults: &a.LoginFaults, clock: &a.LoginFaults, issuers: a.Issuers()},
 			&service{name: "azure_arm", handler: a.ARM(), faults: &a.ARMFaults, clock: &a.LoginFaults, issuers: a.Issuers()})
+	}
+	if o := c.OAuth; o != nil {
+		c.services = append(c.services,
+			&service{name: "oauth_token", handler: o.Token(), faults: &o.TokenFaults, clock: &o.TokenFaults, issuers: o.Issuers()},
+			&service{name: "oauth_whoami", handler: o.Whoami(), faults: &o.WhoamiFaults, clock: &o.TokenFaults, issuers: o.Issuers()})
 	}
 }
 

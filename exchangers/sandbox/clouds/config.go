@@ -34,6 +34,7 @@ type Config struct {
 	AWS   *AWS   `yaml:"aws"`
 	GCP   *GCP   `yaml:"gcp"`
 	Azure *Azure `yaml:"azure"`
+	OAuth *OAuth `yaml:"oauth"`
 }
 
 // Issuers says how the clouds reach the issuers of tokens.
@@ -57,6 +58,8 @@ type Listen struct {
 	GCPWhoami     string `yaml:"gcp_whoami"`
 	Entra         string `yaml:"entra"`
 	AzureARM      string `yaml:"azure_arm"`
+	OAuthToken    string `yaml:"oauth_token"`
+	OAuthWhoami   string `yaml:"oauth_whoami"`
 }
 
 // TLS is how all services prove themselves: by a certificate in files, or by
@@ -259,12 +262,30 @@ type Credential struct {
 	Expression string `yaml:"expression"` // claimsMatchingExpression, in place of subject
 }
 
+// OAuth is one OAuth 2.0 authorization server: token exchange (RFC 8693), and a
+// JWT as grant and as client authentication (RFC 7523).
+type OAuth struct {
+	Identifier           string   `yaml:"identifier"`            // the one audience of every JWT presented, an https URL
+	Skew                 Duration `yaml:"skew"`                  // default 60s
+	ClientAuthentication bool     `yaml:"client_authentication"` // every token exchange has a client assertion too
+	Grants               []Grant  `yaml:"grants"`
+}
+
+// Grant is what the subject of an issuer may have.
+type Grant struct {
+	Issuer    string   `yaml:"issuer"`
+	Subject   string   `yaml:"subject"`
+	ClientID  string   `yaml:"client_id"` // of the client that the subject is
+	Scopes    []string `yaml:"scopes"`
+	Resources []string `yaml:"resources"` // and audiences that may be asked for
+}
+
 // Check fills defaults in and refuses what no cloud would create. It reads no
 // file: what they hold is looked at by New. An error begins with the path of its
 // field.
 func (c *Config) Check() error {
-	if c.AWS == nil && c.GCP == nil && c.Azure == nil {
-		return fmt.Errorf("aws: one of aws, gcp and azure is required: what is there to be judged?")
+	if c.AWS == nil && c.GCP == nil && c.Azure == nil && c.OAuth == nil {
+		return fmt.Errorf("aws: one of aws, gcp, azure and oauth is required: what is there to be judged?")
 	}
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		return fmt.Errorf("tls: cert and key go together")
@@ -344,6 +365,6 @@ func (l *Listen) fields() []listenField {
 	return []listenField{
 		{"rolesanywhere", &l.RolesAnywhere}, {"sts", &l.STS},
 		{"gcp_sts", &l.GCPSTS}, {"gcp_sts_mtls", &l.GCPSTSMTLS}, {"gcp_iamcredentials", &l.GCPIAM}, {"gcp_whoami", &l.GCPWhoami},
-		{"entra", &l.Entra}, {"azure_arm", &l.AzureARM},
+		{"entra", &l.Entra}, {"azure_arm", &l.AzureARM}, {"oauth_token", &l.OAuthToken}, {"oauth_whoami", &l.OAuthWhoami},
 	}
 }
