@@ -412,21 +412,28 @@ func TestExpiredIsNotServed(t *testing.T) {
 	t.Parallel()
 	w, v := newWorld(t, "/a"), newViews()
 	v.set(w.update(), nil)
-	clock := make(chan time.Time, 1)
-	clock <- time.Now()
+	late, looked, ended := make(chan struct{}), make(chan struct{}, 64), w.ends
 	client, _, _ := serve(t, v, func(c *sds.Config) {
 		c.Now = func() time.Time {
-			now := <-clock
-			clock <- now
-			return now
+			select {
+			case <-late:
+				looked <- struct{}{}
+				return ended
+			default:
+				return time.Now()
+			}
 		}
 	})
 	s := openWhole(t, client, "default")
 	s.next()
-	<-clock
-	clock <- w.ends
+	close(late)
 	s.names = []string{"default", "ROOTCA"}
 	s.request(nil)
+	select { // it is no race then which comes first, the request or what is new
+	case <-looked:
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody looked at the time")
+	}
 	w.ends = w.ends.Add(time.Hour)
 	fresh := w.update()
 	v.set(fresh, nil)
