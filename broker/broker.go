@@ -150,6 +150,7 @@ type Broker struct {
 	cuts      atomic.Pointer[cuts]
 	indexer   *indexer
 	listing   *listing
+	reporters *reporters
 	denials   *audit.Folder
 	strangers *audit.Counter // who fail to join
 	shown     *audit.Counter // what is shown in vain as evidence
@@ -210,7 +211,7 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading nodes: %w", err)
 	}
-	b := &Broker{cfg: cfg, nodes: make(map[string]Node, len(nodes)), sessions: make(map[string][]*Session), indexer: newIndexer(cfg), listing: newListing()}
+	b := &Broker{cfg: cfg, nodes: make(map[string]Node, len(nodes)), sessions: make(map[string][]*Session), indexer: newIndexer(cfg), listing: newListing(), reporters: newReporters(cfg.Record.Head().Sequence)}
 	b.indexer.added = b.indexed
 	if err := b.loadCutoffs(ctx); err != nil {
 		return nil, err

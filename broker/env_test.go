@@ -156,6 +156,13 @@ func (s *nodes) AddIssued(ctx context.Context, origin string, upTo audit.Ref, ro
 	return s.Store.AddIssued(ctx, origin, upTo, rows)
 }
 
+func (s *nodes) Mark(ctx context.Context, node string) (broker.Mark, error) {
+	if s.away.Load() {
+		return broker.Mark{}, errAway
+	}
+	return s.Store.Mark(ctx, node)
+}
+
 func (s *nodes) Issued(ctx context.Context, q broker.IssuedQuery) ([]broker.Issued, int, error) {
 	if s.away.Load() {
 		return nil, 0, errAway

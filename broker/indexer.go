@@ -26,7 +26,8 @@ const (
 	indexPause  = time.Second
 )
 
-// An indexer copies what was issued from the record to the index. It reads
+// An indexer copies what was issued, and how far nodes have reported, from the
+// record to the index. It reads
 // what is durable already, so that it costs the signing path nothing; what it
 // has not read yet when the process dies it reads after the next start.
 type indexer struct {
@@ -112,10 +113,11 @@ func (x *indexer) read(ctx context.Context, from audit.Ref, fn func(audit.Record
 	return x.record.FollowAfter(ctx, from, fn)
 }
 
-// write gathers records and writes what was issued, with the place, until there
-// are no more records.
+// write gathers records and writes what was issued and reported, with the
+// place, until there are no more records.
 func (x *indexer) write(ctx context.Context, records <-chan audit.Record, wrote func()) error {
 	var rows []Issued
+	reported := marks{}
 	var last audit.Ref
 	skipped := 0
 	linger := time.NewTimer(indexLinger)
@@ -131,10 +133,10 @@ func (x *indexer) write(ctx context.Context, records <-chan audit.Record, wrote 
 			last = r.Ref()
 			if row, ok := issuedOf(r); ok {
 				rows = append(rows, row)
-			} else {
+			} else if !reported.take(r) {
 				skipped++
 			}
-			if len(rows) < indexBatch {
+			if len(rows) < indexBatch && len(reported) < indexBatch {
 				if !waiting {
 					linger.Reset(indexLinger)
 					waiting = true
@@ -144,11 +146,18 @@ func (x *indexer) write(ctx context.Context, records <-chan audit.Record, wrote 
 		case <-linger.C:
 		}
 		waiting = false
-		if len(rows) > 0 || skipped >= indexSkip {
+		if len(rows) > 0 || len(reported) > 0 || skipped >= indexSkip {
+			// Before the place: what is read twice moves no mark back.
+			if len(reported) > 0 {
+				if err := x.index.SaveMarks(ctx, reported.all()); err != nil {
+					return err
+				}
+			}
 			if err := x.index.AddIssued(ctx, x.origin, last, rows); err != nil {
 				return err
 			}
 			x.added(rows)
+			clear(reported)
 			rows, skipped = rows[:0], 0
 			wrote()
 		}

@@ -81,4 +81,5 @@ type Index interface {
 	// ForgetIssued removes up to so many SVIDs that ended before a time, and
 	// returns how many it removed.
 	ForgetIssued(ctx context.Context, endedBefore time.Time, most int) (int, error)
+	Marks
 }

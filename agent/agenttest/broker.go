@@ -39,24 +39,26 @@ type Broker struct {
 	t       testing.TB
 	address string
 
-	mu      sync.Mutex // guards what follows
-	stop    func()
-	decide  func(*api.Workload) []Grant
-	before  map[string]func(context.Context) error
-	calls   map[string]int
-	joined  []*api.JoinRequest_Start
-	serials []string // of the node's SVID, the last two
-	reports []*api.Exchange
-	acked   uint64
-	bundles []*api.Bundle
-	wanted  []string
-	cutoffs []*api.Cutoff
-	refresh func(td, keyID string) bool
-	onJWT   func(*api.IssueJWTRequest)
-	streams map[chan *api.WatchResponse]bool
-	gone    chan struct{} // closed to end all Watch streams
-	reason  error
-	changed chan struct{}
+	mu       sync.Mutex // guards what follows
+	stop     func()
+	decide   func(*api.Workload) []Grant
+	before   map[string]func(context.Context) error
+	calls    map[string]int
+	joined   []*api.JoinRequest_Start
+	serials  []string // of the node's SVID, the last two
+	reports  []*api.Exchange
+	refusals []*api.Refusal
+	gaps     []*api.Gap
+	acked    uint64
+	bundles  []*api.Bundle
+	wanted   []string
+	cutoffs  []*api.Cutoff
+	refresh  func(td, keyID string) bool
+	onJWT    func(*api.IssueJWTRequest)
+	streams  map[chan *api.WatchResponse]bool
+	gone     chan struct{} // closed to end all Watch streams
+	reason   error
+	changed  chan struct{}
 }
 
 // NewBroker returns a broker of a trust domain that grants nothing.
@@ -176,6 +178,20 @@ func (b *Broker) Reports() []*api.Exchange {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.reports)
+}
+
+// Refusals are those reported.
+func (b *Broker) Refusals() []*api.Refusal {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.refusals)
+}
+
+// Gaps are those reported.
+func (b *Broker) Gaps() []*api.Gap {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.gaps)
 }
 
 // Forget has the broker know no node any more.
@@ -463,8 +479,10 @@ func (b *Broker) Report(_ context.Context, r *api.ReportRequest) (*api.ReportRes
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reports = append(b.reports, r.GetExchanges()...)
+	b.refusals = append(b.refusals, r.GetRefusals()...)
+	b.gaps = append(b.gaps, r.GetGaps()...)
 	b.note()
-	return &api.ReportResponse{Accepted: uint64(len(r.GetExchanges()))}, nil
+	return &api.ReportResponse{Accepted: uint64(len(r.GetExchanges()) + len(r.GetRefusals()) + len(r.GetGaps()))}, nil
 }
 
 // listen listens where the broker did before, or on a port below those that

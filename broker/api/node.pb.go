@@ -1440,10 +1440,14 @@ func (x *CRL) GetIssuer() [][]byte {
 	return nil
 }
 
+// Each report has an id, SPOOL-NUMBER: 16 hex digits that name the node's
+// spool, all the same in a request, and a number that goes up with each report.
+// What the record has already is not recorded again.
 type ReportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Exchanges     []*Exchange            `protobuf:"bytes,1,rep,name=exchanges,proto3" json:"exchanges,omitempty"`
 	Refusals      []*Refusal             `protobuf:"bytes,2,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	Gaps          []*Gap                 `protobuf:"bytes,3,rep,name=gaps,proto3" json:"gaps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1492,12 +1496,21 @@ func (x *ReportRequest) GetRefusals() []*Refusal {
 	return nil
 }
 
+func (x *ReportRequest) GetGaps() []*Gap {
+	if x != nil {
+		return x.Gaps
+	}
+	return nil
+}
+
 type Refusal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Time          int64                  `protobuf:"varint,2,opt,name=time,proto3" json:"time,omitempty"`
 	Code          string                 `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
 	Facts         map[string]*Values     `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Target        string                 `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	Count         uint64                 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"` // like refusals told as one; 0 is 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1560,16 +1573,107 @@ func (x *Refusal) GetFacts() map[string]*Values {
 	return nil
 }
 
+func (x *Refusal) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Refusal) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// A Gap is where the node lost reports.
+type Gap struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"` // when the first was lost
+	Lost          uint64                 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`
+	Why           string                 `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`      // of the first: "full", "disk", "damaged", "refused"
+	Total         uint64                 `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"` // lost by this spool in all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gap) Reset() {
+	*x = Gap{}
+	mi := &file_broker_api_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gap) ProtoMessage() {}
+
+func (x *Gap) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gap.ProtoReflect.Descriptor instead.
+func (*Gap) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Gap) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Gap) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Gap) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *Gap) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Gap) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 type ReportResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Accepted      uint64                 `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	Accepted      uint64                 `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"` // those that the record had already included
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_broker_api_node_proto_msgTypes[23]
+	mi := &file_broker_api_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1685,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[23]
+	mi := &file_broker_api_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1698,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{23}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReportResponse) GetAccepted() uint64 {
@@ -1622,7 +1726,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_broker_api_node_proto_msgTypes[24]
+	mi := &file_broker_api_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1738,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[24]
+	mi := &file_broker_api_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1751,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{24}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Exchange) GetId() string {
@@ -1730,7 +1834,7 @@ type RefreshBundleRequest struct {
 
 func (x *RefreshBundleRequest) Reset() {
 	*x = RefreshBundleRequest{}
-	mi := &file_broker_api_node_proto_msgTypes[25]
+	mi := &file_broker_api_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1846,7 @@ func (x *RefreshBundleRequest) String() string {
 func (*RefreshBundleRequest) ProtoMessage() {}
 
 func (x *RefreshBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[25]
+	mi := &file_broker_api_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1859,7 @@ func (x *RefreshBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshBundleRequest.ProtoReflect.Descriptor instead.
 func (*RefreshBundleRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{25}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RefreshBundleRequest) GetTrustDomain() string {
@@ -1781,7 +1885,7 @@ type RefreshBundleResponse struct {
 
 func (x *RefreshBundleResponse) Reset() {
 	*x = RefreshBundleResponse{}
-	mi := &file_broker_api_node_proto_msgTypes[26]
+	mi := &file_broker_api_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1897,7 @@ func (x *RefreshBundleResponse) String() string {
 func (*RefreshBundleResponse) ProtoMessage() {}
 
 func (x *RefreshBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[26]
+	mi := &file_broker_api_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1910,7 @@ func (x *RefreshBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshBundleResponse.ProtoReflect.Descriptor instead.
 func (*RefreshBundleResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{26}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RefreshBundleResponse) GetKnown() bool {
@@ -1829,7 +1933,7 @@ type JoinRequest_Start struct {
 
 func (x *JoinRequest_Start) Reset() {
 	*x = JoinRequest_Start{}
-	mi := &file_broker_api_node_proto_msgTypes[27]
+	mi := &file_broker_api_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +1945,7 @@ func (x *JoinRequest_Start) String() string {
 func (*JoinRequest_Start) ProtoMessage() {}
 
 func (x *JoinRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[27]
+	mi := &file_broker_api_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +2008,7 @@ type IssueX509Request_Item struct {
 
 func (x *IssueX509Request_Item) Reset() {
 	*x = IssueX509Request_Item{}
-	mi := &file_broker_api_node_proto_msgTypes[30]
+	mi := &file_broker_api_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2020,7 @@ func (x *IssueX509Request_Item) String() string {
 func (*IssueX509Request_Item) ProtoMessage() {}
 
 func (x *IssueX509Request_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[30]
+	mi := &file_broker_api_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2076,7 @@ type IssueX509Response_Result struct {
 
 func (x *IssueX509Response_Result) Reset() {
 	*x = IssueX509Response_Result{}
-	mi := &file_broker_api_node_proto_msgTypes[31]
+	mi := &file_broker_api_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2088,7 @@ func (x *IssueX509Response_Result) String() string {
 func (*IssueX509Response_Result) ProtoMessage() {}
 
 func (x *IssueX509Response_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[31]
+	mi := &file_broker_api_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2141,7 @@ type WatchRequest_Since struct {
 
 func (x *WatchRequest_Since) Reset() {
 	*x = WatchRequest_Since{}
-	mi := &file_broker_api_node_proto_msgTypes[34]
+	mi := &file_broker_api_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2153,7 @@ func (x *WatchRequest_Since) String() string {
 func (*WatchRequest_Since) ProtoMessage() {}
 
 func (x *WatchRequest_Since) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[34]
+	mi := &file_broker_api_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,19 +2317,28 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\x04crls\x18\x03 \x03(\v2\x17.credence.broker.v1.CRLR\x04crls\"/\n" +
 	"\x03CRL\x12\x10\n" +
 	"\x03der\x18\x01 \x01(\fR\x03der\x12\x16\n" +
-	"\x06issuer\x18\x02 \x03(\fR\x06issuer\"\x84\x01\n" +
+	"\x06issuer\x18\x02 \x03(\fR\x06issuer\"\xb1\x01\n" +
 	"\rReportRequest\x12:\n" +
 	"\texchanges\x18\x01 \x03(\v2\x1c.credence.broker.v1.ExchangeR\texchanges\x127\n" +
-	"\brefusals\x18\x02 \x03(\v2\x1b.credence.broker.v1.RefusalR\brefusals\"\xd5\x01\n" +
+	"\brefusals\x18\x02 \x03(\v2\x1b.credence.broker.v1.RefusalR\brefusals\x12+\n" +
+	"\x04gaps\x18\x03 \x03(\v2\x17.credence.broker.v1.GapR\x04gaps\"\x83\x02\n" +
 	"\aRefusal\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\x12\x12\n" +
 	"\x04code\x18\x03 \x01(\tR\x04code\x12<\n" +
-	"\x05facts\x18\x04 \x03(\v2&.credence.broker.v1.Refusal.FactsEntryR\x05facts\x1aT\n" +
+	"\x05facts\x18\x04 \x03(\v2&.credence.broker.v1.Refusal.FactsEntryR\x05facts\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\x04R\x05count\x1aT\n" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
-	"\x05value\x18\x02 \x01(\v2\x1a.credence.broker.v1.ValuesR\x05value:\x028\x01\",\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.credence.broker.v1.ValuesR\x05value:\x028\x01\"g\n" +
+	"\x03Gap\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\x12\x14\n" +
+	"\x05total\x18\x05 \x01(\x04R\x05total\",\n" +
 	"\x0eReportResponse\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\x04R\baccepted\"\xf2\x01\n" +
 	"\bExchange\x12\x0e\n" +
@@ -2267,7 +2380,7 @@ func file_broker_api_node_proto_rawDescGZIP() []byte {
 	return file_broker_api_node_proto_rawDescData
 }
 
-var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_broker_api_node_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: credence.broker.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: credence.broker.v1.JoinResponse
@@ -2292,68 +2405,70 @@ var file_broker_api_node_proto_goTypes = []any{
 	(*CRL)(nil),                      // 20: credence.broker.v1.CRL
 	(*ReportRequest)(nil),            // 21: credence.broker.v1.ReportRequest
 	(*Refusal)(nil),                  // 22: credence.broker.v1.Refusal
-	(*ReportResponse)(nil),           // 23: credence.broker.v1.ReportResponse
-	(*Exchange)(nil),                 // 24: credence.broker.v1.Exchange
-	(*RefreshBundleRequest)(nil),     // 25: credence.broker.v1.RefreshBundleRequest
-	(*RefreshBundleResponse)(nil),    // 26: credence.broker.v1.RefreshBundleResponse
-	(*JoinRequest_Start)(nil),        // 27: credence.broker.v1.JoinRequest.Start
-	nil,                              // 28: credence.broker.v1.Workload.FactsEntry
-	nil,                              // 29: credence.broker.v1.Workload.ProofsEntry
-	(*IssueX509Request_Item)(nil),    // 30: credence.broker.v1.IssueX509Request.Item
-	(*IssueX509Response_Result)(nil), // 31: credence.broker.v1.IssueX509Response.Result
-	nil,                              // 32: credence.broker.v1.X509SVID.DependsEntry
-	nil,                              // 33: credence.broker.v1.JWTSVID.DependsEntry
-	(*WatchRequest_Since)(nil),       // 34: credence.broker.v1.WatchRequest.Since
-	nil,                              // 35: credence.broker.v1.Refusal.FactsEntry
+	(*Gap)(nil),                      // 23: credence.broker.v1.Gap
+	(*ReportResponse)(nil),           // 24: credence.broker.v1.ReportResponse
+	(*Exchange)(nil),                 // 25: credence.broker.v1.Exchange
+	(*RefreshBundleRequest)(nil),     // 26: credence.broker.v1.RefreshBundleRequest
+	(*RefreshBundleResponse)(nil),    // 27: credence.broker.v1.RefreshBundleResponse
+	(*JoinRequest_Start)(nil),        // 28: credence.broker.v1.JoinRequest.Start
+	nil,                              // 29: credence.broker.v1.Workload.FactsEntry
+	nil,                              // 30: credence.broker.v1.Workload.ProofsEntry
+	(*IssueX509Request_Item)(nil),    // 31: credence.broker.v1.IssueX509Request.Item
+	(*IssueX509Response_Result)(nil), // 32: credence.broker.v1.IssueX509Response.Result
+	nil,                              // 33: credence.broker.v1.X509SVID.DependsEntry
+	nil,                              // 34: credence.broker.v1.JWTSVID.DependsEntry
+	(*WatchRequest_Since)(nil),       // 35: credence.broker.v1.WatchRequest.Since
+	nil,                              // 36: credence.broker.v1.Refusal.FactsEntry
 }
 var file_broker_api_node_proto_depIdxs = []int32{
-	27, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
+	28, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
 	3,  // 1: credence.broker.v1.JoinResponse.joined:type_name -> credence.broker.v1.Joined
-	28, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
-	29, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
-	30, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
-	31, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
+	29, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
+	30, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
+	31, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
+	32, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
 	10, // 6: credence.broker.v1.X509SVID.targets:type_name -> credence.broker.v1.Target
-	32, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
+	33, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
 	5,  // 8: credence.broker.v1.IssueJWTRequest.workload:type_name -> credence.broker.v1.Workload
 	13, // 9: credence.broker.v1.IssueJWTResponse.svids:type_name -> credence.broker.v1.JWTSVID
 	14, // 10: credence.broker.v1.IssueJWTResponse.denial:type_name -> credence.broker.v1.Denial
-	33, // 11: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
-	34, // 12: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
+	34, // 11: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
+	35, // 12: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
 	19, // 13: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
 	18, // 14: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
 	17, // 15: credence.broker.v1.WatchResponse.cutoffs:type_name -> credence.broker.v1.Cutoff
 	20, // 16: credence.broker.v1.Bundle.crls:type_name -> credence.broker.v1.CRL
-	24, // 17: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
+	25, // 17: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
 	22, // 18: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
-	35, // 19: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
-	4,  // 20: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
-	5,  // 21: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
-	7,  // 22: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
-	9,  // 23: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
-	14, // 24: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
-	4,  // 25: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 26: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 27: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
-	0,  // 28: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
-	2,  // 29: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
-	6,  // 30: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
-	11, // 31: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
-	15, // 32: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
-	21, // 33: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
-	25, // 34: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
-	1,  // 35: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
-	3,  // 36: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
-	8,  // 37: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
-	12, // 38: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
-	16, // 39: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
-	23, // 40: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
-	26, // 41: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
-	35, // [35:42] is the sub-list for method output_type
-	28, // [28:35] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	23, // 19: credence.broker.v1.ReportRequest.gaps:type_name -> credence.broker.v1.Gap
+	36, // 20: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
+	4,  // 21: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
+	5,  // 22: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
+	7,  // 23: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
+	9,  // 24: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
+	14, // 25: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
+	4,  // 26: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 27: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 28: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
+	0,  // 29: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
+	2,  // 30: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
+	6,  // 31: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
+	11, // 32: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
+	15, // 33: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
+	21, // 34: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
+	26, // 35: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
+	1,  // 36: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
+	3,  // 37: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
+	8,  // 38: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
+	12, // 39: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
+	16, // 40: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
+	24, // 41: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
+	27, // 42: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
+	36, // [36:43] is the sub-list for method output_type
+	29, // [29:36] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_node_proto_init() }
@@ -2379,7 +2494,7 @@ func file_broker_api_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_node_proto_rawDesc), len(file_broker_api_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

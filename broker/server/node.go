@@ -8,7 +8,9 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -246,21 +248,19 @@ func (n nodeService) IssueJWT(ctx context.Context, r *api.IssueJWTRequest) (*api
 	return response, nil
 }
 
-// Report takes what happened on the node into the record, as the node's word.
+// Report takes what happened on the node into the record, as the node's word,
+// each report once.
 func (n nodeService) Report(ctx context.Context, r *api.ReportRequest) (*api.ReportResponse, error) {
-	if len(r.GetExchanges())+len(r.GetRefusals()) > maxReports {
+	if len(r.GetExchanges())+len(r.GetRefusals())+len(r.GetGaps()) > maxReports {
 		return nil, n.fail(ctx, fmt.Errorf("%w: more than %d reports", broker.ErrRequest, maxReports))
 	}
 	node := callerNode(ctx)
-	var events []audit.Event
+	in := reports{node: node.ID}
 	for _, e := range r.GetExchanges() {
-		events = append(events, audit.Event{
-			Kind: "exchange", OK: e.GetOk(), Node: node.ID, SPIFFEID: bounded(e.GetSpiffeId()), Identity: bounded(e.GetIdentity()),
+		in.add(e.GetId(), e.GetTime(), audit.Event{
+			Kind: broker.RecordExchange, OK: e.GetOk(), SPIFFEID: bounded(e.GetSpiffeId()), Identity: bounded(e.GetIdentity()),
 			Target: bounded(e.GetTarget()), Code: bounded(e.GetCode()), NotAfter: optionalTime(e.GetExpires()),
-			Detail: map[string]string{
-				"reported_at": reportedTime(e.GetTime()).Format(time.RFC3339), "report": bounded(e.GetId()),
-				"class": bounded(e.GetClass()), "request_id": bounded(e.GetRequestId()),
-			},
+			Detail: map[string]string{"class": bounded(e.GetClass()), "request_id": bounded(e.GetRequestId())},
 		})
 	}
 	for _, f := range r.GetRefusals() {
@@ -268,18 +268,44 @@ func (n nodeService) Report(ctx context.Context, r *api.ReportRequest) (*api.Rep
 		if err != nil {
 			return nil, n.fail(ctx, fmt.Errorf("%w: %w", broker.ErrRequest, err))
 		}
-		events = append(events, audit.Event{
-			Kind: "refusal", Node: node.ID, Code: bounded(f.GetCode()), Facts: facts.Map(),
-			Detail: map[string]string{"reported_at": reportedTime(f.GetTime()).Format(time.RFC3339), "report": bounded(f.GetId())},
+		in.add(f.GetId(), f.GetTime(), audit.Event{
+			Kind: broker.RecordRefusal, Code: bounded(f.GetCode()), Target: bounded(f.GetTarget()), Facts: facts.Map(), Count: f.GetCount(),
+			Detail: map[string]string{},
 		})
 	}
-	if len(events) == 0 {
-		return &api.ReportResponse{}, nil
+	for _, g := range r.GetGaps() {
+		in.add(g.GetId(), g.GetSince(), audit.Event{
+			Kind: broker.RecordGap, Code: bounded(g.GetWhy()), Count: g.GetLost(),
+			Detail: map[string]string{"lost_in_all": strconv.FormatUint(g.GetTotal(), 10)},
+		})
 	}
-	if _, err := n.s.cfg.Audit.Append(ctx, events...); err != nil {
-		return nil, n.fail(ctx, fmt.Errorf("recording reports of %s: %w", node.ID, err))
+	if in.err != nil {
+		return nil, n.fail(ctx, in.err)
 	}
-	return &api.ReportResponse{Accepted: uint64(len(events))}, nil
+	if len(in.all) > 0 {
+		if _, err := n.s.cfg.Broker.Report(ctx, node, in.spool, in.all); err != nil {
+			return nil, n.fail(ctx, err)
+		}
+	}
+	return &api.ReportResponse{Accepted: uint64(len(in.all))}, nil
+}
+
+// reports gathers those of one request.
+type reports struct {
+	node, spool string
+	all         []broker.Report
+	err         error
+}
+
+func (r *reports) add(id string, at int64, e audit.Event) {
+	spool, number, err := broker.ParseReportID(id)
+	if err == nil && r.spool != "" && spool != r.spool {
+		err = fmt.Errorf("%w: reports of two spools", broker.ErrRequest)
+	}
+	r.err, r.spool = errors.Join(r.err, err), spool
+	e.Node = r.node
+	e.Detail[broker.ReportDetail], e.Detail["reported_at"] = id, reportedTime(at).Format(time.RFC3339)
+	r.all = append(r.all, broker.Report{Number: number, Event: e})
 }
 
 func optionalTime(unix int64) time.Time {

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 
+	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/api"
 )
 
@@ -153,6 +154,8 @@ func TestADenialTellsARecordAndNoRule(t *testing.T) {
 	}
 }
 
+func reportID(n uint64) string { return broker.ReportID("0123456789abcdef", n) }
+
 // Regression: CVE-2026-40264
 func TestReportsAreTheNodesWord(t *testing.T) {
 	e := newEnv(t)
@@ -160,12 +163,13 @@ func TestReportsAreTheNodesWord(t *testing.T) {
 	long := strings.Repeat("é", 300)
 	r, err := n.Report(t.Context(), &api.ReportRequest{
 		Exchanges: []*api.Exchange{
-			{Id: "1", SpiffeId: "spiffe://example.org/web", Target: "t", Ok: true, Expires: math.MaxInt64, Time: math.MinInt64},
-			{Id: "2", Code: long, Time: math.MaxInt64, Expires: -1},
+			{Id: reportID(1), SpiffeId: "spiffe://example.org/web", Target: "t", Ok: true, Expires: math.MaxInt64, Time: math.MinInt64},
+			{Id: reportID(2), Code: long, Time: math.MaxInt64, Expires: -1},
 		},
-		Refusals: []*api.Refusal{{Id: "3", Code: "gone", Facts: process("1").GetFacts(), Time: math.MaxInt64}},
+		Refusals: []*api.Refusal{{Id: reportID(3), Code: "gone", Facts: process("1").GetFacts(), Time: math.MaxInt64, Target: "t", Count: 7}},
+		Gaps:     []*api.Gap{{Id: reportID(4), Lost: 12, Why: "full", Since: 1, Total: 13}},
 	})
-	if err != nil || r.GetAccepted() != 3 {
+	if err != nil || r.GetAccepted() != 4 {
 		t.Fatal(r, err)
 	}
 	var kinds []string
@@ -177,8 +181,11 @@ func TestReportsAreTheNodesWord(t *testing.T) {
 		if record.Node != n.id || len(record.Code) > 256+2 {
 			t.Errorf("record %+v", record)
 		}
+		if record.Kind == "refusal" && (record.Count != 7 || record.Target != "t") || record.Kind == "report.gap" && (record.Count != 12 || record.Code != "full") {
+			t.Errorf("record %+v", record)
+		}
 	}
-	if d := cmp.Diff([]string{"exchange", "exchange", "refusal"}, kinds); d != "" {
+	if d := cmp.Diff([]string{"exchange", "exchange", "refusal", "report.gap"}, kinds); d != "" {
 		t.Error(d)
 	}
 	if r, err := n.Report(t.Context(), &api.ReportRequest{}); err != nil || r.GetAccepted() != 0 {
@@ -186,11 +193,15 @@ func TestReportsAreTheNodesWord(t *testing.T) {
 	}
 	_, err = n.Report(t.Context(), &api.ReportRequest{Exchanges: make([]*api.Exchange, 257)})
 	wantCode(t, err, codes.InvalidArgument)
-	_, err = n.Report(t.Context(), &api.ReportRequest{Refusals: []*api.Refusal{{Facts: map[string]*api.Values{"node.name": {Values: []string{"n2"}}}}}})
+	for _, id := range []string{"", "1", "fedcba9876543210-5"} { // the last one is of another spool
+		_, err = n.Report(t.Context(), &api.ReportRequest{Exchanges: []*api.Exchange{{Id: reportID(5)}, {Id: id}}})
+		wantCode(t, err, codes.InvalidArgument)
+	}
+	_, err = n.Report(t.Context(), &api.ReportRequest{Refusals: []*api.Refusal{{Id: reportID(5), Facts: map[string]*api.Values{"node.name": {Values: []string{"n2"}}}}}})
 	wantCode(t, err, codes.InvalidArgument)
 	// Within the bound of facts, and more than a record holds once it is JSON.
 	quotes := map[string]*api.Values{"workload.a": {Values: []string{strings.Repeat(`"`, 60<<10)}}}
-	_, err = n.Report(t.Context(), &api.ReportRequest{Refusals: []*api.Refusal{{Facts: quotes}}})
+	_, err = n.Report(t.Context(), &api.ReportRequest{Refusals: []*api.Refusal{{Id: reportID(5), Facts: quotes}}})
 	wantCode(t, err, codes.InvalidArgument)
 }
 

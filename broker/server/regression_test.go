@@ -174,7 +174,7 @@ func TestANodeGetsNothingOfAnothers(t *testing.T) {
 		}
 	}
 	// What a reports is a's word, whomever it names.
-	if _, err := a.Report(t.Context(), &api.ReportRequest{Exchanges: []*api.Exchange{{Id: "forged", SpiffeId: b.id, Identity: "b-by-name"}}}); err != nil {
+	if _, err := a.Report(t.Context(), &api.ReportRequest{Exchanges: []*api.Exchange{{Id: reportID(1), SpiffeId: b.id, Identity: "b-by-name"}}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range e.records() {

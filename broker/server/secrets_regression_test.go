@@ -52,7 +52,7 @@ func TestNoSecretIsToldByTheBroker(t *testing.T) {
 	}
 	denied, _, err := n.issue(t.Context(), t, "34")
 	says(denied, err)
-	if _, err := n.Report(t.Context(), &api.ReportRequest{Exchanges: []*api.Exchange{{Id: "1", Target: "t1"}}}); err != nil {
+	if _, err := n.Report(t.Context(), &api.ReportRequest{Exchanges: []*api.Exchange{{Id: reportID(1), Target: "t1"}}}); err != nil {
 		t.Fatal(err)
 	}
 	nodes, err := e.admin().ListNodes(t.Context(), &api.ListNodesRequest{})

@@ -29,7 +29,7 @@ import (
 )
 
 // schemaVersion is what this program writes and reads.
-const schemaVersion = 7
+const schemaVersion = 8
 
 //go:embed schema/*.sql
 var schema embed.FS

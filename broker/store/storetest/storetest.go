@@ -59,6 +59,7 @@ func Run(t *testing.T, open Open) {
 		"a confirmed anchor stays confirmed":    confirmed,
 		"a key stays where it is published":     placed,
 		"what was issued comes back":            issued,
+		"marks of reports only go on":           marks,
 		"the index answers no more than bounds": issuedBounds,
 		"what is indexed twice is there once":   issuedTwice,
 		"rows and place are written together":   issuedAtomic,
