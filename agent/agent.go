@@ -80,6 +80,7 @@ type Config struct {
 	Data        string              // directory that keeps the node's SVID over a restart
 	Attestors   map[string]Attestor // by prefix, such as "workload.unix"
 	Exchanger   func(Target) (exchangers.Exchanger, error)
+	Spool       Spool // of reports to the broker's record
 	Version     string
 	Patience    time.Duration    // of a caller while the broker doesn't answer; 0 means 5 s
 	Log         *slog.Logger     // nil discards
@@ -112,7 +113,7 @@ type Agent struct {
 	sets    sets
 	tokens  tokens
 	sources sources
-	spool   *spool
+	reports *reports
 }
 
 // New returns an Agent that takes up what an earlier one kept in Data.
@@ -139,8 +140,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, fmt.Errorf("making an agent: %w", err)
 	}
 	a.bundles.own(cfg.TrustDomain, a.node.bundle)
-	var err error
-	if a.spool, err = openSpool(cfg.Data); err != nil {
+	if err := a.openReports(); err != nil {
 		return nil, fmt.Errorf("making an agent: %w", err)
 	}
 	return a, nil
@@ -180,7 +180,7 @@ func (a *Agent) stop() {
 	a.sets.end(fmt.Errorf("%w: it stops", ErrUnavailable))
 	a.tokens.forget(nil)
 	a.sources.end()
-	a.save(context.Background())
+	a.reports.end()
 	close(a.ended)
 	a.retired.Wait()
 	if l := a.link.Load(); l != nil {

@@ -44,6 +44,7 @@ func (a *Agent) Attest(ctx context.Context, p *caller.Process) (Attestation, err
 	slices.Sort(out.Unknown)
 	// Attesting took a while: it must still be the same process.
 	if err := p.Check(); err != nil {
+		a.reports.refused(nil, notTheSame, "")
 		return Attestation{}, errChanged()
 	}
 	return out, nil

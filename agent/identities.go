@@ -94,6 +94,7 @@ func (i *Identities) Next(ctx context.Context) (Update, error) {
 		waiting = nil
 		if !i.told || !u.same(i.last) {
 			if err := i.proc.Check(); err != nil {
+				i.agent.reports.refused(i.set, notTheSame, "")
 				return Update{}, errChanged()
 			}
 			i.told, i.last = true, u

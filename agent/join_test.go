@@ -194,13 +194,16 @@ func TestNewRefuses(t *testing.T) {
 		"no broker":                       {change: func(c *agent.Config) { c.Broker = nil }, says: "required"},
 		"a kept SVID that is torn":        {files: map[string]string{"node.pem": "x"}, says: "remove it to join again"},
 		"a kept bundle that is torn":      {files: map[string]string{"bundle.json": "{"}, says: "bundle.json"},
-		"nothing amiss but a torn report": {files: map[string]string{"spool.jsonl": "{\"id\": "}},
+		"nothing amiss but a torn report": {files: map[string]string{"spool/000000000001.seg": "1 r 0000"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := good
 			cfg.CAPins = []string{ca.Pin()}
 			cfg.Data = t.TempDir()
 			for file, text := range test.files {
+				if err := os.MkdirAll(filepath.Dir(filepath.Join(cfg.Data, file)), 0o700); err != nil {
+					t.Fatal(err)
+				}
 				if err := os.WriteFile(filepath.Join(cfg.Data, file), []byte(text), 0o600); err != nil {
 					t.Fatal(err)
 				}

@@ -79,7 +79,7 @@ func TestKeptFiles(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the data directory: %v %v", info.Mode(), err)
 	}
-	for _, name := range []string{"node.pem", "bundle.json", "spool.jsonl"} {
+	for _, name := range []string{"node.pem", "bundle.json", "spool/id", "spool/lost", "spool/000000000001.seg"} {
 		info, err := os.Stat(filepath.Join(cfg.Data, name))
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v %v", name, info, err)

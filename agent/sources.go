@@ -137,6 +137,7 @@ func (a *Agent) credential(ctx context.Context, p *caller.Process, target, claim
 		return exchangers.Credential{}, err
 	}
 	if err := p.Check(); err != nil {
+		a.reports.refused(st, notTheSame, target)
 		return exchangers.Credential{}, errChanged()
 	}
 	return credential, nil
@@ -144,7 +145,7 @@ func (a *Agent) credential(ctx context.Context, p *caller.Process, target, claim
 
 // exchange is Exchange on what a set holds.
 func (a *Agent) exchange(ctx context.Context, st *set, u Update, target, claims string) (exchangers.Credential, *SVID, error) {
-	v, t, err := listed(st, u, target)
+	v, t, err := a.listed(st, u, target)
 	if err != nil {
 		return exchangers.Credential{}, nil, err
 	}
@@ -164,10 +165,11 @@ func (a *Agent) exchange(ctx context.Context, st *set, u Update, target, claims 
 	return credential, v, nil
 }
 
-// listed is findTarget, or a denial.
-func listed(st *set, u Update, target string) (*SVID, Target, error) {
+// listed is findTarget, or a denial, which the broker's record is told of.
+func (a *Agent) listed(st *set, u Update, target string) (*SVID, Target, error) {
 	v, t, ok := findTarget(u.SVIDs, target)
 	if !ok {
+		a.reports.refused(st, notListedHere, target)
 		return nil, Target{}, &Denied{Reason: fmt.Sprintf("no identity of %s lists the target %q (it lists: %s); the operator adds it to targets: of its Identity", bearer(st.workload), target, listTargets(u.SVIDs))}
 	}
 	return v, t, nil
@@ -241,7 +243,8 @@ func (s *sources) open(v *SVID, t Target) (*source, error) {
 	identity := v.Identity
 	src.Source = exchangers.NewSource(exchangers.SourceConfig{
 		Target: t.Name, Exchanger: exchanger, SVIDs: presented{s, src, v.ID, t.Name},
-		Report: func(e exchangers.Event) { s.agent.spool.exchange(e, identity) },
+		Ready:  s.agent.reports.room,
+		Report: func(ctx context.Context, e exchangers.Event) error { return s.agent.reports.exchange(ctx, e, identity) },
 		Log:    cfg.Log, Now: cfg.Now,
 	})
 	return src, nil

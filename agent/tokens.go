@@ -119,6 +119,7 @@ func (a *Agent) JWT(ctx context.Context, p *caller.Process, audiences []string, 
 	defer func() { a.sets.release(st, a.cfg.Now()) }()
 	svids, err := a.jwt(ctx, st, audiences, id)
 	if err == nil && p.Check() != nil {
+		a.reports.refused(st, notTheSame, "")
 		return nil, errChanged()
 	}
 	return svids, err
@@ -146,6 +147,7 @@ func (a *Agent) TargetToken(ctx context.Context, p *caller.Process, target strin
 	defer func() { a.sets.release(st, a.cfg.Now()) }()
 	token, t, err := a.targetToken(ctx, st, u, target, toFile)
 	if err == nil && p.Check() != nil {
+		a.reports.refused(st, notTheSame, target)
 		return JWTSVID{}, Target{}, errChanged()
 	}
 	return token, t, err
@@ -153,7 +155,7 @@ func (a *Agent) TargetToken(ctx context.Context, p *caller.Process, target strin
 
 // targetToken is TargetToken on what a set holds.
 func (a *Agent) targetToken(ctx context.Context, st *set, u Update, target string, toFile bool) (JWTSVID, Target, error) {
-	v, t, err := listed(st, u, target)
+	v, t, err := a.listed(st, u, target)
 	if err != nil {
 		return JWTSVID{}, Target{}, err
 	}

@@ -27,7 +27,7 @@ func (a *Agent) try(ctx context.Context, p *caller.Process, target string) (exch
 		return exchangers.Credential{}, spiffeid.ID{}, err
 	}
 	defer func() { a.sets.release(st, a.cfg.Now()) }()
-	v, t, err := listed(st, u, target)
+	v, t, err := a.listed(st, u, target)
 	if err != nil {
 		return exchangers.Credential{}, spiffeid.ID{}, err
 	}

@@ -153,7 +153,7 @@ func (a *Agent) heed(ctx context.Context, m *api.WatchResponse, first bool) {
 		// hold by asking for everything again.
 		a.sets.askAgain(nil)
 		a.sets.back()
-		a.spool.nudge()
+		a.reports.Nudge()
 		a.once.Do(func() { close(a.ready) })
 	}
 }

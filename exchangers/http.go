@@ -102,10 +102,13 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 		closeBody(r)
 		return nil, fmt.Errorf("%s: only https is called", r.URL.Redacted())
 	}
+	clock := clockOf(r.Context())
+	asked := clock.asked()
 	resp, err := b.next.RoundTrip(r)
 	if err != nil {
 		return nil, err
 	}
+	clock.answered(asked, resp.Header)
 	resp.Body = &limited{resp.Body, maxBody}
 	return resp, nil
 }

@@ -36,7 +36,7 @@ func (s *Source) settle(c *call, cred Credential, err error) {
 }
 
 func (s *Source) keep(cred Credential, now time.Time) {
-	s.cred, s.failure, s.failures = cred, nil, 0
+	s.cred, s.failure, s.failures, s.since = cred, nil, 0, time.Time{}
 	// 40 to 60 % of the life: those who began together do not refresh together.
 	life := cred.Expires.Sub(now)
 	s.next = now.Add(time.Duration(float64(life) * (0.4 + 0.2*s.cfg.Jitter())))
@@ -51,14 +51,17 @@ func (s *Source) remember(err error, now time.Time) {
 	}
 	s.failure = err
 	pause := s.pause(err)
-	s.failures++
+	if s.failures++; s.since.IsZero() {
+		s.since = now
+	}
 	s.next = now.Add(pause)
 	s.cfg.Log.Warn("exchange failed", "spiffe_id", s.cfg.SVIDs.ID().String(), "target", s.cfg.Target,
 		"error", Clean(err.Error()), "held", s.cred != Credential{}, "pause", pause)
 }
 
 // pause doubles with each failure in a row, up to a minute, within half and one
-// and a half of that. What the provider asks for is the least.
+// and a half of that. What the provider asks for is the least: it asks all
+// nodes for the same, so that up to a fifth is added.
 func (s *Source) pause(err error) time.Duration {
 	class, asked := Outage, time.Duration(0)
 	var refusal *Error
@@ -78,6 +81,7 @@ func (s *Source) pause(err error) time.Duration {
 		base = 5 * time.Second
 	}
 	pause := min(base<<min(s.failures, 6), maxPause)
+	asked = time.Duration(float64(asked) * (1 + 0.2*s.cfg.Jitter()))
 	return max(time.Duration(float64(pause)*(0.5+s.cfg.Jitter())), asked)
 }
 

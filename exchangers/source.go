@@ -24,11 +24,17 @@ type SourceConfig struct {
 	Target    string    // for reports and logs
 	Exchanger Exchanger // must end with its context
 	SVIDs     SVIDs
-	Report    func(Event)      // once an exchange; must not block. Nil drops
-	Log       *slog.Logger     // nil discards
-	Now       func() time.Time // nil means time.Now
-	Jitter    func() float64   // from [0, 1); nil means random
-	Timeout   time.Duration    // of one exchange; 0 is 30 s
+	// Ready is asked before each exchange: on its error the provider is not
+	// asked, and nothing is reported. Nil: always.
+	Ready func(context.Context) error
+	// Report is told of each exchange once, before anybody gets what it gave:
+	// on its error nobody does. While it waits for a disk, what is held is
+	// served. Nil drops.
+	Report  func(context.Context, Event) error
+	Log     *slog.Logger     // nil discards
+	Now     func() time.Time // nil means time.Now
+	Jitter  func() float64   // from [0, 1); nil means random
+	Timeout time.Duration    // of one exchange; 0 is 30 s
 }
 
 // An Event is one exchange, good or bad, for the record. It holds no secret.
@@ -48,7 +54,8 @@ type Event struct {
 // jittered half of the credential's life; serves the old one until shortly
 // before it expires while that fails; and pauses after each failure, longer
 // each time. Without a credential nothing runs in the background: who asks
-// between two tries gets the last failure.
+// between two tries gets the last failure, or with WithPatience waits for the
+// next.
 //
 // Its methods may be called by many goroutines. The owner ends it with Close.
 type Source struct {
@@ -56,13 +63,15 @@ type Source struct {
 	turn    chan struct{} // held by the one exchange that runs
 	running sync.WaitGroup
 
-	mu       sync.Mutex // guards what follows
-	cred     Credential // zero: none
-	lastUse  time.Time  // cred is served before
-	call     *call      // in flight; nil: none
-	failure  error      // of the last exchange; nil: it was good, or there was none
-	failures int        // in a row
-	next     time.Time  // no exchange before; zero: at once
+	mu       sync.Mutex    // guards what follows
+	cred     Credential    // zero: none
+	lastUse  time.Time     // cred is served before
+	call     *call         // in flight; nil: none
+	failure  error         // of the last exchange; nil: it was good, or there was none
+	failures int           // in a row
+	since    time.Time     // of the first of them
+	skewed   time.Duration // as it was last warned of
+	next     time.Time     // no exchange before; zero: at once
 	timer    *time.Timer
 	answered answered
 	tried    time.Time // by Try
@@ -81,7 +90,10 @@ type call struct {
 // NewSource returns a Source that has not yet asked for anything.
 func NewSource(cfg SourceConfig) *Source {
 	if cfg.Report == nil {
-		cfg.Report = func(Event) {}
+		cfg.Report = func(context.Context, Event) error { return nil }
+	}
+	if cfg.Ready == nil {
+		cfg.Ready = func(context.Context) error { return nil }
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -99,8 +111,18 @@ func NewSource(cfg SourceConfig) *Source {
 }
 
 // Credential returns the credential held, or waits for one. When ctx ends, the
-// exchange goes on for the others. A provider's refusal is an *Error.
+// exchange goes on for the others. A provider's refusal is an *Error. With
+// WithPatience it waits on through what passes by itself.
 func (s *Source) Credential(ctx context.Context) (Credential, error) {
+	for {
+		cred, err := s.once(ctx)
+		if err == nil || !s.worthWaiting(ctx, err) {
+			return cred, err
+		}
+	}
+}
+
+func (s *Source) once(ctx context.Context) (Credential, error) {
 	if err := ctx.Err(); err != nil {
 		return Credential{}, err
 	}
@@ -161,7 +183,7 @@ func (s *Source) Close() {
 }
 
 func (s *Source) drop(why error) {
-	s.cred, s.failure, s.failures, s.next = Credential{}, nil, 0, time.Time{}
+	s.cred, s.failure, s.failures, s.since, s.next = Credential{}, nil, 0, time.Time{}, time.Time{}
 	s.stopTimer()
 	if c := s.call; c != nil {
 		s.call = nil
@@ -199,13 +221,22 @@ func (s *Source) run(ctx context.Context, c *call) {
 		s.settle(c, Credential{}, ctx.Err())
 		return
 	}
+	if err := s.cfg.Ready(ctx); err != nil {
+		s.settle(c, Credential{}, err)
+		return
+	}
+	ctx, clock := WatchClock(ctx, s.cfg.Now)
 	cred, err := s.exchange(ctx, c.claims)
 	if err == nil {
 		if err = cred.Check(s.cfg.Now()); err != nil {
 			err = fmt.Errorf("using the credential of %s: %w", s.cfg.Target, err)
 		}
 	}
-	s.cfg.Report(s.event(cred, err))
+	event := s.event(cred, err)
+	err = s.clock(clock, err)
+	if unreported := s.cfg.Report(ctx, event); unreported != nil && err == nil {
+		err = unreported
+	}
 	s.settle(c, cred, err)
 }
 

@@ -54,6 +54,10 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 	if err != nil {
 		return nil, err
 	}
+	kept, err := f.Spool.spool()
+	if err != nil {
+		return nil, err
+	}
 	var bundle []byte
 	if f.Trust.Bundle != "" {
 		if bundle, err = readSmall(f.Trust.Bundle); err != nil {
@@ -79,7 +83,7 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
 		Join:      agent.Join{Method: f.Join.Method, Evidence: evidence},
 		Attestors: attestors,
-		Exchanger: exchanger, Version: version(), Now: now, Log: log,
+		Exchanger: exchanger, Spool: kept, Version: version(), Now: now, Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -75,6 +75,7 @@ type agentFile struct {
 	SDS     sdsFile      `yaml:"sds"`     // for Envoy, on the same socket
 	Attest  attestFile   `yaml:"attest"`  // workloads, besides by the kernel's facts
 	Outputs []outputFile `yaml:"outputs"` // what is written for processes that call nothing
+	Spool   spoolFile    `yaml:"spool"`   // what the broker's record is still to be told of
 }
 
 // loadFile reads a YAML file strictly into a pointer.
@@ -272,6 +273,9 @@ func (f *agentFile) complete() error {
 	}
 	setDefault(&f.Socket, filepath.Join(f.Data, "run", "workload.sock"))
 	setDefault(&f.Admin, filepath.Join(f.Data, "run", "admin.sock"))
+	if _, err := f.Spool.spool(); err != nil {
+		return err
+	}
 	if err := f.SDS.complete(); err != nil {
 		return err
 	}

@@ -56,7 +56,8 @@ var mayImport = map[string][]string{
 	"exchangers/sandbox/issuertest": {},
 	"exchangers/sandbox/setup":      {"exchangers/sandbox", "exchangers/sandbox/aws", "exchangers/sandbox/gcp", "exchangers/sandbox/azure"},
 	"exchangers/sandbox/clouds":     {"exchangers/sandbox", "exchangers/sandbox/aws", "exchangers/sandbox/gcp", "exchangers/sandbox/azure", "exchangers/sandbox/oauth"},
-	"agent":                         {"broker/api", "agent/api", "agent/caller", "exchangers", "federation"},
+	"agent":                         {"broker/api", "agent/api", "agent/caller", "agent/spool", "exchangers", "federation"},
+	"agent/spool":                   {},
 	"agent/agenttest":               {"broker/api", "agent", "agent/caller", "exchangers"}, // fakes for tests
 	"agent/caller":                  {},
 	"agent/attest":                  {"agent/caller"},
