@@ -81,6 +81,21 @@ func TestJWTSVIDsAreKept(t *testing.T) {
 	}
 }
 
+// What is evidence at a token endpoint is used once: no two callers get the same.
+func TestSingleUseJWTSVIDsAreNotKept(t *testing.T) {
+	t.Parallel()
+	b, a := started(t)
+	b.Grant(listed("/a"))
+	first := mustJWT(t, a, agenttest.Once)
+	if cmp.Equal(first, mustJWT(t, a, agenttest.Once), ids) {
+		t.Error("one token was served twice")
+	}
+	b.Before("IssueJWT", func(context.Context) error { return status.Error(codes.Unavailable, "away") })
+	if _, err := jwt(t, a, spiffeid.ID{}, agenttest.Once); !errors.Is(err, agent.ErrUnavailable) {
+		t.Errorf("without a broker: %v", err)
+	}
+}
+
 func TestJWTSVIDsOutliveTheBroker(t *testing.T) {
 	t.Parallel()
 	clock := &clock{}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -125,6 +126,9 @@ func (b *Broker) sign(svid *api.X509SVID, item *api.IssueX509Request_Item, n int
 	return nil
 }
 
+// Once is an audience whose tokens are used once.
+const Once = "once"
+
 // IssueJWT makes tokens for the identities that list the audience or target.
 func (b *Broker) IssueJWT(_ context.Context, r *api.IssueJWTRequest) (*api.IssueJWTResponse, error) {
 	b.mu.Lock()
@@ -148,7 +152,8 @@ func (b *Broker) IssueJWT(_ context.Context, r *api.IssueJWTRequest) (*api.Issue
 		}
 		response.Svids = append(response.Svids, &api.JWTSVID{
 			Identity: g.Identity, SpiffeId: id, Hint: g.Hint, Expires: expires.Unix(), Depends: g.depends(r.GetWorkload()),
-			Token: b.JWT(map[string]any{"sub": id, "aud": audiences, "exp": expires.Unix(), "jti": serial().String()}),
+			SingleUse: slices.Contains(audiences, Once),
+			Token:     b.JWT(map[string]any{"sub": id, "aud": audiences, "exp": expires.Unix(), "jti": serial().String()}),
 		})
 	}
 	if len(response.Svids) == 0 {
