@@ -12,6 +12,7 @@ import (
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/output"
+	"github.com/credence-id/credence/agent/output/awscredentials"
 	"github.com/credence-id/credence/agent/output/files"
 )
 
@@ -22,11 +23,20 @@ const maxOutputs = 256
 // processes that call nothing. It is decided on workload.output.name and the
 // workload.unix.uid that it is for, and on nothing else.
 type outputFile struct {
-	Name  string      `yaml:"name"` // required
-	UID   *uint32     `yaml:"uid"`  // required; whose files they are
-	GID   *uint32     `yaml:"gid"`  // of the files; default: the agent's
-	Files *filesFile  `yaml:"files"`
+	Name  string      `yaml:"name"`  // required
+	UID   *uint32     `yaml:"uid"`   // required; whose files they are
+	GID   *uint32     `yaml:"gid"`   // of the files; default: the agent's
+	Files *filesFile  `yaml:"files"` // this or aws_credentials, or both
+	AWS   *awsFile    `yaml:"aws_credentials"`
 	After *outputHook `yaml:"after"` // what to do after each write
+}
+
+// awsFile is a profile of an AWS shared credentials file, for programs that read
+// nothing else. What else is in the file stays.
+type awsFile struct {
+	File    string `yaml:"file"`    // required; absolute; of the output's uid, in a directory that stands
+	Profile string `yaml:"profile"` // default "default"
+	Target  string `yaml:"target"`  // required; of AWS
 }
 
 // filesFile is an output's directory of files. A name of "none" leaves a file
@@ -104,8 +114,6 @@ func (f *agentFile) completeOutputs() error {
 					return fmt.Errorf("%s.%s: %s and %s, which is %s, overlap", at, p.field, p.path, other, whose)
 				}
 			}
-		}
-		for _, p := range o.places() {
 			places[p.path] = "output " + o.Name + "'s"
 		}
 	}
@@ -118,6 +126,9 @@ type outputPlace struct{ field, path string }
 func (o *outputFile) places() (all []outputPlace) {
 	if o.Files != nil {
 		all = append(all, outputPlace{"files.dir", o.Files.Dir})
+	}
+	if o.AWS != nil {
+		all = append(all, outputPlace{"aws_credentials.file", o.AWS.File})
 	}
 	return all
 }
@@ -134,11 +145,19 @@ func (o *outputFile) complete() error {
 	if o.GID != nil && *o.GID == ^uint32(0) {
 		return errors.New(".gid: is nobody's")
 	}
-	if o.Files == nil {
-		return errors.New(": files is wanted: what to write, and where")
+	if o.Files == nil && o.AWS == nil {
+		return errors.New(": files or aws_credentials is wanted: what to write, and where")
 	}
-	if _, err := o.files(); err != nil {
-		return fmt.Errorf(".files.%w", err)
+	if o.Files != nil {
+		if _, err := o.files(); err != nil {
+			return fmt.Errorf(".files.%w", err)
+		}
+	}
+	if o.AWS != nil {
+		c := o.aws()
+		if err := c.Complete(); err != nil {
+			return fmt.Errorf(".aws_credentials.%w", err)
+		}
 	}
 	if _, err := o.hooks(); err != nil {
 		return fmt.Errorf(".after.%w", err)
@@ -176,6 +195,10 @@ func (o *outputFile) files() (files.Config, error) {
 		c.JWTs = append(c.JWTs, files.JWT{Audiences: j.Audiences, File: j.File})
 	}
 	return c, c.Complete()
+}
+
+func (o *outputFile) aws() awscredentials.Config {
+	return awscredentials.Config{File: o.AWS.File, Owner: o.owner(), Profile: o.AWS.Profile, Target: o.AWS.Target, Output: o.Name}
 }
 
 // hooks are what follows a write.
@@ -248,6 +271,15 @@ func (f *agentFile) deliveries(now func() time.Time) (all []delivered, err error
 				return nil, err
 			}
 			all = append(all, delivered{what, "files", w, w.Check, hooks})
+		}
+		if o.AWS != nil {
+			c := o.aws()
+			c.Now = now
+			w, err := awscredentials.New(c)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, delivered{what, "aws_credentials", w, w.Check, hooks})
 		}
 	}
 	return all, nil
