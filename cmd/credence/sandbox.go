@@ -95,6 +95,8 @@ type sandboxView struct {
 	Faults      string            `json:"faults,omitempty"`
 	Services    map[string]string `json:"services"`
 	Environment map[string]string `json:"environment"` // for the vendors' own clients
+	// Targets are those that must say what a cloud chose for a plan of setup.
+	Targets map[string]map[string]any `json:"targets,omitempty"`
 }
 
 func (p *program) runSandbox(cmd *cobra.Command, path string, f clouds.Config) error {
@@ -110,7 +112,7 @@ func (p *program) runSandbox(cmd *cobra.Command, path string, f clouds.Config) e
 	if err := c.Serve(*certificate, nil); err != nil {
 		return input(inFile(path, err))
 	}
-	v := sandboxView{Services: c.URLs(), Environment: map[string]string{}}
+	v := sandboxView{Services: c.URLs(), Environment: map[string]string{}, Targets: c.Targets}
 	if f.TLS.CAFile != "" {
 		v.CAFile = absolute(f.TLS.CAFile)
 		v.Environment["AWS_CA_BUNDLE"] = v.CAFile

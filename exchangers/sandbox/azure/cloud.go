@@ -98,6 +98,13 @@ func (c *Cloud) PutTenant(t Tenant) error {
 	return nil
 }
 
+// HasTenant says whether there is a tenant of that ID.
+func (c *Cloud) HasTenant(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tenants[id] != nil
+}
+
 // PutApp creates or replaces an app in a tenant.
 func (c *Cloud) PutApp(tenantID string, a App) error {
 	if err := a.check(c.issuers, c.cfg.Audience); err != nil {

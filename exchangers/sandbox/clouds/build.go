@@ -21,6 +21,7 @@ import (
 	"github.com/credence-id/credence/exchangers/sandbox/azure"
 	"github.com/credence-id/credence/exchangers/sandbox/gcp"
 	"github.com/credence-id/credence/exchangers/sandbox/oauth"
+	"github.com/credence-id/credence/exchangers/sandbox/setup"
 )
 
 // A builder makes the clouds of a Config. Without read it looks at no file, and
@@ -29,6 +30,8 @@ type builder struct {
 	read func(file string) ([]byte, error)
 	now  func() time.Time
 	log  func(sandbox.Entry)
+
+	plans setup.Clouds // what setup comes to
 }
 
 // built are the clouds that there are.
@@ -37,6 +40,8 @@ type built struct {
 	gcp   *gcp.Cloud
 	azure *azure.Cloud
 	oauth *oauth.Server
+
+	targets map[string]map[string]any
 }
 
 func (c *Config) build(b builder) (made built, err error) {
@@ -44,6 +49,10 @@ func (c *Config) build(b builder) (made built, err error) {
 	if err != nil {
 		return made, err
 	}
+	if err := c.plan(&b); err != nil {
+		return made, fmt.Errorf("setup: %w", err)
+	}
+	made.targets = b.plans.Targets
 	if c.AWS != nil {
 		if made.aws, err = c.AWS.build(b, issuers); err != nil {
 			return made, err
@@ -58,6 +67,9 @@ func (c *Config) build(b builder) (made built, err error) {
 		if made.azure, err = c.Azure.build(b, issuers); err != nil {
 			return made, err
 		}
+	}
+	if err := b.create(made); err != nil {
+		return made, fmt.Errorf("setup: %w", err)
 	}
 	if c.OAuth != nil {
 		made.oauth, err = c.OAuth.build(b, issuers)

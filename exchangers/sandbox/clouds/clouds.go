@@ -28,6 +28,9 @@ type Clouds struct {
 	GCP   *gcp.Cloud
 	Azure *azure.Cloud
 	OAuth *oauth.Server
+	// Targets are those that must say what a cloud chose for a plan of setup, by
+	// name, as credence apply takes them.
+	Targets map[string]map[string]any
 
 	listen   Listen
 	record   *sandbox.Recorder
@@ -60,6 +63,7 @@ func New(cfg Config, now func() time.Time) (*Clouds, error) {
 		return nil, err
 	}
 	c.AWS, c.GCP, c.Azure, c.OAuth = made.aws, made.gcp, made.azure, made.oauth
+	c.Targets = made.targets
 	c.list()
 	for _, s := range c.services {
 		s.faults.Service, s.faults.Log = s.name, c.record.Record

@@ -431,6 +431,55 @@ func TestServeLeavesNothingWhenAPortIsTaken(t *testing.T) {
 	}
 }
 
+// webPlan is what credence target setup -o json writes for a web identity.
+const webPlan = `{"target": "orders", "flow": "aws_web_identity", "cloud": {"name": "aws", "partition": "aws", "account": "123456789012", "region": "us-east-1"},
+  "resources": [
+    {"type": "aws_iam_openid_connect_provider", "label": "issuer", "values": {"url": "https://example.com/credence", "client_id_list": ["sts.amazonaws.com"]}},
+    {"type": "aws_iam_role", "label": "role", "values": {"name": "orders-web", "path": "/", "max_session_duration": 3600, "assume_role_policy":
+      {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"Federated": {"ref": "aws_iam_openid_connect_provider.issuer.arn"}}, "Action": "sts:AssumeRoleWithWebIdentity",
+       "Condition": {"StringEquals": {"example.com/credence:sub": "spiffe://example.org/checkout"}}}]}}}],
+  "notes": [], "apply": {}}`
+
+const poolPlan = `{"target": "pool", "flow": "gcp", "cloud": {"name": "gcp"}, "resources": [
+  {"type": "google_iam_workload_identity_pool", "label": "pool", "values": {"project": "123456789", "workload_identity_pool_id": "workloads"}}], "notes": [], "apply": {}}`
+
+// What credence target setup says is created, alone and beside what the file
+// says itself, and nothing of that is lost.
+func TestSetup(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"web.json": webPlan, "pool.json": poolPlan, "bad.json": `{"shoe": 1}`} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plans := []string{filepath.Join(dir, "web.json"), filepath.Join(dir, "pool.json")}
+	for name, change := range map[string]func(*clouds.Config){
+		"alone":  func(c *clouds.Config) { c.AWS, c.GCP, c.Azure, c.OAuth = nil, nil, nil, nil },
+		"beside": func(c *clouds.Config) { c.AWS.Roles, c.AWS.OIDCProviders = c.AWS.Roles[:1], nil },
+	} {
+		r := run(t, func(c *clouds.Config) { c.Setup = plans; change(c) })
+		if status, body := r.assume(t); status != 200 {
+			t.Errorf("%s: %d %s", name, status, body)
+		}
+		pool := "projects/123456789/locations/global/workloadIdentityPools/workloads"
+		if !r.GCP.HasPool(pool) || name == "beside" && (!r.Azure.HasTenant("6f1d1e0a-7c2b-4d6e-9a3f-0b1c2d3e4f50") || r.OAuth == nil) {
+			t.Errorf("%s: something is not there", name)
+		}
+	}
+	for path, c := range map[string]clouds.Config{
+		"unknown":         {Setup: []string{filepath.Join(dir, "bad.json")}},
+		"absent":          {Setup: []string{filepath.Join(dir, "absent.json")}},
+		"another account": {Setup: plans[:1], AWS: &clouds.AWS{Account: "000000000000", Region: "us-east-1"}},
+	} {
+		if err := c.Check(); err != nil {
+			t.Errorf("%s: Check reads it: %v", path, err)
+		}
+		if _, err := clouds.New(c, nil); err == nil || !strings.HasPrefix(err.Error(), "setup: ") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
 func TestFilesAreRead(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{"empty.pem": "", "key.pem": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "bad.pem": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"} {

@@ -31,6 +31,8 @@ type Config struct {
 	Faults    string  `yaml:"faults"`    // socket of the switchboard; empty: none
 	Record    int     `yaml:"record"`    // how many requests are remembered; default 1000
 
+	Setup []string `yaml:"setup"` // files that credence target setup NAME -o json wrote: created too
+
 	AWS   *AWS   `yaml:"aws"`
 	GCP   *GCP   `yaml:"gcp"`
 	Azure *Azure `yaml:"azure"`
@@ -284,8 +286,8 @@ type Grant struct {
 // file: what they hold is looked at by New. An error begins with the path of its
 // field.
 func (c *Config) Check() error {
-	if c.AWS == nil && c.GCP == nil && c.Azure == nil && c.OAuth == nil {
-		return fmt.Errorf("aws: one of aws, gcp, azure and oauth is required: what is there to be judged?")
+	if c.AWS == nil && c.GCP == nil && c.Azure == nil && c.OAuth == nil && len(c.Setup) == 0 {
+		return fmt.Errorf("aws: one of aws, gcp, azure, oauth and setup is required: what is there to be judged?")
 	}
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		return fmt.Errorf("tls: cert and key go together")
@@ -338,7 +340,7 @@ func (c *Config) defaults() {
 		return
 	}
 	if c.Azure.Resources == nil {
-		c.Azure.Resources = []string{"https://management.azure.com"}
+		c.Azure.Resources = defaultResources()
 	}
 	for i := range c.Azure.Tenants {
 		for j := range c.Azure.Tenants[i].Apps {
@@ -349,6 +351,8 @@ func (c *Config) defaults() {
 		}
 	}
 }
+
+func defaultResources() []string { return []string{"https://management.azure.com"} }
 
 func setDefault(s *string, value string) {
 	if *s == "" {

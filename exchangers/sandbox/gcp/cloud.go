@@ -84,6 +84,13 @@ func (c *Cloud) PutPool(p Pool) error {
 	return nil
 }
 
+// HasPool says whether there is a pool of that name.
+func (c *Cloud) HasPool(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pools[name] != nil
+}
+
 // DeletePool deletes the pool of that name (see [Pool.Name]).
 func (c *Cloud) DeletePool(name string) {
 	c.mu.Lock()
