@@ -152,7 +152,12 @@ func TestTargetCheckFetchesAsACloud(t *testing.T) {
 			s.issuer(strings.Replace(s.server.URL, "127.0.0.1", "id.example.org", 1))
 		}},
 		{exchangertest.Fault{Name: "old TLS alone", Code: "issuer_no_tls", Field: b}, func(s *served) {
-			s.server.TLS.MinVersion, s.server.TLS.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+			server := httptest.NewUnstartedServer(s)
+			server.Config.ErrorLog = log.New(io.Discard, "", 0)
+			server.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
+			server.StartTLS()
+			t.Cleanup(server.Close)
+			s.issuer(server.URL)
 		}},
 		{exchangertest.Fault{Name: "discovery is not found", Code: "issuer_status", Field: b, Warns: ""}, func(s *served) { s.public(); s.discovery = http.NotFound }},
 		{exchangertest.Fault{Name: "discovery is a page", Code: "discovery_not_json", Field: b, Warns: "issuer_content_type"}, func(s *served) {

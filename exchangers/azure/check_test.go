@@ -47,6 +47,7 @@ func TestCheck(t *testing.T) {
 		{Name: "no tenant", Put: set(func(s *azure.Settings) { s.Tenant = "common" }), Code: "target_tenant", Field: "tenant"},
 		{Name: "a client's name", Put: set(func(s *azure.Settings) { s.ClientID = "orders" }), Code: "target_client_id", Field: "client_id"},
 		{Name: "a scope without /.default", Put: set(func(s *azure.Settings) { s.Scope = arm }), Code: "target_scope", Field: "scope"},
+		{Name: "a scope that is no URL", Put: set(func(s *azure.Settings) { s.Scope = "https://%/.default" }), Code: "target_scope", Field: "scope"},
 		{Name: "a scope of China", Put: set(func(s *azure.Settings) { s.Scope = "https://management.chinacloudapi.cn/.default" }), Code: "scope_cloud", Field: "scope"},
 		{Name: "the public scope in the government's", Put: set(func(s *azure.Settings) { s.Cloud = "usgov" }), Code: "scope_cloud", Field: "scope"},
 		{Name: "graph of another cloud", Put: set(func(s *azure.Settings) { s.Scope = "https://graph.microsoft.us/.default" }), Code: "scope_cloud", Field: "scope"},

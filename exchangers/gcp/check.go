@@ -10,10 +10,8 @@ import (
 	"github.com/credence-id/credence/exchangers"
 )
 
-const (
-	maxAudiences = 10
-	maxAudience  = 256
-)
+// maxAudiences is how many a provider may allow.
+const maxAudiences = 10
 
 // Check implements exchangers.Checker.
 func (s *Settings) Check(q exchangers.Question) []exchangers.Finding {
@@ -84,9 +82,6 @@ func (s *Settings) checkAllowed(w *exchangers.Walk) bool {
 	}
 	if !w.Audience(field, ours) {
 		return false
-	}
-	if len(ours) > maxAudience {
-		return w.Fail(step, "audience_long", "audience", fmt.Sprintf("the audience has %d bytes, and Google takes %d", len(ours), maxAudience), "shorten the pool's and the provider's IDs")
 	}
 	return w.Done(step, "%s", ours)
 }
