@@ -53,9 +53,9 @@ func (p *program) sandboxRunCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run -c sandbox.yaml", Short: "Serve emulated clouds until told to stop", Args: cobra.NoArgs,
 		Long: `Run serves what sandbox.yaml says, AWS, GCP and Azure token services and an OAuth
-server that refuse whatever the real ones may refuse, until it is told to stop (SIGINT, SIGTERM): test
-your own federation in CI, without an account. When all services listen it prints
-their URLs, and writes them as JSON to the file that addresses names; ca_file
+server that refuse whatever the real ones may refuse, until it is told to stop
+(SIGINT, SIGTERM): test your own federation in CI, without an account. When all
+services listen it prints their URLs, and writes them as JSON to the file that addresses names; ca_file
 there verifies them. Point the endpoint and ca_file of Targets at them, or a
 vendor's SDK. What it refuses, and why, is in its record: credence sandbox
 requests.
