@@ -52,6 +52,9 @@ const (
 	DeniedPeer      = "peer"      // its Peer accepts no such ID, or is not believed now
 )
 
+// ErrBehind: what was issued is not known yet, as the index is behind the record.
+var ErrBehind = errors.New("the index is behind the record")
+
 // spentAfter is how long after its end evidence is known to be spent: brokers'
 // clocks differ.
 const spentAfter = time.Minute
@@ -206,7 +209,7 @@ func (b *Broker) lookUp(ctx context.Context, e Evidence) (Issued, error) {
 		waiting, cancel := context.WithTimeout(ctx, indexTime)
 		defer cancel()
 		if !b.indexer.wait(waiting, recorded) {
-			return Issued{}, errors.New("finding out what was issued: the index is behind the record")
+			return Issued{}, fmt.Errorf("finding out what was issued: %w", ErrBehind)
 		}
 		rows, _, err = b.cfg.Index.Issued(ctx, IssuedQuery{Serial: e.Serial})
 	}

@@ -265,7 +265,7 @@ func (s *Server) failureOf(ctx context.Context, err error) *failure {
 		return &failure{400, codes.PermissionDenied, "invalid_target", "denied" + quote, 0}
 	case errors.Is(err, broker.ErrRequest):
 		return invalid("%s", "the request is refused"+quote)
-	case errors.Is(err, broker.ErrConflict), errors.Is(err, audit.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, broker.ErrConflict), errors.Is(err, broker.ErrBehind), errors.Is(err, audit.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return unavailable("try again with a new subject_token"+quote, time.Second)
 	}
 	return &failure{500, codes.Internal, "server_error", "the broker failed" + quote, 0}
