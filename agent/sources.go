@@ -3,9 +3,11 @@ package agent
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -21,16 +23,33 @@ import (
 // idleSource is how long a session that nobody asks for is kept fresh.
 const idleSource = time.Hour
 
+// sourceKey tells sessions apart: by all that a Target says, its account,
+// region, tenant, audience, scopes and session policy, whatever its revision
+// claims.
 type sourceKey struct {
 	id     spiffeid.ID
 	target string
+	says   [sha256.Size]byte
+}
+
+// digest is of all that the broker told of a Target.
+func (t Target) digest() [sha256.Size]byte {
+	return sha256.Sum256([]byte(joined(t.Name, strconv.FormatUint(t.Revision, 10), t.Flow, string(t.Settings))))
+}
+
+// joined puts a length before each text, so that no two lists read alike.
+func joined(texts ...string) string {
+	b := binary.AppendUvarint(nil, uint64(len(texts)))
+	for _, text := range texts {
+		b = append(binary.AppendUvarint(b, uint64(len(text))), text...)
+	}
+	return string(b)
 }
 
 // source is one session with a provider, for all workloads of this node with
 // the same SPIFFE ID.
 type source struct {
 	*exchangers.Source
-	revision uint64 // of the Target
 
 	// Guarded by sources.mu.
 	set      *set // whose facts the next exchange is made on: the last caller's
@@ -96,7 +115,7 @@ func (s *sources) retain(set [sha256.Size]byte, svids []*SVID) {
 	s.remove(func(k sourceKey, src *source) bool {
 		return src.set.id == set && !slices.ContainsFunc(svids, func(v *SVID) bool {
 			t, ok := v.target(k.target)
-			return ok && v.ID == k.id && t.Revision == src.revision
+			return ok && v.ID == k.id && t.digest() == k.says
 		})
 	})
 }
@@ -201,21 +220,22 @@ func listTargets(svids []*SVID) string {
 // get returns the session of an identity with a target, from now on kept fresh
 // on the facts of st.
 func (s *sources) get(st *set, v *SVID, t Target) (*source, error) {
-	k := sourceKey{v.ID, t.Name}
+	k := sourceKey{v.ID, t.Name, t.digest()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
 		return nil, fmt.Errorf("%w: it stops", ErrUnavailable)
 	}
 	src, ok := s.all[k]
-	if ok && src.revision != t.Revision {
-		s.discard(k, src)
-		ok = false
-	}
 	if !ok {
 		var err error
 		if src, err = s.open(v, t); err != nil {
 			return nil, err
+		}
+		for other, old := range s.all { // of the Target as it was
+			if other.id == k.id && other.target == k.target {
+				s.discard(other, old)
+			}
 		}
 		s.all[k] = src
 	}
@@ -239,7 +259,7 @@ func (s *sources) open(v *SVID, t Target) (*source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("target %s: %w", t.Name, err)
 	}
-	src := &source{revision: t.Revision}
+	src := &source{}
 	identity := v.Identity
 	src.Source = exchangers.NewSource(exchangers.SourceConfig{
 		Target: t.Name, Exchanger: exchanger, SVIDs: presented{s, src, v.ID, t.Name},

@@ -30,7 +30,7 @@ type JWTSVID struct {
 
 type tokenKey struct {
 	set       [sha256.Size]byte
-	audiences string // quoted, each
+	audiences string // joined
 	id        spiffeid.ID
 
 	// Of a token for a target, which has no audiences asked for.
@@ -131,7 +131,7 @@ func (a *Agent) jwt(ctx context.Context, st *set, audiences []string, id spiffei
 	if !id.IsZero() {
 		request.SpiffeId = id.String()
 	}
-	return a.token(ctx, tokenKey{set: st.id, audiences: fmt.Sprintf("%q", audiences), id: id}, request)
+	return a.token(ctx, tokenKey{set: st.id, audiences: joined(audiences...), id: id}, request)
 }
 
 // TargetToken returns the JWT-SVID of a caller, attested afresh, for a target,

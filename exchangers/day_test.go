@@ -34,10 +34,10 @@ func (s *session) least() (n int) {
 	return n
 }
 
-// day lives through 24 h of 50 workloads on one node: 40 identities, each at one
+// day lives through so long of 50 workloads on one node: 40 identities, each at one
 // to five targets with lives as the clouds give them, asked for every second
 // minute to once in hours. The provider is out between from and to.
-func day(t *testing.T, from, to time.Duration) (all []*session) {
+func day(t *testing.T, length, from, to time.Duration) (all []*session) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(1, 2))
 	start := time.Now()
@@ -65,7 +65,7 @@ func day(t *testing.T, from, to time.Duration) (all []*session) {
 			first := time.Duration(r.Int64N(int64(every)))
 			workloads.Go(func() {
 				time.Sleep(first)
-				for time.Since(start) < 24*time.Hour {
+				for time.Since(start) < length {
 					s.ask(t)
 					time.Sleep(every)
 				}
@@ -73,7 +73,7 @@ func day(t *testing.T, from, to time.Duration) (all []*session) {
 		}
 	}
 	workloads.Go(func() {
-		for time.Since(start) < 24*time.Hour {
+		for time.Since(start) < length {
 			time.Sleep(time.Minute)
 			for _, s := range all {
 				s.sweep()
@@ -123,7 +123,7 @@ func sum(all []*session) (calls, least, asked, failed int) {
 
 func TestADayOf50WorkloadsCostsLessThanThreeTimesTheLeastSessionCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		all := day(t, 0, 0)
+		all := day(t, 24*time.Hour, 0, 0)
 		calls, least, asked, failed := sum(all)
 		t.Logf("24 h, 50 workloads, %d sessions, %d times asked: %d session calls, the least possible %d: %.2f times", len(all), asked, calls, least, float64(calls)/float64(least))
 		// Refreshed between 40 and 60 % of a life: 2 times, and what is kept warm
@@ -137,8 +137,8 @@ func TestADayOf50WorkloadsCostsLessThanThreeTimesTheLeastSessionCalls(t *testing
 func TestAnOutageShorterThanWhatIsLeftIsSeenByNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// 5 min: less than what is left of the shortest life (15 min) at 60 %.
-		quiet, least, _, _ := sum(day(t, 0, 0))
-		calls, _, asked, failed := sum(day(t, 10*time.Hour, 10*time.Hour+5*time.Minute))
+		quiet, least, _, _ := sum(day(t, 6*time.Hour, 0, 0))
+		calls, _, asked, failed := sum(day(t, 6*time.Hour, 2*time.Hour, 2*time.Hour+5*time.Minute))
 		t.Logf("5 min of outage: %d of %d failed, %d session calls, without it %d, the least possible %d", failed, asked, calls, quiet, least)
 		if failed != 0 || calls > quiet+quiet/10 {
 			t.Errorf("%d failed, %d calls", failed, calls)
@@ -148,8 +148,8 @@ func TestAnOutageShorterThanWhatIsLeftIsSeenByNobody(t *testing.T) {
 
 func TestALongOutageIsNotHammered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		quiet, _, _, _ := sum(day(t, 0, 0))
-		all := day(t, 10*time.Hour, 13*time.Hour)
+		quiet, _, _, _ := sum(day(t, 8*time.Hour, 0, 0))
+		all := day(t, 8*time.Hour, 2*time.Hour, 5*time.Hour)
 		calls, _, asked, failed := sum(all)
 		t.Logf("3 h of outage: %d of %d failed, %d session calls, without it %d", failed, asked, calls, quiet)
 		// At most about one a minute and session.
@@ -158,7 +158,7 @@ func TestALongOutageIsNotHammered(t *testing.T) {
 		}
 		for _, s := range all {
 			for _, at := range s.failed {
-				if s.life == 12*time.Hour && len(s.asked) > 100 && at.Sub(s.asked[0]) > 10*time.Hour {
+				if s.life == 12*time.Hour && len(s.asked) > 20 {
 					t.Errorf("a session of 12 h failed at %s", at)
 				}
 			}
@@ -183,7 +183,7 @@ func thousand(t *testing.T, answer func(n int) (exchangers.Credential, error), l
 	t.Helper()
 	var clouds []*cloud
 	var nodes sync.WaitGroup
-	for range 1000 {
+	for range nodeCount {
 		c := &cloud{answer: answer}
 		clouds = append(clouds, c)
 		s := exchangers.NewSource(exchangers.SourceConfig{Exchanger: c, SVIDs: svids{}})
@@ -220,7 +220,7 @@ func TestAThousandThrottledNodesDoNotComeBackAtOnce(t *testing.T) {
 			}
 			return bearer(n, time.Hour)
 		}, 50*time.Minute)
-		if n := most(times, time.Second); n > 100 { // within a second they would be 1000
+		if n := most(times, time.Second); n > nodeCount/10 { // at once they would be all
 			t.Errorf("%d in a second", n)
 		} else {
 			t.Logf("%d tries, at most %d in a second", len(times), n)

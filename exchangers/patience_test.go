@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -158,16 +159,17 @@ func TestWhoeverLeavesStopsWaiting(t *testing.T) {
 // delays new exchanges alone.
 func TestNothingIsHandedOutBeforeItsReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		slow := 5 * time.Second
+		var slow atomic.Int64
+		slow.Store(int64(5 * time.Second))
 		c := &cloud{answer: func(n int) (exchangers.Credential, error) { return bearer(n, time.Hour) }}
 		s := exchangers.NewSource(exchangers.SourceConfig{Exchanger: c, SVIDs: svids{}, Jitter: func() float64 { return 0.5 },
-			Report: func(context.Context, exchangers.Event) error { time.Sleep(slow); return nil }})
+			Report: func(context.Context, exchangers.Event) error { time.Sleep(time.Duration(slow.Load())); return nil }})
 		defer s.Close()
 		start := time.Now()
-		if got := token(t, s); got != "token-1" || time.Since(start) != slow {
+		if got := token(t, s); got != "token-1" || time.Since(start) != 5*time.Second {
 			t.Errorf("%s after %s", got, time.Since(start))
 		}
-		slow = 10 * time.Minute
+		slow.Store(int64(10 * time.Minute))
 		time.Sleep(31 * time.Minute) // the refresh's report is being written
 		start = time.Now()
 		if got := token(t, s); got != "token-1" || time.Since(start) != 0 || c.count() != 2 {

@@ -1,0 +1,5 @@
+//go:build !race
+
+package exchangers_test
+
+const nodeCount = 1000
