@@ -2,6 +2,11 @@
 // become a decision, a decision a signature, and nothing leaves before its
 // record is durable.
 //
+// Who has an SVID and no agent exchanges it. It is evidence and never an identity
+// to sign: one of ours stands for the Identity that the issuance index says it
+// was issued under, if that is unchanged, not denied and on a welcome node; a
+// peer's is facts, peer.*, on which Decide finds one Identity or none.
+//
 // It trusts a joined node's word about the workloads on it (never about the
 // node itself: those facts were proven at the join), the join methods' proofs,
 // and the operator who writes the resources. Policy is left to

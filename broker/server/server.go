@@ -2,8 +2,13 @@
 // operators, the HTTPS listeners for peers and relying parties, who may call
 // what, and the one place where errors become statuses.
 //
+// The token endpoint (POST /token on web, and the service Exchange on agents)
+// keeps no session and no credential: each call shows evidence of its own, and
+// what it gets ends with that.
+//
 // It trusts the kernel's word on who is at the admin socket, and certificates
-// only as far as our own bundle and the node table go. What is decided and
+// only as far as our own bundle and the node table go; a peer's bundle counts for
+// evidence alone. What is decided and
 // signed is left to package broker.
 package server
 
