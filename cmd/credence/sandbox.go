@@ -55,9 +55,10 @@ func (p *program) sandboxRunCommand() *cobra.Command {
 		Long: `Run serves what sandbox.yaml says, AWS, GCP and Azure token services and an OAuth
 server that refuse whatever the real ones may refuse, until it is told to stop
 (SIGINT, SIGTERM): test your own federation in CI, without an account. When all
-services listen it prints their URLs, and writes them as JSON to the file that addresses names; ca_file
-there verifies them. Point the endpoint and ca_file of Targets at them, or a
-vendor's SDK. What it refuses, and why, is in its record: credence sandbox
+services listen it prints their URLs, and writes them as JSON to the file that
+addresses names; ca_file there verifies them. Point the endpoint and ca_file of
+Targets at them, or a vendor's SDK. What target setup -o json prints is created
+too, by the key setup. What run refuses, and why, is in its record: credence sandbox
 requests.
 
 With faults it opens a switchboard on a Unix socket, for root and its own user:
