@@ -111,6 +111,9 @@ func (m *maker) role(r *resource, f *fields) {
 	name := f.text("name")
 	arn := fmt.Sprintf("arn:%s:iam::%s:role%s%s", m.Cloud.Partition, m.Cloud.Account, f.text("path"), name)
 	m.choose(r, map[string]string{"arn": arn, "name": name})
+	if slices.ContainsFunc(m.out.AWS.Roles, func(r aws.Role) bool { return r.ARN == arn }) {
+		f.fail("name", fmt.Errorf("role %s is there already, with another trust policy", name))
+	}
 	m.out.AWS.Roles = append(m.out.AWS.Roles, aws.Role{
 		ARN: arn, MaxSessionDuration: time.Duration(f.number("max_session_duration")) * time.Second, TrustPolicy: f.document("assume_role_policy"),
 	})

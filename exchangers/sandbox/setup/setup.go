@@ -274,6 +274,8 @@ func (f *fields) one(name string, read func(*fields)) {
 	f.each(name, func(inner *fields) {
 		if n++; n == 1 {
 			read(inner)
+		} else {
+			clear(inner.left)
 		}
 	})
 	if n > 1 {
