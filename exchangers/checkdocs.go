@@ -92,7 +92,7 @@ func (w *Walk) checkKey(step, field string, k jwk) bool {
 		return w.Fail(step, "jwks_use", field, fmt.Sprintf("%s of the key set has use %q: that is a SPIFFE bundle's, and clouds want sig", name, Clean(k.Use)), own)
 	case k.KTY != "RSA" || k.Alg != "RS256":
 		return w.Fail(step, "jwks_alg", field, fmt.Sprintf("%s of the key set is %s for %q, and Entra takes RS256 alone", name, Clean(k.KTY), Clean(k.Alg)), own)
-	case false && (len(k.X5C) > 0 || k.X5T != ""):
+	case len(k.X5C) > 0 || k.X5T != "":
 		return w.Fail(step, "jwks_x5c", field, name+" of the key set has a certificate (x5c, x5t), which Google does not take", own)
 	case n < 2048 || n > 4096:
 		return w.Fail(step, "jwks_size", field, fmt.Sprintf("%s of the key set has %d bits, and clouds take 2048 to 4096", name, n), own)
