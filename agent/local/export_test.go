@@ -10,8 +10,5 @@ func SocketOwner(table io.Reader, from, to netip.AddrPort, wide bool) (uint32, e
 	return socketOwner(table, socketName(from, wide), socketName(to, wide))
 }
 
-// OwnerOf is ownerOf.
-var OwnerOf = ownerOf
-
 // WithoutCredentials is withoutCredentials.
 var WithoutCredentials = withoutCredentials

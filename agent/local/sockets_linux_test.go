@@ -2,11 +2,13 @@ package local_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/credence-id/credence/agent/local"
@@ -59,25 +61,125 @@ func TestSocketOwner(t *testing.T) {
 	}
 }
 
-// The kernel itself is asked, by both families.
+// The kernel itself is asked, in each way, about sockets of both families.
 func TestTheKernelTellsTheOwner(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	to := netip.MustParseAddrPort(l.Addr().String())
 	conn, err := net.Dial("tcp4", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	from, to := netip.MustParseAddrPort(conn.LocalAddr().String()), netip.MustParseAddrPort(conn.RemoteAddr().String())
-	if uid, err := local.OwnerOf(from, to); err != nil || int(uid) != os.Getuid() {
-		t.Errorf("%d, %v", uid, err)
+	from := map[string]netip.AddrPort{"IPv4": netip.MustParseAddrPort(conn.LocalAddr().String())}
+	if peer, ok := mappedClient(t, to); ok {
+		from["IPv6, mapped"] = peer
 	}
-	if _, err := local.OwnerOf(to, netip.AddrPortFrom(to.Addr(), 1)); err == nil {
-		t.Error("a socket that isn't there has an owner")
+	for way, ownerOf := range map[string]func(peer, us netip.AddrPort) (uint32, error){
+		"any way": local.OwnerOf, "by the table": local.TableOwner, "by sock_diag": local.DiagOwner,
+	} {
+		for family, peer := range from {
+			uid, err := ownerOf(peer, to)
+			if errors.Is(err, local.ErrNoDiag) {
+				t.Logf("%s: %v", way, err)
+				continue
+			}
+			if err != nil || int(uid) != os.Getuid() {
+				t.Errorf("%s, %s: %d, %v", way, family, uid, err)
+			}
+			// One that isn't there, the listener alone, and the server's end.
+			for _, pair := range [][2]netip.AddrPort{{peer, netip.AddrPortFrom(to.Addr(), 1)}, {to, netip.AddrPortFrom(to.Addr(), 1)}} {
+				if uid, err := ownerOf(pair[0], pair[1]); err == nil {
+					t.Errorf("%s: a socket that isn't there is %d's", way, uid)
+				}
+			}
+		}
 	}
+}
+
+// mappedClient connects by a socket of IPv6, as Java's does.
+func mappedClient(t *testing.T, to netip.AddrPort) (netip.AddrPort, bool) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET6, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Logf("no IPv6: %v", err)
+		return netip.AddrPort{}, false
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Connect(fd, &syscall.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}); err != nil {
+		t.Fatal(err)
+	}
+	own, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	six := own.(*syscall.SockaddrInet6)
+	return netip.AddrPortFrom(netip.AddrFrom16(six.Addr).Unmap(), uint16(six.Port)), true
+}
+
+// answer is the kernel's, about the client's socket.
+func answer(change func(b []byte)) []byte {
+	b := make([]byte, 88)
+	binary.NativeEndian.PutUint16(b[4:], 20)
+	b[16], b[17] = syscall.AF_INET, 1
+	binary.BigEndian.PutUint16(b[20:], 40000)
+	binary.BigEndian.PutUint16(b[22:], 8080)
+	copy(b[24:], []byte{127, 0, 0, 1})
+	copy(b[40:], []byte{127, 0, 0, 1})
+	binary.NativeEndian.PutUint32(b[80:], 1000)
+	binary.NativeEndian.PutUint32(b[84:], 77)
+	change(b)
+	return b
+}
+
+func TestDiagAnswer(t *testing.T) {
+	from, to := netip.MustParseAddrPort("127.0.0.1:40000"), netip.MustParseAddrPort("127.0.0.1:8080")
+	for name, c := range map[string]struct {
+		answer []byte
+		want   string
+	}{
+		"good":              {answer(func([]byte) {}), "1000"},
+		"listening":         {answer(func(b []byte) { b[17] = 10 }), "no such socket"},
+		"waiting":           {answer(func(b []byte) { b[17] = 6 }), "no such socket"},
+		"without an inode":  {answer(func(b []byte) { b[84] = 0 }), "no such socket"},
+		"another port":      {answer(func(b []byte) { b[21]++ }), "no such socket"},
+		"another's address": {answer(func(b []byte) { b[43]++ }), "no such socket"},
+		"another family":    {answer(func(b []byte) { b[16] = syscall.AF_INET6 }), "no such socket"},
+		"there is none": {answer(func(b []byte) {
+			binary.NativeEndian.PutUint16(b[4:], 2)
+			binary.NativeEndian.PutUint32(b[16:], ^uint32(1))
+		}), "no such socket"},
+		"not permitted": {answer(func(b []byte) {
+			binary.NativeEndian.PutUint16(b[4:], 2)
+			binary.NativeEndian.PutUint32(b[16:], ^uint32(0))
+		}), "no questions"},
+		"cut":          {answer(func([]byte) {})[:87], "no questions"},
+		"nothing":      {nil, "no questions"},
+		"another kind": {answer(func(b []byte) { b[4], b[5] = 3, 3 }), "no questions"},
+	} {
+		uid, err := local.DiagAnswer(c.answer, from, to)
+		got := fmt.Sprint(uid)
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, c.want) {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+func FuzzDiagAnswer(f *testing.F) {
+	f.Add(answer(func([]byte) {}))
+	f.Add(answer(func(b []byte) { b[4] = 2 })[:20])
+	from, to := netip.MustParseAddrPort("127.0.0.1:40000"), netip.MustParseAddrPort("127.0.0.1:8080")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, err := local.DiagAnswer(b, from, to); err == nil && (len(b) < 88 || b[17] != 1) {
+			t.Errorf("% x is taken", b)
+		}
+	})
 }
 
 func FuzzSocketOwner(f *testing.F) {
