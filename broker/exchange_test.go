@@ -146,6 +146,25 @@ func TestExchangesThatAreNotReleased(t *testing.T) {
 			t.Errorf("%+v, %+v, %v", svid, denial, err)
 		}
 	})
+	t.Run("a peer's, whose identity here is revoked while it is signed", func(t *testing.T) {
+		e.SetPolicy(e.newPolicy(2, identity.Resources{Identities: []identity.Identity{web("web"), {
+			Name: "partner", SPIFFEID: "/partner", JWT: &identity.JWT{Audiences: []string{orders}},
+			Match: []identity.Item{{Terms: []identity.Term{{Name: "peer.trust_domain", Pattern: "partner.example"}}}},
+		}}}))
+		e.issuer.mu.Lock()
+		e.issuer.hook = func() {
+			e.issuer.mu.Lock()
+			e.issuer.hook = nil
+			e.issuer.mu.Unlock()
+			e.pass(time.Second)
+			e.revoke(broker.CutIdentity, "partner")
+		}
+		e.issuer.mu.Unlock()
+		peer := broker.Evidence{ID: spiffeid.RequireFromString("spiffe://partner.example/x"), Kind: broker.KindX509, Expires: e.now().Add(time.Hour)}
+		svid, _, err := e.exchange(peer)
+		e.refused(err, broker.ErrConflict)
+		e.equal(svid.Token, "")
+	})
 	stop()
 	t.Run("an index that stands still", func(t *testing.T) {
 		e.pass(time.Second)
