@@ -32,6 +32,7 @@ type agentParts struct {
 	admin    net.Listener
 	sds      sdsFile
 	outputs  []delivered
+	watch    []func(context.Context) error // what attestors watch
 	now      func() time.Time
 	log      *slog.Logger
 }
@@ -75,10 +76,11 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 	if err := os.MkdirAll(f.Data, 0o711); err != nil {
 		return nil, err
 	}
-	attestors, err := attestors(f.Attest)
+	attestors, watch, err := attestors(f.Attest, log)
 	if err != nil {
 		return nil, err
 	}
+	p.watch = watch
 	p.agent, err = agent.New(agent.Config{
 		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
 		Join:      agent.Join{Method: f.Join.Method, Evidence: evidence},
@@ -126,13 +128,16 @@ func (p *agentParts) run(ctx context.Context) error {
 	agentapi.RegisterChecksServer(workload, local.NewChecks(p.agent, p.log))
 	secret.RegisterSecretDiscoveryServiceServer(workload, sds.New(p.sds.config(p.agent, p.log)))
 	admin := newAgentAdmin(p.agent, p.log)
-	errs := make(chan error, 3+len(p.outputs))
+	errs := make(chan error, 3+len(p.outputs)+len(p.watch))
 	var running sync.WaitGroup
 	running.Go(func() { errs <- p.agent.Run(ctx); cancel() })
 	running.Go(func() { errs <- workload.Serve(p.workload); cancel() })
 	running.Go(func() { errs <- admin.Serve(p.admin); cancel() })
 	for _, d := range p.outputs {
 		running.Go(func() { errs <- d.run(ctx, p.agent, p.now, p.log) })
+	}
+	for _, watch := range p.watch {
+		running.Go(func() { errs <- watch(ctx) })
 	}
 	<-ctx.Done()
 	workload.Stop()

@@ -1,14 +1,18 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/attest/docker"
+	"github.com/credence-id/credence/agent/attest/kubernetes"
 	"github.com/credence-id/credence/agent/attest/systemd"
 	"github.com/credence-id/credence/agent/attest/unix"
 )
@@ -19,6 +23,78 @@ type attestFile struct {
 	Docker  *containerFile `yaml:"docker"`
 	Podman  *containerFile `yaml:"podman"`
 	Systemd *systemdFile   `yaml:"systemd"`
+
+	Kubernetes *kubernetesFile `yaml:"kubernetes"`
+}
+
+// kubernetesFile is who is asked for this node's pods: its API server, or its
+// kubelet.
+type kubernetesFile struct {
+	API       string        `yaml:"api"`        // its URL, or in-cluster; this node's pods are watched there
+	Kubelet   *kubeletFile  `yaml:"kubelet"`    // or this is asked for them
+	Node      string        `yaml:"node"`       // this node's name in the cluster; default $NODE_NAME, which a pod has from spec.nodeName
+	TokenFile string        `yaml:"token_file"` // default a pod's own
+	CAFile    string        `yaml:"ca_file"`    // by which the server is verified: a CA's certificate or its own; default with in-cluster a pod's own, with api the system's
+	Wait      time.Duration `yaml:"wait"`       // for a container that isn't known yet; default 2s
+}
+
+// kubeletFile is this node's kubelet.
+type kubeletFile struct {
+	URL        string `yaml:"url"`         // default https://127.0.0.1:10250
+	ServerName string `yaml:"server_name"` // that its certificate carries; default node
+	SkipVerify bool   `yaml:"skip_verify"` // instead of ca_file: whoever answers there gets the token, and is believed
+}
+
+// inCluster says that the API server is where a pod's environment has it.
+const inCluster = "in-cluster"
+
+func (f *kubernetesFile) check() error {
+	switch {
+	case (f.API == "") == (f.Kubelet == nil):
+		return errors.New("either api or kubelet is wanted")
+	case f.Kubelet != nil && f.Kubelet.SkipVerify == (f.CAFile != ""):
+		return errors.New("kubelet: ca_file is wanted, the kubelet's own certificate will do; or skip_verify: true, and whoever answers is believed")
+	case f.Wait < 0 || f.Wait > 2500*time.Millisecond:
+		return errors.New("wait: 2.5s is the most, for attestors have 3s in all")
+	}
+	if f.Kubelet != nil {
+		setDefault(&f.Kubelet.URL, "https://127.0.0.1:10250")
+		if err := kubernetes.CheckURL(f.Kubelet.URL); err != nil {
+			return fmt.Errorf("kubelet: url: %w", err)
+		}
+	} else if f.API != inCluster {
+		if err := kubernetes.CheckURL(f.API); err != nil {
+			return fmt.Errorf("api: neither %s nor a server's: %w", inCluster, err)
+		}
+	}
+	return nil
+}
+
+// attestor makes one. getenv is a pod's environment.
+func (f *kubernetesFile) attestor(getenv func(string) string, log *slog.Logger) (*kubernetes.Attestor, error) {
+	c := kubernetes.Config{Node: f.Node, Wait: f.Wait, Log: log}
+	setDefault(&c.Node, getenv("NODE_NAME"))
+	server := kubernetes.Server{URL: f.API, TokenFile: f.TokenFile, CAFile: f.CAFile}
+	setDefault(&server.TokenFile, kubernetes.DefaultToken)
+	if f.Kubelet != nil {
+		server.URL, server.ServerName, server.SkipVerify = f.Kubelet.URL, f.Kubelet.ServerName, f.Kubelet.SkipVerify
+		setDefault(&server.ServerName, c.Node)
+		c.Kubelet = &server
+		return kubernetes.New(c)
+	}
+	if f.API == inCluster {
+		own, err := kubernetes.InCluster(getenv)
+		if err != nil {
+			return nil, err
+		}
+		server.URL = own.URL
+		setDefault(&server.CAFile, own.CAFile)
+	}
+	c.API = &server
+	if c.Node == "" {
+		return nil, errors.New("attest: kubernetes: node: this node's name is wanted, or $NODE_NAME from spec.nodeName")
+	}
+	return kubernetes.New(c)
 }
 
 // systemdFile is where systemd is asked.
@@ -42,6 +118,11 @@ func (f *attestFile) complete() error {
 		setDefault(&c.Socket, map[string]string{"docker": "/var/run/docker.sock", "podman": "/run/podman/podman.sock"}[name])
 		if err := c.check(); err != nil {
 			return fmt.Errorf("attest: %s: %w", name, err)
+		}
+	}
+	if f.Kubernetes != nil {
+		if err := f.Kubernetes.check(); err != nil {
+			return fmt.Errorf("attest: kubernetes: %w", err)
 		}
 	}
 	if f.Systemd == nil {
@@ -76,29 +157,41 @@ func checkTimeout(d time.Duration) error {
 	return nil
 }
 
-// attestors makes what agent.yaml names, and the kernel's facts always.
-func attestors(f attestFile) (map[string]agent.Attestor, error) {
-	all := map[string]agent.Attestor{unix.Prefix: unix.New(unix.Config{})}
+// attestors makes what agent.yaml names, and the kernel's facts always. What
+// watch holds has to run while they are asked.
+func attestors(f attestFile, log *slog.Logger) (all map[string]agent.Attestor, watch []func(context.Context) error, err error) {
+	all = map[string]agent.Attestor{unix.Prefix: unix.New(unix.Config{})}
 	if f.Systemd != nil {
 		all[systemd.Prefix] = systemd.New(systemd.Config{Bus: f.Systemd.Bus, Timeout: f.Systemd.Timeout})
+	}
+	if f.Kubernetes != nil {
+		a, err := f.Kubernetes.attestor(os.Getenv, log)
+		if err != nil {
+			return nil, nil, err
+		}
+		all[kubernetes.Prefix], watch = a, append(watch, a.Run)
 	}
 	for name, c := range map[string]*containerFile{"docker": f.Docker, "podman": f.Podman} {
 		if c == nil {
 			continue
 		}
-		rootless := make(map[uint32]string)
-		for uid, socket := range c.Rootless {
-			n, err := strconv.ParseUint(uid, 10, 32)
-			if err != nil {
-				return nil, err
-			}
-			rootless[uint32(n)] = socket
-		}
-		a, err := docker.New(docker.Config{Runtime: name, Socket: c.Socket, Rootless: rootless, Timeout: c.Timeout})
+		a, err := c.attestor(name)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		all[a.Prefix()] = a
 	}
-	return all, nil
+	return all, watch, nil
+}
+
+func (c *containerFile) attestor(runtime string) (*docker.Attestor, error) {
+	rootless := make(map[uint32]string)
+	for uid, socket := range c.Rootless {
+		n, err := strconv.ParseUint(uid, 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		rootless[uint32(n)] = socket
+	}
+	return docker.New(docker.Config{Runtime: runtime, Socket: c.Socket, Rootless: rootless, Timeout: c.Timeout})
 }

@@ -63,6 +63,7 @@ var mayImport = map[string][]string{
 	"agent/attest":                  {"agent/caller"},
 	"agent/attest/*":                {"agent/attest", "agent/caller"},
 	"agent/attest/attesttest":       {}, // processes and cgroups for tests
+	"agent/attest/*/*":              {}, // the services' fakes
 	"agent/workloadapi":             {"agent", "agent/api", "agent/caller", "federation"},
 	"agent/output":                  {"agent"},
 	"agent/output/*":                {"agent", "agent/output", "exchangers"},

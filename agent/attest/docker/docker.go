@@ -25,23 +25,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/sync/singleflight"
 
 	"github.com/credence-id/credence/agent/attest"
 	"github.com/credence-id/credence/agent/caller"
-)
-
-// Bounds of what is told: a node reports 64 KiB of facts in all.
-const (
-	maxGroup = 128
-	maxBytes = 24 << 10
 )
 
 // Config is the wiring of an Attestor. Fields are required unless noted.
@@ -94,23 +84,9 @@ func (a *Attestor) Prefix() string { return a.prefix }
 // is told only if wanted says so of its fact's name; unless it says so of "env",
 // all are unknown.
 func (a *Attestor) Attest(ctx context.Context, p *caller.Process, wanted func(name string) bool) (facts map[string][]string, unknown []string, err error) {
-	place, err := attest.Of(p)
-	if err != nil {
-		return nil, nil, fmt.Errorf("attesting process %d: %w", p.PID(), err)
-	}
-	facts, unknown, err = a.describe(ctx, place, wanted)
-	if err != nil {
-		return nil, nil, fmt.Errorf("attesting process %d: %w", p.PID(), err)
-	}
-	// It was in that container all the time.
-	again, err := attest.Of(p)
-	if err == nil && again.Cgroup != place.Cgroup {
-		err = fmt.Errorf("it moved from %s to %s meanwhile", place.Cgroup, again.Cgroup)
-	}
-	if err = errors.Join(err, p.Check()); err != nil {
-		return nil, nil, fmt.Errorf("attesting process %d: %w", p.PID(), err)
-	}
-	return facts, unknown, nil
+	return attest.Steady(p, func(place attest.Place) (map[string][]string, []string, error) {
+		return a.describe(ctx, place, wanted)
+	})
 }
 
 func (a *Attestor) describe(ctx context.Context, place attest.Place, wanted func(string) bool) (map[string][]string, []string, error) {
@@ -132,7 +108,7 @@ func (a *Attestor) describe(ctx context.Context, place attest.Place, wanted func
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := sameCgroup(c.pid, place); err != nil {
+	if err := attest.First(c.pid, place); err != nil {
 		return nil, nil, err
 	}
 	facts, unknown := a.facts(c, in.User, wanted)
@@ -166,76 +142,21 @@ func (a *Attestor) ask(ctx context.Context, api *socket, id string) (*container,
 	}
 }
 
-// sameCgroup holds what the runtime says against the kernel's word.
-func sameCgroup(pid int, place attest.Place) error {
-	first, err := caller.Open(pid)
-	if err != nil {
-		return fmt.Errorf("the container's first process: %w", err)
-	}
-	defer first.Close()
-	there, err := attest.Of(first)
-	if err != nil {
-		return fmt.Errorf("the container's first process: %w", err)
-	}
-	if there.Container == nil || *there.Container != *place.Container || there.Cgroup != place.Cgroup {
-		return fmt.Errorf("%w: it is in the cgroup %s, and the runtime has that container's first process in %s", attest.ErrAmbiguous, place.Cgroup, there.Cgroup)
-	}
-	return nil
-}
-
-// told are facts as they are gathered.
-type told struct {
-	prefix  string
-	facts   map[string][]string
-	unknown []string
-}
-
-func (t *told) put(name string, values ...string) {
-	switch {
-	case slices.ContainsFunc(values, func(v string) bool { return !printable(v) }):
-		t.leave(name)
-	case len(values) > 0 && values[0] != "":
-		t.facts[t.prefix+"."+name] = values
-	}
-}
-
-// leave leaves a fact, or all below it, unknown.
-func (t *told) leave(name string) {
-	t.unknown = append(t.unknown, t.prefix+"."+name)
-	maps.DeleteFunc(t.facts, func(fact string, _ []string) bool { return strings.HasPrefix(fact, t.prefix+"."+name+".") })
-}
-
-// group tells facts below a name: all, or, where one of them cannot be told,
-// none, for there may be too many to list those.
-func (t *told) group(name string, all map[string]string) {
-	n := 0
-	for key, value := range all {
-		n += len(key) + len(value)
-		if !printable(value) || n > maxBytes || len(all) > maxGroup {
-			t.leave(name)
-			return
-		}
-		if usable(key) { // else no policy can name it
-			t.put(name+"."+key, value)
-		}
-	}
-}
-
 func (a *Attestor) facts(c *container, user string, wanted func(string) bool) (facts map[string][]string, unknown []string) {
-	t := &told{prefix: a.prefix, facts: make(map[string][]string)}
-	t.put("id", c.id)
-	t.put("name", c.name)
-	t.put("image", c.image)
-	t.put("image_id", c.imageID)
-	t.put("image_digest", c.digests...)
+	t := attest.Tell(a.prefix)
+	t.Put("id", c.id)
+	t.Put("name", c.name)
+	t.Put("image", c.image)
+	t.Put("image_id", c.imageID)
+	t.Put("image_digest", c.digests...)
 	if c.digests == nil {
-		t.leave("image_digest")
+		t.Leave("image_digest")
 	}
-	t.put("user", user)
-	t.group("labels", c.labels)
+	t.Put("user", user)
+	t.Group("labels", c.labels)
 	if wanted == nil || !wanted(a.prefix+".env") {
-		t.leave("env")
-		return t.facts, t.unknown
+		t.Leave("env")
+		return t.Facts, t.Unknown
 	}
 	env := make(map[string]string)
 	for _, v := range c.env {
@@ -243,18 +164,6 @@ func (a *Attestor) facts(c *container, user string, wanted func(string) bool) (f
 			env[name] = value
 		}
 	}
-	t.group("env", env)
-	return t.facts, t.unknown
-}
-
-// usable says whether a key can end a fact's name.
-func usable(key string) bool {
-	return key != "" && len(key) <= 256 && printable(key) && !strings.ContainsAny(key, " {}") &&
-		!strings.HasPrefix(key, ".") && !strings.HasSuffix(key, ".") && !strings.Contains(key, "..")
-}
-
-// printable says whether a value could neither mislead who reads it in a policy
-// or a record, nor fail to be sent as text.
-func printable(v string) bool {
-	return utf8.ValidString(v) && !strings.ContainsFunc(v, unicode.IsControl)
+	t.Group("env", env)
+	return t.Facts, t.Unknown
 }
