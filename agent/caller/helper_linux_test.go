@@ -44,6 +44,12 @@ func helper(mode string) error {
 		if _, err := connect(); err != nil {
 			return err
 		}
+	case "crowd": // connect often
+		for range crowd {
+			if _, err := connect(); err != nil {
+				return err
+			}
+		}
 	case "drop": // connect, then be another user
 		if _, err := connect(); err != nil {
 			return err

@@ -292,6 +292,7 @@ func (c *Cluster) admit(w http.ResponseWriter, r *http.Request, kind, path strin
 	}
 	switch {
 	case c.status != 0:
+		w.Header().Set("Location", path) // for those of 3xx
 		w.WriteHeader(c.status)
 		return nil, false
 	case r.Header.Get("Authorization") != "Bearer "+c.token:
