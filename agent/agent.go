@@ -111,6 +111,7 @@ type Agent struct {
 	ended   chan struct{}  // closed when Run ends
 	retired sync.WaitGroup // of links
 	sets    sets
+	kept    kept
 	tokens  tokens
 	sources sources
 	reports *reports
@@ -133,13 +134,16 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, ready: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
 	a.node.due = make(chan struct{}, 1)
 	a.wanted.Store(&map[string]bool{})
-	a.sets.init()
+	a.sets.init(&a.kept)
 	a.tokens.init()
 	a.sources.init(a)
 	if err := a.node.load(cfg); err != nil {
 		return nil, fmt.Errorf("making an agent: %w", err)
 	}
 	a.bundles.own(cfg.TrustDomain, a.node.bundle)
+	if err := a.openKept(); err != nil {
+		return nil, fmt.Errorf("making an agent: %w", err)
+	}
 	if err := a.openReports(); err != nil {
 		return nil, fmt.Errorf("making an agent: %w", err)
 	}
@@ -163,7 +167,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return a.end(ctx, err)
 	}
 	var running sync.WaitGroup
-	for _, loop := range []func(context.Context) error{a.keepNode, a.watch, a.tend, a.ship} {
+	for _, loop := range []func(context.Context) error{a.keepNode, a.watch, a.tend, a.ship, a.keeping} {
 		running.Go(func() {
 			if err := loop(ctx); err != nil {
 				cancel(err)

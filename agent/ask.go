@@ -208,6 +208,7 @@ func (a *Agent) settle(q question, next []*SVID, denied *Denied) {
 	default:
 		a.sources.retain(st.id, next)
 	}
+	a.kept.nudge(denied != nil)
 	st.changed.ring()
 }
 
@@ -247,6 +248,18 @@ func (a *Agent) svids(q question, all []*api.X509SVID) ([]*SVID, error) {
 
 // svid reads one SVID of an answer, and holds it against what it must be.
 func (a *Agent) svid(q question, m *api.X509SVID) (*SVID, error) {
+	v, err := a.bare(m)
+	if err != nil {
+		return nil, err
+	}
+	if len(m.GetChain()) == 0 {
+		return v, v.keep(q.held, a.cfg.Now())
+	}
+	return v, a.read(q, m, v)
+}
+
+// bare is an SVID without its certificates and key.
+func (a *Agent) bare(m *api.X509SVID) (*SVID, error) {
 	id, err := federation.ParseID(m.GetSpiffeId())
 	if err != nil || id.TrustDomain() != a.cfg.TrustDomain {
 		return nil, fmt.Errorf("the broker answered with an SVID of %q", m.GetSpiffeId())
@@ -258,10 +271,7 @@ func (a *Agent) svid(q question, m *api.X509SVID) (*SVID, error) {
 	for _, t := range m.GetTargets() {
 		v.Targets = append(v.Targets, Target{t.GetName(), t.GetRevision(), t.GetProvider(), t.GetSettings()})
 	}
-	if len(m.GetChain()) == 0 {
-		return v, v.keep(q.held, a.cfg.Now())
-	}
-	return v, a.read(q, m, v)
+	return v, nil
 }
 
 // keep fills in the certificate of an SVID that is held already.

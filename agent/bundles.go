@@ -137,6 +137,7 @@ func (a *Agent) take(ctx context.Context, m *api.WatchResponse) {
 		td, err := federation.ParseTrustDomain(name)
 		if err == nil && td != a.cfg.TrustDomain {
 			a.bundles.remove(td)
+			a.kept.learn(td, nil)
 		}
 	}
 }
@@ -154,6 +155,7 @@ func (a *Agent) takeBundle(in *api.Bundle) error {
 	}
 	if td != a.cfg.TrustDomain {
 		a.bundles.put(td, bundleOf(parsed))
+		a.kept.learn(td, in)
 		return nil
 	}
 	if len(parsed.X509Authorities()) == 0 {

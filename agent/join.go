@@ -209,5 +209,6 @@ func joinError(err error) error {
 func (a *Agent) rejoin(ctx context.Context) error {
 	a.cfg.Log.WarnContext(ctx, "the broker does not take this node's SVID; joining again")
 	a.node.drop()
+	a.kept.forget() // it may be another node from now on
 	return a.establish(ctx)
 }

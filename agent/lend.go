@@ -18,7 +18,8 @@ func (s *sets) failure(st *set) error {
 
 // lend gives a set that the broker doesn't answer for what other sets hold on
 // the same facts (decision 1): every fact that the granting identity or a deny
-// names has the same value, absences too, and none of these is unknown. The
+// names has the same value, absences too, and none of these is unknown. What an
+// earlier run of the agent kept is lent likewise. The
 // broker is asked all the same, and its answer replaces what was lent.
 func (s *sets) lend(to *set, now time.Time) {
 	s.mu.Lock()
@@ -38,6 +39,9 @@ func (s *sets) lend(to *set, now time.Time) {
 				lenders = append(lenders, from.id)
 			}
 		}
+	}
+	for _, v := range s.kept.lendable(to.workload, now) {
+		found, lenders = append(found, v), append(lenders, noSet)
 	}
 	if len(found) == 0 {
 		return

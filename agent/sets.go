@@ -78,6 +78,7 @@ type set struct {
 // sets are all sets of facts that this node serves.
 type sets struct {
 	wake chan struct{} // of capacity 1
+	kept *kept         // learns of changes
 
 	mu    sync.Mutex // guards what follows, and the sets' fields
 	all   map[[sha256.Size]byte]*set
@@ -104,7 +105,8 @@ func (p *pause) atMost(now time.Time, d time.Duration) {
 	}
 }
 
-func (s *sets) init() {
+func (s *sets) init(k *kept) {
+	s.kept = k
 	s.all = make(map[[sha256.Size]byte]*set)
 	s.wake = make(chan struct{}, 1)
 }
@@ -212,6 +214,7 @@ func (s *sets) erase(id []byte) [][]byte {
 		st.drop()
 		ids = append(ids, st.id[:])
 	})
+	s.kept.nudge(true)
 	return ids
 }
 
@@ -278,6 +281,7 @@ func (s *sets) due(now time.Time) (ask []*set, wait time.Duration) {
 	for id, st := range s.all {
 		if st.users == 0 && !st.asking && now.Sub(st.lastUsed) > idleLife {
 			delete(s.all, id)
+			s.kept.nudge(false)
 			continue
 		}
 		if st.asking {

@@ -81,6 +81,7 @@ func (a *Agent) evicted() error {
 	a.tokens.forget(nil)
 	a.sources.drop(nil)
 	a.node.drop()
+	a.kept.forget()
 	return fmt.Errorf("%w: the broker has evicted this node; credence node allow lets it come back", ErrFatal)
 }
 
@@ -149,6 +150,7 @@ func (a *Agent) heed(ctx context.Context, m *api.WatchResponse, first bool) {
 		}
 	}
 	if first {
+		a.kept.forget()
 		// The broker remembers per stream what it decided: tell it what we
 		// hold by asking for everything again.
 		a.sets.askAgain(nil)
