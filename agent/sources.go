@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -132,34 +131,26 @@ func (v *SVID) target(name string) (Target, bool) {
 // gives: at once where one is held. The error is ErrDenied where no identity
 // of the caller lists the target, else usually an *exchangers.Error.
 func (a *Agent) Credential(ctx context.Context, p *caller.Process, target string) (exchangers.Credential, error) {
-	return a.current(ctx, p, target, "")
+	got, err := a.Exchange(ctx, p, target, "")
+	return got.Credential, err
 }
 
-// current is the credential that is held, or the answer to a claims challenge.
-func (a *Agent) current(ctx context.Context, p *caller.Process, target, claims string) (exchangers.Credential, error) {
-	credential, err := a.credential(ctx, p, target, claims)
-	if errors.Is(err, exchangers.ErrDropped) || errors.Is(err, exchangers.ErrClosed) {
-		// Something changed while it was made: what holds now decides.
-		credential, err = a.credential(ctx, p, target, claims)
-	}
-	return credential, err
-}
-
-func (a *Agent) credential(ctx context.Context, p *caller.Process, target, claims string) (exchangers.Credential, error) {
+func (a *Agent) credential(ctx context.Context, p *caller.Process, target, claims string) (Exchanged, error) {
 	st, u, err := a.granted(ctx, p)
 	if err != nil {
-		return exchangers.Credential{}, err
+		return Exchanged{}, err
 	}
 	defer func() { a.sets.release(st, a.cfg.Now()) }()
-	credential, _, err := a.exchange(ctx, st, u, target, claims)
+	credential, v, err := a.exchange(ctx, st, u, target, claims)
 	if err != nil {
-		return exchangers.Credential{}, err
+		return Exchanged{}, err
 	}
 	if err := p.Check(); err != nil {
 		a.reports.refused(st, notTheSame, target)
-		return exchangers.Credential{}, errChanged()
+		return Exchanged{}, errChanged()
 	}
-	return credential, nil
+	t, _ := v.target(target) // it gave the credential
+	return Exchanged{credential, t, v.ID}, nil
 }
 
 // exchange is Exchange on what a set holds.

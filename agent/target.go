@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -20,18 +21,10 @@ type Exchanged struct {
 // claims, a challenge of a resource that refused the credential, the one that
 // is held is replaced by one that answers it (exchangers.Challenged).
 func (a *Agent) Exchange(ctx context.Context, p *caller.Process, target, claims string) (Exchanged, error) {
-	credential, err := a.current(ctx, p, target, claims)
-	if err != nil {
-		return Exchanged{}, err
+	got, err := a.credential(ctx, p, target, claims)
+	if errors.Is(err, exchangers.ErrDropped) || errors.Is(err, exchangers.ErrClosed) {
+		// Something changed while it was made: what holds now decides.
+		got, err = a.credential(ctx, p, target, claims)
 	}
-	st, u, err := a.granted(ctx, p)
-	if err != nil {
-		return Exchanged{}, err
-	}
-	defer a.sets.release(st, a.cfg.Now())
-	v, t, ok := findTarget(u.SVIDs, target)
-	if !ok {
-		return Exchanged{}, &Denied{Reason: "the target is no longer listed"}
-	}
-	return Exchanged{credential, t, v.ID}, nil
+	return got, err
 }

@@ -296,6 +296,157 @@ func (x *FetchRequest) GetClaims() string {
 	return ""
 }
 
+type WaitResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*WaitResponse_Progress
+	//	*WaitResponse_Credential
+	Step          isWaitResponse_Step `protobuf_oneof:"step"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitResponse) Reset() {
+	*x = WaitResponse{}
+	mi := &file_agent_api_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitResponse) ProtoMessage() {}
+
+func (x *WaitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
+func (*WaitResponse) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *WaitResponse) GetStep() isWaitResponse_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *WaitResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Step.(*WaitResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *WaitResponse) GetCredential() *FetchResponse {
+	if x != nil {
+		if x, ok := x.Step.(*WaitResponse_Credential); ok {
+			return x.Credential
+		}
+	}
+	return nil
+}
+
+type isWaitResponse_Step interface {
+	isWaitResponse_Step()
+}
+
+type WaitResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type WaitResponse_Credential struct {
+	Credential *FetchResponse `protobuf:"bytes,2,opt,name=credential,proto3,oneof"`
+}
+
+func (*WaitResponse_Progress) isWaitResponse_Step() {}
+
+func (*WaitResponse_Credential) isWaitResponse_Step() {}
+
+// A Progress is why somebody is waiting; see exchangers.Progress.
+type Progress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"` // that comes next
+	Next          int64                  `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`       // Unix seconds, when
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`     // Unix seconds, how long is waited at most
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Progress) Reset() {
+	*x = Progress{}
+	mi := &file_agent_api_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Progress) ProtoMessage() {}
+
+func (x *Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Progress.ProtoReflect.Descriptor instead.
+func (*Progress) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Progress) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Progress) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Progress) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *Progress) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 type TokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -306,7 +457,7 @@ type TokenRequest struct {
 
 func (x *TokenRequest) Reset() {
 	*x = TokenRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -318,7 +469,7 @@ func (x *TokenRequest) String() string {
 func (*TokenRequest) ProtoMessage() {}
 
 func (x *TokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -331,7 +482,7 @@ func (x *TokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
 func (*TokenRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TokenRequest) GetTarget() string {
@@ -363,7 +514,7 @@ type TokenResponse struct {
 
 func (x *TokenResponse) Reset() {
 	*x = TokenResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +526,7 @@ func (x *TokenResponse) String() string {
 func (*TokenResponse) ProtoMessage() {}
 
 func (x *TokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +539,7 @@ func (x *TokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenResponse.ProtoReflect.Descriptor instead.
 func (*TokenResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TokenResponse) GetToken() string {
@@ -459,7 +610,7 @@ type FetchResponse struct {
 
 func (x *FetchResponse) Reset() {
 	*x = FetchResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +622,7 @@ func (x *FetchResponse) String() string {
 func (*FetchResponse) ProtoMessage() {}
 
 func (x *FetchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +635,7 @@ func (x *FetchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchResponse.ProtoReflect.Descriptor instead.
 func (*FetchResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FetchResponse) GetExpires() int64 {
@@ -583,7 +734,7 @@ type AWS struct {
 
 func (x *AWS) Reset() {
 	*x = AWS{}
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +746,7 @@ func (x *AWS) String() string {
 func (*AWS) ProtoMessage() {}
 
 func (x *AWS) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +759,7 @@ func (x *AWS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AWS.ProtoReflect.Descriptor instead.
 func (*AWS) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AWS) GetAccessKeyId() string {
@@ -657,7 +808,7 @@ type Bearer struct {
 
 func (x *Bearer) Reset() {
 	*x = Bearer{}
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +820,7 @@ func (x *Bearer) String() string {
 func (*Bearer) ProtoMessage() {}
 
 func (x *Bearer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,7 +833,7 @@ func (x *Bearer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bearer.ProtoReflect.Descriptor instead.
 func (*Bearer) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Bearer) GetToken() string {
@@ -715,7 +866,7 @@ type AttestRequest struct {
 
 func (x *AttestRequest) Reset() {
 	*x = AttestRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[9]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +878,7 @@ func (x *AttestRequest) String() string {
 func (*AttestRequest) ProtoMessage() {}
 
 func (x *AttestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[9]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +891,7 @@ func (x *AttestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestRequest.ProtoReflect.Descriptor instead.
 func (*AttestRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AttestRequest) GetPid() int32 {
@@ -759,7 +910,7 @@ type Values struct {
 
 func (x *Values) Reset() {
 	*x = Values{}
-	mi := &file_agent_api_agent_proto_msgTypes[10]
+	mi := &file_agent_api_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +922,7 @@ func (x *Values) String() string {
 func (*Values) ProtoMessage() {}
 
 func (x *Values) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[10]
+	mi := &file_agent_api_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +935,7 @@ func (x *Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Values.ProtoReflect.Descriptor instead.
 func (*Values) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Values) GetValues() []string {
@@ -805,7 +956,7 @@ type AttestResponse struct {
 
 func (x *AttestResponse) Reset() {
 	*x = AttestResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +968,7 @@ func (x *AttestResponse) String() string {
 func (*AttestResponse) ProtoMessage() {}
 
 func (x *AttestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +981,7 @@ func (x *AttestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestResponse.ProtoReflect.Descriptor instead.
 func (*AttestResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AttestResponse) GetNode() string {
@@ -881,7 +1032,18 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x05field\x18\t \x01(\tR\x05field\">\n" +
 	"\fFetchRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
-	"\x06claims\x18\x02 \x01(\tR\x06claims\"?\n" +
+	"\x06claims\x18\x02 \x01(\tR\x06claims\"\x95\x01\n" +
+	"\fWaitResponse\x129\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1b.credence.agent.v1.ProgressH\x00R\bprogress\x12B\n" +
+	"\n" +
+	"credential\x18\x02 \x01(\v2 .credence.agent.v1.FetchResponseH\x00R\n" +
+	"credentialB\x06\n" +
+	"\x04step\"b\n" +
+	"\bProgress\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x12\n" +
+	"\x04next\x18\x03 \x01(\x03R\x04next\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\x03R\x05until\"?\n" +
 	"\fTokenRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x17\n" +
 	"\ato_file\x18\x02 \x01(\bR\x06toFile\"\xc1\x01\n" +
@@ -925,9 +1087,10 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x012\xa5\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x012\xf1\x01\n" +
 	"\vCredentials\x12J\n" +
 	"\x05Fetch\x12\x1f.credence.agent.v1.FetchRequest\x1a .credence.agent.v1.FetchResponse\x12J\n" +
+	"\x04Wait\x12\x1f.credence.agent.v1.FetchRequest\x1a\x1f.credence.agent.v1.WaitResponse0\x01\x12J\n" +
 	"\x05Token\x12\x1f.credence.agent.v1.TokenRequest\x1a .credence.agent.v1.TokenResponse2N\n" +
 	"\x06Checks\x12D\n" +
 	"\x03Try\x12\x1d.credence.agent.v1.TryRequest\x1a\x1e.credence.agent.v1.TryResponse2V\n" +
@@ -946,41 +1109,47 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_agent_api_agent_proto_goTypes = []any{
 	(*TryRequest)(nil),     // 0: credence.agent.v1.TryRequest
 	(*TryResponse)(nil),    // 1: credence.agent.v1.TryResponse
 	(*Refusal)(nil),        // 2: credence.agent.v1.Refusal
 	(*FetchRequest)(nil),   // 3: credence.agent.v1.FetchRequest
-	(*TokenRequest)(nil),   // 4: credence.agent.v1.TokenRequest
-	(*TokenResponse)(nil),  // 5: credence.agent.v1.TokenResponse
-	(*FetchResponse)(nil),  // 6: credence.agent.v1.FetchResponse
-	(*AWS)(nil),            // 7: credence.agent.v1.AWS
-	(*Bearer)(nil),         // 8: credence.agent.v1.Bearer
-	(*AttestRequest)(nil),  // 9: credence.agent.v1.AttestRequest
-	(*Values)(nil),         // 10: credence.agent.v1.Values
-	(*AttestResponse)(nil), // 11: credence.agent.v1.AttestResponse
-	nil,                    // 12: credence.agent.v1.AttestResponse.FactsEntry
+	(*WaitResponse)(nil),   // 4: credence.agent.v1.WaitResponse
+	(*Progress)(nil),       // 5: credence.agent.v1.Progress
+	(*TokenRequest)(nil),   // 6: credence.agent.v1.TokenRequest
+	(*TokenResponse)(nil),  // 7: credence.agent.v1.TokenResponse
+	(*FetchResponse)(nil),  // 8: credence.agent.v1.FetchResponse
+	(*AWS)(nil),            // 9: credence.agent.v1.AWS
+	(*Bearer)(nil),         // 10: credence.agent.v1.Bearer
+	(*AttestRequest)(nil),  // 11: credence.agent.v1.AttestRequest
+	(*Values)(nil),         // 12: credence.agent.v1.Values
+	(*AttestResponse)(nil), // 13: credence.agent.v1.AttestResponse
+	nil,                    // 14: credence.agent.v1.AttestResponse.FactsEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
 	2,  // 0: credence.agent.v1.TryResponse.refusal:type_name -> credence.agent.v1.Refusal
-	7,  // 1: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
-	8,  // 2: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
-	12, // 3: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
-	10, // 4: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	3,  // 5: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
-	4,  // 6: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
-	0,  // 7: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
-	9,  // 8: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
-	6,  // 9: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
-	5,  // 10: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
-	1,  // 11: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
-	11, // 12: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	5,  // 1: credence.agent.v1.WaitResponse.progress:type_name -> credence.agent.v1.Progress
+	8,  // 2: credence.agent.v1.WaitResponse.credential:type_name -> credence.agent.v1.FetchResponse
+	9,  // 3: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
+	10, // 4: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
+	14, // 5: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
+	12, // 6: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	3,  // 7: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
+	3,  // 8: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
+	6,  // 9: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
+	0,  // 10: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
+	11, // 11: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
+	8,  // 12: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
+	4,  // 13: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
+	7,  // 14: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
+	1,  // 15: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
+	13, // 16: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
+	12, // [12:17] is the sub-list for method output_type
+	7,  // [7:12] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -988,7 +1157,11 @@ func file_agent_api_agent_proto_init() {
 	if File_agent_api_agent_proto != nil {
 		return
 	}
-	file_agent_api_agent_proto_msgTypes[6].OneofWrappers = []any{
+	file_agent_api_agent_proto_msgTypes[4].OneofWrappers = []any{
+		(*WaitResponse_Progress)(nil),
+		(*WaitResponse_Credential)(nil),
+	}
+	file_agent_api_agent_proto_msgTypes[8].OneofWrappers = []any{
 		(*FetchResponse_Aws)(nil),
 		(*FetchResponse_Bearer)(nil),
 	}
@@ -998,7 +1171,7 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -20,6 +20,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Credentials_Fetch_FullMethodName = "/credence.agent.v1.Credentials/Fetch"
+	Credentials_Wait_FullMethodName  = "/credence.agent.v1.Credentials/Wait"
 	Credentials_Token_FullMethodName = "/credence.agent.v1.Credentials/Token"
 )
 
@@ -34,6 +35,10 @@ type CredentialsClient interface {
 	// Fetch exchanges the caller's SVID at a target that its identity lists:
 	// at once where a credential is held.
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (*FetchResponse, error)
+	// Wait is Fetch that waits, and says so, where the provider has not yet seen
+	// what was set up, throttles or is out of order. The last message is the
+	// credential.
+	Wait(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WaitResponse], error)
 	// Token is the caller's JWT-SVID for a target, for an SDK that makes the
 	// exchange by itself. A target that takes the X509-SVID has none.
 	Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenResponse, error)
@@ -57,6 +62,25 @@ func (c *credentialsClient) Fetch(ctx context.Context, in *FetchRequest, opts ..
 	return out, nil
 }
 
+func (c *credentialsClient) Wait(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WaitResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Credentials_ServiceDesc.Streams[0], Credentials_Wait_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FetchRequest, WaitResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Credentials_WaitClient = grpc.ServerStreamingClient[WaitResponse]
+
 func (c *credentialsClient) Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TokenResponse)
@@ -78,6 +102,10 @@ type CredentialsServer interface {
 	// Fetch exchanges the caller's SVID at a target that its identity lists:
 	// at once where a credential is held.
 	Fetch(context.Context, *FetchRequest) (*FetchResponse, error)
+	// Wait is Fetch that waits, and says so, where the provider has not yet seen
+	// what was set up, throttles or is out of order. The last message is the
+	// credential.
+	Wait(*FetchRequest, grpc.ServerStreamingServer[WaitResponse]) error
 	// Token is the caller's JWT-SVID for a target, for an SDK that makes the
 	// exchange by itself. A target that takes the X509-SVID has none.
 	Token(context.Context, *TokenRequest) (*TokenResponse, error)
@@ -93,6 +121,9 @@ type UnimplementedCredentialsServer struct{}
 
 func (UnimplementedCredentialsServer) Fetch(context.Context, *FetchRequest) (*FetchResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Fetch not implemented")
+}
+func (UnimplementedCredentialsServer) Wait(*FetchRequest, grpc.ServerStreamingServer[WaitResponse]) error {
+	return status.Error(codes.Unimplemented, "method Wait not implemented")
 }
 func (UnimplementedCredentialsServer) Token(context.Context, *TokenRequest) (*TokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Token not implemented")
@@ -136,6 +167,17 @@ func _Credentials_Fetch_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Credentials_Wait_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FetchRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CredentialsServer).Wait(m, &grpc.GenericServerStream[FetchRequest, WaitResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Credentials_WaitServer = grpc.ServerStreamingServer[WaitResponse]
+
 func _Credentials_Token_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(TokenRequest)
 	if err := dec(in); err != nil {
@@ -170,7 +212,13 @@ var Credentials_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Credentials_Token_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Wait",
+			Handler:       _Credentials_Wait_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "agent/api/agent.proto",
 }
 

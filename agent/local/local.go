@@ -17,6 +17,7 @@ import (
 	"errors"
 	"log/slog"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -64,6 +65,20 @@ func (s *Service) Fetch(ctx context.Context, r *api.FetchRequest) (*api.FetchRes
 		return nil, s.fail(ctx, err)
 	}
 	return response(got)
+}
+
+// Wait is Fetch with patience. Its errors are Fetch's.
+func (s *Service) Wait(r *api.FetchRequest, stream grpc.ServerStreamingServer[api.WaitResponse]) error {
+	ctx := exchangers.WithPatience(stream.Context(), 0, func(p exchangers.Progress) {
+		_ = stream.Send(&api.WaitResponse{Step: &api.WaitResponse_Progress{Progress: &api.Progress{
+			Text: p.String(), Attempt: uint32(p.Attempt), Next: p.Next.Unix(), Until: p.Until.Unix(),
+		}}}) // who has left ends the context too
+	})
+	m, err := s.Fetch(ctx, r)
+	if err != nil {
+		return err
+	}
+	return stream.Send(&api.WaitResponse{Step: &api.WaitResponse_Credential{Credential: m}})
 }
 
 // Token hands out the caller's JWT-SVID for a target. Its errors are Fetch's.

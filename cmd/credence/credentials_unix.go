@@ -43,6 +43,10 @@ func workloadSocket(cmd *cobra.Command) string {
 // workloadConn adds the metadata that the workload socket demands.
 type workloadConn struct{ *grpc.ClientConn }
 
+func (c workloadConn) NewStream(ctx context.Context, d *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	return c.ClientConn.NewStream(metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true"), d, method, opts...)
+}
+
 func (c workloadConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	return c.ClientConn.Invoke(metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true"), method, args, reply, opts...)
 }
@@ -85,13 +89,15 @@ that is held is replaced.`,
 				return err
 			}
 			defer conn.Close()
-			ctx, cancel := context.WithTimeout(cmd.Context(), 45*time.Second)
-			defer cancel()
 			form, _ := cmd.Flags().GetString("format")
 			switch form {
 			case "", formProcess, formToken:
 				claims, _ := cmd.Flags().GetString("claims")
-				return p.credential(ctx, client, &agentapi.FetchRequest{Target: args[0], Claims: claims}, form)
+				return p.credential(cmd.Context(), client, &agentapi.FetchRequest{Target: args[0], Claims: claims}, form)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 45*time.Second)
+			defer cancel()
+			switch form {
 			case formJWT:
 				return p.targetToken(ctx, client, args[0])
 			case formExecutable:
@@ -116,7 +122,7 @@ func final(err error) error {
 }
 
 func (p *program) credential(ctx context.Context, client agentapi.CredentialsClient, r *agentapi.FetchRequest, form string) error {
-	got, err := client.Fetch(ctx, r)
+	got, err := waitFor(ctx, client, r, p.err)
 	if err != nil {
 		return final(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -104,13 +105,17 @@ func (p *program) exec(cmd *cobra.Command, targets, args []string) (code int, er
 	opening, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	where := workloadSocket(cmd)
+	source := &agentSource{client: client, socket: where, wait: func(target string) (*agentapi.FetchResponse, error) {
+		return waitFor(opening, client, &agentapi.FetchRequest{Target: target}, p.err)
+	}}
 	s, err := local.Open(opening, local.Config{
-		Dir: dir.path, UID: os.Getuid(), GID: os.Getgid(), Targets: targets, Source: agentSource{client, where},
+		Dir: dir.path, UID: os.Getuid(), GID: os.Getgid(), Targets: targets, Source: source,
 		Command: []string{self, "credentials", "--socket", where}, Environ: os.Environ(), Now: p.now,
 	})
 	if err != nil { // a refusal is told now, not by the command's SDK
 		return 0, reached("agent", "its workload socket", err)
 	}
+	source.opened.Store(true)
 	// An interrupt is the command's to heed: files stay fresh until it ends.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(cmd.Context()))
 	var running sync.WaitGroup
@@ -127,17 +132,22 @@ func (p *program) exec(cmd *cobra.Command, targets, args []string) (code int, er
 type agentSource struct {
 	client agentapi.CredentialsClient
 	socket string
+	wait   func(target string) (*agentapi.FetchResponse, error)
+	opened atomic.Bool // from then on an SDK waits, which has a patience of its own
 }
 
-func (a agentSource) Fetch(ctx context.Context, target string) (*agentapi.FetchResponse, error) {
+func (a *agentSource) Fetch(ctx context.Context, target string) (*agentapi.FetchResponse, error) {
+	if !a.opened.Load() {
+		return a.wait(target)
+	}
 	return a.client.Fetch(ctx, &agentapi.FetchRequest{Target: target})
 }
 
-func (a agentSource) Token(ctx context.Context, target string, toFile bool) (*agentapi.TokenResponse, error) {
+func (a *agentSource) Token(ctx context.Context, target string, toFile bool) (*agentapi.TokenResponse, error) {
 	return a.client.Token(ctx, &agentapi.TokenRequest{Target: target, ToFile: toFile})
 }
 
-func (a agentSource) X509(ctx context.Context, id string) (chain, key []byte, err error) {
+func (a *agentSource) X509(ctx context.Context, id string) (chain, key []byte, err error) {
 	path, err := socketPath(a.socket)
 	if err != nil {
 		return nil, nil, err
