@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -60,6 +61,8 @@ func config(t *testing.T, b *agenttest.Broker) agent.Config {
 		Join: agent.Join{Method: "token", Evidence: func(context.Context) ([]byte, error) { return []byte("token-1"), nil }},
 		Data: filepath.Join(t.TempDir(), "data"), Patience: time.Second,
 		Attestors: map[string]agent.Attestor{"workload.unix": &facts{all: uid("1000")}},
+		// What it logs is searched for secrets.
+		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -209,7 +210,7 @@ func (e *env) open() {
 			t.Fatal(err)
 		}
 	}
-	log := slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(e.log, e.t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
 	e.store, err = store.Open(ctx, store.Config{Dir: e.dir, Now: e.now})
 	check(err)

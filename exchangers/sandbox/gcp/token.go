@@ -25,7 +25,7 @@ type token struct {
 func (c *Cloud) issue(t token) string {
 	var b [48]byte
 	rand.Read(b[:])
-	raw := "ya29." + base64.RawURLEncoding.EncodeToString(b[:])
+	raw := "ya29." + sandbox.Canary + base64.RawURLEncoding.EncodeToString(b[:])
 	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -153,7 +153,7 @@ func (s *Server) spend(key string, until time.Time) error {
 }
 
 func (s *Server) issue(t token) (string, error) {
-	raw := "oauth-" + rand.Text() + rand.Text()
+	raw := "oauth-" + sandbox.Canary + rand.Text() + rand.Text()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
