@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/exchangers/oauth"
+	"github.com/credence-id/credence/exchangers/sandbox/issuertest"
 )
 
 const tokenTypes = "urn:ietf:params:oauth:token-type:"
@@ -94,12 +96,11 @@ func TestExchanges(t *testing.T) {
 			m.Resources, m.Scopes = []string{"https://orders.example"}, []string{"orders:read"}
 		}), jwts: 1, scopes: []string{"orders:read"}},
 		"for two":        {settings: with(func(m *oauth.TokenExchange) { m.RequestedAudiences = []string{"ledger", "stock"} }), jwts: 1},
-		"an ID token":    {settings: with(func(m *oauth.TokenExchange) { m.RequestedTokenType = tokenTypes + "id_token" }), jwts: 1},
 		"as a client":    {settings: with(func(m *oauth.TokenExchange) { m.ClientID, m.ClientAuth = "shop", "jwt-bearer" }), jwts: 2},
 		"public client":  {settings: with(func(m *oauth.TokenExchange) { m.ClientID = "shop" }), jwts: 1},
 		"assertion":      {settings: assert(func(m *oauth.ClientAssertion) {}), jwts: 1},
 		"jwt-spiffe":     {settings: assert(func(m *oauth.ClientAssertion) { m.ClientAuth, m.ClientID = "jwt-spiffe", "shop" }), jwts: 1},
-		"fewer scopes":   {settings: assert(func(m *oauth.ClientAssertion) { m.Scopes = []string{"orders:read", "orders:write"} }), jwts: 1, scopes: []string{"orders:read"}},
+		"two scopes":     {settings: assert(func(m *oauth.ClientAssertion) { m.Scopes = []string{"orders:write", "orders:read"} }), jwts: 1, scopes: []string{"orders:write", "orders:read"}},
 		"JWT bearer":     {settings: &oauth.Settings{JWTBearer: w.bearer()}, jwts: 1},
 		"with all of it": {settings: &oauth.Settings{JWTBearer: named}, jwts: 1, scopes: []string{"orders:read"}},
 		"vault jwt":      {settings: &oauth.Settings{VaultJWT: w.vaultJWT()}, jwts: 1, life: 20 * time.Minute, vault: vault},
@@ -115,6 +116,9 @@ func TestExchanges(t *testing.T) {
 			if row.life == 0 {
 				row.life = 10 * time.Minute
 			}
+			if row.scopes == nil && row.vault == nil {
+				row.scopes = []string{"orders:read", "orders:write"}
+			}
 			before := time.Now()
 			cred, err := x.Exchange(t.Context(), present)
 			if err != nil {
@@ -123,7 +127,7 @@ func TestExchanges(t *testing.T) {
 			if cred.Expires.Before(before.Add(row.life)) || cred.Expires.After(time.Now().Add(row.life)) {
 				t.Errorf("it ends at %s, asked %s", cred.Expires, before)
 			}
-			if token := cred.Bearer.Token.Reveal(); !strings.HasPrefix(token, "tok-") && !strings.HasPrefix(token, "hvs.") || calls != row.jwts || cred.RequestID == "" {
+			if token := cred.Bearer.Token.Reveal(); !strings.HasPrefix(token, "oauth-") && !strings.HasPrefix(token, "s.") || calls != row.jwts || cred.RequestID == "" {
 				t.Errorf("%d JWT-SVIDs, want %d: %+v", calls, row.jwts, cred)
 			}
 			if diff := cmp.Diff(row.scopes, cred.Bearer.Scopes) + cmp.Diff(row.vault, cred.Bearer.Vault); diff != "" {
@@ -134,6 +138,24 @@ func TestExchanges(t *testing.T) {
 				t.Errorf("a second time: %v", err)
 			}
 		})
+	}
+}
+
+// A server may give less than was asked for, and another type where it is asked.
+func TestLessIsGiven(t *testing.T) {
+	w := newWorld(t)
+	m := w.exchange()
+	m.Scopes, m.RequestedTokenType = []string{"orders:read", "orders:write"}, tokenTypes+"id_token"
+	w.as.spoiled(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json;charset=UTF-8")
+		_, _ = io.WriteString(rw, `{"access_token":"a","token_type":"N_A","expires_in":60,"scope":"orders:read","refresh_token":"never-kept","issued_token_type":"`+m.RequestedTokenType+`"}`)
+	})
+	cred, err := exchanger(t, &oauth.Settings{TokenExchange: m}, w.as).Exchange(t.Context(), w.svids(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"orders:read"}, cred.Bearer.Scopes); diff != "" || strings.Contains(fmt.Sprintf("%+v", cred), "never-kept") {
+		t.Errorf("%+v: %s", cred, diff)
 	}
 }
 
@@ -177,7 +199,7 @@ func TestRefusals(t *testing.T) {
 		"no audience":               {exchange, claim("aud", nil), "invalid_grant", "byte for byte"},
 		"another issuer":            {assertion, claim("iss", "https://example.com/other"), "invalid_client", "issuer"},
 		"the neighbour":             {exchange, claim("sub", neighbour), "invalid_grant", ""},
-		"expired":                   {assertion, claim("exp", now-5), "invalid_client", "clocks"},
+		"expired":                   {assertion, claim("exp", now-65), "invalid_client", "clocks"},
 		"of tomorrow":               {bearer, claim("iat", now+3600), "invalid_grant", "clocks"},
 		"without jti":               {exchange, claim("jti", nil), "invalid_grant", ""},
 		"the same jti, twice":       {tx(func(m *oauth.TokenExchange) { m.ClientAuth = "jwt-bearer" }), claim("jti", "one"), "invalid_grant", ""},
@@ -189,14 +211,21 @@ func TestRefusals(t *testing.T) {
 		"no such path":              {tx(func(m *oauth.TokenExchange) { m.TokenURL += "s" }), w.svids(t), "not_found", "token_url"},
 		"vault: audience":           {jwt, claim("aud", "x"), "login_refused", "bound_audiences"},
 		"vault: the neighbour":      {jwt, claim("sub", neighbour), "login_refused", ""},
-		"vault: expired":            {jwt, claim("exp", now-5), "login_refused", "clocks"},
+		"vault: expired":            {jwt, claim("exp", now-65), "login_refused", "clocks"},
+		"vault: not yet":            {jwt, claim("nbf", now+600), "login_refused", "clocks"},
+		"vault: of tomorrow":        {jwt, svids{t: t, changes: map[string]any{"nbf": now, "iat": now + 600}}, "login_refused", "clocks"},
+		"vault: another issuer":     {jwt, claim("iss", issuertest.URL+"/"), "login_refused", "bound_issuer"},
+		"vault: ES256":              {jwt, svids{t: t, alg: "ES256"}, "login_refused", "jwt_supported_algs"},
+		"vault: unknown key":        {jwt, svids{t: t, kid: "k2"}, "login_refused", "published key"},
+		"vault: cert's mount":       {vj(func(m *oauth.VaultJWT) { m.Mount = "cert" }), w.svids(t), "login_refused", "mount"},
+		"cert: expired":             {cert, svids{t: t, x509: w.ca.until(t, time.Now().Add(-time.Second))}, "login_refused", "clocks"},
 		"vault: no such role":       {vj(func(m *oauth.VaultJWT) { m.Role = "x" }), w.svids(t), "login_refused", "check role"},
 		"vault: no such mount":      {vj(func(m *oauth.VaultJWT) { m.Mount = "oidc" }), w.svids(t), "login_refused", "check mount"},
 		"vault: no such namespace":  {vj(func(m *oauth.VaultJWT) { m.Namespace = "x" }), w.svids(t), "login_refused", "namespace"},
 		"cert: the neighbour":       {cert, signed(w.ca, neighbour), "login_refused", "allowed_uri_sans"},
 		"cert: of another CA":       {cert, signed(newAuthority(t), workload), "login_refused", "bundle"},
 		"cert: no such role":        {vc(func(m *oauth.VaultCert) { m.Role = "x" }), w.svids(t), "login_refused", "bundle"},
-		"cert: in no such mount":    {vc(func(m *oauth.VaultCert) { m.Mount = "jwt" }), w.svids(t), "login_refused", "check role"},
+		"cert: jwt's mount":         {vc(func(m *oauth.VaultCert) { m.Mount = "jwt" }), w.svids(t), "login_refused", "mount"},
 		"cert: without a CN":        {cert, svids{t: t, x509: w.ca.named(t, workload, "")}, "login_refused", "x509.subject"},
 		"cert: namespace forgotten": {vc(func(m *oauth.VaultCert) { m.Mount = "spiffe/cert" }), w.svids(t), "login_refused", "namespace"},
 	}

@@ -208,6 +208,7 @@ func TestTokenRefuses(t *testing.T) {
 			f.Set("client_assertion", f.Get("subject_token"))
 			f.Set("client_assertion_type", assertion)
 		}, 400, "invalid_grant"},
+		"a stranger's ID": {set("client_id", "stock"), 401, "invalid_client"},
 		"payload changed": {func(w *world, f url.Values) {
 			a, b := strings.Split(w.token(nil), "."), strings.Split(w.token(nil), ".")
 			f.Set("subject_token", a[0]+"."+b[1]+"."+a[2])

@@ -150,6 +150,9 @@ func (s *Server) exchange(ctx context.Context, f url.Values, e *sandbox.Entry) (
 	if no != nil {
 		return nil, no
 	}
+	if id := f.Get("client_id"); id != "" && id != g.ClientID && !f.Has("client_assertion") {
+		return nil, badClient("client_id is not the subject's", nil)
+	}
 	return s.grant(g, f, tokenTypes+"access_token")
 }
 
