@@ -10,7 +10,8 @@ import (
 // How long one who has patience waits, from the first failure.
 const (
 	DefaultPropagation = 3 * time.Minute // for what was set up to be seen by the provider
-	retryTime          = 15 * time.Second
+	throttledTime      = 15 * time.Second
+	outageTime         = 5 * time.Second // about three tries
 )
 
 // Progress is why somebody is waiting.
@@ -76,12 +77,14 @@ func (s *Source) worthWaiting(ctx context.Context, err error) bool {
 	if !ok || !errors.As(err, &refusal) {
 		return false
 	}
-	most := retryTime
+	most := outageTime
 	switch classOf(refusal) {
 	case Config:
 		return false
 	case Propagation:
 		most = p.propagation
+	case Throttled:
+		most = throttledTime
 	}
 	s.mu.Lock()
 	now, next, until := s.cfg.Now(), s.next, s.since.Add(most)

@@ -66,8 +66,9 @@ func (p *program) credentialsCommand() *cobra.Command {
 		Long: `Credentials exchanges the SVID of this process, this program as the user that
 runs it, at a target that its identity lists. For AWS it prints what a
 credential_process prints; for GCP, Azure and oauth the token. The agent makes
-the exchange and keeps the credential until half its life is over. A target that
-is not granted, and a cloud that refuses, end it with 4.
+the exchange and keeps the credential until half its life is over. Where a cloud
+has not yet seen what was set up, it waits up to 3 min and says so on standard
+error. A target that is not granted, and a cloud that refuses, end it with 4.
 
 In ~/.aws/config:
 
