@@ -55,7 +55,7 @@ var mayImport = map[string][]string{
 	"exchangers/sandbox/*":          {"exchangers/sandbox"},
 	"exchangers/sandbox/issuertest": {},
 	"exchangers/sandbox/setup":      {"exchangers/sandbox", "exchangers/sandbox/aws", "exchangers/sandbox/gcp", "exchangers/sandbox/azure"},
-	"exchangers/sandbox/clouds":     {"exchangers/sandbox", "exchangers/sandbox/aws", "exchangers/sandbox/gcp", "exchangers/sandbox/azure", "exchangers/sandbox/oauth", "exchangers/sandbox/setup"},
+	"exchangers/sandbox/clouds":     {"exchangers/sandbox", "exchangers/sandbox/aws", "exchangers/sandbox/gcp", "exchangers/sandbox/azure", "exchangers/sandbox/oauth", "exchangers/sandbox/vault", "exchangers/sandbox/setup"},
 	"agent":                         {"broker/api", "agent/api", "agent/caller", "agent/spool", "exchangers", "federation"},
 	"agent/spool":                   {},
 	"agent/agenttest":               {"broker/api", "agent", "agent/caller", "exchangers"}, // fakes for tests

@@ -163,7 +163,7 @@ func TestSandboxFileErrors(t *testing.T) {
 	dir := tempDir(t)
 	for name, row := range map[string]struct{ text, want string }{
 		"unknown key":  {"aws:\n  acount: 1\n", ":2:3: "},
-		"nothing":      {"issuers: {}\n", ":1:1: aws: one of aws, gcp, azure, oauth and setup is required"},
+		"nothing":      {"issuers: {}\n", ":1:1: aws: one of aws, gcp, azure, oauth, vault and setup is required"},
 		"trust policy": {"aws:\n  account: \"123456789012\"\n  region: us-east-1\n  roles:\n    - arn: arn:aws:iam::123456789012:role/a\n      trust_policy: {}\n", ":5:10: aws.roles[0]: "},
 		"no duration":  {"gcp: {}\nissuers:\n  key_age: soon\n", ":3:12: "},
 	} {

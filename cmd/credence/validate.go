@@ -92,7 +92,7 @@ func (p *program) validateOne(file string) (validFile, error) {
 		}
 		return validFile{view: fileView{File: file, Kind: "agent"}}, inFile(file, f.complete())
 	}
-	if slices.ContainsFunc([]string{"aws", "gcp", "azure", "oauth", "issuers", "setup"}, func(key string) bool { return hasKey(text, key) }) {
+	if slices.ContainsFunc([]string{"aws", "gcp", "azure", "oauth", "vault", "issuers", "setup"}, func(key string) bool { return hasKey(text, key) }) {
 		var f clouds.Config
 		if err := parseFile(file, text, &f); err != nil {
 			return validFile{}, err

@@ -22,6 +22,7 @@ import (
 	"github.com/credence-id/credence/exchangers/sandbox/gcp"
 	"github.com/credence-id/credence/exchangers/sandbox/oauth"
 	"github.com/credence-id/credence/exchangers/sandbox/setup"
+	"github.com/credence-id/credence/exchangers/sandbox/vault"
 )
 
 // A builder makes the clouds of a Config. Without read it looks at no file, and
@@ -40,6 +41,7 @@ type built struct {
 	gcp   *gcp.Cloud
 	azure *azure.Cloud
 	oauth *oauth.Server
+	vault *vault.Server
 
 	targets map[string]map[string]any
 }
@@ -72,7 +74,12 @@ func (c *Config) build(b builder) (made built, err error) {
 		return made, fmt.Errorf("setup: %w", err)
 	}
 	if c.OAuth != nil {
-		made.oauth, err = c.OAuth.build(b, issuers)
+		if made.oauth, err = c.OAuth.build(b, issuers); err != nil {
+			return made, err
+		}
+	}
+	if c.Vault != nil {
+		made.vault, err = c.Vault.build(b, issuers)
 	}
 	return made, err
 }
@@ -343,6 +350,57 @@ func (o *OAuth) build(b builder, issuers sandbox.IssuersConfig) (*oauth.Server, 
 		return nil, fmt.Errorf("oauth: %w", err)
 	}
 	return server, nil
+}
+
+func (v *Vault) build(b builder, issuers sandbox.IssuersConfig) (*vault.Server, error) {
+	cfg := vault.Config{Issuers: issuers, Skew: time.Duration(v.Skew), Now: b.now, Log: b.log}
+	for i, m := range v.Mounts {
+		made := vault.Mount{Namespace: m.Namespace, Path: m.Path}
+		var err error
+		if m.JWT != nil {
+			made.JWT, err = m.JWT.method()
+		}
+		if m.Cert != nil && err == nil {
+			made.Cert, err = m.Cert.method(b)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("vault.mounts[%d]: %w", i, err)
+		}
+		cfg.Mounts = append(cfg.Mounts, made)
+	}
+	server, err := vault.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("vault: %w", err)
+	}
+	return server, nil
+}
+
+func (j *VaultJWT) method() (*vault.JWT, error) {
+	made := &vault.JWT{DiscoveryURL: j.DiscoveryURL, BoundIssuer: j.BoundIssuer, SupportedAlgs: j.SupportedAlgs}
+	for _, r := range j.Roles {
+		if t := r.BoundClaimsType; t != "" && t != "string" && t != "glob" {
+			return nil, fmt.Errorf("role %q: bound_claims_type %q is neither string nor glob", r.Name, t)
+		}
+		made.Roles = append(made.Roles, vault.JWTRole{
+			Name: r.Name, BoundAudiences: r.BoundAudiences, BoundSubject: r.BoundSubject, BoundClaims: r.BoundClaims, Glob: r.BoundClaimsType == "glob",
+			UserClaim: r.UserClaim, Token: vault.Token{TTL: time.Duration(r.TokenTTL), Policies: r.TokenPolicies},
+		})
+	}
+	return made, nil
+}
+
+func (c *VaultCert) method(b builder) (*vault.Cert, error) {
+	made := &vault.Cert{}
+	for _, r := range c.Roles {
+		certificates, err := b.certificates(r.Certificate)
+		if err != nil {
+			return nil, fmt.Errorf("role %q: certificate: %w", r.Name, err)
+		}
+		made.Roles = append(made.Roles, vault.CertRole{
+			Name: r.Name, Certificates: certificates, AllowedURISANs: r.AllowedURISANs, Token: vault.Token{TTL: time.Duration(r.TokenTTL), Policies: r.TokenPolicies},
+		})
+	}
+	return made, nil
 }
 
 func (a App) app() azure.App {

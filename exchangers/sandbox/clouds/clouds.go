@@ -17,6 +17,7 @@ import (
 	"github.com/credence-id/credence/exchangers/sandbox/azure"
 	"github.com/credence-id/credence/exchangers/sandbox/gcp"
 	"github.com/credence-id/credence/exchangers/sandbox/oauth"
+	"github.com/credence-id/credence/exchangers/sandbox/vault"
 )
 
 // maxFile bounds each file that the configuration names.
@@ -28,6 +29,7 @@ type Clouds struct {
 	GCP   *gcp.Cloud
 	Azure *azure.Cloud
 	OAuth *oauth.Server
+	Vault *vault.Server
 	// Targets are those that must say what a cloud chose for a plan of setup, by
 	// name, as credence apply takes them.
 	Targets map[string]map[string]any
@@ -62,7 +64,7 @@ func New(cfg Config, now func() time.Time) (*Clouds, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.AWS, c.GCP, c.Azure, c.OAuth = made.aws, made.gcp, made.azure, made.oauth
+	c.AWS, c.GCP, c.Azure, c.OAuth, c.Vault = made.aws, made.gcp, made.azure, made.oauth, made.vault
 	c.Targets = made.targets
 	c.list()
 	for _, s := range c.services {
@@ -109,6 +111,9 @@ func (c *Clouds) list() {
 		c.services = append(c.services,
 			&service{name: "oauth_token", handler: o.Token(), faults: &o.TokenFaults, clock: &o.TokenFaults, issuers: o.Issuers()},
 			&service{name: "oauth_whoami", handler: o.Whoami(), faults: &o.WhoamiFaults, clock: &o.TokenFaults, issuers: o.Issuers()})
+	}
+	if v := c.Vault; v != nil {
+		c.services = append(c.services, &service{name: "vault", handler: v.Handler(), asks: true, faults: &v.Faults, clock: &v.Faults, issuers: v.Issuers()})
 	}
 }
 

@@ -138,11 +138,13 @@ func TestCheckRefuses(t *testing.T) {
 		"certificate only": {"  ca_file: sandbox-ca.pem", "  cert: a.pem", "tls"},
 		"CA and certificate": {"  ca_file: sandbox-ca.pem", "  cert: a.pem\n  key: b.pem\n  ca_file: c.pem",
 			"tls"},
-		"identifier": {"identifier: https://login.example", "identifier: login.example", "oauth"},
-		"record":     {"faults: sandbox.sock", "record: -1", "record"},
-		"address":    {"\ntls: ", "\nlisten: {sts: nowhere}\ntls: ", "listen.sts"},
-		"resolve":    {"issuers: ", "issuers:\n  resolve: {\"https://id.example.org\": \"127.0.0.1:1\"}\n#", "issuers.resolve"},
-		"key age":    {"issuers: ", "issuers:\n  key_age: -1s\n#", "issuers.key_age"},
+		"identifier":   {"identifier: https://login.example", "identifier: login.example", "oauth"},
+		"claims' type": {"            # bound_claims_type: string", "            bound_claims_type: regexp #", "vault.mounts[0]"},
+		"vault's role": {"            user_claim: sub\n", "", "vault"},
+		"record":       {"faults: sandbox.sock", "record: -1", "record"},
+		"address":      {"\ntls: ", "\nlisten: {sts: nowhere}\ntls: ", "listen.sts"},
+		"resolve":      {"issuers: ", "issuers:\n  resolve: {\"https://id.example.org\": \"127.0.0.1:1\"}\n#", "issuers.resolve"},
+		"key age":      {"issuers: ", "issuers:\n  key_age: -1s\n#", "issuers.key_age"},
 		"CRL": {"      # crls: [{crl: ca.crl.pem, disabled: true}]", "      crls: [{crl: \"-----BEGIN X509 CRL-----\"}]",
 			"aws.trust_anchors[0]"},
 	} {
@@ -454,7 +456,7 @@ func TestSetup(t *testing.T) {
 	}
 	plans := []string{filepath.Join(dir, "web.json"), filepath.Join(dir, "pool.json")}
 	for name, change := range map[string]func(*clouds.Config){
-		"alone":  func(c *clouds.Config) { c.AWS, c.GCP, c.Azure, c.OAuth = nil, nil, nil, nil },
+		"alone":  func(c *clouds.Config) { c.AWS, c.GCP, c.Azure, c.OAuth, c.Vault = nil, nil, nil, nil, nil },
 		"beside": func(c *clouds.Config) { c.AWS.Roles, c.AWS.OIDCProviders = c.AWS.Roles[:1], nil },
 	} {
 		r := run(t, func(c *clouds.Config) { c.Setup = plans; change(c) })

@@ -37,6 +37,7 @@ type Config struct {
 	GCP   *GCP   `yaml:"gcp"`
 	Azure *Azure `yaml:"azure"`
 	OAuth *OAuth `yaml:"oauth"`
+	Vault *Vault `yaml:"vault"`
 }
 
 // Issuers says how the clouds reach the issuers of tokens.
@@ -62,6 +63,7 @@ type Listen struct {
 	AzureARM      string `yaml:"azure_arm"`
 	OAuthToken    string `yaml:"oauth_token"`
 	OAuthWhoami   string `yaml:"oauth_whoami"`
+	Vault         string `yaml:"vault"`
 }
 
 // TLS is how all services prove themselves: by a certificate in files, or by
@@ -282,12 +284,61 @@ type Grant struct {
 	Resources []string `yaml:"resources"` // and audiences that may be asked for
 }
 
+// Vault is one OpenBao or Vault: its auth methods jwt and cert. Keys are called
+// as its API has them; durations are written with a unit.
+type Vault struct {
+	Skew   Duration `yaml:"skew"` // default 60s
+	Mounts []Mount  `yaml:"mounts"`
+}
+
+// Mount is one auth method, either jwt or cert.
+type Mount struct {
+	Namespace string     `yaml:"namespace"` // default: the root
+	Path      string     `yaml:"path"`
+	JWT       *VaultJWT  `yaml:"jwt"`
+	Cert      *VaultCert `yaml:"cert"`
+}
+
+// VaultJWT is the configuration of auth method jwt.
+type VaultJWT struct {
+	DiscoveryURL  string         `yaml:"oidc_discovery_url"`
+	BoundIssuer   string         `yaml:"bound_issuer"`       // default: oidc_discovery_url
+	SupportedAlgs []string       `yaml:"jwt_supported_algs"` // default: all that are asymmetric
+	Roles         []VaultJWTRole `yaml:"roles"`
+}
+
+// VaultJWTRole is a role of auth method jwt.
+type VaultJWTRole struct {
+	Name            string              `yaml:"name"`
+	BoundAudiences  []string            `yaml:"bound_audiences"`
+	BoundSubject    string              `yaml:"bound_subject"` // it or bound_claims is required
+	BoundClaims     map[string][]string `yaml:"bound_claims"`
+	BoundClaimsType string              `yaml:"bound_claims_type"` // string (default) or glob
+	UserClaim       string              `yaml:"user_claim"`
+	TokenTTL        Duration            `yaml:"token_ttl"` // default 768h
+	TokenPolicies   []string            `yaml:"token_policies"`
+}
+
+// VaultCert is auth method cert.
+type VaultCert struct {
+	Roles []VaultCertRole `yaml:"roles"`
+}
+
+// VaultCertRole is a role of auth method cert.
+type VaultCertRole struct {
+	Name           string   `yaml:"name"`
+	Certificate    string   `yaml:"certificate"` // PEM, CAs
+	AllowedURISANs []string `yaml:"allowed_uri_sans"`
+	TokenTTL       Duration `yaml:"token_ttl"` // default 768h
+	TokenPolicies  []string `yaml:"token_policies"`
+}
+
 // Check fills defaults in and refuses what no cloud would create. It reads no
 // file: what they hold is looked at by New. An error begins with the path of its
 // field.
 func (c *Config) Check() error {
-	if c.AWS == nil && c.GCP == nil && c.Azure == nil && c.OAuth == nil && len(c.Setup) == 0 {
-		return fmt.Errorf("aws: one of aws, gcp, azure, oauth and setup is required: what is there to be judged?")
+	if c.AWS == nil && c.GCP == nil && c.Azure == nil && c.OAuth == nil && c.Vault == nil && len(c.Setup) == 0 {
+		return fmt.Errorf("aws: one of aws, gcp, azure, oauth, vault and setup is required: what is there to be judged?")
 	}
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		return fmt.Errorf("tls: cert and key go together")
@@ -369,6 +420,6 @@ func (l *Listen) fields() []listenField {
 	return []listenField{
 		{"rolesanywhere", &l.RolesAnywhere}, {"sts", &l.STS},
 		{"gcp_sts", &l.GCPSTS}, {"gcp_sts_mtls", &l.GCPSTSMTLS}, {"gcp_iamcredentials", &l.GCPIAM}, {"gcp_whoami", &l.GCPWhoami},
-		{"entra", &l.Entra}, {"azure_arm", &l.AzureARM}, {"oauth_token", &l.OAuthToken}, {"oauth_whoami", &l.OAuthWhoami},
+		{"entra", &l.Entra}, {"azure_arm", &l.AzureARM}, {"oauth_token", &l.OAuthToken}, {"oauth_whoami", &l.OAuthWhoami}, {"vault", &l.Vault},
 	}
 }

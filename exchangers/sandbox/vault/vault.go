@@ -206,7 +206,7 @@ func (s *Server) open(t session, of Token) (string, session, error) {
 		t.ttl = defaultTTL
 	}
 	t.policies = slices.Compact(slices.Sorted(slices.Values(append([]string{"default"}, of.Policies...))))
-	raw := "s." + rand.Text()
+	raw := "s." + sandbox.Canary + rand.Text()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.DeleteFunc(s.tokens, func(_ string, held session) bool { return !t.created.Before(held.expires()) })
