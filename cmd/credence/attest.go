@@ -7,10 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/attest/containerd"
 	"github.com/credence-id/credence/agent/attest/docker"
 	"github.com/credence-id/credence/agent/attest/kubernetes"
 	"github.com/credence-id/credence/agent/attest/systemd"
@@ -24,7 +27,37 @@ type attestFile struct {
 	Podman  *containerFile `yaml:"podman"`
 	Systemd *systemdFile   `yaml:"systemd"`
 
+	Containerd *containerdFile `yaml:"containerd"`
 	Kubernetes *kubernetesFile `yaml:"kubernetes"`
+}
+
+// containerdFile is where containerd is asked.
+type containerdFile struct {
+	Socket     string        `yaml:"socket"`     // default /run/containerd/containerd.sock
+	Namespaces []string      `yaml:"namespaces"` // that are asked; default k8s.io, default. Docker's is moby
+	Timeout    time.Duration `yaml:"timeout"`    // default 2s
+}
+
+// namespace is containerd's rule for one's name.
+var namespace = regexp.MustCompile(`^[A-Za-z0-9]+([-._][A-Za-z0-9]+)*$`)
+
+func (f *containerdFile) check() error {
+	setDefault(&f.Socket, "/run/containerd/containerd.sock")
+	if f.Namespaces == nil {
+		f.Namespaces = []string{"k8s.io", "default"}
+	}
+	if !filepath.IsAbs(f.Socket) {
+		return fmt.Errorf("socket %q: an absolute path is wanted", f.Socket)
+	}
+	if len(f.Namespaces) == 0 || len(f.Namespaces) > 8 {
+		return errors.New("namespaces: one to eight are wanted")
+	}
+	for n, name := range f.Namespaces {
+		if len(name) > 76 || !namespace.MatchString(name) || slices.Contains(f.Namespaces[:n], name) {
+			return fmt.Errorf("namespaces: %.76q is none, or there twice", name)
+		}
+	}
+	return checkTimeout(f.Timeout)
 }
 
 // kubernetesFile is who is asked for this node's pods: its API server, or its
@@ -120,6 +153,11 @@ func (f *attestFile) complete() error {
 			return fmt.Errorf("attest: %s: %w", name, err)
 		}
 	}
+	if f.Containerd != nil {
+		if err := f.Containerd.check(); err != nil {
+			return fmt.Errorf("attest: containerd: %w", err)
+		}
+	}
 	if f.Kubernetes != nil {
 		if err := f.Kubernetes.check(); err != nil {
 			return fmt.Errorf("attest: kubernetes: %w", err)
@@ -163,6 +201,13 @@ func attestors(f attestFile, log *slog.Logger) (all map[string]agent.Attestor, w
 	all = map[string]agent.Attestor{unix.Prefix: unix.New(unix.Config{})}
 	if f.Systemd != nil {
 		all[systemd.Prefix] = systemd.New(systemd.Config{Bus: f.Systemd.Bus, Timeout: f.Systemd.Timeout})
+	}
+	if c := f.Containerd; c != nil {
+		a, err := containerd.New(containerd.Config{Socket: c.Socket, Namespaces: c.Namespaces, Timeout: c.Timeout})
+		if err != nil {
+			return nil, nil, err
+		}
+		all[containerd.Prefix] = a
 	}
 	if f.Kubernetes != nil {
 		a, err := f.Kubernetes.attestor(os.Getenv, log)

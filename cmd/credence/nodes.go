@@ -74,7 +74,7 @@ data: /var/lib/credence/agent
 broker: [%q]
 trust: {ca_pin: [%q]}
 join: {method: token, token_file: /var/lib/credence/agent.token}
-# attest: {docker: {}, podman: {}, systemd: {}}   # what these say of a workload, as workload.docker.labels.tier
+# attest: {docker: {}, podman: {}, containerd: {}, systemd: {}}   # what these say of a workload, as workload.docker.labels.tier
 # attest: {kubernetes: {api: in-cluster}}         # its pod, as workload.kubernetes.namespace: in a pod with $NODE_NAME
 # What the broker's record is still to be told of while the broker is away: beyond
 # max it is lost and counted (drop), or nothing more is exchanged (stop).

@@ -129,7 +129,9 @@ func pod(t *testing.T, a *kubernetes.Attestor, place attest.Place) string {
 // what isn't there is enough.
 func settled(t *testing.T, a *kubernetes.Attestor) *kubernetes.Attestor {
 	t.Helper()
-	until(t, "an answer", func() bool { return strings.HasSuffix(pod(t, a, in(strings.Repeat("0", 64), "")), "as a running container") })
+	until(t, "an answer", func() bool {
+		return strings.HasSuffix(pod(t, a, in(strings.Repeat("0", 64), "")), "as a running container")
+	})
 	return a
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -299,6 +300,54 @@ func TestHostileList(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	if kept := int64(after.HeapAlloc) - int64(before.HeapAlloc); kept > 8<<20 {
 		t.Errorf("%d bytes are kept", kept)
+	}
+}
+
+// Fewer pods are too many if each has much to say.
+func TestKeptIsBounded(t *testing.T) {
+	var text bytes.Buffer
+	var pods []kubernetestest.Pod
+	for n := range 800 {
+		p := numbered(n)
+		p.Labels = map[string]string{"a": strings.Repeat("a", 23<<10)}
+		pods = append(pods, p)
+	}
+	writeList(&text, pods...)
+	if n, err := kubernetes.Listed(&text); err == nil || n > 760 {
+		t.Errorf("%d containers, %v", n, err)
+	}
+}
+
+// A pod that changes often is kept once.
+func TestKeptOnce(t *testing.T) {
+	var text bytes.Buffer
+	p := numbered(0)
+	p.Labels = map[string]string{"a": strings.Repeat("a", 23<<10)}
+	writeList(&text, slices.Repeat([]kubernetestest.Pod{p}, 800)...)
+	if n, err := kubernetes.Listed(&text); err != nil || n != 1 {
+		t.Errorf("%d containers, %v", n, err)
+	}
+}
+
+// What Kubernetes would not have let pass is not known at all.
+func TestMalformed(t *testing.T) {
+	for name, change := range map[string]func(*kubernetestest.Pod){
+		"a UID":       func(p *kubernetestest.Pod) { p.UID = "../" + p.UID },
+		"no node":     func(p *kubernetestest.Pod) { p.Node = "" },
+		"an image ID": func(p *kubernetestest.Pod) { p.Containers[0].ImageID = strings.Repeat("a", 5000) },
+		"containers": func(p *kubernetestest.Pod) {
+			for n := range 600 {
+				p.Containers = append(p.Containers, kubernetestest.Container{Name: "a", ID: "containerd://" + idOf(n+1)})
+			}
+		},
+	} {
+		var text bytes.Buffer
+		p := numbered(0)
+		change(&p)
+		writeList(&text, p)
+		if n, err := kubernetes.Listed(&text); err != nil || n != 0 {
+			t.Errorf("%s: %d containers, %v", name, n, err)
+		}
 	}
 }
 
