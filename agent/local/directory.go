@@ -24,22 +24,26 @@ type directory struct {
 	root     *os.Root
 	uid, gid int
 	made     bool
+	keep     bool
 
 	mu    sync.Mutex // guards files
 	files map[string][sha256.Size]byte
 }
 
-const temporary = ".new-"
+const (
+	temporary = ".new-"
+	marker    = ".credence" // in a directory that is kept
+)
 
 // openDirectory opens a directory that only we can write to, or makes it.
-func openDirectory(path string, uid, gid int) (_ *directory, err error) {
-	if uid < 0 || uid != os.Geteuid() && os.Geteuid() != 0 {
-		return nil, fmt.Errorf("files for the user %d: only root can make another's", uid)
+func openDirectory(path string, uid, gid int, keep bool) (_ *directory, err error) {
+	if err := mayOwn(uid); err != nil {
+		return nil, err
 	}
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, err
 	}
-	d := &directory{path: path, uid: uid, gid: gid, files: map[string][sha256.Size]byte{}}
+	d := &directory{path: path, uid: uid, gid: gid, keep: keep, files: map[string][sha256.Size]byte{}}
 	switch err := os.Mkdir(path, 0o700); {
 	case err == nil:
 		d.made = true
@@ -55,8 +59,105 @@ func openDirectory(path string, uid, gid int) (_ *directory, err error) {
 	return d, nil
 }
 
-// adopt holds what was opened to be what stands at the path, and ours alone.
-func (d *directory) adopt() error {
+func mayOwn(uid int) error {
+	if uid < 0 || uid != os.Geteuid() && os.Geteuid() != 0 {
+		return fmt.Errorf("files for the user %d: only root can make another's", uid)
+	}
+	return nil
+}
+
+// CheckKept says whether Surfaces with Keep could have a directory, which need
+// not be there. It changes nothing.
+func CheckKept(path string, uid int) error {
+	if err := mayOwn(uid); err != nil {
+		return err
+	}
+	d, err := kept(path)
+	if d == nil {
+		return err
+	}
+	return d.root.Close()
+}
+
+// Erase removes what Surfaces with Keep left in a directory. Where there is none
+// it has nothing to do.
+func Erase(path string) error {
+	d, err := kept(path)
+	if d == nil {
+		return err
+	}
+	return errors.Join(d.removeOthers(), d.root.Close())
+}
+
+// kept opens a directory of Surfaces with Keep as it stands; nil where there is
+// none.
+func kept(path string) (*directory, error) {
+	root, err := os.OpenRoot(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	d := &directory{path: path, root: root, keep: true}
+	if err = d.ours(); err == nil {
+		_, err = d.marked()
+	}
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return d, nil
+}
+
+// marked says whether a directory that is kept has its mark. One without it
+// must be empty.
+func (d *directory) marked() (bool, error) {
+	info, err := d.root.Lstat(marker)
+	if err == nil && info.Mode().IsRegular() {
+		return true, nil
+	}
+	entries, err := fs.ReadDir(d.root.FS(), ".")
+	if err == nil && len(entries) > 0 {
+		err = fmt.Errorf("%s: it has files that are none of ours: name a directory of its own, which need not be there", d.path)
+	}
+	return false, err
+}
+
+// mark makes an empty directory one that is kept.
+func (d *directory) mark() error {
+	there, err := d.marked()
+	if there || err != nil {
+		return err
+	}
+	f, err := d.root.OpenFile(marker, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// removeOthers removes, from a directory that is kept, what was not written
+// since it was opened.
+func (d *directory) removeOthers() error {
+	if !d.keep {
+		return nil
+	}
+	entries, err := fs.ReadDir(d.root.FS(), ".")
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, e := range entries {
+		if _, written := d.files[e.Name()]; !written && e.Name() != marker && !e.IsDir() {
+			err = errors.Join(err, d.gone(e.Name()))
+		}
+	}
+	return err
+}
+
+// ours holds what was opened to be what stands at the path, and ours alone.
+func (d *directory) ours() error {
 	named, err := os.Lstat(d.path)
 	if err != nil {
 		return err
@@ -68,6 +169,19 @@ func (d *directory) adopt() error {
 	owner, ok := named.Sys().(*syscall.Stat_t)
 	if !named.IsDir() || !os.SameFile(named, opened) || !ok || int(owner.Uid) != os.Geteuid() || named.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("%s: a directory of the user %d is wanted, which nobody else can write to, and no link", d.path, os.Geteuid())
+	}
+	return nil
+}
+
+// adopt takes what was opened.
+func (d *directory) adopt() error {
+	if err := d.ours(); err != nil {
+		return err
+	}
+	if d.keep {
+		if err := d.mark(); err != nil {
+			return err
+		}
 	}
 	if d.uid != os.Geteuid() { // to pass through, not to list
 		if err := d.root.Chmod(".", 0o711); err != nil {
@@ -161,6 +275,9 @@ func (d *directory) gone(name string) error {
 // close removes what was made: files that others put there stay, and keep the
 // directory.
 func (d *directory) close() error {
+	if d.keep {
+		return d.root.Close()
+	}
 	var all []error
 	for _, name := range d.names() {
 		all = append(all, d.remove(name))
@@ -172,6 +289,12 @@ func (d *directory) close() error {
 		}
 	}
 	return errors.Join(all...)
+}
+
+func (d *directory) sum(name string) [sha256.Size]byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.files[name]
 }
 
 func (d *directory) names() (all []string) {

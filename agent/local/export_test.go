@@ -12,3 +12,6 @@ func SocketOwner(table io.Reader, from, to netip.AddrPort, wide bool) (uint32, e
 
 // WithoutCredentials is withoutCredentials.
 var WithoutCredentials = withoutCredentials
+
+// QuoteEnv is quoteEnv.
+var QuoteEnv = quoteEnv

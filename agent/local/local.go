@@ -62,7 +62,7 @@ func (s *Service) Fetch(ctx context.Context, r *api.FetchRequest) (*api.FetchRes
 	}
 	got, err := s.agent.Exchange(ctx, p, r.GetTarget(), r.GetClaims())
 	if err != nil {
-		return nil, s.fail(ctx, err)
+		return nil, fail(ctx, s.log, err)
 	}
 	return response(got)
 }
@@ -89,8 +89,12 @@ func (s *Service) Token(ctx context.Context, r *api.TokenRequest) (*api.TokenRes
 	}
 	svid, target, err := s.agent.TargetToken(ctx, p, r.GetTarget(), r.GetToFile())
 	if err != nil {
-		return nil, s.fail(ctx, err)
+		return nil, fail(ctx, s.log, err)
 	}
+	return token(svid, target)
+}
+
+func token(svid agent.JWTSVID, target agent.Target) (*api.TokenResponse, error) {
 	wire, err := read(target)
 	if err != nil {
 		return nil, err
@@ -113,7 +117,8 @@ func asker(ctx context.Context, target string) (*caller.Process, error) {
 	return p, nil
 }
 
-func (s *Service) fail(ctx context.Context, err error) error {
+// fail is an agent's error with the status that Fetch tells of.
+func fail(ctx context.Context, log *slog.Logger, err error) error {
 	var refused *exchangers.Error
 	switch {
 	case errors.Is(err, agent.ErrDenied):
@@ -125,7 +130,7 @@ func (s *Service) fail(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err()).Err()
 	}
-	s.log.WarnContext(ctx, "exchange failed", "error", err)
+	log.WarnContext(ctx, "exchange failed", "error", err)
 	return status.Error(codes.Unavailable, "the exchange failed: the agent's log says why")
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -13,10 +14,13 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/exchangers"
 )
 
 // An endpoint is what one target's SDK asks over HTTP.
@@ -35,41 +39,62 @@ type refusal struct {
 	code, message string
 }
 
-// server is the one listener.
-type server struct {
-	uid     int
-	host    string // what a Host header must say
-	l       net.Listener
-	http    *http.Server
-	targets []*target
-	served  sync.WaitGroup
+// A Door is a loopback listener for one user, which stays while Surfaces behind
+// it come and go. Where there are none it refuses all.
+type Door struct {
+	uid    int
+	host   string // what a Host header must say
+	http   *http.Server
+	behind atomic.Pointer[room]
+	served sync.WaitGroup
 }
 
-func listen(uid int) (*server, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// A room is what a Door leads to.
+type room struct {
+	targets []*target
+	shut    *refusal // of everything
+}
+
+// OpenDoor listens at an address of loopback and refuses until Surfaces are
+// there. Close it.
+func OpenDoor(address string, uid int) (*Door, error) {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil || !at.Addr().IsLoopback() {
+		return nil, fmt.Errorf("listening at %q: an address of loopback with a port is wanted, such as 127.0.0.1:9911", exchangers.Clean(address))
+	}
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	return &server{uid: uid, host: l.Addr().String(), l: l}, nil
+	d := &Door{uid: uid, host: l.Addr().String()}
+	d.Refuse(status.Error(codes.Unavailable, "nothing is served yet"))
+	d.http = &http.Server{
+		Handler: d, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: time.Minute, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0), ConnContext: d.connected,
+	}
+	d.served.Go(func() { _ = d.http.Serve(l) }) // it ends by Close
+	return d, nil
 }
 
-func (s *server) url(t *target) string { return "http://" + s.host + t.path }
+// Addr is where it listens.
+func (s *Door) Addr() string { return s.host }
 
-func (s *server) start(targets []*target) {
-	s.targets = targets
-	s.http = &http.Server{
-		Handler: s, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: time.Minute, IdleTimeout: time.Minute,
-		MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0), ConnContext: s.connected,
-	}
-	s.served.Go(func() { _ = s.http.Serve(s.l) }) // it ends by close
-}
+// Refuse answers every request with an error, which carries a gRPC status.
+func (s *Door) Refuse(err error) { s.behind.Store(&room{shut: sourceRefusal(err)}) }
 
-func (s *server) close() {
-	if s.http != nil {
-		_ = s.http.Close()
-	}
-	_ = s.l.Close() // it may be closed already
+// Close ends it.
+func (s *Door) Close() {
+	_ = s.http.Close() // it closes the listener
 	s.served.Wait()
+}
+
+func (s *Door) url(t *target) string { return "http://" + s.host + t.path }
+
+func (s *Door) admit(r *room) { s.behind.Store(r) }
+
+// leave shuts the door on a room, unless another is behind it by now.
+func (s *Door) leave(r *room) {
+	s.behind.CompareAndSwap(r, &room{shut: sourceRefusal(status.Error(codes.Unavailable, "nothing is served any more"))})
 }
 
 // ownerKey leads to who owns the other end of a request's connection.
@@ -77,7 +102,7 @@ type ownerKey struct{}
 
 // connected has the owner looked up once a connection, when it is asked for:
 // while it waits for its answer its socket stands in the kernel's table.
-func (s *server) connected(ctx context.Context, conn net.Conn) context.Context {
+func (s *Door) connected(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, ownerKey{}, sync.OnceValues(func() (uint32, error) {
 		peer, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 		if err != nil {
@@ -93,7 +118,7 @@ func (s *server) connected(ctx context.Context, conn net.Conn) context.Context {
 
 // allowed says whether the other end is our workload's user. Who can't be told
 // is not.
-func (s *server) allowed(ctx context.Context) bool {
+func (s *Door) allowed(ctx context.Context) bool {
 	owner, ok := ctx.Value(ownerKey{}).(func() (uint32, error))
 	if !ok {
 		return false
@@ -103,19 +128,20 @@ func (s *server) allowed(ctx context.Context) bool {
 }
 
 // ServeHTTP lets through what only the workload can ask.
-func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	// The path is compared as it is spelled: no other leads there.
 	path, query, asks := strings.Cut(r.RequestURI, "?")
-	t := s.find(path)
+	behind := s.behind.Load()
+	t := behind.find(path)
 	if asks && t != nil && !t.endpoint.parameters() {
 		t = nil
 	}
 	var out any
-	no := s.guard(r, t)
+	no := s.guard(r, behind, t)
 	if no == nil {
 		var values url.Values
 		if values, no = parseQuery(query); no == nil {
@@ -135,8 +161,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(out) // an error: the client has gone
 }
 
-func (s *server) find(path string) *target {
-	for _, t := range s.targets {
+func (b *room) find(path string) *target {
+	for _, t := range b.targets {
 		if t.endpoint != nil && subtle.ConstantTimeCompare([]byte(t.path), []byte(path)) == 1 {
 			return t
 		}
@@ -146,13 +172,15 @@ func (s *server) find(path string) *target {
 
 // guard says why a request gets no further. Programs send none of the headers
 // by which pages in browsers, and proxies, show themselves, not even empty.
-func (s *server) guard(r *http.Request, t *target) *refusal {
+func (s *Door) guard(r *http.Request, behind *room, t *target) *refusal {
 	has := func(header string) bool { return len(r.Header.Values(header)) > 0 }
 	switch {
 	case r.Host != s.host, has("Origin"), has("Referer"), has("X-Forwarded-For"):
 		return &refusal{http.StatusForbidden, "Forbidden", "this endpoint is for programs on this machine"}
 	case !s.allowed(r.Context()):
 		return &refusal{http.StatusForbidden, "Forbidden", "this endpoint is for another user of this machine, or the connection's owner cannot be told"}
+	case behind.shut != nil:
+		return behind.shut
 	case t == nil:
 		return &refusal{http.StatusNotFound, "NotFound", "there is nothing at this path"}
 	case r.Method != http.MethodGet:
@@ -162,7 +190,7 @@ func (s *server) guard(r *http.Request, t *target) *refusal {
 	switch {
 	case len(shown) == 1 && t.is(shown[0]):
 		return nil
-	case len(shown) == 1 && s.anothers(shown[0]):
+	case len(shown) == 1 && behind.anothers(shown[0]):
 		return &refusal{http.StatusForbidden, "Forbidden", "the secret is another target's"}
 	}
 	return &refusal{http.StatusUnauthorized, "Unauthorized", "the " + t.endpoint.header() + " header is missing or wrong"}
@@ -172,8 +200,8 @@ func (t *target) is(secret string) bool {
 	return subtle.ConstantTimeCompare([]byte(secret), []byte(t.secret)) == 1
 }
 
-func (s *server) anothers(secret string) bool {
-	for _, t := range s.targets {
+func (b *room) anothers(secret string) bool {
+	for _, t := range b.targets {
 		if t.is(secret) {
 			return true
 		}

@@ -2,8 +2,11 @@ package local
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,8 +58,23 @@ type Config struct {
 	// aws_web_identity and says nothing that the SDK couldn't; else it is the
 	// container endpoint.
 	Web bool
-	Log *slog.Logger     // nil discards
-	Now func() time.Time // nil means time.Now
+	// Door is where endpoints are, in place of a port of their own: the owner
+	// closes it.
+	Door *Door
+	// Seed is of 32 bytes, which nobody guesses: endpoints' paths and secrets are
+	// made from it, the same each time. Nil: they are new each time.
+	Seed []byte
+	// Keep leaves everything in Dir when it's closed, for Surfaces that follow,
+	// in this process or the next; Erase removes it. Dir is then nobody else's:
+	// it is refused where there are other files.
+	Keep bool
+	// EnvFile is the name of a file in Dir with Env, for systemd's
+	// EnvironmentFile= and for shells; beside it, NAME.env makes a target the
+	// default of its cloud. A Vault token is not in it: it would not last. Empty:
+	// none.
+	EnvFile string
+	Log     *slog.Logger     // nil discards
+	Now     func() time.Time // nil means time.Now
 }
 
 // Surfaces are what stock SDKs look for, for one workload: files in a
@@ -71,7 +89,8 @@ type Surfaces struct {
 	cfg     Config
 	dir     *directory
 	targets []*target
-	server  *server
+	server  *Door
+	room    *room
 	env     map[string]string
 	unset   []string
 
@@ -113,6 +132,9 @@ func Open(ctx context.Context, cfg Config) (*Surfaces, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Seed != nil && len(cfg.Seed) < minSecret {
+		return nil, fmt.Errorf("making credential surfaces: a seed of %d bytes is wanted", minSecret)
+	}
 	if cfg.Dir == "" || cfg.Source == nil || len(cfg.Targets) == 0 {
 		return nil, errors.New("making credential surfaces: a directory, a source and targets are wanted")
 	}
@@ -128,11 +150,13 @@ func (s *Surfaces) open(ctx context.Context) (err error) {
 	if err := s.fetch(ctx); err != nil { // before anything is made: most failures are refusals
 		return err
 	}
-	if s.dir, err = openDirectory(s.cfg.Dir, s.cfg.UID, s.cfg.GID); err != nil {
+	if s.dir, err = openDirectory(s.cfg.Dir, s.cfg.UID, s.cfg.GID, s.cfg.Keep); err != nil {
 		return err
 	}
-	if s.server, err = listen(s.cfg.UID); err != nil {
-		return err
+	if s.server = s.cfg.Door; s.server == nil {
+		if s.server, err = OpenDoor("127.0.0.1:0", s.cfg.UID); err != nil {
+			return err
+		}
 	}
 	for _, t := range s.targets {
 		if err := s.build(ctx, t); err != nil {
@@ -142,7 +166,14 @@ func (s *Surfaces) open(ctx context.Context) (err error) {
 	if err := s.settle(); err != nil {
 		return err
 	}
-	s.server.start(s.targets)
+	if err := s.envFiles(); err != nil {
+		return err
+	}
+	if err := s.dir.removeOthers(); err != nil {
+		return err
+	}
+	s.room = &room{targets: s.targets}
+	s.server.admit(s.room)
 	return nil
 }
 
@@ -155,7 +186,7 @@ func (s *Surfaces) fetch(ctx context.Context) error {
 		if slices.ContainsFunc(s.targets, func(t *target) bool { return t.name == name }) {
 			return fmt.Errorf("target %s: it is named twice", name)
 		}
-		s.targets = append(s.targets, &target{name: name, path: "/" + unguessable() + "/" + name, secret: unguessable(), env: map[string]string{}})
+		s.targets = append(s.targets, &target{name: name, path: "/" + s.secret("path", name) + "/" + name, secret: s.secret("secret", name), env: map[string]string{}})
 	}
 	errs := make([]error, len(s.targets))
 	var asking sync.WaitGroup
@@ -327,19 +358,53 @@ func (s *Surfaces) Refresh(ctx context.Context) {
 	}
 }
 
-// Close ends the listener and Run, and removes what was made.
+// Close ends the listener and Run, and removes what was made; Config says what
+// stays.
 func (s *Surfaces) Close() (err error) {
 	s.once.Do(func() {
 		s.end()
 		s.running.Wait()
-		if s.server != nil {
-			s.server.close()
+		switch {
+		case s.server == nil:
+		case s.cfg.Door != nil:
+			s.server.leave(s.room)
+		default:
+			s.server.Close()
 		}
 		if s.dir != nil {
 			err = s.dir.close()
 		}
 	})
 	return err
+}
+
+// Fingerprint tells whether a program that read the environment and the files
+// must read them again: it changes with all but the files that Refresh keeps
+// fresh.
+func (s *Surfaces) Fingerprint() string {
+	sum := sha256.New()
+	fresh := map[string]bool{}
+	for _, t := range s.targets {
+		for _, name := range t.files {
+			fresh[name] = true
+		}
+	}
+	for _, name := range s.dir.names() {
+		if !fresh[name] {
+			fmt.Fprintf(sum, "%q %x\n", name, s.dir.sum(name))
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// secret is what nobody guesses, for one use.
+func (s *Surfaces) secret(use, name string) string {
+	if s.cfg.Seed == nil {
+		return unguessable()
+	}
+	b := hmac.New(sha256.New, s.cfg.Seed)
+	fmt.Fprintf(b, "%s %s", use, name)
+	return base64.RawURLEncoding.EncodeToString(b.Sum(nil))
 }
 
 // unguessable is 32 random bytes as text.

@@ -20,13 +20,16 @@ type Tryer interface {
 // Checks answers api.Checks. Register it beside the Service.
 type Checks struct {
 	api.UnsafeChecksServer
-	agent  Tryer
-	errors *Service // Fetch's
+	agent Tryer
+	log   *slog.Logger
 }
 
 // NewChecks returns a Checks; a nil log discards.
 func NewChecks(a Tryer, log *slog.Logger) *Checks {
-	return &Checks{agent: a, errors: NewService(nil, log)}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Checks{agent: a, log: log}
 }
 
 // Try says how an exchange ended. A provider's refusal is an answer; what else
@@ -45,7 +48,7 @@ func (c *Checks) Try(ctx context.Context, r *api.TryRequest) (*api.TryResponse, 
 			RequestId: refused.RequestID, Hint: refused.Hint, Reason: refused.Reason, Field: refused.Field,
 		}}, nil
 	case err != nil:
-		return nil, c.errors.fail(ctx, err)
+		return nil, fail(ctx, c.log, err)
 	}
 	return &api.TryResponse{SpiffeId: id.String(), Expires: credential.Expires.Unix(), RequestId: credential.RequestID}, nil
 }

@@ -90,7 +90,7 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 	if err != nil {
 		return nil, err
 	}
-	if p.outputs, err = f.deliveries(now); err != nil {
+	if p.outputs, err = f.deliveries(now, log); err != nil {
 		return nil, err
 	}
 	if p.workload, err = caller.Listen(f.Socket, 0o666); err != nil {

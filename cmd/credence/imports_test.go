@@ -67,6 +67,7 @@ var mayImport = map[string][]string{
 	"agent/workloadapi":             {"agent", "agent/api", "agent/caller", "federation"},
 	"agent/output":                  {"agent"},
 	"agent/output/*":                {"agent", "agent/output", "exchangers"},
+	"agent/output/sdk":              {"agent", "agent/output", "agent/local"},
 	"agent/sds":                     {"agent", "agent/caller"},
 	"agent/local": {
 		"agent", "agent/api", "agent/caller", "exchangers", "exchangers/aws", "exchangers/gcp", "exchangers/azure", // their settings

@@ -79,7 +79,7 @@ join: {method: token, token_file: /var/lib/credence/agent.token}
 # What the broker's record is still to be told of while the broker is away: beyond
 # max it is lost and counted (drop), or nothing more is exchanged (stop).
 # spool: {full: drop, max: 64MiB}
-# What is written for programs that call nothing, files, aws_credentials or both:
+# What is written for programs that call nothing, files, aws_credentials or sdk:
 # outputs: [{name: web, uid: 33, files: {dir: /run/web}, after: {reload: nginx.service}}]
 `
 

@@ -14,6 +14,7 @@ import (
 	"github.com/credence-id/credence/agent/output"
 	"github.com/credence-id/credence/agent/output/awscredentials"
 	"github.com/credence-id/credence/agent/output/files"
+	"github.com/credence-id/credence/agent/output/sdk"
 )
 
 // maxOutputs is more than a node has services.
@@ -26,8 +27,9 @@ type outputFile struct {
 	Name  string      `yaml:"name"`  // required
 	UID   *uint32     `yaml:"uid"`   // required; whose files they are
 	GID   *uint32     `yaml:"gid"`   // of the files; default: the agent's
-	Files *filesFile  `yaml:"files"` // this or aws_credentials, or both
+	Files *filesFile  `yaml:"files"` // this, aws_credentials or sdk, or more of them
 	AWS   *awsFile    `yaml:"aws_credentials"`
+	SDK   *sdkFile    `yaml:"sdk"`
 	After *outputHook `yaml:"after"` // what to do after each write
 }
 
@@ -37,6 +39,14 @@ type awsFile struct {
 	File    string `yaml:"file"`    // required; absolute; of the output's uid, in a directory that stands
 	Profile string `yaml:"profile"` // default "default"
 	Target  string `yaml:"target"`  // required; of AWS
+}
+
+// sdkFile is what exec gives to a command, for a service that nobody wraps: a
+// directory with an environment file, and endpoints.
+type sdkFile struct {
+	Dir     string   `yaml:"dir"`     // required; absolute, of its own; the agent makes it
+	Targets []string `yaml:"targets"` // required; the first of each cloud is its default
+	Listen  string   `yaml:"listen"`  // 127.0.0.1:PORT; default: a free port, the same while it is free
 }
 
 // filesFile is an output's directory of files. A name of "none" leaves a file
@@ -93,7 +103,7 @@ func (f *agentFile) completeOutputs() error {
 	if len(f.Outputs) > maxOutputs {
 		return fmt.Errorf("outputs: %d, at most %d are taken", len(f.Outputs), maxOutputs)
 	}
-	names := make(map[string]bool)
+	names, ports := make(map[string]bool), make(map[string]string)
 	places := map[string]string{}
 	if abs, err := filepath.Abs(f.Data); err == nil {
 		places[filepath.Join(abs, "node")] = "the agent's own"
@@ -108,6 +118,12 @@ func (f *agentFile) completeOutputs() error {
 			return fmt.Errorf("%s.name: there is an output %s already", at, o.Name)
 		}
 		names[o.Name] = true
+		if o.SDK != nil && o.SDK.Listen != "" {
+			if other, taken := ports[o.SDK.Listen]; taken {
+				return fmt.Errorf("%s.sdk.listen: output %s listens there", at, other)
+			}
+			ports[o.SDK.Listen] = o.Name
+		}
 		for _, p := range o.places() {
 			for other, whose := range places {
 				if inside(p.path, other) || inside(other, p.path) {
@@ -130,6 +146,9 @@ func (o *outputFile) places() (all []outputPlace) {
 	if o.AWS != nil {
 		all = append(all, outputPlace{"aws_credentials.file", o.AWS.File})
 	}
+	if o.SDK != nil {
+		all = append(all, outputPlace{"sdk.dir", o.SDK.Dir})
+	}
 	return all
 }
 
@@ -145,8 +164,8 @@ func (o *outputFile) complete() error {
 	if o.GID != nil && *o.GID == ^uint32(0) {
 		return errors.New(".gid: is nobody's")
 	}
-	if o.Files == nil && o.AWS == nil {
-		return errors.New(": files or aws_credentials is wanted: what to write, and where")
+	if o.Files == nil && o.AWS == nil && o.SDK == nil {
+		return errors.New(": files, aws_credentials or sdk is wanted: what to write, and where")
 	}
 	if o.Files != nil {
 		if _, err := o.files(); err != nil {
@@ -157,6 +176,12 @@ func (o *outputFile) complete() error {
 		c := o.aws()
 		if err := c.Complete(); err != nil {
 			return fmt.Errorf(".aws_credentials.%w", err)
+		}
+	}
+	if o.SDK != nil {
+		c := o.sdk()
+		if err := c.Complete(); err != nil {
+			return fmt.Errorf(".sdk.%w", err)
 		}
 	}
 	if _, err := o.hooks(); err != nil {
@@ -199,6 +224,10 @@ func (o *outputFile) files() (files.Config, error) {
 
 func (o *outputFile) aws() awscredentials.Config {
 	return awscredentials.Config{File: o.AWS.File, Owner: o.owner(), Profile: o.AWS.Profile, Target: o.AWS.Target, Output: o.Name}
+}
+
+func (o *outputFile) sdk() sdk.Config {
+	return sdk.Config{Dir: o.SDK.Dir, Owner: o.owner(), Targets: o.SDK.Targets, Listen: o.SDK.Listen}
 }
 
 // hooks are what follows a write.
@@ -249,10 +278,11 @@ type delivered struct {
 	writer output.Writer
 	check  func() error // whether this machine lets it be written
 	hooks  []output.Hook
+	serve  *sdk.Writer // the writer, where it serves too; else nil
 }
 
 // deliveries builds what agent.yaml's outputs name.
-func (f *agentFile) deliveries(now func() time.Time) (all []delivered, err error) {
+func (f *agentFile) deliveries(now func() time.Time, log *slog.Logger) (all []delivered, err error) {
 	for n := range f.Outputs {
 		o := &f.Outputs[n]
 		hooks, err := o.hooks()
@@ -270,7 +300,7 @@ func (f *agentFile) deliveries(now func() time.Time) (all []delivered, err error
 			if err != nil {
 				return nil, err
 			}
-			all = append(all, delivered{what, "files", w, w.Check, hooks})
+			all = append(all, delivered{what, "files", w, w.Check, hooks, nil})
 		}
 		if o.AWS != nil {
 			c := o.aws()
@@ -279,19 +309,34 @@ func (f *agentFile) deliveries(now func() time.Time) (all []delivered, err error
 			if err != nil {
 				return nil, err
 			}
-			all = append(all, delivered{what, "aws_credentials", w, w.Check, hooks})
+			all = append(all, delivered{what, "aws_credentials", w, w.Check, hooks, nil})
+		}
+		if o.SDK != nil {
+			c := o.sdk()
+			c.State, c.Now, c.Log = filepath.Join(f.Data, "node", "sdk-"+o.Name+".json"), now, log.With("output", o.Name)
+			w, err := sdk.New(c)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, delivered{what, "sdk", w, w.Check, hooks, w})
 		}
 	}
 	return all, nil
 }
 
 // run delivers until ctx ends.
-func (d delivered) run(ctx context.Context, a *agent.Agent, now func() time.Time, log *slog.Logger) error {
+func (d delivered) run(ctx context.Context, a *agent.Agent, now func() time.Time, log *slog.Logger) (err error) {
 	view, err := a.Output(d.output)
 	if err != nil {
 		return err
 	}
 	defer view.Close()
+	if d.serve != nil {
+		defer func() { err = errors.Join(err, d.serve.Close()) }()
+		if err := d.serve.Listen(); err != nil {
+			log.WarnContext(ctx, "output does not listen yet", "output", d.output.Name, "error", err)
+		}
+	}
 	output.Run(ctx, output.Config{Name: d.output.Name, Feed: view, Writer: d.writer, Hooks: d.hooks, Now: now, Log: log})
 	return nil
 }

@@ -284,7 +284,7 @@ something is wrong.`,
 				{"data directory", checkDir(f.Data)},
 				{"workload socket", checkSocket(f.Socket)},
 			}
-			outputs, err := f.deliveries(p.now)
+			outputs, err := f.deliveries(p.now, slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err
 			}
