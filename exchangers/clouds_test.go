@@ -3,6 +3,7 @@ package exchangers_test
 import (
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -23,6 +24,7 @@ import (
 	"github.com/credence-id/credence/exchangers/aws"
 	"github.com/credence-id/credence/exchangers/azure"
 	"github.com/credence-id/credence/exchangers/gcp"
+	"github.com/credence-id/credence/exchangers/oauth"
 	judgeaws "github.com/credence-id/credence/exchangers/sandbox/aws"
 	judgeazure "github.com/credence-id/credence/exchangers/sandbox/azure"
 	"github.com/credence-id/credence/exchangers/sandbox/clouds"
@@ -40,13 +42,18 @@ const (
 	clientID   = "aaaaaaaa-2222-4333-8444-555555555555"
 	objectID   = "bbbbbbbb-2222-4333-8444-555555555555"
 	issuerName = "example.com/credence"
+	identifier = "https://login.example"
 )
 
 // The flows, and the audience of each.
-const anywhere, web, google, entra = "aws_roles_anywhere", "aws_web_identity", "gcp", "azure"
+const (
+	anywhere, web, google, entra          = "aws_roles_anywhere", "aws_web_identity", "gcp", "azure"
+	exchange, assertion, grant, bao, cert = "token_exchange", "client_assertion", "jwt_bearer", "vault_jwt", "vault_cert"
+)
 
 var audiences = map[string]string{
 	web: "sts.amazonaws.com", google: "https://iam.googleapis.com/" + poolName + "/providers/prov-1", entra: "api://AzureADTokenExchange",
+	exchange: identifier, assertion: identifier, grant: identifier, bao: "https://bao.example",
 }
 
 // A sky is one workload's account in every cloud, each served as credence
@@ -58,6 +65,7 @@ type sky struct {
 	ca     *issuertest.CA
 	leaf   *x509.Certificate
 	client *http.Client
+	roots  *x509.CertPool // of the clouds' web servers
 	x      map[string]exchangers.Exchanger
 }
 
@@ -80,9 +88,9 @@ func newSky(t testing.TB, id string) *sky {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	roots := x509.NewCertPool()
-	roots.AddCert(server.Certificate())
-	if s.client, err = exchangers.HTTPClient(exchangers.HTTPConfig{Roots: roots}); err != nil {
+	s.roots = x509.NewCertPool()
+	s.roots.AddCert(server.Certificate())
+	if s.client, err = exchangers.HTTPClient(exchangers.HTTPConfig{Roots: s.roots}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.client.CloseIdleConnections)
@@ -113,6 +121,13 @@ func accounts(id, ca, web string) clouds.Config {
 		GCP: &clouds.GCP{Pools: []clouds.Pool{{Project: "123", ID: "pool-1", Providers: []clouds.PoolProvider{{
 			ID: "prov-1", OIDC: &clouds.OIDC{Issuer: issuertest.URL}, AttributeMapping: map[string]string{"google.subject": "assertion.sub"},
 		}}}}},
+		OAuth: &clouds.OAuth{Identifier: identifier, Grants: []clouds.Grant{{Issuer: issuertest.URL, Subject: id, ClientID: "checkout"}}},
+		Vault: &clouds.Vault{Mounts: []clouds.Mount{
+			{Path: "jwt", JWT: &clouds.VaultJWT{DiscoveryURL: issuertest.URL, SupportedAlgs: []string{"RS256"}, Roles: []clouds.VaultJWTRole{
+				{Name: "checkout", BoundAudiences: []string{audiences[bao]}, BoundSubject: id, UserClaim: "sub", TokenTTL: clouds.Duration(20 * time.Minute)}}}},
+			{Path: "cert", Cert: &clouds.VaultCert{Roles: []clouds.VaultCertRole{
+				{Name: "checkout", Certificate: ca, AllowedURISANs: []string{id}, TokenTTL: clouds.Duration(20 * time.Minute)}}}},
+		}},
 		Azure: &clouds.Azure{Tenants: []clouds.Tenant{{ID: tenantID, Apps: []clouds.App{{ClientID: clientID, ObjectID: objectID}}}}},
 	}
 	if len(id) <= 600 {
@@ -137,6 +152,21 @@ func (s *sky) exchangers(t testing.TB) {
 		entra: func() (exchangers.Exchanger, error) {
 			return azure.New(azure.Config{Settings: &azure.Settings{Tenant: tenantID, ClientID: clientID, Scope: "https://management.azure.com/.default"}, Endpoint: s.URLs()["entra"], Client: s.client})
 		},
+		exchange: func() (exchangers.Exchanger, error) {
+			return s.oauth(oauth.Settings{TokenExchange: &oauth.TokenExchange{TokenURL: s.URLs()["oauth_token"] + "/token", TokenAudience: identifier}})
+		},
+		assertion: func() (exchangers.Exchanger, error) {
+			return s.oauth(oauth.Settings{ClientAssertion: &oauth.ClientAssertion{TokenURL: s.URLs()["oauth_token"] + "/token", TokenAudience: identifier}})
+		},
+		grant: func() (exchangers.Exchanger, error) {
+			return s.oauth(oauth.Settings{JWTBearer: &oauth.JWTBearer{TokenURL: s.URLs()["oauth_token"] + "/token", TokenAudience: identifier}})
+		},
+		bao: func() (exchangers.Exchanger, error) {
+			return s.oauth(oauth.Settings{VaultJWT: &oauth.VaultJWT{URL: s.URLs()["vault"], TokenAudience: audiences[bao], Role: "checkout"}})
+		},
+		cert: func() (exchangers.Exchanger, error) {
+			return s.oauth(oauth.Settings{VaultCert: &oauth.VaultCert{URL: s.URLs()["vault"], Role: "checkout"}})
+		},
 	} {
 		x, err := make()
 		if err != nil {
@@ -144,6 +174,10 @@ func (s *sky) exchangers(t testing.TB) {
 		}
 		s.x[flow] = x
 	}
+}
+
+func (s *sky) oauth(settings oauth.Settings) (exchangers.Exchanger, error) {
+	return oauth.New(oauth.Config{Settings: &settings, Roots: s.roots})
 }
 
 // presented are the SVIDs that a test presents.
@@ -173,7 +207,7 @@ func (p presented) JWT(context.Context) (string, error) {
 	}
 	now := time.Now()
 	return issuertest.Sign(p.t, key, p.alg, header, map[string]any{"iss": issuertest.URL, "sub": p.s.id.String(), "aud": []string{p.audience},
-		"iat": now.Unix() - 1, "exp": now.Add(p.life).Unix()}), nil
+		"iat": now.Unix(), "exp": now.Add(p.life).Unix(), "jti": rand.Text()}), nil
 }
 
 // exchange returns the credential, or the refusal's code.
@@ -206,6 +240,8 @@ func (s *sky) offset(d time.Duration) {
 	s.AWS.STSFaults.SetClockOffset(d)
 	s.GCP.STSFaults.SetClockOffset(d)
 	s.Azure.LoginFaults.SetClockOffset(d)
+	s.OAuth.TokenFaults.SetClockOffset(d)
+	s.Vault.Faults.SetClockOffset(d)
 }
 
 // works says whether a credential is good for a protected call now.
@@ -219,8 +255,14 @@ func (s *sky) works(t testing.TB, flow string, c exchangers.Credential) bool {
 		}
 		return false
 	}
-	service := map[string]string{google: "gcp_whoami", entra: "azure_arm"}[flow]
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URLs()[service]+"/whoami", nil)
+	urls, about := s.URLs(), map[string]string{google: "gcp_whoami", entra: "azure_arm", bao: "vault", cert: "vault"}
+	url := urls[about[flow]] + "/whoami"
+	if about[flow] == "" {
+		url = urls["oauth_whoami"] + "/whoami"
+	} else if about[flow] == "vault" {
+		url = urls["vault"] + "/v1/auth/token/lookup-self"
+	}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,18 +275,19 @@ func (s *sky) works(t testing.TB, flow string, c exchangers.Credential) bool {
 	return resp.StatusCode == http.StatusOK
 }
 
-var flows = []string{anywhere, web, google, entra}
+var flows = []string{anywhere, web, google, entra, exchange, assertion, grant, bao, cert}
 
 const checkout = "spiffe://example.org/ns/shop/checkout"
 
 // A token for one cloud is of no use at another.
 func TestConfusedDeputy(t *testing.T) {
 	s := newSky(t, checkout)
-	refuses := map[string]string{web: "InvalidIdentityToken", google: "invalid_grant", entra: "AADSTS700212"}
+	refuses := map[string]string{web: "InvalidIdentityToken", google: "invalid_grant", entra: "AADSTS700212",
+		exchange: "invalid_grant", assertion: "invalid_client", grant: "invalid_grant", bao: "login_refused"}
 	for at, code := range refuses {
 		for of, audience := range audiences {
 			want := code
-			if of == at {
+			if audience == audiences[at] {
 				want = ""
 			}
 			if _, got := s.exchange(t, at, presented{audience: audience}); got != want {
@@ -258,8 +301,8 @@ func TestConfusedDeputy(t *testing.T) {
 func TestOneLayoutForAllClouds(t *testing.T) {
 	s := newSky(t, checkout)
 	for alg, want := range map[string]map[string]string{
-		"RS256": {anywhere: "", web: "", google: "", entra: ""},
-		"ES256": {anywhere: "", web: "", google: "", entra: "AADSTS5002738"},
+		"RS256": {anywhere: "", web: "", google: "", entra: "", exchange: "", assertion: "", grant: "", bao: "", cert: ""},
+		"ES256": {anywhere: "", web: "", google: "", entra: "AADSTS5002738", exchange: "", assertion: "", grant: "", bao: "login_refused", cert: ""},
 	} {
 		got := map[string]string{}
 		for _, flow := range flows {
@@ -335,8 +378,11 @@ func TestIssuerOutage(t *testing.T) {
 	s.AWS.Issuers().Forget()
 	s.GCP.Issuers().Forget()
 	s.Azure.Issuers().Forget()
-	codes := map[string]string{anywhere: "", web: "InvalidIdentityToken", google: "invalid_grant", entra: "AADSTS501661"}
-	services := map[string]string{web: "sts", google: "gcp_sts", entra: "entra"}
+	s.OAuth.Issuers().Forget()
+	s.Vault.Issuers().Forget()
+	codes := map[string]string{anywhere: "", web: "InvalidIdentityToken", google: "invalid_grant", entra: "AADSTS501661",
+		exchange: "invalid_grant", assertion: "invalid_client", grant: "invalid_grant", bao: "login_refused", cert: ""}
+	services := map[string]string{web: "sts", google: "gcp_sts", entra: "entra", bao: "vault"} // an OAuth server has no words for it
 	for _, flow := range flows {
 		if !s.works(t, flow, held[flow]) {
 			t.Errorf("%s: what is held works no more", flow)
@@ -375,7 +421,8 @@ func TestIssuerOutage(t *testing.T) {
 // Exchangers ask once, whatever a cloud answers: their Source tries again.
 func TestExchangersAskOnce(t *testing.T) {
 	s := newSky(t, checkout)
-	for flow, service := range map[string]string{anywhere: "rolesanywhere", web: "sts", google: "gcp_sts"} {
+	for flow, service := range map[string]string{anywhere: "rolesanywhere", web: "sts", google: "gcp_sts",
+		exchange: "oauth_token", assertion: "oauth_token", grant: "oauth_token", bao: "vault", cert: "vault"} {
 		for _, kind := range []string{"429", "500", "503"} {
 			before := s.asked(service)
 			w := httptest.NewRecorder()
@@ -422,7 +469,7 @@ func TestRevocationTable(t *testing.T) {
 		}, "AADSTS70025", time.Hour},
 	}
 	t.Logf("%-18s  %-45s  %s", "flow", "next exchange", "held credentials live on for")
-	for _, flow := range flows {
+	for _, flow := range []string{anywhere, web, google, entra} { // the others have nothing to take away while they run
 		r, s := rows[flow], newSky(t, checkout)
 		held, code := s.exchange(t, flow, presented{life: time.Hour})
 		if code != "" {

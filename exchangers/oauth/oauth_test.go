@@ -315,6 +315,8 @@ func TestAnswers(t *testing.T) {
 		"vault: sealed":              {vault: true, status: 503, body: `{"errors":["Vault is sealed"]}`, code: "login_refused", class: exchangers.Outage, says: "sealed"},
 		"vault: a replica behind":    {vault: true, status: 412, body: `{"errors":["required index state not present"]}`, code: "login_refused", class: exchangers.Outage},
 		"vault: a standby":           {vault: true, status: 307, body: ``, code: "login_refused", class: exchangers.Config, says: "redirects are not followed"},
+		"vault: issuer unread":       {vault: true, status: 400, body: `{"errors":["error configuring token validator: 503 Service Unavailable: "]}`, code: "login_refused", class: exchangers.Propagation},
+		"vault: keys unread":         {vault: true, status: 400, body: `{"errors":["error validating token: error verifying token signature: fetching keys oidc: get keys failed: 503"]}`, code: "login_refused", class: exchangers.Propagation},
 		"vault: quota":               {vault: true, status: 429, body: `{"errors":["request path: rate limit quota exceeded"]}`, code: "login_refused", class: exchangers.Throttled},
 	}
 	for name, row := range rows {

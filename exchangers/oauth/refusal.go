@@ -1,6 +1,7 @@
 package oauth
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -32,6 +33,8 @@ var tokenHints = map[string]hint{
 
 // The first that fits is taken.
 var loginHints = []hint{
+	{"error configuring token validator", exchangers.Propagation, "issuer_unread", "broker.issuer", "the server could not read our issuer's discovery document or keys: it must reach the issuer, and trust its web certificate (oidc_discovery_ca_pem)"},
+	{"fetching keys", exchangers.Propagation, "issuer_unread", "broker.issuer", "the server could not read our issuer's discovery document or keys: it must reach the issuer, and trust its web certificate (oidc_discovery_ca_pem)"},
 	// Said with status 500, by servers that name an entity by the certificate's CN.
 	{"missing name in alias", exchangers.Config, "subject_no_cn", "identity.x509.subject", "add x509.subject: \"CN=<identity>\" to the Identity: the server wants a CN"},
 	{"alias name", exchangers.Config, "subject_no_cn", "identity.x509.subject", "add x509.subject: \"CN=<identity>\" to the Identity: the server wants a CN"},
@@ -88,7 +91,7 @@ func (a answer) loginRefusal(m object, secrets []exchangers.Secret) *exchangers.
 	}
 	for _, h := range loginHints {
 		if (h.class != "" || e.Class == exchangers.Config) && strings.Contains(message, h.text) {
-			e.Class, e.Reason, e.Field, e.Hint = exchangers.Config, h.reason, h.field, h.way
+			e.Class, e.Reason, e.Field, e.Hint = cmp.Or(h.class, exchangers.Config), h.reason, h.field, h.way
 			return e
 		}
 	}
