@@ -112,6 +112,7 @@ type Agent struct {
 	retired sync.WaitGroup // of links
 	sets    sets
 	kept    kept
+	contact contact
 	tokens  tokens
 	sources sources
 	reports *reports

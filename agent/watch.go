@@ -27,6 +27,7 @@ func (a *Agent) watch(ctx context.Context) error {
 	for {
 		started := a.cfg.Now()
 		err := a.watchOnce(ctx, a.fresh())
+		a.contact.stream(false, err)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -87,6 +88,7 @@ func (a *Agent) evicted() error {
 
 // heard notes that the broker answers.
 func (a *Agent) heard() {
+	a.contact.hear(a.cfg.Now())
 	a.sets.back()
 	a.wanting()
 }
@@ -149,7 +151,9 @@ func (a *Agent) heed(ctx context.Context, m *api.WatchResponse, first bool) {
 			a.sets.askAgain(c.GetSet())
 		}
 	}
+	a.contact.hear(a.cfg.Now())
 	if first {
+		a.contact.stream(true, nil)
 		a.kept.forget()
 		// The broker remembers per stream what it decided: tell it what we
 		// hold by asking for everything again.

@@ -857,6 +857,158 @@ func (x *Bearer) GetVaultNamespace() string {
 	return ""
 }
 
+type StatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusRequest) Reset() {
+	*x = StatusRequest{}
+	mi := &file_agent_api_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusRequest) ProtoMessage() {}
+
+func (x *StatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
+func (*StatusRequest) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
+}
+
+type StatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // SPIFFE ID; empty: not joined
+	NodeEnds      int64                  `protobuf:"varint,2,opt,name=node_ends,json=nodeEnds,proto3" json:"node_ends,omitempty"`
+	Connected     bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	HeardAt       int64                  `protobuf:"varint,4,opt,name=heard_at,json=heardAt,proto3" json:"heard_at,omitempty"` // when a broker last answered; 0: never in this run
+	Trouble       string                 `protobuf:"bytes,5,opt,name=trouble,proto3" json:"trouble,omitempty"`                 // why it is not connected
+	Seal          string                 `protobuf:"bytes,6,opt,name=seal,proto3" json:"seal,omitempty"`                       // of what is kept for a restart: "keyring" or "plain"
+	Backlog       uint64                 `protobuf:"varint,7,opt,name=backlog,proto3" json:"backlog,omitempty"`                // reports that the broker's record does not have
+	Lost          uint64                 `protobuf:"varint,8,opt,name=lost,proto3" json:"lost,omitempty"`                      // reports, ever
+	SpoolTrouble  string                 `protobuf:"bytes,9,opt,name=spool_trouble,json=spoolTrouble,proto3" json:"spool_trouble,omitempty"`
+	Held          []*StatusResponse_Held `protobuf:"bytes,10,rep,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusResponse) Reset() {
+	*x = StatusResponse{}
+	mi := &file_agent_api_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse) ProtoMessage() {}
+
+func (x *StatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
+func (*StatusResponse) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *StatusResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetNodeEnds() int64 {
+	if x != nil {
+		return x.NodeEnds
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *StatusResponse) GetHeardAt() int64 {
+	if x != nil {
+		return x.HeardAt
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetSeal() string {
+	if x != nil {
+		return x.Seal
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetBacklog() uint64 {
+	if x != nil {
+		return x.Backlog
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetSpoolTrouble() string {
+	if x != nil {
+		return x.SpoolTrouble
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetHeld() []*StatusResponse_Held {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
 type AttestRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -866,7 +1018,7 @@ type AttestRequest struct {
 
 func (x *AttestRequest) Reset() {
 	*x = AttestRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +1030,7 @@ func (x *AttestRequest) String() string {
 func (*AttestRequest) ProtoMessage() {}
 
 func (x *AttestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1043,7 @@ func (x *AttestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestRequest.ProtoReflect.Descriptor instead.
 func (*AttestRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AttestRequest) GetPid() int32 {
@@ -910,7 +1062,7 @@ type Values struct {
 
 func (x *Values) Reset() {
 	*x = Values{}
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1074,7 @@ func (x *Values) String() string {
 func (*Values) ProtoMessage() {}
 
 func (x *Values) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1087,7 @@ func (x *Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Values.ProtoReflect.Descriptor instead.
 func (*Values) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Values) GetValues() []string {
@@ -956,7 +1108,7 @@ type AttestResponse struct {
 
 func (x *AttestResponse) Reset() {
 	*x = AttestResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1120,7 @@ func (x *AttestResponse) String() string {
 func (*AttestResponse) ProtoMessage() {}
 
 func (x *AttestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1133,7 @@ func (x *AttestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestResponse.ProtoReflect.Descriptor instead.
 func (*AttestResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AttestResponse) GetNode() string {
@@ -1003,6 +1155,82 @@ func (x *AttestResponse) GetUnknown() []string {
 		return x.Unknown
 	}
 	return nil
+}
+
+type StatusResponse_Held struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	Ends          int64                  `protobuf:"varint,3,opt,name=ends,proto3" json:"ends,omitempty"`
+	Workloads     uint32                 `protobuf:"varint,4,opt,name=workloads,proto3" json:"workloads,omitempty"` // sets of facts that have it
+	Lent          bool                   `protobuf:"varint,5,opt,name=lent,proto3" json:"lent,omitempty"`           // as the broker is away
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusResponse_Held) Reset() {
+	*x = StatusResponse_Held{}
+	mi := &file_agent_api_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse_Held) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse_Held) ProtoMessage() {}
+
+func (x *StatusResponse_Held) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse_Held.ProtoReflect.Descriptor instead.
+func (*StatusResponse_Held) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{12, 0}
+}
+
+func (x *StatusResponse_Held) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *StatusResponse_Held) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *StatusResponse_Held) GetEnds() int64 {
+	if x != nil {
+		return x.Ends
+	}
+	return 0
+}
+
+func (x *StatusResponse_Held) GetWorkloads() uint32 {
+	if x != nil {
+		return x.Workloads
+	}
+	return 0
+}
+
+func (x *StatusResponse_Held) GetLent() bool {
+	if x != nil {
+		return x.Lent
+	}
+	return false
 }
 
 var File_agent_api_agent_proto protoreflect.FileDescriptor
@@ -1075,7 +1303,26 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x06Bearer\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12#\n" +
 	"\rvault_address\x18\x02 \x01(\tR\fvaultAddress\x12'\n" +
-	"\x0fvault_namespace\x18\x03 \x01(\tR\x0evaultNamespace\"!\n" +
+	"\x0fvault_namespace\x18\x03 \x01(\tR\x0evaultNamespace\"\x0f\n" +
+	"\rStatusRequest\"\xbf\x03\n" +
+	"\x0eStatusResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
+	"\tnode_ends\x18\x02 \x01(\x03R\bnodeEnds\x12\x1c\n" +
+	"\tconnected\x18\x03 \x01(\bR\tconnected\x12\x19\n" +
+	"\bheard_at\x18\x04 \x01(\x03R\aheardAt\x12\x18\n" +
+	"\atrouble\x18\x05 \x01(\tR\atrouble\x12\x12\n" +
+	"\x04seal\x18\x06 \x01(\tR\x04seal\x12\x18\n" +
+	"\abacklog\x18\a \x01(\x04R\abacklog\x12\x12\n" +
+	"\x04lost\x18\b \x01(\x04R\x04lost\x12#\n" +
+	"\rspool_trouble\x18\t \x01(\tR\fspoolTrouble\x12:\n" +
+	"\x04held\x18\n" +
+	" \x03(\v2&.credence.agent.v1.StatusResponse.HeldR\x04held\x1a\x85\x01\n" +
+	"\x04Held\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04ends\x18\x03 \x01(\x03R\x04ends\x12\x1c\n" +
+	"\tworkloads\x18\x04 \x01(\rR\tworkloads\x12\x12\n" +
+	"\x04lent\x18\x05 \x01(\bR\x04lent\"!\n" +
 	"\rAttestRequest\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\" \n" +
 	"\x06Values\x12\x16\n" +
@@ -1093,9 +1340,10 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04Wait\x12\x1f.credence.agent.v1.FetchRequest\x1a\x1f.credence.agent.v1.WaitResponse0\x01\x12J\n" +
 	"\x05Token\x12\x1f.credence.agent.v1.TokenRequest\x1a .credence.agent.v1.TokenResponse2N\n" +
 	"\x06Checks\x12D\n" +
-	"\x03Try\x12\x1d.credence.agent.v1.TryRequest\x1a\x1e.credence.agent.v1.TryResponse2V\n" +
+	"\x03Try\x12\x1d.credence.agent.v1.TryRequest\x1a\x1e.credence.agent.v1.TryResponse2\xa5\x01\n" +
 	"\x05Admin\x12M\n" +
-	"\x06Attest\x12 .credence.agent.v1.AttestRequest\x1a!.credence.agent.v1.AttestResponseB+Z)github.com/credence-id/credence/agent/apib\x06proto3"
+	"\x06Attest\x12 .credence.agent.v1.AttestRequest\x1a!.credence.agent.v1.AttestResponse\x12M\n" +
+	"\x06Status\x12 .credence.agent.v1.StatusRequest\x1a!.credence.agent.v1.StatusResponseB+Z)github.com/credence-id/credence/agent/apib\x06proto3"
 
 var (
 	file_agent_api_agent_proto_rawDescOnce sync.Once
@@ -1109,23 +1357,26 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_agent_api_agent_proto_goTypes = []any{
-	(*TryRequest)(nil),     // 0: credence.agent.v1.TryRequest
-	(*TryResponse)(nil),    // 1: credence.agent.v1.TryResponse
-	(*Refusal)(nil),        // 2: credence.agent.v1.Refusal
-	(*FetchRequest)(nil),   // 3: credence.agent.v1.FetchRequest
-	(*WaitResponse)(nil),   // 4: credence.agent.v1.WaitResponse
-	(*Progress)(nil),       // 5: credence.agent.v1.Progress
-	(*TokenRequest)(nil),   // 6: credence.agent.v1.TokenRequest
-	(*TokenResponse)(nil),  // 7: credence.agent.v1.TokenResponse
-	(*FetchResponse)(nil),  // 8: credence.agent.v1.FetchResponse
-	(*AWS)(nil),            // 9: credence.agent.v1.AWS
-	(*Bearer)(nil),         // 10: credence.agent.v1.Bearer
-	(*AttestRequest)(nil),  // 11: credence.agent.v1.AttestRequest
-	(*Values)(nil),         // 12: credence.agent.v1.Values
-	(*AttestResponse)(nil), // 13: credence.agent.v1.AttestResponse
-	nil,                    // 14: credence.agent.v1.AttestResponse.FactsEntry
+	(*TryRequest)(nil),          // 0: credence.agent.v1.TryRequest
+	(*TryResponse)(nil),         // 1: credence.agent.v1.TryResponse
+	(*Refusal)(nil),             // 2: credence.agent.v1.Refusal
+	(*FetchRequest)(nil),        // 3: credence.agent.v1.FetchRequest
+	(*WaitResponse)(nil),        // 4: credence.agent.v1.WaitResponse
+	(*Progress)(nil),            // 5: credence.agent.v1.Progress
+	(*TokenRequest)(nil),        // 6: credence.agent.v1.TokenRequest
+	(*TokenResponse)(nil),       // 7: credence.agent.v1.TokenResponse
+	(*FetchResponse)(nil),       // 8: credence.agent.v1.FetchResponse
+	(*AWS)(nil),                 // 9: credence.agent.v1.AWS
+	(*Bearer)(nil),              // 10: credence.agent.v1.Bearer
+	(*StatusRequest)(nil),       // 11: credence.agent.v1.StatusRequest
+	(*StatusResponse)(nil),      // 12: credence.agent.v1.StatusResponse
+	(*AttestRequest)(nil),       // 13: credence.agent.v1.AttestRequest
+	(*Values)(nil),              // 14: credence.agent.v1.Values
+	(*AttestResponse)(nil),      // 15: credence.agent.v1.AttestResponse
+	(*StatusResponse_Held)(nil), // 16: credence.agent.v1.StatusResponse.Held
+	nil,                         // 17: credence.agent.v1.AttestResponse.FactsEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
 	2,  // 0: credence.agent.v1.TryResponse.refusal:type_name -> credence.agent.v1.Refusal
@@ -1133,23 +1384,26 @@ var file_agent_api_agent_proto_depIdxs = []int32{
 	8,  // 2: credence.agent.v1.WaitResponse.credential:type_name -> credence.agent.v1.FetchResponse
 	9,  // 3: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
 	10, // 4: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
-	14, // 5: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
-	12, // 6: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	3,  // 7: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
-	3,  // 8: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
-	6,  // 9: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
-	0,  // 10: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
-	11, // 11: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
-	8,  // 12: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
-	4,  // 13: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
-	7,  // 14: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
-	1,  // 15: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
-	13, // 16: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	16, // 5: credence.agent.v1.StatusResponse.held:type_name -> credence.agent.v1.StatusResponse.Held
+	17, // 6: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
+	14, // 7: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	3,  // 8: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
+	3,  // 9: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
+	6,  // 10: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
+	0,  // 11: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
+	13, // 12: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
+	11, // 13: credence.agent.v1.Admin.Status:input_type -> credence.agent.v1.StatusRequest
+	8,  // 14: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
+	4,  // 15: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
+	7,  // 16: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
+	1,  // 17: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
+	15, // 18: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
+	12, // 19: credence.agent.v1.Admin.Status:output_type -> credence.agent.v1.StatusResponse
+	14, // [14:20] is the sub-list for method output_type
+	8,  // [8:14] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -1171,7 +1425,7 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -336,6 +336,7 @@ var Checks_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Admin_Attest_FullMethodName = "/credence.agent.v1.Admin/Attest"
+	Admin_Status_FullMethodName = "/credence.agent.v1.Admin/Status"
 )
 
 // AdminClient is the client API for Admin service.
@@ -346,6 +347,8 @@ const (
 type AdminClient interface {
 	// Attest proves facts about a process as the Workload API would.
 	Attest(ctx context.Context, in *AttestRequest, opts ...grpc.CallOption) (*AttestResponse, error)
+	// Status tells how the agent does, and for how long without a broker.
+	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
 
 type adminClient struct {
@@ -366,6 +369,16 @@ func (c *adminClient) Attest(ctx context.Context, in *AttestRequest, opts ...grp
 	return out, nil
 }
 
+func (c *adminClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StatusResponse)
+	err := c.cc.Invoke(ctx, Admin_Status_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -374,6 +387,8 @@ func (c *adminClient) Attest(ctx context.Context, in *AttestRequest, opts ...grp
 type AdminServer interface {
 	// Attest proves facts about a process as the Workload API would.
 	Attest(context.Context, *AttestRequest) (*AttestResponse, error)
+	// Status tells how the agent does, and for how long without a broker.
+	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -386,6 +401,9 @@ type UnimplementedAdminServer struct{}
 
 func (UnimplementedAdminServer) Attest(context.Context, *AttestRequest) (*AttestResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Attest not implemented")
+}
+func (UnimplementedAdminServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -426,6 +444,24 @@ func _Admin_Attest_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Status(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Status_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Status(ctx, req.(*StatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -436,6 +472,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Attest",
 			Handler:    _Admin_Attest_Handler,
+		},
+		{
+			MethodName: "Status",
+			Handler:    _Admin_Status_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -195,3 +195,23 @@ func (a agentAdmin) Attest(ctx context.Context, r *agentapi.AttestRequest) (*age
 	}
 	return out, nil
 }
+
+// Status tells how the agent does.
+func (a agentAdmin) Status(context.Context, *agentapi.StatusRequest) (*agentapi.StatusResponse, error) {
+	s := a.agent.Status()
+	out := &agentapi.StatusResponse{
+		Node: s.Node, Connected: s.Connected, Trouble: s.Trouble, Seal: s.Seal,
+		Backlog: s.Spool.Backlog, Lost: s.Spool.Lost, SpoolTrouble: s.Spool.Trouble,
+	}
+	for to, at := range map[*int64]time.Time{&out.NodeEnds: s.NodeEnds, &out.HeardAt: s.Heard} {
+		if !at.IsZero() {
+			*to = at.Unix()
+		}
+	}
+	for _, h := range s.Held {
+		out.Held = append(out.Held, &agentapi.StatusResponse_Held{
+			SpiffeId: h.ID.String(), Identity: h.Identity, Ends: h.Ends.Unix(), Workloads: uint32(h.Workloads), Lent: h.Lent,
+		})
+	}
+	return out, nil
+}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -78,7 +77,7 @@ on the node that --node names. It exits 1 where nothing is granted.`,
 		},
 	}
 	cmd.Flags().Int("pid", 0, "a process on this machine")
-	cmd.Flags().String("agent-admin", "", "the agent's admin socket, for --pid (default $CREDENCE_AGENT_ADMIN)")
+	agentAdminFlag(cmd, ", for --pid")
 	cmd.Flags().String("node", "", "a joined node, by name or SPIFFE ID, for --facts")
 	cmd.Flags().String("facts", "", "a JSON file of workload facts: {\"workload.unix.uid\": [\"1000\"]}")
 	cmd.Flags().StringArray("audience", nil, "explain a JWT-SVID for this audience")
@@ -113,14 +112,7 @@ func (p *program) explainRequest(cmd *cobra.Command) (*api.ExplainRequest, error
 		}
 		return request, nil
 	}
-	where, _ := cmd.Flags().GetString("agent-admin")
-	if where == "" {
-		where = os.Getenv("CREDENCE_AGENT_ADMIN")
-	}
-	if where == "" {
-		return nil, input(errors.New("which agent? set CREDENCE_AGENT_ADMIN to its admin socket, or give --agent-admin"))
-	}
-	conn, err := dialSocket(where)
+	conn, where, err := dialAgentAdmin(cmd)
 	if err != nil {
 		return nil, err
 	}

@@ -301,7 +301,7 @@ something is wrong.`,
 		c.Flags().StringP("config", "c", "agent.yaml", "configuration")
 		completeFiles(c, "config", "yaml", "yml")
 	}
-	return group("agent", "The agent", runCmd, addOutput(check))
+	return group("agent", "The agent", runCmd, addOutput(check), p.agentStatusCommand())
 }
 
 func agentConfig(cmd *cobra.Command) (agentFile, error) {

@@ -1,0 +1,105 @@
+package agent
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/agent/spool"
+)
+
+// contact is how this agent stands with its brokers.
+type contact struct {
+	mu        sync.Mutex // guards what follows
+	connected bool       // a Watch stream is open
+	heard     time.Time  // when a broker last answered
+	trouble   string     // why there is no stream
+}
+
+func (c *contact) hear(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.heard = now
+}
+
+// stream notes that there is a Watch stream, or why there is none.
+func (c *contact) stream(open bool, trouble error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.connected, c.trouble = open, ""
+	if trouble != nil {
+		c.trouble = trouble.Error()
+	}
+}
+
+// Status is how an agent does, and for how long it does without a broker.
+type Status struct {
+	Node      string    // SPIFFE ID; empty: not joined
+	NodeEnds  time.Time // when the node must have been heard by a broker
+	Connected bool
+	Heard     time.Time // when a broker last answered; zero: never in this run
+	Trouble   string    // why it is not connected
+	Seal      string    // of what is kept for a restart: "keyring" or "plain"
+	Spool     spool.Stats
+	Held      []Holding // by SPIFFE ID, then end
+}
+
+// A Holding is an SVID that this agent serves.
+type Holding struct {
+	ID        spiffeid.ID
+	Identity  string
+	Ends      time.Time
+	Workloads int  // sets of facts that have it; 0: an earlier run's, which nobody has asked for
+	Lent      bool // by other facts or an earlier run, as the broker is away
+}
+
+// Status tells how the agent does. It waits for nobody.
+func (a *Agent) Status() Status {
+	s := Status{Node: a.NodeID(), Seal: a.kept.seal.where, Spool: a.Spooled()}
+	if cert := a.node.certificate(); cert != nil {
+		s.NodeEnds = cert.Leaf.NotAfter
+	}
+	a.contact.mu.Lock()
+	s.Connected, s.Heard, s.Trouble = a.contact.connected, a.contact.heard, a.contact.trouble
+	a.contact.mu.Unlock()
+	s.Held = a.sets.holdings()
+	for _, v := range a.kept.all() {
+		if !slices.ContainsFunc(s.Held, func(h Holding) bool { return h.is(v) }) {
+			s.Held = append(s.Held, Holding{ID: v.ID, Identity: v.Identity, Ends: v.Certificates[0].NotAfter, Lent: true})
+		}
+	}
+	slices.SortFunc(s.Held, func(x, y Holding) int {
+		return cmp.Or(cmp.Compare(x.ID.String(), y.ID.String()), x.Ends.Compare(y.Ends))
+	})
+	return s
+}
+
+func (h Holding) is(v *SVID) bool {
+	return h.ID == v.ID && h.Identity == v.Identity && h.Ends.Equal(v.Certificates[0].NotAfter)
+}
+
+func (s *sets) holdings() (all []Holding) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.all {
+		for _, v := range st.svids {
+			n := slices.IndexFunc(all, func(h Holding) bool { return h.is(v) })
+			if n < 0 {
+				n = len(all)
+				all = append(all, Holding{ID: v.ID, Identity: v.Identity, Ends: v.Certificates[0].NotAfter})
+			}
+			all[n].Workloads++
+			all[n].Lent = all[n].Lent || len(st.lenders) > 0
+		}
+	}
+	return all
+}
+
+func (k *kept) all() []*SVID {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.svids)
+}
