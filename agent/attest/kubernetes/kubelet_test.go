@@ -83,8 +83,9 @@ func TestKubeletFresh(t *testing.T) {
 	}
 	c.Fail(http.StatusInternalServerError)
 	elapsed.Store(int64(20 * time.Second))
-	if got := stateOf(t, a); got != "second" {
-		t.Error("while it is away: " + got)
+	before := c.Asked("kubelet")
+	if got := stateOf(t, a); got != "second" || c.Asked("kubelet") != before+1 {
+		t.Errorf("while it is away: %s after %d questions", got, c.Asked("kubelet")-before)
 	}
 	c.Fail(0)
 	c.Apply(state("third"))

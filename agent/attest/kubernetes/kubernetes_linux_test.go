@@ -4,12 +4,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/credence-id/credence/agent/attest"
 	"github.com/credence-id/credence/agent/attest/attesttest"
 	"github.com/credence-id/credence/agent/attest/kubernetes"
 	"github.com/credence-id/credence/agent/attest/kubernetes/kubernetestest"
@@ -90,7 +90,8 @@ func TestLiveInNoContainer(t *testing.T) {
 }
 
 // Two hundred at once, in different containers, cost at most two questions, and
-// nobody waits long.
+// nobody waits long: 250 ms, or, where the machine has no time for us, four times
+// what it takes to look at as many processes alone.
 func TestTwoHundredAtOnce(t *testing.T) {
 	var pids []int
 	for n := range 4 {
@@ -100,47 +101,55 @@ func TestTwoHundredAtOnce(t *testing.T) {
 	}
 	for source, start := range map[string]func(*testing.T, *kubernetestest.Cluster, func(*kubernetes.Config)) *kubernetes.Attestor{"watch": watching, "kubelet": polling} {
 		t.Run(source, func(t *testing.T) {
-			best := time.Hour
-			for range 10 { // other programs' business is not ours
+			for left := 5; ; left-- { // other programs' business is not ours
 				c := kubernetestest.New(t, node)
 				for n := range 110 {
 					c.Apply(numbered(n))
 				}
 				a := start(t, c, nil)
-				best = min(best, p99(t, a, pids))
+				took := p99(func(n int) {
+					n %= len(pids)
+					if facts, _, err := attested(t, a, pids[n]); err != nil || facts["workload.kubernetes.pod_uid"][0] != uidOf(n) {
+						t.Errorf("%v, %v", facts, err)
+					}
+				})
+				alone := p99(func(n int) {
+					p, err := caller.Open(pids[n%len(pids)])
+					if err == nil {
+						_, _, err = attest.Steady(p, func(attest.Place) (map[string][]string, []string, error) { return nil, nil, nil })
+						p.Close()
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				})
 				if n := c.Asked("list") + c.Asked("watch") + c.Asked("kubelet"); n > 2 {
 					t.Errorf("asked %d times", n)
 				}
-				if best < 250*time.Millisecond {
-					break
+				t.Log("p99", took, "and of the processes alone", alone)
+				if took < max(250*time.Millisecond, 4*alone) {
+					return
 				}
-			}
-			t.Log("p99", best)
-			if best >= 250*time.Millisecond {
-				t.Errorf("p99 is %s", best)
+				if left == 0 {
+					t.Fatalf("p99 is %s", took)
+				}
 			}
 		})
 	}
 }
 
-func p99(t *testing.T, a *kubernetes.Attestor, pids []int) time.Duration {
+// p99 is how long it takes, of two hundred at once.
+func p99(each func(n int)) time.Duration {
 	took := make([]time.Duration, 200)
-	var failed atomic.Int32
 	var all sync.WaitGroup
 	for n := range took {
 		all.Go(func() {
 			began := time.Now()
-			facts, _, err := attested(t, a, pids[n%len(pids)])
-			if err != nil || facts["workload.kubernetes.pod_uid"][0] != uidOf(n%len(pids)) {
-				failed.Add(1)
-			}
+			each(n)
 			took[n] = time.Since(began)
 		})
 	}
 	all.Wait()
-	if n := failed.Load(); n != 0 {
-		t.Errorf("%d failed", n)
-	}
 	slices.Sort(took)
 	return took[len(took)*99/100]
 }

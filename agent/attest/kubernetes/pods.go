@@ -10,7 +10,7 @@ import (
 // Bounds of what is kept: nodes have at most some hundreds of running pods.
 const (
 	maxPods = 4096
-	maxKept = 16 << 20
+	maxKept = 8 << 20
 )
 
 // errUnknown is the error of a container that no running pod has.

@@ -85,6 +85,7 @@ type Cluster struct {
 	drops   int
 	asked   map[string]int // by "list", "watch" and "kubelet"
 	seen    []string       // versions that watches began at
+	listed  []string       // versions that lists were to be no older than
 	status  int            // that all questions are answered with; 0: none
 	body    map[string]func(io.Writer)
 	hold    chan struct{} // nil: none
@@ -258,6 +259,13 @@ func (c *Cluster) Since() []string {
 	return slices.Clone(c.seen)
 }
 
+// Listed are the versions that lists were to be no older than; empty: the newest.
+func (c *Cluster) Listed() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.listed)
+}
+
 // Version is the newest.
 func (c *Cluster) Version() string {
 	c.mu.Lock()
@@ -284,6 +292,9 @@ func (c *Cluster) admit(w http.ResponseWriter, r *http.Request, kind, path strin
 		if !slices.Contains(known, name) || len(values) != 1 {
 			wrong = fmt.Sprintf("%s=%q", name, values)
 		}
+	}
+	if kind == "list" {
+		c.listed = append(c.listed, query.Get("resourceVersion"))
 	}
 	if wrong != "" {
 		c.wrong = append(c.wrong, wrong)
