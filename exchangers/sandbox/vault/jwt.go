@@ -192,7 +192,7 @@ func glob(pattern, s string) bool {
 	last := parts[len(parts)-1]
 	for _, part := range parts[:len(parts)-1] {
 		i := strings.Index(s, part)
-		if !ok || i < 0 {
+		if i < 0 {
 			return false
 		}
 		s = s[i+len(part):]

@@ -62,6 +62,7 @@ func (w *world) config() vault.Config {
 				{Name: "checkout", BoundAudiences: []string{audience, "other"}, BoundSubject: spiffeID, UserClaim: "sub", Token: vault.Token{TTL: 20 * time.Minute, Policies: []string{"orders"}}},
 				{Name: "shop", BoundAudiences: []string{audience}, BoundClaims: map[string][]string{"sub": {"spiffe://example.org/*/shop/*", "x"}, "team": {"payments"}}, Glob: true, UserClaim: "team"},
 				{Name: "exact", BoundAudiences: []string{audience}, BoundClaims: map[string][]string{"sub": {"spiffe://example.org/ns/shop/*"}}, UserClaim: "sub"},
+				{Name: "end", BoundAudiences: []string{audience}, BoundClaims: map[string][]string{"sub": {"spiffe://*/shop/*/api"}}, Glob: true, UserClaim: "sub"},
 				{Name: "numbers", BoundAudiences: []string{audience}, BoundClaims: map[string][]string{"groups": {"7", "b"}}, UserClaim: "groups"},
 			}}},
 			{Path: "any/jwt", JWT: &vault.JWT{DiscoveryURL: issuertest.URL, BoundIssuer: "https://example.com/", Roles: []vault.JWTRole{
@@ -168,6 +169,7 @@ func TestLogins(t *testing.T) {
 		"jwt":                   {w.jwt("checkout", w.token(nil)), "", "jwt-" + spiffeID, short},
 		"a second audience":     {w.jwt("checkout", w.token(map[string]any{"aud": []string{"x", audience}})), "", "jwt-" + spiffeID, short},
 		"globs":                 {w.jwt("shop", w.token(nil)), "", "jwt-payments", long},
+		"glob to the end":       {w.jwt("end", w.token(map[string]any{"sub": spiffeID + "/api"})), "", "jwt-" + spiffeID + "/api", long},
 		"another bound issuer":  {other, "", "any/jwt-" + spiffeID, long},
 		"cert":                  {w.cert("checkout", w.leaf()), "", "cert-checkout", short},
 		"cert without a name":   {w.cert("", w.leaf()), "", "cert-checkout", short},
@@ -307,9 +309,16 @@ func TestJWTLoginRefuses(t *testing.T) {
 			a, b := strings.Split(w.token(nil), "."), strings.Split(w.token(map[string]any{"sub": "x"}), ".")
 			return w.jwt("checkout", a[0]+"."+b[1]+"."+a[2])
 		}, 400, signature},
+		"key for encryption": {func(w *world) call {
+			jwk := issuertest.JWK("k1", issuertest.RSA().Public())
+			jwk["use"] = "enc"
+			w.issuer.SetKeys(issuertest.JSON(t, issuertest.KeySet(jwk)))
+			return w.jwt("checkout", w.token(nil))
+		}, 400, signature},
 		"bound claim":             {role("shop", map[string]any{"team": "billing"}), 400, `error validating claims: claim "team" does not match any associated bound claim values`},
 		"bound claim is missing":  {role("numbers", map[string]any{"groups": nil, "x": 1}), 400, `claim "groups" not found in token`},
 		"glob is of the whole":    {role("shop", map[string]any{"sub": "x-spiffe://example.org/ns/shop/a"}), 400, `error validating claims: claim "sub" does not match any associated bound claim values`},
+		"glob to the end":         {role("end", map[string]any{"sub": spiffeID + "/api/x"}), 400, `error validating claims: claim "sub" does not match any associated bound claim values`},
 		"a star is no glob there": {role("exact", nil), 400, `error validating claims: claim "sub" does not match any associated bound claim values`},
 		"no user claim":           {role("shop", map[string]any{"team": nil}), 400, `claim "team" not found in token`},
 		"user claim is no text":   {role("numbers", nil), 400, `claim "groups" could not be converted to string`},
@@ -325,6 +334,7 @@ func TestJWTLoginRefuses(t *testing.T) {
 				t.Errorf("%d %s", status, text)
 			}
 			w.issuer.Reset(t)
+			w.server.Issuers().Forget()
 			if status, _, text := w.do(w.jwt("checkout", w.token(nil))); status != 200 {
 				t.Errorf("the good request: %d %s", status, text)
 			}
@@ -411,6 +421,41 @@ func TestNewRefuses(t *testing.T) {
 	cfg.Mounts[2].Cert.Roles[0].Certificates = []*x509.Certificate{w.leaf()}
 	if _, err := vault.New(cfg); err == nil {
 		t.Error("a leaf is a CA")
+	}
+}
+
+// Headers that stand twice are of two minds.
+func TestHeadersStandOnce(t *testing.T) {
+	w := newWorld(t)
+	token, _ := w.in(w.jwt("checkout", w.token(nil)))
+	for name, status := range map[string]int{"X-Vault-Token": 403, "X-Vault-Namespace": 404, "X-Other": 200} {
+		r := httptest.NewRequest("GET", "https://bao.example/v1/auth/token/lookup-self", nil)
+		r.Header.Set("X-Vault-Token", token)
+		if name != "X-Vault-Token" {
+			r.Header.Add(name, "")
+		}
+		r.Header.Add(name, token)
+		rec := httptest.NewRecorder()
+		w.server.Handler().ServeHTTP(rec, r)
+		if rec.Code != status {
+			t.Errorf("%s twice: %d %s", name, rec.Code, rec.Body)
+		}
+	}
+}
+
+// Tokens that live are bounded; those that have ended make room.
+func TestTokensAreBounded(t *testing.T) {
+	w := newWorld(t)
+	login := w.jwt("checkout", w.token(map[string]any{"exp": w.now.Add(time.Hour).Unix()}))
+	for range 4_000 {
+		w.in(login)
+	}
+	if status, _, text := w.do(login); status != 503 || text != "too many tokens live" {
+		t.Errorf("one more: %d %s", status, text)
+	}
+	w.now = w.now.Add(20 * time.Minute)
+	if status, _, text := w.do(login); status != 200 {
+		t.Errorf("when they have ended: %d %s", status, text)
 	}
 }
 
