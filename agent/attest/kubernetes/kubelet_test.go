@@ -27,7 +27,7 @@ func TestKubeletAskedOnce(t *testing.T) {
 			}
 		})
 	}
-	until(t, "a question", func() bool { return c.Asked("kubelet") == 1 })
+	c.Await("kubelet", 1)
 	release()
 	all.Wait()
 	if n := c.Asked("kubelet"); n != 1 || failed.Load() != 0 {
@@ -41,7 +41,7 @@ func TestKubeletAskedAgain(t *testing.T) {
 	a := polling(t, c, func(c *kubernetes.Config) { c.Wait = 10 * time.Second })
 	got := make(chan string)
 	go func() { got <- pod(t, a, in(id, uid)) }()
-	until(t, "a second question", func() bool { return c.Asked("kubelet") >= 2 })
+	c.Await("kubelet", 2)
 	c.Apply(web())
 	if name := <-got; name != "web-5d9c" {
 		t.Error(name)

@@ -38,7 +38,7 @@ func stateOf(t *testing.T, a *kubernetes.Attestor) string {
 func TestWaitsForTheWatch(t *testing.T) {
 	c := kubernetestest.New(t, node)
 	a := watching(t, c, nil)
-	until(t, "a watch", func() bool { return c.Asked("watch") == 1 })
+	c.Await("watch", 1)
 	got := make(chan string)
 	go func() { got <- pod(t, a, in(id, uid)) }()
 	elsewhere := web()
@@ -116,7 +116,7 @@ func TestDropped(t *testing.T) {
 	c := kubernetestest.New(t, node)
 	c.Apply(state("first"))
 	a := watching(t, c, nil)
-	until(t, "a watch", func() bool { return c.Asked("watch") == 1 })
+	c.Await("watch", 1)
 	c.Bookmark()
 	marked := c.Version()
 	c.Drop()
@@ -151,14 +151,14 @@ func TestGone(t *testing.T) {
 			until(t, "a watch", func() bool { return len(c.Since()) == 1 })
 			c.Fail(http.StatusServiceUnavailable) // so that the deletion is not seen
 			c.Drop()
-			until(t, "a failed watch", func() bool { return c.Asked("watch") == 2 })
+			c.Await("watch", 2)
 			c.Delete(uid)
 			again := web()
 			again.UID, again.Containers[0].ID = otherUID, "containerd://"+otherID
 			c.Apply(again)
 			c.Forget()
 			c.Fail(0)
-			until(t, "a list", func() bool { return c.Asked("list") == 2 })
+			c.Await("list", 2)
 			if got := pod(t, a, in(otherID, otherUID)); got != "web-5d9c" {
 				t.Error(got)
 			}
@@ -168,7 +168,7 @@ func TestGone(t *testing.T) {
 			until(t, "a watch after the list", func() bool { return len(c.Since()) >= 3 })
 			gone(c)
 			c.Drop()
-			until(t, "another list", func() bool { return c.Asked("list") == 3 })
+			c.Await("list", 3)
 		})
 	}
 }
@@ -185,7 +185,7 @@ func TestGoneStatus(t *testing.T) {
 	until(t, "another watch", func() bool { return len(c.Since()) == 2 })
 	c.Fail(http.StatusGone)
 	c.Drop()
-	until(t, "two failed lists", func() bool { return c.Asked("list") >= 3 })
+	c.Await("list", 3)
 	if got := c.Listed(); got[0] != "0" || got[1] != marked || got[2] != "" {
 		t.Errorf("lists from %q, the second wanted from %s", got, marked)
 	}
@@ -204,7 +204,7 @@ func TestAway(t *testing.T) {
 	until(t, "the pod", func() bool { return pod(t, a, in(id, uid)) == "web-5d9c" })
 	c.Fail(http.StatusInternalServerError)
 	c.Drop()
-	until(t, "a failed watch", func() bool { return c.Asked("watch") >= 2 })
+	c.Await("watch", 2)
 	if got := pod(t, a, in(id, uid)); got != "web-5d9c" {
 		t.Error(got)
 	}
@@ -407,7 +407,7 @@ func TestNoList(t *testing.T) {
 			c.Apply(web())
 			c.Answer("list", func(w io.Writer) { _, _ = io.WriteString(w, body) })
 			a := watching(t, c, brief)
-			until(t, "a list", func() bool { return c.Asked("list") >= 2 })
+			c.Await("list", 2)
 			if n := c.Asked("watch"); n != 0 {
 				t.Errorf("%d watches", n)
 			}

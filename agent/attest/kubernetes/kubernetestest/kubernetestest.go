@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // A Pod is one as its API server has it. Every Pod needs a UID.
@@ -252,6 +253,25 @@ func (c *Cluster) Asked(kind string) int {
 	return c.asked[kind]
 }
 
+// Await waits until a kind of question was asked n times.
+func (c *Cluster) Await(kind string, n int) {
+	c.t.Helper()
+	late := time.After(time.Minute)
+	for {
+		c.mu.Lock()
+		asked, changed := c.asked[kind], c.changed
+		c.mu.Unlock()
+		if asked >= n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			c.t.Fatalf("the cluster was asked %d times, %s", asked, kind)
+		}
+	}
+}
+
 // Since are the versions that watches began at.
 func (c *Cluster) Since() []string {
 	c.mu.Lock()
@@ -278,6 +298,7 @@ func (c *Cluster) admit(w http.ResponseWriter, r *http.Request, kind, path strin
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.asked[kind]++
+	c.wake()
 	query := r.URL.Query()
 	wrong := ""
 	switch {
