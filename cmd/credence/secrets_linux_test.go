@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,10 +31,11 @@ func TestExecListensOnLoopbackAlone(t *testing.T) {
 	seen := run("exec", socket, "--target", "aws-web-identity", "--", "sh", "-c",
 		`echo "$AWS_CONTAINER_CREDENTIALS_FULL_URI"; cat "$AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"; echo; cat /proc/net/tcp /proc/net/tcp6`)
 	lines := strings.Split(seen, "\n")
-	port := strings.TrimSuffix(lines[0][strings.LastIndexByte(lines[0], ':')+1:], "/")
-	if lines[0] != "http://127.0.0.1:"+port+"/" {
-		t.Errorf("it is at %s", lines[0])
+	at, err := url.Parse(lines[0])
+	if err != nil || at.Scheme != "http" || at.Hostname() != "127.0.0.1" {
+		t.Fatalf("it is at %s", lines[0])
 	}
+	port := at.Port()
 	var listening []string
 	for _, line := range lines[2:] {
 		if f := strings.Fields(line); len(f) > 3 && f[3] == "0A" && strings.HasSuffix(f[1], hexPort(t, port)) { // state LISTEN
