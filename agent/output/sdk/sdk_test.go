@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -432,6 +433,31 @@ func TestAnotherUserGetsOtherSecrets(t *testing.T) {
 	s.write(true)
 	if s.read("aws.container") == before {
 		t.Error("it is the same")
+	}
+}
+
+// What is one user's is nobody else's, not even root's.
+func TestItIsForOneUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root makes another's files")
+	}
+	const other = 33
+	s := start(t, func(c *sdk.Config) { c.Owner = output.Owner{UID: other, GID: other} })
+	s.write(true)
+	for _, name := range s.files() {
+		info, err := os.Stat(filepath.Join(s.cfg.Dir, name))
+		if owner, ok := info.Sys().(*syscall.Stat_t); err != nil || !ok || owner.Uid != other || info.Mode() != 0o600 {
+			t.Errorf("%s: %v %v", name, info.Mode(), err)
+		}
+	}
+	if got := s.ask(s.service(), s.read("aws.container")); got != http.StatusForbidden {
+		t.Errorf("root is answered %d", got)
+	}
+	sh := exec.Command("/bin/sh", "-ec", ". ./env; cat $CREDENCE_TOKEN_FILE_ORDERS")
+	sh.Dir, sh.SysProcAttr = s.cfg.Dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: other, Gid: other}}
+	if out, err := sh.Output(); string(out) != "bearer-orders" {
+		t.Errorf("its own processes read %q: %v", out, err)
 	}
 }
 
