@@ -109,9 +109,9 @@ func (s taskService) Get(ctx context.Context, q *tasks.GetRequest) (*tasks.GetRe
 	return &tasks.GetResponse{Process: r.process}, nil
 }
 
-func (s imageService) Get(ctx context.Context, q *images.GetImageRequest) (*images.GetImageResponse, error) {
+func (s imageService) Get(ctx context.Context, _ *images.GetImageRequest) (*images.GetImageResponse, error) {
 	r, err := s.find(ctx, id)
-	if err != nil || r.image.GetName() != q.GetName() {
+	if err != nil || r.image == nil {
 		return nil, status.Error(codes.NotFound, "image not found")
 	}
 	return &images.GetImageResponse{Image: r.image}, nil
@@ -226,9 +226,10 @@ func TestRefuses(t *testing.T) {
 			attesttest.Into(t, "/default/"+id, first)
 			d.runs("default", first, nil)
 		}, "cannot be told"},
-		"a container of nobody's":  {"/default/" + id, func(*testing.T, *daemon, int) {}, "no namespace"},
-		"one of another namespace": {"/default/" + id, func(_ *testing.T, d *daemon, pid int) { d.runs("moby", pid, nil) }, "no namespace"},
-		"one of two namespaces":    {"/default/" + id, func(_ *testing.T, d *daemon, pid int) { d.runs("k8s.io", pid, nil); d.runs("default", pid, nil) }, "2 namespaces"},
+		"one of a user's own runtime": {"/user.slice/user-1000.slice/user@1000.service/user.slice/nerdctl-" + id + ".scope", func(_ *testing.T, d *daemon, pid int) { d.runs("default", pid, nil) }, "own runtime"},
+		"a container of nobody's":     {"/default/" + id, func(*testing.T, *daemon, int) {}, "no namespace"},
+		"one of another namespace":    {"/default/" + id, func(_ *testing.T, d *daemon, pid int) { d.runs("moby", pid, nil) }, "no namespace"},
+		"one of two namespaces":       {"/default/" + id, func(_ *testing.T, d *daemon, pid int) { d.runs("k8s.io", pid, nil); d.runs("default", pid, nil) }, "2 namespaces"},
 		"an answer about another": {"/default/" + id, func(_ *testing.T, d *daemon, pid int) {
 			d.runs("default", pid, func(r *record) { r.container.ID = "x" })
 		}, "of another"},
