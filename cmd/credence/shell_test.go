@@ -23,7 +23,7 @@ func TestLinesForAShellAreQuoted(t *testing.T) {
 	d := startDev(t, data)
 	text, _ := d.printed()
 	lines := regexp.MustCompile(`(?m)^ +export .*$`).FindAllString(text, -1)
-	if len(lines) != 3 {
+	if len(lines) != 4 {
 		t.Fatalf("lines %q in:\n%s", lines, text)
 	}
 	cmd := exec.Command("sh", "-c", strings.Join(lines, "\n")+"\n"+`printf '%s\n%s' "$SPIFFE_ENDPOINT_SOCKET" "$CREDENCE_ADMIN"`)
