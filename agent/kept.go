@@ -70,7 +70,6 @@ func (a *Agent) openKept() error {
 	if k.seal, err = openSeal(a.cfg.Data); err != nil {
 		return fmt.Errorf("sealing what is served: %w", err)
 	}
-	a.cfg.Log.Info("what is served is kept for a restart", "file", k.path, "seal", k.seal.where)
 	text, err := readSealed(k.path, k.seal)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
