@@ -8,8 +8,10 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 )
 
 // handshakeTimeout bounds how long a caller may take to answer the challenge
@@ -40,6 +42,16 @@ func RequireUID(uids ...uint32) func(*Process) error {
 		}
 		return fmt.Errorf("uid %d (process %d) may not use this socket: only %v may", p.UID(), p.PID(), allowed)
 	}
+}
+
+// Required is FromContext for a service that serves nobody unknown: its error is
+// the status PermissionDenied.
+func Required(ctx context.Context) (*Process, error) {
+	p, ok := FromContext(ctx)
+	if !ok {
+		return nil, status.Error(codes.PermissionDenied, "the caller cannot be told")
+	}
+	return p, nil
 }
 
 // FromContext returns the process that made the gRPC call, and false for a call

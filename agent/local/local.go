@@ -110,28 +110,19 @@ func asker(ctx context.Context, target string) (*caller.Process, error) {
 	if target == "" || len(target) > 253 {
 		return nil, status.Error(codes.InvalidArgument, "target: a target's name is wanted")
 	}
-	p, ok := caller.FromContext(ctx)
-	if !ok {
-		return nil, status.Error(codes.PermissionDenied, "the caller cannot be told")
-	}
-	return p, nil
+	return caller.Required(ctx)
 }
 
 // fail is an agent's error with the status that Fetch tells of.
 func fail(ctx context.Context, log *slog.Logger, err error) error {
 	var refused *exchangers.Error
-	switch {
-	case errors.Is(err, agent.ErrDenied):
-		return status.Error(codes.PermissionDenied, err.Error())
-	case errors.As(err, &refused) && refused.Class == exchangers.Config:
-		return status.Error(codes.FailedPrecondition, err.Error())
-	case errors.As(err, &refused), errors.Is(err, agent.ErrUnavailable):
-		return status.Error(codes.Unavailable, err.Error())
-	case ctx.Err() != nil:
-		return status.FromContextError(ctx.Err()).Err()
+	if errors.Is(err, agent.ErrDenied) || !errors.As(err, &refused) {
+		return agent.StatusOf(ctx, log, err)
 	}
-	log.WarnContext(ctx, "exchange failed", "error", err)
-	return status.Error(codes.Unavailable, "the exchange failed: the agent's log says why")
+	if refused.Class == exchangers.Config {
+		return status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return status.Error(codes.Unavailable, err.Error())
 }
 
 func read(t agent.Target) (wire exchangers.Wire, err error) {

@@ -35,14 +35,11 @@ package sds
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"time"
 
 	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/caller"
@@ -94,27 +91,4 @@ func New(cfg Config) *Server {
 		cfg.Now = time.Now
 	}
 	return &Server{cfg: cfg}
-}
-
-func process(ctx context.Context) (*caller.Process, error) {
-	p, ok := caller.FromContext(ctx)
-	if !ok {
-		return nil, status.Error(codes.PermissionDenied, "the caller cannot be told")
-	}
-	return p, nil
-}
-
-// fail maps an error of the agent to a status, as the Workload API does. A
-// refused caller learns a record number and no rule.
-func (s *Server) fail(ctx context.Context, err error) error {
-	switch {
-	case errors.Is(err, agent.ErrDenied):
-		return status.Error(codes.PermissionDenied, err.Error())
-	case ctx.Err() != nil:
-		return status.FromContextError(ctx.Err()).Err()
-	case errors.Is(err, agent.ErrUnavailable):
-		return status.Error(codes.Unavailable, err.Error())
-	}
-	s.cfg.Log.WarnContext(ctx, "call failed", "error", err)
-	return status.Error(codes.Unavailable, "the agent cannot answer: its log says why")
 }

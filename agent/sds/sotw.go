@@ -9,6 +9,9 @@ import (
 	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/caller"
 )
 
 // StreamSecrets sends all secrets of the names asked for, at once and at each
@@ -19,7 +22,7 @@ func (s *Server) StreamSecrets(stream secret.SecretDiscoveryService_StreamSecret
 
 // FetchSecrets answers once.
 func (s *Server) FetchSecrets(ctx context.Context, q *discovery.DiscoveryRequest) (*discovery.DiscoveryResponse, error) {
-	p, err := process(ctx)
+	p, err := caller.Required(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +37,7 @@ func (s *Server) FetchSecrets(ctx context.Context, q *discovery.DiscoveryRequest
 	defer view.Close()
 	u, err := view.Next(ctx)
 	if err != nil {
-		return nil, s.fail(ctx, err)
+		return nil, agent.StatusOf(ctx, s.cfg.Log, err)
 	}
 	m, err := c.answer(s.catalogOf(u, plain(q.GetNode(), s.cfg.DisableSPIFFECertValidation)))
 	if err != nil {

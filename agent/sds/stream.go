@@ -35,7 +35,7 @@ func run[Q request, A comparable](s *Server, stream interface {
 	Recv() (Q, error)
 	Send(A) error
 }, c session[Q, A]) error {
-	p, err := process(stream.Context())
+	p, err := caller.Required(stream.Context())
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func run[Q request, A comparable](s *Server, stream interface {
 		}
 		catalog, err := l.catalog()
 		if err != nil {
-			return s.fail(ctx, err)
+			return agent.StatusOf(ctx, s.cfg.Log, err)
 		}
 		if catalog == nil {
 			continue
@@ -184,5 +184,5 @@ func (s *Server) statusOf(ctx context.Context, err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
-	return s.fail(ctx, err)
+	return agent.StatusOf(ctx, s.cfg.Log, err)
 }

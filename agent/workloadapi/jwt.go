@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/federation"
 )
 
@@ -34,13 +35,13 @@ func (s *Server) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (
 			return nil, status.Errorf(codes.InvalidArgument, "spiffe_id: %v", err)
 		}
 	}
-	p, err := process(ctx)
+	p, err := caller.Required(ctx)
 	if err != nil {
 		return nil, err
 	}
 	svids, err := s.cfg.Agent.JWT(ctx, p, r.GetAudience(), id)
 	if err != nil {
-		return nil, s.fail(ctx, err)
+		return nil, agent.StatusOf(ctx, s.cfg.Log, err)
 	}
 	m := &workload.JWTSVIDResponse{}
 	for _, v := range svids {
@@ -124,7 +125,7 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVI
 	if err := checkAudiences([]string{r.GetAudience()}); err != nil {
 		return nil, err
 	}
-	p, err := process(ctx)
+	p, err := caller.Required(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -132,14 +133,14 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVI
 	defer view.Close()
 	u, err := view.Next(ctx)
 	if err != nil {
-		return nil, s.fail(ctx, err)
+		return nil, agent.StatusOf(ctx, s.cfg.Log, err)
 	}
 	id, claims, err := validate(r.GetSvid(), r.GetAudience(), u.Bundles, s.cfg.Agent.Cutoffs(), s.cfg.Now())
 	if unknown := new(federation.UnknownKeyError); errors.As(err, &unknown) && s.learned(ctx, view, unknown, &u) {
 		id, claims, err = validate(r.GetSvid(), r.GetAudience(), u.Bundles, s.cfg.Agent.Cutoffs(), s.cfg.Now())
 	}
 	if errors.Is(err, agent.ErrUnavailable) {
-		return nil, s.fail(ctx, err)
+		return nil, agent.StatusOf(ctx, s.cfg.Log, err)
 	}
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "the JWT-SVID is not valid: %v", err)

@@ -20,7 +20,6 @@ package workloadapi
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"strings"
 	"time"
@@ -122,29 +121,6 @@ func CheckMetadata(ctx context.Context, method string) error {
 	return nil
 }
 
-func process(ctx context.Context) (*caller.Process, error) {
-	p, ok := caller.FromContext(ctx)
-	if !ok {
-		return nil, status.Error(codes.PermissionDenied, "the caller cannot be told")
-	}
-	return p, nil
-}
-
-// fail maps an error of the agent to the status of SPIFFE Workload Endpoint
-// §6. A refused caller learns a record number and no rule.
-func (s *Server) fail(ctx context.Context, err error) error {
-	switch {
-	case errors.Is(err, agent.ErrDenied):
-		return status.Error(codes.PermissionDenied, err.Error())
-	case ctx.Err() != nil:
-		return status.FromContextError(ctx.Err()).Err()
-	case errors.Is(err, agent.ErrUnavailable):
-		return status.Error(codes.Unavailable, err.Error())
-	}
-	s.cfg.Log.WarnContext(ctx, "call failed", "error", err)
-	return status.Error(codes.Unavailable, "the agent cannot answer: its log says why")
-}
-
 // each sends what every update of a caller's view comes to, the first at once,
 // until the stream ends. What comes to the same is not sent twice.
 func each[M proto.Message](s *Server, stream interface {
@@ -152,7 +128,7 @@ func each[M proto.Message](s *Server, stream interface {
 	Send(M) error
 }, message func(own spiffeid.TrustDomain, u agent.Update) (M, error)) error {
 	ctx := stream.Context()
-	p, err := process(ctx)
+	p, err := caller.Required(ctx)
 	if err != nil {
 		return err
 	}
@@ -162,11 +138,11 @@ func each[M proto.Message](s *Server, stream interface {
 	for {
 		u, err := view.Next(ctx)
 		if err != nil {
-			return s.fail(ctx, err)
+			return agent.StatusOf(ctx, s.cfg.Log, err)
 		}
 		m, err := message(s.cfg.Agent.TrustDomain(), u)
 		if err != nil {
-			return s.fail(ctx, err)
+			return agent.StatusOf(ctx, s.cfg.Log, err)
 		}
 		if last != nil && proto.Equal(m, last) {
 			continue

@@ -1,0 +1,26 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// StatusOf maps an error of an Agent to the status of SPIFFE Workload Endpoint
+// §6, for every service on the workload socket. A refused caller learns a record
+// number and no rule; what is ours alone is logged.
+func StatusOf(ctx context.Context, log *slog.Logger, err error) error {
+	switch {
+	case errors.Is(err, ErrDenied):
+		return status.Error(codes.PermissionDenied, err.Error())
+	case ctx.Err() != nil:
+		return status.FromContextError(ctx.Err()).Err()
+	case errors.Is(err, ErrUnavailable):
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	log.WarnContext(ctx, "call failed", "error", err)
+	return status.Error(codes.Unavailable, "the agent cannot answer: its log says why")
+}
