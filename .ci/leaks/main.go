@@ -14,8 +14,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -95,10 +97,14 @@ func (c *checker) take(text string) {
 		}
 	case "fail", "build-fail":
 		c.failed = true
-		for _, text := range c.said[key] {
-			fmt.Fprint(c.out, text)
+		c.tell(key)
+		if l.Test == "" { // what had not ended: it may be why
+			for _, other := range slices.Sorted(maps.Keys(c.said)) {
+				if strings.HasPrefix(other, key) {
+					c.tell(other)
+				}
+			}
 		}
-		delete(c.said, key)
 	case "pass", "skip":
 		if l.Test == "" {
 			fmt.Fprintf(c.out, "%s\t%s\t%.1fs\n", l.Action, l.Package, l.Elapsed)
@@ -106,6 +112,13 @@ func (c *checker) take(text string) {
 		delete(c.said, key)
 		delete(c.stream, key)
 	}
+}
+
+func (c *checker) tell(key string) {
+	for _, text := range c.said[key] {
+		fmt.Fprint(c.out, text)
+	}
+	delete(c.said, key)
 }
 
 // search looks for secrets in one line of a test's output.

@@ -118,7 +118,7 @@ func TestCommandOfOthers(t *testing.T) {
 // A waiting process tells which signal it got.
 func waiting(t *testing.T) (cmd *exec.Cmd, got func() string) {
 	t.Helper()
-	cmd = exec.Command("/bin/sh", "-c", `trap 'echo HUP; exit' HUP; echo ready; while :; do sleep 0.05; done`)
+	cmd = exec.Command("/bin/sh", "-c", `trap 'echo USR1; exit' USR1; echo ready; while :; do sleep 0.05; done`) // HUP is ignored under nohup
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func pidFile(t *testing.T, text string) string {
 
 func signal(t *testing.T, file string) error {
 	t.Helper()
-	h, err := output.Signal(file, "HUP")
+	h, err := output.Signal(file, "USR1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +162,7 @@ func TestSignal(t *testing.T) {
 	if err := signal(t, pidFile(t, fmt.Sprintf("%d\nmore\n", cmd.Process.Pid))); err != nil {
 		t.Fatal(err)
 	}
-	if line := got(); line != "HUP" {
+	if line := got(); line != "USR1" {
 		t.Errorf("it got %q", line)
 	}
 }

@@ -379,6 +379,9 @@ func TestReadersSeeWholePairs(t *testing.T) {
 	}
 	reader(func() (string, string, bool) { // below one descriptor
 		at, err := os.OpenRoot(filepath.Join(dir, "..data"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", "", false // two rotations passed between the link and what it named
+		}
 		if err != nil {
 			t.Error(err)
 			return "", "", false

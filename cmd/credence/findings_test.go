@@ -79,13 +79,15 @@ var findings = []finding{
 	{"CVE-2025-59043", "JSON from outside is bounded before it is parsed", []string{"federation.TestParseBundleBounds", "federation/fetch.TestAnswers"}},
 
 	// Credentials on a node.
-	{"aws-vault #578", "a page that reaches loopback gets nothing", []string{"agent/local.TestPagesThatReachLoopbackGetNothing", "agent/local.TestContainerRefuses"}},
+	{"aws-vault #578", "a page that reaches loopback gets nothing", []string{"agent/local.TestPagesThatReachLoopbackGetNothing", "agent/local.TestSurfacesRefuse"}},
 	{"CVE-2026-46405", "an error wins over what comes with it", []string{"agent/local.TestAnAnswerWithAnErrorGivesNothing", "agent.TestAnExchangeThatAlsoFailsGivesNothing", "exchangers.TestACredentialWithAnErrorIsNone", "exchangers/gcp.TestATokenWithAnErrorIsNone", "exchangers/azure.TestATokenWithAnErrorIsNone", "exchangers/oauth.TestATokenWithAnErrorIsNone", "exchangers/aws.TestASessionWithAnErrorIsNone"}},
 	{"CVE-2025-11621", "a session is one identity's with one target", []string{"agent.TestNoTwoTargetsShareASession", "agent.TestOneSessionForAnIdentityAndTarget", "agent.TestSessionsEnd"}},
 	{"SPIRE #6732", "nothing that is secret is logged", []string{"agent.TestNoSecretLeavesItsWay", "broker/server.TestNoSecretIsToldByTheBroker"}},
 	{"CVE-2025-62513", "secrets are in no log", []string{"cmd/credence.TestExecListensOnLoopbackAlone", "agent.TestNoSecretLeavesItsWay", "broker/server.TestNoSecretIsToldByTheBroker", "exchangers.TestLogsNoSecret", "exchangers.TestSecretNeverPrints", "federation.TestEachFetchIsLoggedWithoutSecrets", "broker/store.TestTokensAreHashed"}},
 	{"SPIRE #6636", "no field is lost or taken for another on its way", []string{"broker/server.TestEveryFieldArrives"}},
 	{"CVE-2025-9039", "a node's credential endpoint is on loopback alone", []string{"cmd/credence.TestExecListensOnLoopbackAlone"}},
+	{"spiffe-helper #250", "a pid file's process is signalled only if it is the one that wrote it", []string{"agent/output.TestSignalRefuses"}},
+	{"aws-spiffe-workload-helper's --force", "what else stands in a shared file is kept", []string{"agent/output/awscredentials.TestPutKeepsTheRest"}},
 	{"CVE-2022-36633", "what is rendered for a shell is quoted", []string{"cmd/credence.TestLinesForAShellAreQuoted"}},
 }
 
