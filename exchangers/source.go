@@ -130,6 +130,11 @@ func (s *Source) once(ctx context.Context) (Credential, error) {
 	if c == nil {
 		return cred, err
 	}
+	return s.await(ctx, c)
+}
+
+// await waits for a call. When ctx ends, the call goes on for the others.
+func (s *Source) await(ctx context.Context, c *call) (Credential, error) {
 	select {
 	case <-c.done:
 		return c.cred, c.err

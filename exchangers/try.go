@@ -3,7 +3,6 @@ package exchangers
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 )
 
@@ -19,12 +18,7 @@ func (s *Source) Try(ctx context.Context) (Credential, error) {
 	if c == nil {
 		return cred, err
 	}
-	select {
-	case <-c.done:
-		return c.cred, c.err
-	case <-ctx.Done():
-		return Credential{}, fmt.Errorf("waiting for a credential of %s: %w", s.cfg.Target, ctx.Err())
-	}
+	return s.await(ctx, c)
 }
 
 // trying returns the call to wait for, or the last outcome.

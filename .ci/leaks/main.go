@@ -38,7 +38,7 @@ var shapes = []*regexp.Regexp{
 func forms(text string) []string {
 	all := []string{regexp.QuoteMeta(text), hex.EncodeToString([]byte(text))}
 	for shift := range 3 {
-		encoded := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + text + "xxx"))
+		encoded := base64.StdEncoding.EncodeToString([]byte(strings.Repeat(".", shift) + text + "..."))
 		first := (8*shift + 5) / 6 // the digits that hold bits of what stands before
 		last := (8 * (shift + len(text))) / 6
 		all = append(all, regexp.QuoteMeta(encoded[first:last]))
