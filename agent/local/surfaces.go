@@ -94,7 +94,7 @@ type Surfaces struct {
 	env     map[string]string
 	unset   []string
 
-	running sync.WaitGroup // holds Run
+	running sync.RWMutex // shared by Run, whole for Close
 	end     context.CancelFunc
 	ended   context.Context
 	once    sync.Once
@@ -319,8 +319,8 @@ func (s *Surfaces) Apply(environ []string) []string {
 
 // Run keeps the files fresh until ctx ends or Close is called.
 func (s *Surfaces) Run(ctx context.Context) {
-	s.running.Add(1)
-	defer s.running.Done()
+	s.running.RLock()
+	defer s.running.RUnlock()
 	for {
 		// Those who began together don't ask together.
 		wait := every*9/10 + mathrand.N(every/10)
@@ -363,7 +363,8 @@ func (s *Surfaces) Refresh(ctx context.Context) {
 func (s *Surfaces) Close() (err error) {
 	s.once.Do(func() {
 		s.end()
-		s.running.Wait()
+		s.running.Lock()
+		defer s.running.Unlock()
 		switch {
 		case s.server == nil:
 		case s.cfg.Door != nil:
