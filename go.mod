@@ -48,6 +48,7 @@ require (
 require (
 	github.com/containerd/containerd/api v1.12.0
 	github.com/coreos/go-systemd/v22 v22.7.0
+	github.com/google/go-tpm v0.9.8
 	github.com/openbao/openbao/api/v2 v2.7.1
 )
 

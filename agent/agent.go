@@ -80,7 +80,9 @@ type Config struct {
 	Data        string              // directory that keeps the node's SVID over a restart
 	Attestors   map[string]Attestor // by prefix, such as "workload.unix"
 	Exchanger   func(Target) (exchangers.Exchanger, error)
-	Spool       Spool // of reports to the broker's record
+	Spool       Spool  // of reports to the broker's record
+	Seal        string // of what is kept for a restart: SealTPM, SealKeyring or SealPlain, which must be there; empty or "auto": the best that is
+	TPM         string // its device, or the socket of one in software; empty: the machine's
 	Version     string
 	Patience    time.Duration    // of a caller while the broker doesn't answer; 0 means 5 s
 	Log         *slog.Logger     // nil discards

@@ -67,7 +67,7 @@ func (a *Agent) openKept() error {
 	k.path, k.peers = filepath.Join(a.cfg.Data, "svids.sealed"), make(map[spiffeid.TrustDomain]*api.Bundle)
 	k.changed, k.erased = make(chan struct{}, 1), make(chan struct{}, 1)
 	var err error
-	if k.seal, err = openSeal(a.cfg.Data); err != nil {
+	if k.seal, err = openSeal(a.cfg); err != nil {
 		return fmt.Errorf("sealing what is served: %w", err)
 	}
 	text, err := readSealed(k.path, k.seal)
@@ -78,8 +78,9 @@ func (a *Agent) openKept() error {
 		err = a.restore(text)
 	}
 	if err != nil {
-		a.cfg.Log.Warn("what an earlier run served is not taken up", "file", k.path, "error", err)
+		a.cfg.Log.Warn("what an earlier run served is not taken up", "file", k.path, "seal", k.seal.where, "error", err)
 		k.svids = nil
+		return k.remove()
 	}
 	return nil
 }

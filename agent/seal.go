@@ -11,31 +11,81 @@ import (
 	"path/filepath"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/credence-id/credence/agent/tpmseal"
 )
 
 // A seal keeps what it closes from who has the disk but not the key.
 type seal struct {
-	where string // "keyring" or "plain": in a file beside what it seals
+	where string // "tpm", "keyring" or "plain": in a file beside what it seals
 	aead  cipher.AEAD
 }
 
 const (
-	sealKey   = 32
+	sealKey   = tpmseal.KeySize
 	plainFile = "svids.key"
+	tpmFile   = "svids.tpm"
 )
 
-// openSeal takes up the key of a data directory, or makes one. It is in the
-// kernel's keyring where that keeps it over a restart of the agent, and is gone
-// with the machine's; else in a file that its owner alone can read.
-func openSeal(dir string) (seal, error) {
-	if key, err := keyringKey(dir); err == nil {
-		return newSeal("keyring", key)
+// Seals are what can keep the key, the best first: the TPM, for this machine;
+// the kernel's keyring, where that keeps it over a restart of the agent, until
+// the machine's; a file that its owner alone can read.
+const (
+	SealTPM     = "tpm"
+	SealKeyring = "keyring"
+	SealPlain   = "plain"
+)
+
+// CheckSeal refuses what names no seal; empty and "auto" leave it to what the
+// machine has.
+func CheckSeal(kind string) error {
+	switch kind {
+	case "", sealAuto, SealTPM, SealKeyring, SealPlain:
+		return nil
 	}
-	key, err := plainKey(filepath.Join(dir, plainFile))
+	return fmt.Errorf("seal: %.40q: auto, tpm, keyring or plain are wanted", kind)
+}
+
+const sealAuto = "auto"
+
+// openSeal takes up the key of a data directory, or makes one, by the kind that
+// is named, or by the best that this machine has.
+func openSeal(cfg Config) (seal, error) {
+	if err := CheckSeal(cfg.Seal); err != nil {
+		return seal{}, err
+	}
+	named := cfg.Seal != "" && cfg.Seal != sealAuto
+	for _, kind := range []string{SealTPM, SealKeyring} {
+		if named && kind != cfg.Seal {
+			continue
+		}
+		key, err := sealedKey(kind, cfg)
+		if err == nil {
+			return newSeal(kind, key)
+		}
+		if named {
+			return seal{}, fmt.Errorf("seal: %s is named, but is not to be had: %w", kind, err)
+		}
+		if kind == SealTPM && !errors.Is(err, tpmseal.ErrAbsent) {
+			cfg.Log.Warn("the TPM keeps no key for us", "error", err)
+		}
+	}
+	key, err := plainKey(filepath.Join(cfg.Data, plainFile))
 	if err != nil {
 		return seal{}, err
 	}
-	return newSeal("plain", key)
+	return newSeal(SealPlain, key)
+}
+
+func sealedKey(kind string, cfg Config) ([]byte, error) {
+	if kind == SealKeyring {
+		return keyringKey(cfg.Data)
+	}
+	device := cfg.TPM
+	if device == "" {
+		device = tpmseal.Device
+	}
+	return tpmseal.Key(device, filepath.Join(cfg.Data, tpmFile))
 }
 
 func newSeal(where string, key []byte) (seal, error) {

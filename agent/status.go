@@ -42,7 +42,7 @@ type Status struct {
 	Connected bool
 	Heard     time.Time // when a broker last answered; zero: never in this run
 	Trouble   string    // why it is not connected
-	Seal      string    // of what is kept for a restart: "keyring" or "plain"
+	Seal      string    // of what is kept for a restart: "tpm", "keyring" or "plain"
 	Spool     spool.Stats
 	Held      []Holding // by SPIFFE ID, then end
 }

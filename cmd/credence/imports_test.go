@@ -56,8 +56,10 @@ var mayImport = map[string][]string{
 	"exchangers/sandbox/issuertest": {},
 	"exchangers/sandbox/setup":      {"exchangers/sandbox", "exchangers/sandbox/aws", "exchangers/sandbox/gcp", "exchangers/sandbox/azure"},
 	"exchangers/sandbox/clouds":     {"exchangers/sandbox", "exchangers/sandbox/aws", "exchangers/sandbox/gcp", "exchangers/sandbox/azure", "exchangers/sandbox/oauth", "exchangers/sandbox/vault", "exchangers/sandbox/setup"},
-	"agent":                         {"broker/api", "agent/api", "agent/caller", "agent/spool", "exchangers", "federation"},
+	"agent":                         {"broker/api", "agent/api", "agent/caller", "agent/spool", "agent/tpmseal", "exchangers", "federation"},
 	"agent/spool":                   {},
+	"agent/tpmseal":                 {},
+	"agent/tpmseal/tpmtest":         {}, // a TPM in software for tests
 	"agent/agenttest":               {"broker/api", "agent", "agent/caller", "exchangers"}, // fakes for tests
 	"agent/caller":                  {},
 	"agent/attest":                  {"agent/caller"},
