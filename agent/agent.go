@@ -33,27 +33,6 @@ var (
 	ErrFatal = errors.New("the agent cannot go on")
 )
 
-// A Denied is a refusal with what to quote to the operator.
-type Denied struct {
-	Record string // of the broker's audit record; empty: refused on this node
-	Reason string // what the caller may be told
-}
-
-// Error names the way to the reason.
-func (d *Denied) Error() string {
-	s := ErrDenied.Error()
-	if d.Reason != "" {
-		s = d.Reason
-	}
-	if d.Record != "" {
-		s += "; the operator finds it in the broker's record as " + d.Record + ", and why with: credence explain --pid PID"
-	}
-	return s
-}
-
-// Is makes a Denied an ErrDenied.
-func (d *Denied) Is(err error) bool { return err == ErrDenied }
-
 // An Attestor tells facts about the process at our socket: full names under
 // its prefix. Names in unknown could not be proven; an error means that
 // nothing under the prefix could. wanted tells which costly facts some
@@ -136,6 +115,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg, ready: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
 	a.node.due = make(chan struct{}, 1)
+	a.contact.init(cfg.Now)
 	a.wanted.Store(&map[string]bool{})
 	a.sets.init(&a.kept)
 	a.tokens.init()
@@ -184,7 +164,7 @@ func (a *Agent) Run(ctx context.Context) error {
 // stop lets everything go: nothing runs afterwards, nobody is served, and what
 // was not reported is on disk.
 func (a *Agent) stop() {
-	a.sets.end(fmt.Errorf("%w: it stops", ErrUnavailable))
+	a.sets.end(&Unavailable{Code: AgentUnavailable, Reason: "it stops"})
 	a.tokens.forget(nil)
 	a.sources.end()
 	a.reports.end()

@@ -91,8 +91,11 @@ func (a *Agent) ask(ctx context.Context, ask []*set) {
 			return
 		}
 		// Asked again it would be refused again.
-		reason := "the broker refuses what was attested of this process: " + status.Convert(err).Message()
-		a.settle(questions[0], nil, &Denied{Reason: reason})
+		denied := &Denied{Reason: "the broker refuses what was attested of this process: " + status.Convert(err).Message(), Code: RequestRefused}
+		if InfoOf(err).GetReason() == KeyRefused {
+			denied.Reason, denied.Code = "the broker signs no SVID for the key that this agent made: "+status.Convert(err).Message(), KeyRefused
+		}
+		a.settle(questions[0], nil, denied)
 		return
 	}
 	if err != nil {

@@ -20,6 +20,7 @@ const attestTime = 3 * time.Second
 type Attestation struct {
 	Facts   map[string][]string
 	Unknown []string
+	Failed  []Failure // attestors: all under their prefixes is unknown
 }
 
 // Attest proves facts about a process, afresh, its attestors side by side. One
@@ -30,7 +31,7 @@ func (a *Agent) Attest(ctx context.Context, p *caller.Process) (Attestation, err
 	for _, f := range found {
 		if f.err != nil {
 			a.cfg.Log.WarnContext(ctx, "attestor failed", "attestor", f.prefix, "pid", p.PID(), "error", f.err)
-			out.Unknown = append(out.Unknown, f.prefix)
+			out.Unknown, out.Failed = append(out.Unknown, f.prefix), append(out.Failed, Failure{f.prefix, f.err})
 			continue
 		}
 		for name, values := range f.facts {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/caller"
@@ -50,8 +51,8 @@ func TestAHangingAttestor(t *testing.T) {
 	t.Parallel()
 	_, a := started(t, func(c *agent.Config) { c.Attestors["workload.docker"] = hanging{} })
 	got, err := a.Attest(t.Context(), process(t))
-	want := agent.Attestation{Facts: uid("1000"), Unknown: []string{"workload.docker"}}
-	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+	want := agent.Attestation{Facts: uid("1000"), Unknown: []string{"workload.docker"}, Failed: []agent.Failure{{Attestor: "workload.docker", Err: context.DeadlineExceeded}}}
+	if diff := cmp.Diff(want, got, cmpopts.EquateErrors()); err != nil || diff != "" {
 		t.Error(diff, err)
 	}
 }

@@ -3,12 +3,10 @@ package agent
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/broker/api"
@@ -52,6 +50,7 @@ type Identities struct {
 	wanted *map[string]bool
 	last   Update // as it was told
 	told   bool
+	failed []Failure // attestors, when the caller was attested
 }
 
 // Identities opens a caller's view. Close it.
@@ -80,7 +79,7 @@ func (i *Identities) Next(ctx context.Context) (Update, error) {
 		granted, others := i.set.changed.wait(), i.agent.bundles.changed.wait()
 		u, held, err := i.agent.look(i.set, i.after)
 		if err != nil {
-			return Update{}, err
+			return Update{}, blame(err, i.failed)
 		}
 		if !held {
 			if waiting == nil {
@@ -111,7 +110,7 @@ func (i *Identities) Next(ctx context.Context) (Update, error) {
 }
 
 func errChanged() error {
-	return &Denied{Reason: "the calling process is not the one that connected"}
+	return &Denied{Reason: "the calling process is not the one that connected", Code: ProcessChanged}
 }
 
 // A wait is a caller's that has nothing yet.
@@ -141,10 +140,7 @@ func (w *wait) until(ctx context.Context, i *Identities, granted, others <-chan 
 	case <-w.lend:
 		i.agent.sets.lend(i.set, i.agent.cfg.Now())
 	case <-w.late:
-		if err := i.agent.sets.failure(i.set); err != nil {
-			return fmt.Errorf("%w: %s", ErrUnavailable, status.Convert(err).Message())
-		}
-		return fmt.Errorf("%w: the broker has not answered", ErrUnavailable)
+		return i.agent.unavailable(i.agent.sets.failure(i.set))
 	}
 	return nil
 }
@@ -165,7 +161,7 @@ func (i *Identities) attest(ctx context.Context) error {
 		return err
 	}
 	i.Close()
-	i.set, i.after, i.wanted = next, after, wanted
+	i.set, i.after, i.wanted, i.failed = next, after, wanted, t.Failed
 	return nil
 }
 

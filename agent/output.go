@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/exchangers"
@@ -228,7 +227,7 @@ func (d *Delivery) look(st *set, after uint64) (u Update, held bool, err error) 
 		return Update{}, false, err
 	case erased != d.erased && !held:
 		d.erased, d.told = erased, toldErased
-		return Update{}, false, &Denied{Reason: "what was granted has been withdrawn"}
+		return Update{}, false, &Denied{Reason: "what was granted has been withdrawn", Code: Withdrawn}
 	}
 	d.erased = erased
 	return u, held, nil
@@ -249,10 +248,7 @@ func (d *Delivery) over(ctx context.Context, err error) error {
 }
 
 func (d *Delivery) unavailable(st *set) error {
-	if err := d.agent.sets.failure(st); err != nil {
-		return fmt.Errorf("%w: %s", ErrUnavailable, status.Convert(err).Message())
-	}
-	return fmt.Errorf("%w: the broker has not answered", ErrUnavailable)
+	return d.agent.unavailable(d.agent.sets.failure(st))
 }
 
 // equal says whether two updates come to the same for an output: to same, it

@@ -180,7 +180,8 @@ func (a *Agent) listed(st *set, u Update, target string) (*SVID, Target, error) 
 	v, t, ok := findTarget(u.SVIDs, target)
 	if !ok {
 		a.reports.refused(st, notListedHere, target)
-		return nil, Target{}, &Denied{Reason: fmt.Sprintf("no identity of %s lists the target %q (it lists: %s); the operator adds it to targets: of its Identity", bearer(st.workload), target, listTargets(u.SVIDs))}
+		return nil, Target{}, &Denied{Code: TargetNotListed, Meta: map[string]string{"target": target},
+			Reason: fmt.Sprintf("no identity of %s lists the target %q (it lists: %s); the operator adds it to targets: of its Identity", bearer(st.workload), target, listTargets(u.SVIDs))}
 	}
 	return v, t, nil
 }
@@ -293,7 +294,7 @@ func (p presented) X509(context.Context) (*x509svid.SVID, error) {
 			return &x509svid.SVID{ID: v.ID, Hint: v.Hint, Certificates: v.Certificates, PrivateKey: v.Key}, nil
 		}
 	}
-	return nil, &Denied{Reason: "the identity is no longer granted"}
+	return nil, &Denied{Reason: "the identity is no longer granted", Code: Withdrawn}
 }
 
 // JWT asks the broker for a token for the target.

@@ -13,10 +13,25 @@ import (
 
 // contact is how this agent stands with its brokers.
 type contact struct {
+	now func() time.Time
+
 	mu        sync.Mutex // guards what follows
+	lost      time.Time  // when there was a stream last, or the agent's beginning
 	connected bool       // a Watch stream is open
 	heard     time.Time  // when a broker last answered
 	trouble   string     // why there is no stream
+}
+
+func (c *contact) init(now func() time.Time) { c.now, c.lost = now, now() }
+
+// lostAt is since when no broker has answered.
+func (c *contact) lostAt() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.connected || c.heard.After(c.lost) {
+		return c.heard
+	}
+	return c.lost
 }
 
 func (c *contact) hear(now time.Time) {
@@ -29,6 +44,9 @@ func (c *contact) hear(now time.Time) {
 func (c *contact) stream(open bool, trouble error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.connected && !open {
+		c.lost = c.now()
+	}
 	c.connected, c.trouble = open, ""
 	if trouble != nil {
 		c.trouble = trouble.Error()

@@ -10,17 +10,18 @@ import (
 )
 
 // StatusOf maps an error of an Agent to the status of SPIFFE Workload Endpoint
-// §6, for every service on the workload socket. A refused caller learns a record
-// number and no rule; what is ours alone is logged.
+// §6, for every service on the workload socket, with a google.rpc.ErrorInfo that
+// has the code. A refused caller learns a record number and no rule; what is ours
+// alone is logged.
 func StatusOf(ctx context.Context, log *slog.Logger, err error) error {
 	switch {
 	case errors.Is(err, ErrDenied):
-		return status.Error(codes.PermissionDenied, err.Error())
+		return withInfo(codes.PermissionDenied, err.Error(), infoOf(err))
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err()).Err()
 	case errors.Is(err, ErrUnavailable):
-		return status.Error(codes.Unavailable, err.Error())
+		return withInfo(codes.Unavailable, err.Error(), infoOf(err))
 	}
 	log.WarnContext(ctx, "call failed", "error", err)
-	return status.Error(codes.Unavailable, "the agent cannot answer: its log says why")
+	return withInfo(codes.Unavailable, "the agent cannot answer: its log says why", infoOf(err))
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -200,12 +201,12 @@ func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svi
 	if err != nil {
 		s := status.Convert(err)
 		if s.Code() == codes.InvalidArgument {
-			return nil, false, fmt.Errorf("%w: %s", ErrDenied, s.Message())
+			return nil, false, &Denied{Reason: "the broker refuses what is asked for: " + s.Message(), Code: RequestRefused}
 		}
-		return nil, false, fmt.Errorf("%w: %s", ErrUnavailable, s.Message())
+		return nil, false, a.unavailable(err)
 	}
 	if d := response.GetDenial(); d != nil {
-		return nil, false, &Denied{Record: d.GetRecord(), Reason: notListed(request)}
+		return nil, false, notListed(request, d)
 	}
 	if len(response.GetSvids()) == 0 {
 		return nil, false, fmt.Errorf("%w: the broker answered with nothing", ErrUnavailable)
@@ -222,9 +223,22 @@ func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svi
 }
 
 // notListed names the field of an Identity that would have to grant a token.
-func notListed(r *api.IssueJWTRequest) string {
-	if r.GetTarget() != "" {
-		return "no identity of " + bearer(r.GetWorkload()) + " lists the target in targets"
+func notListed(r *api.IssueJWTRequest, d *api.Denial) *Denied {
+	who := bearer(r.GetWorkload())
+	denied := &Denied{Record: d.GetRecord(), Code: strings.ToUpper(d.GetCode())}
+	switch denied.Code {
+	case AudienceNotListed:
+		denied.Reason = "no identity of " + who + " lists the audience in jwt.audiences"
+	case TargetNotListed:
+		denied.Reason = "no identity of " + who + " lists the target in targets"
+	case TargetTakesX509:
+		denied.Reason = "the target takes the X509-SVID of " + who + ", and has no token"
+	case SPIFFEIDNotGranted:
+		denied.Reason = "the SPIFFE ID asked for is not granted to " + who
+	case RequestRefused:
+		denied.Reason = "the broker takes no such request"
+	default:
+		denied.Code, denied.Reason = NoIdentity, "no identity is granted to "+who
 	}
-	return "no identity of " + bearer(r.GetWorkload()) + " lists the audience in jwt.audiences"
+	return denied
 }

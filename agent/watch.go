@@ -78,7 +78,7 @@ func (a *Agent) wanting() {
 
 // evicted erases everything that was granted on this node.
 func (a *Agent) evicted() error {
-	a.sets.end(&Denied{Reason: "this node has been evicted"})
+	a.sets.end(&Denied{Reason: "this node has been evicted", Code: NodeEvicted})
 	a.tokens.forget(nil)
 	a.sources.drop(nil)
 	a.node.drop()

@@ -75,8 +75,19 @@ type X509SVID struct {
 // A Denial tells the caller which record to quote to the operator.
 type Denial struct {
 	Record string
-	Code   string // "denied"
+	Code   string
 }
+
+// Why a node gets nothing: a Denial's code. What the facts give nothing for, and
+// what a Deny withholds, are one: the node learns no more.
+const (
+	DeniedAll      = "denied"
+	DeniedAudience = "audience_not_listed"
+	DeniedTarget   = "target_not_listed"
+	DeniedX509     = "target_takes_x509"
+	DeniedID       = "spiffe_id_not_granted"
+	DeniedRequest  = "request_refused" // it says two things at once, or breaks a bound
+)
 
 // A JWTRequest asks for JWT-SVIDs of one workload.
 type JWTRequest struct {
@@ -169,7 +180,7 @@ func (b *Broker) issueItem(ctx context.Context, p ground, node Node, item X509It
 	result := X509Result{Revision: p.Revision}
 	decisions, kept, held, err := decideX509(p, request, item.Held)
 	if errors.Is(err, identity.ErrDenied) {
-		result.Denial, err = b.deny(ctx, p, node, request, "x509")
+		result.Denial, err = b.deny(ctx, p, node, request, "x509", DeniedAll)
 		return result, nil, err
 	}
 	if err != nil {
@@ -286,7 +297,7 @@ func (b *Broker) issueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 	request.ToFile, request.TTL = r.ToFile, r.TTL
 	decisions, err := policy.Set.Decide(request)
 	if errors.Is(err, identity.ErrDenied) {
-		denial, err := b.deny(ctx, policy, node, request, "jwt")
+		denial, err := b.deny(ctx, policy, node, request, "jwt", refusedToken(policy, whole, r, err))
 		return nil, denial, err
 	}
 	if err != nil {
@@ -318,6 +329,31 @@ func (b *Broker) issueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 	return svids, nil, nil
 }
 
+// refusedToken is why there is no token: whether the facts give an identity at
+// all, which the node knows, and what of the request that doesn't fit, which the
+// node has read in its SVIDs.
+func refusedToken(p ground, whole identity.Request, r JWTRequest, why error) string {
+	if why != identity.ErrDenied { // it says more
+		return DeniedRequest
+	}
+	all, err := p.Set.Decide(whole)
+	if err != nil {
+		return DeniedAll
+	}
+	if !r.SPIFFEID.IsZero() {
+		all = slices.DeleteFunc(all, func(d identity.Decision) bool { return d.ID != r.SPIFFEID })
+	}
+	switch {
+	case len(all) == 0:
+		return DeniedID
+	case r.Target == "":
+		return DeniedAudience
+	case slices.ContainsFunc(all, func(d identity.Decision) bool { return slices.Contains(d.Targets, r.Target) }):
+		return DeniedX509
+	}
+	return DeniedTarget
+}
+
 func (b *Broker) request(node Node, w Workload) identity.Request {
 	return identity.Request{NodeID: node.ID, Node: node.Facts, Workload: w.Facts, Unknown: w.Unknown, Time: b.cfg.Now()}
 }
@@ -344,9 +380,9 @@ func (b *Broker) outlast(ctx context.Context) error {
 
 // deny records a denial; one node's repeated denial on the same facts, under
 // the same policy, is one record with a count.
-func (b *Broker) deny(ctx context.Context, p ground, node Node, r identity.Request, what string) (*Denial, error) {
+func (b *Broker) deny(ctx context.Context, p ground, node Node, r identity.Request, what, code string) (*Denial, error) {
 	event := audit.Event{
-		Kind: "deny", Node: node.ID, Code: "denied", Facts: r.Workload.Map(),
+		Kind: "deny", Node: node.ID, Code: code, Facts: r.Workload.Map(),
 		Audiences: r.Audiences, Target: r.Target, Detail: map[string]string{"asked": what, "policy": strconv.FormatUint(p.Revision, 10)},
 	}
 	if len(r.Unknown) > 0 {
@@ -356,7 +392,7 @@ func (b *Broker) deny(ctx context.Context, p ground, node Node, r identity.Reque
 	if err != nil {
 		return nil, fmt.Errorf("recording a denial: %w", err)
 	}
-	return &Denial{Record: ref.ID(), Code: "denied"}, nil
+	return &Denial{Record: ref.ID(), Code: code}, nil
 }
 
 // signed is an SVID as the record has it.

@@ -390,7 +390,7 @@ func TestIssueJWT(t *testing.T) {
 		name string
 		ask  broker.JWTRequest
 		want string // identities; empty: denied
-		alg  string
+		alg  string // of a denial its code
 		life time.Duration
 	}{
 		{"an audience of both", broker.JWTRequest{Audiences: []string{db}}, "a b", "ES256", 5 * time.Minute},
@@ -398,15 +398,15 @@ func TestIssueJWT(t *testing.T) {
 		{"shorter", broker.JWTRequest{Audiences: []string{db}, SPIFFEID: idA, TTL: time.Minute}, "a", "ES256", time.Minute},
 		{"longer", broker.JWTRequest{Audiences: []string{db}, SPIFFEID: idA, TTL: time.Hour}, "a", "ES256", 5 * time.Minute},
 		{"two audiences", broker.JWTRequest{Audiences: []string{db, "orders"}}, "a", "RS256", 5 * time.Minute},
-		{"one is not listed", broker.JWTRequest{Audiences: []string{db, "ledger"}}, "", "", 0},
-		{"a target's audience", broker.JWTRequest{Audiences: []string{"https://cloud.example"}}, "", "", 0},
+		{"one is not listed", broker.JWTRequest{Audiences: []string{db, "ledger"}}, "", "audience_not_listed", 0},
+		{"a target's audience", broker.JWTRequest{Audiences: []string{"https://cloud.example"}}, "", "audience_not_listed", 0},
 		{"a target", broker.JWTRequest{Target: "cloud"}, "a", "RS256", 15 * time.Minute},
 		{"to a file", broker.JWTRequest{Target: "cloud", ToFile: true}, "a", "RS256", time.Hour},
-		{"a target for X509-SVIDs", broker.JWTRequest{Target: "mtls"}, "", "", 0},
-		{"another's target", broker.JWTRequest{Target: "others"}, "", "", 0},
-		{"no such target", broker.JWTRequest{Target: "nothing"}, "", "", 0},
-		{"another's ID", broker.JWTRequest{Audiences: []string{db}, SPIFFEID: spiffeid.RequireFromString("spiffe://example.org/c")}, "", "", 0},
-		{"a file without a target", broker.JWTRequest{Audiences: []string{db}, ToFile: true}, "", "", 0},
+		{"a target for X509-SVIDs", broker.JWTRequest{Target: "mtls"}, "", "target_takes_x509", 0},
+		{"another's target", broker.JWTRequest{Target: "others"}, "", "target_not_listed", 0},
+		{"no such target", broker.JWTRequest{Target: "nothing"}, "", "target_not_listed", 0},
+		{"another's ID", broker.JWTRequest{Audiences: []string{db}, SPIFFEID: spiffeid.RequireFromString("spiffe://example.org/c")}, "", "spiffe_id_not_granted", 0},
+		{"a file without a target", broker.JWTRequest{Audiences: []string{db}, ToFile: true}, "", "request_refused", 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			row.ask.Workload, row.ask.Set = w, set(1)
@@ -416,7 +416,7 @@ func TestIssueJWT(t *testing.T) {
 			e.must(err)
 			recorded := e.record.of("issue.jwt")[before:]
 			if row.want == "" {
-				if d == nil || d.Code != "denied" || !strings.HasPrefix(d.Record, "r-") || len(svids) > 0 || len(recorded) > 0 {
+				if d == nil || d.Code != row.alg || !strings.HasPrefix(d.Record, "r-") || len(svids) > 0 || len(recorded) > 0 {
 					t.Errorf("%v, %v, recorded %v", svids, d, recorded)
 				}
 				for _, event := range e.record.of("deny")[denied:] {

@@ -157,9 +157,24 @@ func (b *Broker) IssueJWT(_ context.Context, r *api.IssueJWTRequest) (*api.Issue
 		})
 	}
 	if len(response.Svids) == 0 {
-		response.Denial = &api.Denial{Record: Record, Code: "denied"}
+		response.Denial = &api.Denial{Record: Record, Code: b.refusal(r)}
 	}
 	return response, nil
+}
+
+// refusal is a broker's code for why no token is made.
+func (b *Broker) refusal(r *api.IssueJWTRequest) string {
+	switch grants := b.granted(r.GetWorkload()); {
+	case len(grants) == 0:
+		return "denied"
+	case r.GetTarget() != "":
+		return "target_not_listed"
+	case r.GetSpiffeId() != "" && !slices.ContainsFunc(grants, func(g Grant) bool {
+		return r.GetSpiffeId() == spiffeid.RequireFromPath(b.TrustDomain, g.Path).String()
+	}):
+		return "spiffe_id_not_granted"
+	}
+	return "audience_not_listed"
 }
 
 // JWT signs claims as a JWT-SVID.

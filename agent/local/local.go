@@ -119,10 +119,11 @@ func fail(ctx context.Context, log *slog.Logger, err error) error {
 	if errors.Is(err, agent.ErrDenied) || !errors.As(err, &refused) {
 		return agent.StatusOf(ctx, log, err)
 	}
+	meta := map[string]string{"provider": refused.Provider, "class": string(refused.Class)}
 	if refused.Class == exchangers.Config {
-		return status.Error(codes.FailedPrecondition, err.Error())
+		return agent.WithInfo(codes.FailedPrecondition, err.Error(), agent.TargetRefused, meta)
 	}
-	return status.Error(codes.Unavailable, err.Error())
+	return agent.WithInfo(codes.Unavailable, err.Error(), agent.TargetRefused, meta)
 }
 
 func read(t agent.Target) (wire exchangers.Wire, err error) {

@@ -170,7 +170,7 @@ func (l *latest) catalog() (*catalog, error) {
 	}
 	// A later request may come from another program on the same connection.
 	if err := l.process.Check(); err != nil {
-		return nil, &agent.Denied{Reason: "the calling process is not the one that connected"}
+		return nil, &agent.Denied{Reason: "the calling process is not the one that connected", Code: agent.ProcessChanged}
 	}
 	return l.server.catalogOf(u, l.plain), nil
 }

@@ -5,8 +5,10 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -37,11 +39,47 @@ func statusOf(ctx context.Context, log *slog.Logger, operator bool, err error) e
 	}
 	if tell {
 		log.InfoContext(ctx, "request refused", "code", code.String(), "error", err)
-		return status.Error(code, outermost(err))
+		return withReason(code, outermost(err), reasonOf(err))
 	}
 	id := quoteID()
 	log.WarnContext(ctx, "request failed", "code", code.String(), "quote", id, "error", err)
-	return status.Errorf(code, "%s; quote %s to the operator of the broker", outermost(err), id)
+	return withReason(code, fmt.Sprintf("%s; quote %s to the operator of the broker", outermost(err), id), reasonOf(err))
+}
+
+// errorDomain is the domain of the google.rpc.ErrorInfo that tells an agent that
+// it is a broker that refuses.
+const errorDomain = "credence"
+
+func withReason(code codes.Code, text, reason string) error {
+	s := status.New(code, text)
+	detailed, err := s.WithDetails(&errdetails.ErrorInfo{Domain: errorDomain, Reason: reason})
+	if err != nil { // a text that is no UTF-8
+		return s.Err()
+	}
+	return detailed.Err()
+}
+
+// reasonOf is outermost for programs: it says no more.
+func reasonOf(err error) string {
+	switch {
+	case errors.Is(err, join.ErrEvidence):
+		return "EVIDENCE_REFUSED"
+	case errors.Is(err, identity.ErrDenied):
+		return "DENIED"
+	case errors.Is(err, authority.ErrRefused):
+		return "KEY_REFUSED"
+	case errors.Is(err, broker.ErrRequest), errors.Is(err, audit.ErrRefused):
+		return "BAD_REQUEST"
+	case errors.Is(err, broker.ErrSpent):
+		return "SPENT"
+	case errors.Is(err, broker.ErrConflict):
+		return "CONFLICT"
+	case errors.Is(err, broker.ErrNotFound):
+		return "NOT_FOUND"
+	case errors.Is(err, audit.ErrUnavailable):
+		return "RECORD_UNAVAILABLE"
+	}
+	return "BROKER_FAILED"
 }
 
 // kindOf returns the code of an error, and whether the caller needs no ID to
@@ -79,6 +117,8 @@ func outermost(err error) string {
 		return "the evidence was refused"
 	case errors.Is(err, identity.ErrDenied):
 		return "denied"
+	case errors.Is(err, authority.ErrRefused):
+		return "the authority signs no such key or certificate"
 	case errors.Is(err, broker.ErrRequest):
 		return err.Error()
 	case errors.Is(err, audit.ErrRefused):
