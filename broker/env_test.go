@@ -290,7 +290,7 @@ func web(name string) identity.Identity {
 	return identity.Identity{
 		Name: name, Revision: 1, SPIFFEID: "/" + name,
 		Match: []identity.Item{{Terms: []identity.Term{{Name: "node.name", Pattern: "n1"}, {Name: "workload.unix.uid", Pattern: "33"}}}},
-		JWT:   &identity.JWT{Audiences: []string{"spiffe://example.org/db"}},
+		JWT:   &identity.JWT{Audiences: identity.Plain("spiffe://example.org/db")},
 	}
 }
 

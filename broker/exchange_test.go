@@ -82,7 +82,7 @@ func TestExchange(t *testing.T) {
 	t.Run("a token that cannot be spent", func(t *testing.T) {
 		peer := broker.Evidence{ID: spiffeid.RequireFromString("spiffe://partner.example/x"), Kind: broker.KindJWT, IssuedAt: e.now(), Expires: e.now().Add(time.Minute)}
 		e.SetPolicy(e.newPolicy(2, identity.Resources{Identities: []identity.Identity{web("web"), {
-			Name: "partner", SPIFFEID: "/partner", JWT: &identity.JWT{Audiences: []string{orders}},
+			Name: "partner", SPIFFEID: "/partner", JWT: &identity.JWT{Audiences: identity.Plain(orders)},
 			Match: []identity.Item{{Terms: []identity.Term{{Name: "peer.trust_domain", Pattern: "partner.example"}}}},
 		}}}))
 		if svid, denial, err := e.exchange(peer); err == nil || svid.Token != "" {
@@ -95,7 +95,7 @@ func TestExchange(t *testing.T) {
 	})
 	t.Run("which of two identities", func(t *testing.T) {
 		partner := func(name string) identity.Identity {
-			return identity.Identity{Name: name, SPIFFEID: "/" + name, JWT: &identity.JWT{Audiences: []string{orders}},
+			return identity.Identity{Name: name, SPIFFEID: "/" + name, JWT: &identity.JWT{Audiences: identity.Plain(orders)},
 				Match: []identity.Item{{Terms: []identity.Term{{Name: "peer.trust_domain", Pattern: "partner.example"}}}}}
 		}
 		e.SetPolicy(e.newPolicy(3, identity.Resources{Identities: []identity.Identity{partner("a"), partner("b")}}))
@@ -148,7 +148,7 @@ func TestExchangesThatAreNotReleased(t *testing.T) {
 	})
 	t.Run("a peer's, whose identity here is revoked while it is signed", func(t *testing.T) {
 		e.SetPolicy(e.newPolicy(2, identity.Resources{Identities: []identity.Identity{web("web"), {
-			Name: "partner", SPIFFEID: "/partner", JWT: &identity.JWT{Audiences: []string{orders}},
+			Name: "partner", SPIFFEID: "/partner", JWT: &identity.JWT{Audiences: identity.Plain(orders)},
 			Match: []identity.Item{{Terms: []identity.Term{{Name: "peer.trust_domain", Pattern: "partner.example"}}}},
 		}}}))
 		e.issuer.mu.Lock()

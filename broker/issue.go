@@ -472,8 +472,19 @@ func decisionDigest(p ground, d identity.Decision) [sha256.Size]byte {
 	for _, t := range targetsOf(p, d) {
 		revisions = append(revisions, t.Revision)
 	}
+	var audiences []string
+	uses := make(map[string]identity.Use)
+	for _, a := range d.JWTAudiences {
+		audiences = append(audiences, a.Pattern)
+		if a.Use != identity.UseDefault {
+			uses[a.Pattern] = a.Use
+		}
+	}
 	parts := []any{
-		d.Identity, d.ID.String(), d.Hint, d.FederatesWith, d.Targets, revisions, d.JWTAudiences, p.X509[d.Identity],
+		d.Identity, d.ID.String(), d.Hint, d.FederatesWith, d.Targets, revisions, audiences, p.X509[d.Identity],
+	}
+	if len(uses) > 0 {
+		parts = append(parts, uses)
 	}
 	if cut := p.cuts.newest(d.ID.String(), d.Identity, p.node); !cut.IsZero() {
 		parts = append(parts, cut.UnixMilli())

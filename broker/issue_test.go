@@ -126,7 +126,8 @@ func TestHeld(t *testing.T) {
 	// What is held is no longer what is granted.
 	for name, change := range map[string]func(*identity.Identity){
 		"hint":      func(i *identity.Identity) { i.Hint = "main" },
-		"audiences": func(i *identity.Identity) { i.JWT.Audiences = append(i.JWT.Audiences, "x") },
+		"audiences": func(i *identity.Identity) { i.JWT.Audiences = append(i.JWT.Audiences, identity.Audience{Pattern: "x"}) },
+		"use":       func(i *identity.Identity) { i.JWT.Audiences[0].Use = identity.UseAudited },
 		"ID":        func(i *identity.Identity) { i.SPIFFEID = "/elsewhere" },
 		"ttl":       func(i *identity.Identity) { i.X509 = &identity.X509{TTL: time.Minute} },
 		"subject":   func(i *identity.Identity) { i.X509 = &identity.X509{Subject: "CN=web"} },
@@ -377,7 +378,7 @@ func TestIssueJWT(t *testing.T) {
 	e.must(err)
 	a, b := web("a"), web("b")
 	a.Targets = []string{"cloud", "mtls"}
-	a.JWT.Audiences = []string{"spiffe://example.org/**", "orders"}
+	a.JWT.Audiences = identity.Plain("spiffe://example.org/**", "orders")
 	e.SetPolicy(e.newPolicy(2, identity.Resources{
 		Identities: []identity.Identity{a, b},
 		Targets:    []identity.Target{{Name: "cloud", Audience: "https://cloud.example"}, {Name: "mtls"}, {Name: "others", Audience: "x"}},

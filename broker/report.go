@@ -18,6 +18,7 @@ import (
 const (
 	RecordExchange = "exchange"   // of an SVID for a credential, good or bad
 	RecordRefusal  = "refusal"    // of a caller, made on the node
+	RecordHandOut  = "handout"    // of an audited JWT-SVID to one caller
 	RecordGap      = "report.gap" // reports that the node has lost
 )
 
@@ -154,7 +155,7 @@ type marks map[string]Mark
 
 func (m marks) take(r audit.Record) bool {
 	switch r.Kind {
-	case RecordExchange, RecordRefusal, RecordGap:
+	case RecordExchange, RecordRefusal, RecordHandOut, RecordGap:
 	default:
 		return false
 	}

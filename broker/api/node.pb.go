@@ -555,6 +555,7 @@ type X509SVID struct {
 	Targets       []*Target              `protobuf:"bytes,8,rep,name=targets,proto3" json:"targets,omitempty"`
 	JwtAudiences  []string               `protobuf:"bytes,9,rep,name=jwt_audiences,json=jwtAudiences,proto3" json:"jwt_audiences,omitempty"`
 	Depends       map[string]*Values     `protobuf:"bytes,10,rep,name=depends,proto3" json:"depends,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // decision 1: the cache key; no values: absent
+	JwtUses       []*AudienceUse         `protobuf:"bytes,11,rep,name=jwt_uses,json=jwtUses,proto3" json:"jwt_uses,omitempty"`                                                            // of those of jwt_audiences that have another than the default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -659,6 +660,66 @@ func (x *X509SVID) GetDepends() map[string]*Values {
 	return nil
 }
 
+func (x *X509SVID) GetJwtUses() []*AudienceUse {
+	if x != nil {
+		return x.JwtUses
+	}
+	return nil
+}
+
+// AudienceUse: how the JWT-SVIDs for an audience are handed out.
+type AudienceUse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Audience      string                 `protobuf:"bytes,1,opt,name=audience,proto3" json:"audience,omitempty"` // or a pattern, as in jwt_audiences
+	Use           string                 `protobuf:"bytes,2,opt,name=use,proto3" json:"use,omitempty"`           // "audited" or "single_use"; what an agent doesn't know is single_use to it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AudienceUse) Reset() {
+	*x = AudienceUse{}
+	mi := &file_broker_api_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AudienceUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AudienceUse) ProtoMessage() {}
+
+func (x *AudienceUse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AudienceUse.ProtoReflect.Descriptor instead.
+func (*AudienceUse) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AudienceUse) GetAudience() string {
+	if x != nil {
+		return x.Audience
+	}
+	return ""
+}
+
+func (x *AudienceUse) GetUse() string {
+	if x != nil {
+		return x.Use
+	}
+	return ""
+}
+
 type Target struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -671,7 +732,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_broker_api_node_proto_msgTypes[10]
+	mi := &file_broker_api_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +744,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[10]
+	mi := &file_broker_api_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +757,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{10}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Target) GetName() string {
@@ -735,13 +796,14 @@ type IssueJWTRequest struct {
 	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`                     // for its exchange alone; audiences are empty then
 	ToFile        bool                   `protobuf:"varint,5,opt,name=to_file,json=toFile,proto3" json:"to_file,omitempty"`
 	Ttl           int64                  `protobuf:"varint,6,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Audits        bool                   `protobuf:"varint,7,opt,name=audits,proto3" json:"audits,omitempty"` // the agent reports each hand-out of an audited one; else such are single_use
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IssueJWTRequest) Reset() {
 	*x = IssueJWTRequest{}
-	mi := &file_broker_api_node_proto_msgTypes[11]
+	mi := &file_broker_api_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +815,7 @@ func (x *IssueJWTRequest) String() string {
 func (*IssueJWTRequest) ProtoMessage() {}
 
 func (x *IssueJWTRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[11]
+	mi := &file_broker_api_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +828,7 @@ func (x *IssueJWTRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueJWTRequest.ProtoReflect.Descriptor instead.
 func (*IssueJWTRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{11}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IssueJWTRequest) GetWorkload() *Workload {
@@ -811,6 +873,13 @@ func (x *IssueJWTRequest) GetTtl() int64 {
 	return 0
 }
 
+func (x *IssueJWTRequest) GetAudits() bool {
+	if x != nil {
+		return x.Audits
+	}
+	return false
+}
+
 type IssueJWTResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Svids         []*JWTSVID             `protobuf:"bytes,1,rep,name=svids,proto3" json:"svids,omitempty"`
@@ -821,7 +890,7 @@ type IssueJWTResponse struct {
 
 func (x *IssueJWTResponse) Reset() {
 	*x = IssueJWTResponse{}
-	mi := &file_broker_api_node_proto_msgTypes[12]
+	mi := &file_broker_api_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +902,7 @@ func (x *IssueJWTResponse) String() string {
 func (*IssueJWTResponse) ProtoMessage() {}
 
 func (x *IssueJWTResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[12]
+	mi := &file_broker_api_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +915,7 @@ func (x *IssueJWTResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueJWTResponse.ProtoReflect.Descriptor instead.
 func (*IssueJWTResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{12}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *IssueJWTResponse) GetSvids() []*JWTSVID {
@@ -872,13 +941,14 @@ type JWTSVID struct {
 	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"`
 	Depends       map[string]*Values     `protobuf:"bytes,6,rep,name=depends,proto3" json:"depends,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	SingleUse     bool                   `protobuf:"varint,7,opt,name=single_use,json=singleUse,proto3" json:"single_use,omitempty"` // not to be cached
+	Use           string                 `protobuf:"bytes,8,opt,name=use,proto3" json:"use,omitempty"`                               // "audited": each hand-out is reported, and before it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JWTSVID) Reset() {
 	*x = JWTSVID{}
-	mi := &file_broker_api_node_proto_msgTypes[13]
+	mi := &file_broker_api_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +960,7 @@ func (x *JWTSVID) String() string {
 func (*JWTSVID) ProtoMessage() {}
 
 func (x *JWTSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[13]
+	mi := &file_broker_api_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +973,7 @@ func (x *JWTSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTSVID.ProtoReflect.Descriptor instead.
 func (*JWTSVID) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{13}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JWTSVID) GetIdentity() string {
@@ -955,6 +1025,13 @@ func (x *JWTSVID) GetSingleUse() bool {
 	return false
 }
 
+func (x *JWTSVID) GetUse() string {
+	if x != nil {
+		return x.Use
+	}
+	return ""
+}
+
 // A Denial names the record to quote to the operator; no rule, no reason.
 type Denial struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -966,7 +1043,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_broker_api_node_proto_msgTypes[14]
+	mi := &file_broker_api_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1055,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[14]
+	mi := &file_broker_api_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1068,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{14}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Denial) GetRecord() string {
@@ -1021,7 +1098,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_broker_api_node_proto_msgTypes[15]
+	mi := &file_broker_api_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1110,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[15]
+	mi := &file_broker_api_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1123,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{15}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchRequest) GetStep() isWatchRequest_Step {
@@ -1109,7 +1186,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_broker_api_node_proto_msgTypes[16]
+	mi := &file_broker_api_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1198,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[16]
+	mi := &file_broker_api_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1211,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{16}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchResponse) GetRevision() uint64 {
@@ -1226,7 +1303,7 @@ type Cutoff struct {
 
 func (x *Cutoff) Reset() {
 	*x = Cutoff{}
-	mi := &file_broker_api_node_proto_msgTypes[17]
+	mi := &file_broker_api_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1315,7 @@ func (x *Cutoff) String() string {
 func (*Cutoff) ProtoMessage() {}
 
 func (x *Cutoff) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[17]
+	mi := &file_broker_api_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1328,7 @@ func (x *Cutoff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cutoff.ProtoReflect.Descriptor instead.
 func (*Cutoff) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{17}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Cutoff) GetKind() string {
@@ -1285,7 +1362,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_broker_api_node_proto_msgTypes[18]
+	mi := &file_broker_api_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1374,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[18]
+	mi := &file_broker_api_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1387,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{18}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Change) GetSet() []byte {
@@ -1338,7 +1415,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_broker_api_node_proto_msgTypes[19]
+	mi := &file_broker_api_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1427,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[19]
+	mi := &file_broker_api_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1440,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{19}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1398,7 +1475,7 @@ type CRL struct {
 
 func (x *CRL) Reset() {
 	*x = CRL{}
-	mi := &file_broker_api_node_proto_msgTypes[20]
+	mi := &file_broker_api_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1487,7 @@ func (x *CRL) String() string {
 func (*CRL) ProtoMessage() {}
 
 func (x *CRL) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[20]
+	mi := &file_broker_api_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1500,7 @@ func (x *CRL) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CRL.ProtoReflect.Descriptor instead.
 func (*CRL) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{20}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CRL) GetDer() []byte {
@@ -1448,13 +1525,14 @@ type ReportRequest struct {
 	Exchanges     []*Exchange            `protobuf:"bytes,1,rep,name=exchanges,proto3" json:"exchanges,omitempty"`
 	Refusals      []*Refusal             `protobuf:"bytes,2,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	Gaps          []*Gap                 `protobuf:"bytes,3,rep,name=gaps,proto3" json:"gaps,omitempty"`
+	HandOuts      []*HandOut             `protobuf:"bytes,4,rep,name=hand_outs,json=handOuts,proto3" json:"hand_outs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_broker_api_node_proto_msgTypes[21]
+	mi := &file_broker_api_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1544,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[21]
+	mi := &file_broker_api_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1557,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{21}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReportRequest) GetExchanges() []*Exchange {
@@ -1503,6 +1581,130 @@ func (x *ReportRequest) GetGaps() []*Gap {
 	return nil
 }
 
+func (x *ReportRequest) GetHandOuts() []*HandOut {
+	if x != nil {
+		return x.HandOuts
+	}
+	return nil
+}
+
+// A HandOut is of an audited JWT-SVID to one caller.
+type HandOut struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Time          int64                  `protobuf:"varint,2,opt,name=time,proto3" json:"time,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Identity      string                 `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
+	Audiences     []string               `protobuf:"bytes,5,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	TokenId       string                 `protobuf:"bytes,6,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"` // jti
+	Digest        []byte                 `protobuf:"bytes,7,opt,name=digest,proto3" json:"digest,omitempty"`                  // SHA-256 of the token
+	Expires       int64                  `protobuf:"varint,8,opt,name=expires,proto3" json:"expires,omitempty"`
+	Set           []byte                 `protobuf:"bytes,9,opt,name=set,proto3" json:"set,omitempty"`                                                                                // digest of all that was attested of the caller
+	Facts         map[string]*Values     `protobuf:"bytes,10,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // those that the decision depended on
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandOut) Reset() {
+	*x = HandOut{}
+	mi := &file_broker_api_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandOut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandOut) ProtoMessage() {}
+
+func (x *HandOut) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandOut.ProtoReflect.Descriptor instead.
+func (*HandOut) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *HandOut) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *HandOut) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *HandOut) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *HandOut) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *HandOut) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *HandOut) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *HandOut) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *HandOut) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *HandOut) GetSet() []byte {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *HandOut) GetFacts() map[string]*Values {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 type Refusal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1517,7 +1719,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_broker_api_node_proto_msgTypes[22]
+	mi := &file_broker_api_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1731,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[22]
+	mi := &file_broker_api_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1744,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{22}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Refusal) GetId() string {
@@ -1601,7 +1803,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_broker_api_node_proto_msgTypes[23]
+	mi := &file_broker_api_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1815,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[23]
+	mi := &file_broker_api_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1828,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{23}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Gap) GetId() string {
@@ -1673,7 +1875,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_broker_api_node_proto_msgTypes[24]
+	mi := &file_broker_api_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1887,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[24]
+	mi := &file_broker_api_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1900,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{24}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReportResponse) GetAccepted() uint64 {
@@ -1726,7 +1928,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_broker_api_node_proto_msgTypes[25]
+	mi := &file_broker_api_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1940,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[25]
+	mi := &file_broker_api_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1953,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{25}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Exchange) GetId() string {
@@ -1834,7 +2036,7 @@ type RefreshBundleRequest struct {
 
 func (x *RefreshBundleRequest) Reset() {
 	*x = RefreshBundleRequest{}
-	mi := &file_broker_api_node_proto_msgTypes[26]
+	mi := &file_broker_api_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +2048,7 @@ func (x *RefreshBundleRequest) String() string {
 func (*RefreshBundleRequest) ProtoMessage() {}
 
 func (x *RefreshBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[26]
+	mi := &file_broker_api_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +2061,7 @@ func (x *RefreshBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshBundleRequest.ProtoReflect.Descriptor instead.
 func (*RefreshBundleRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{26}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RefreshBundleRequest) GetTrustDomain() string {
@@ -1885,7 +2087,7 @@ type RefreshBundleResponse struct {
 
 func (x *RefreshBundleResponse) Reset() {
 	*x = RefreshBundleResponse{}
-	mi := &file_broker_api_node_proto_msgTypes[27]
+	mi := &file_broker_api_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2099,7 @@ func (x *RefreshBundleResponse) String() string {
 func (*RefreshBundleResponse) ProtoMessage() {}
 
 func (x *RefreshBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[27]
+	mi := &file_broker_api_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2112,7 @@ func (x *RefreshBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshBundleResponse.ProtoReflect.Descriptor instead.
 func (*RefreshBundleResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{27}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RefreshBundleResponse) GetKnown() bool {
@@ -1933,7 +2135,7 @@ type JoinRequest_Start struct {
 
 func (x *JoinRequest_Start) Reset() {
 	*x = JoinRequest_Start{}
-	mi := &file_broker_api_node_proto_msgTypes[28]
+	mi := &file_broker_api_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2147,7 @@ func (x *JoinRequest_Start) String() string {
 func (*JoinRequest_Start) ProtoMessage() {}
 
 func (x *JoinRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[28]
+	mi := &file_broker_api_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2210,7 @@ type IssueX509Request_Item struct {
 
 func (x *IssueX509Request_Item) Reset() {
 	*x = IssueX509Request_Item{}
-	mi := &file_broker_api_node_proto_msgTypes[31]
+	mi := &file_broker_api_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2222,7 @@ func (x *IssueX509Request_Item) String() string {
 func (*IssueX509Request_Item) ProtoMessage() {}
 
 func (x *IssueX509Request_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[31]
+	mi := &file_broker_api_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2278,7 @@ type IssueX509Response_Result struct {
 
 func (x *IssueX509Response_Result) Reset() {
 	*x = IssueX509Response_Result{}
-	mi := &file_broker_api_node_proto_msgTypes[32]
+	mi := &file_broker_api_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2290,7 @@ func (x *IssueX509Response_Result) String() string {
 func (*IssueX509Response_Result) ProtoMessage() {}
 
 func (x *IssueX509Response_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[32]
+	mi := &file_broker_api_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2141,7 +2343,7 @@ type WatchRequest_Since struct {
 
 func (x *WatchRequest_Since) Reset() {
 	*x = WatchRequest_Since{}
-	mi := &file_broker_api_node_proto_msgTypes[35]
+	mi := &file_broker_api_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2355,7 @@ func (x *WatchRequest_Since) String() string {
 func (*WatchRequest_Since) ProtoMessage() {}
 
 func (x *WatchRequest_Since) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[35]
+	mi := &file_broker_api_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2368,7 @@ func (x *WatchRequest_Since) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest_Since.ProtoReflect.Descriptor instead.
 func (*WatchRequest_Since) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{15, 0}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{16, 0}
 }
 
 func (x *WatchRequest_Since) GetRevision() uint64 {
@@ -2235,7 +2437,7 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\vkeys_needed\x18\x02 \x01(\rR\n" +
 	"keysNeeded\x122\n" +
 	"\x06denial\x18\x03 \x01(\v2\x1a.credence.broker.v1.DenialR\x06denial\x12'\n" +
-	"\x0fpolicy_revision\x18\x04 \x01(\x04R\x0epolicyRevision\"\xc3\x03\n" +
+	"\x0fpolicy_revision\x18\x04 \x01(\x04R\x0epolicyRevision\"\xff\x03\n" +
 	"\bX509SVID\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x12\n" +
@@ -2248,25 +2450,30 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\atargets\x18\b \x03(\v2\x1a.credence.broker.v1.TargetR\atargets\x12#\n" +
 	"\rjwt_audiences\x18\t \x03(\tR\fjwtAudiences\x12C\n" +
 	"\adepends\x18\n" +
-	" \x03(\v2).credence.broker.v1.X509SVID.DependsEntryR\adepends\x1aV\n" +
+	" \x03(\v2).credence.broker.v1.X509SVID.DependsEntryR\adepends\x12:\n" +
+	"\bjwt_uses\x18\v \x03(\v2\x1f.credence.broker.v1.AudienceUseR\ajwtUses\x1aV\n" +
 	"\fDependsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
-	"\x05value\x18\x02 \x01(\v2\x1a.credence.broker.v1.ValuesR\x05value:\x028\x01\"p\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.credence.broker.v1.ValuesR\x05value:\x028\x01\";\n" +
+	"\vAudienceUse\x12\x1a\n" +
+	"\baudience\x18\x01 \x01(\tR\baudience\x12\x10\n" +
+	"\x03use\x18\x02 \x01(\tR\x03use\"p\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1a\n" +
 	"\bprovider\x18\x03 \x01(\tR\bprovider\x12\x1a\n" +
-	"\bsettings\x18\x04 \x01(\fR\bsettings\"\xc9\x01\n" +
+	"\bsettings\x18\x04 \x01(\fR\bsettings\"\xe1\x01\n" +
 	"\x0fIssueJWTRequest\x128\n" +
 	"\bworkload\x18\x01 \x01(\v2\x1c.credence.broker.v1.WorkloadR\bworkload\x12\x1c\n" +
 	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x1b\n" +
 	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x16\n" +
 	"\x06target\x18\x04 \x01(\tR\x06target\x12\x17\n" +
 	"\ato_file\x18\x05 \x01(\bR\x06toFile\x12\x10\n" +
-	"\x03ttl\x18\x06 \x01(\x03R\x03ttl\"y\n" +
+	"\x03ttl\x18\x06 \x01(\x03R\x03ttl\x12\x16\n" +
+	"\x06audits\x18\a \x01(\bR\x06audits\"y\n" +
 	"\x10IssueJWTResponse\x121\n" +
 	"\x05svids\x18\x01 \x03(\v2\x1b.credence.broker.v1.JWTSVIDR\x05svids\x122\n" +
-	"\x06denial\x18\x02 \x01(\v2\x1a.credence.broker.v1.DenialR\x06denial\"\xc1\x02\n" +
+	"\x06denial\x18\x02 \x01(\v2\x1a.credence.broker.v1.DenialR\x06denial\"\xd3\x02\n" +
 	"\aJWTSVID\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x12\n" +
@@ -2275,7 +2482,8 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12B\n" +
 	"\adepends\x18\x06 \x03(\v2(.credence.broker.v1.JWTSVID.DependsEntryR\adepends\x12\x1d\n" +
 	"\n" +
-	"single_use\x18\a \x01(\bR\tsingleUse\x1aV\n" +
+	"single_use\x18\a \x01(\bR\tsingleUse\x12\x10\n" +
+	"\x03use\x18\b \x01(\tR\x03use\x1aV\n" +
 	"\fDependsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
 	"\x05value\x18\x02 \x01(\v2\x1a.credence.broker.v1.ValuesR\x05value:\x028\x01\"4\n" +
@@ -2317,11 +2525,28 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\x04crls\x18\x03 \x03(\v2\x17.credence.broker.v1.CRLR\x04crls\"/\n" +
 	"\x03CRL\x12\x10\n" +
 	"\x03der\x18\x01 \x01(\fR\x03der\x12\x16\n" +
-	"\x06issuer\x18\x02 \x03(\fR\x06issuer\"\xb1\x01\n" +
+	"\x06issuer\x18\x02 \x03(\fR\x06issuer\"\xeb\x01\n" +
 	"\rReportRequest\x12:\n" +
 	"\texchanges\x18\x01 \x03(\v2\x1c.credence.broker.v1.ExchangeR\texchanges\x127\n" +
 	"\brefusals\x18\x02 \x03(\v2\x1b.credence.broker.v1.RefusalR\brefusals\x12+\n" +
-	"\x04gaps\x18\x03 \x03(\v2\x17.credence.broker.v1.GapR\x04gaps\"\x83\x02\n" +
+	"\x04gaps\x18\x03 \x03(\v2\x17.credence.broker.v1.GapR\x04gaps\x128\n" +
+	"\thand_outs\x18\x04 \x03(\v2\x1b.credence.broker.v1.HandOutR\bhandOuts\"\xf7\x02\n" +
+	"\aHandOut\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04time\x18\x02 \x01(\x03R\x04time\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x1a\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\x12\x1c\n" +
+	"\taudiences\x18\x05 \x03(\tR\taudiences\x12\x19\n" +
+	"\btoken_id\x18\x06 \x01(\tR\atokenId\x12\x16\n" +
+	"\x06digest\x18\a \x01(\fR\x06digest\x12\x18\n" +
+	"\aexpires\x18\b \x01(\x03R\aexpires\x12\x10\n" +
+	"\x03set\x18\t \x01(\fR\x03set\x12<\n" +
+	"\x05facts\x18\n" +
+	" \x03(\v2&.credence.broker.v1.HandOut.FactsEntryR\x05facts\x1aT\n" +
+	"\n" +
+	"FactsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.credence.broker.v1.ValuesR\x05value:\x028\x01\"\x83\x02\n" +
 	"\aRefusal\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\x12\x12\n" +
@@ -2380,7 +2605,7 @@ func file_broker_api_node_proto_rawDescGZIP() []byte {
 	return file_broker_api_node_proto_rawDescData
 }
 
-var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_broker_api_node_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: credence.broker.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: credence.broker.v1.JoinResponse
@@ -2392,83 +2617,90 @@ var file_broker_api_node_proto_goTypes = []any{
 	(*Held)(nil),                     // 7: credence.broker.v1.Held
 	(*IssueX509Response)(nil),        // 8: credence.broker.v1.IssueX509Response
 	(*X509SVID)(nil),                 // 9: credence.broker.v1.X509SVID
-	(*Target)(nil),                   // 10: credence.broker.v1.Target
-	(*IssueJWTRequest)(nil),          // 11: credence.broker.v1.IssueJWTRequest
-	(*IssueJWTResponse)(nil),         // 12: credence.broker.v1.IssueJWTResponse
-	(*JWTSVID)(nil),                  // 13: credence.broker.v1.JWTSVID
-	(*Denial)(nil),                   // 14: credence.broker.v1.Denial
-	(*WatchRequest)(nil),             // 15: credence.broker.v1.WatchRequest
-	(*WatchResponse)(nil),            // 16: credence.broker.v1.WatchResponse
-	(*Cutoff)(nil),                   // 17: credence.broker.v1.Cutoff
-	(*Change)(nil),                   // 18: credence.broker.v1.Change
-	(*Bundle)(nil),                   // 19: credence.broker.v1.Bundle
-	(*CRL)(nil),                      // 20: credence.broker.v1.CRL
-	(*ReportRequest)(nil),            // 21: credence.broker.v1.ReportRequest
-	(*Refusal)(nil),                  // 22: credence.broker.v1.Refusal
-	(*Gap)(nil),                      // 23: credence.broker.v1.Gap
-	(*ReportResponse)(nil),           // 24: credence.broker.v1.ReportResponse
-	(*Exchange)(nil),                 // 25: credence.broker.v1.Exchange
-	(*RefreshBundleRequest)(nil),     // 26: credence.broker.v1.RefreshBundleRequest
-	(*RefreshBundleResponse)(nil),    // 27: credence.broker.v1.RefreshBundleResponse
-	(*JoinRequest_Start)(nil),        // 28: credence.broker.v1.JoinRequest.Start
-	nil,                              // 29: credence.broker.v1.Workload.FactsEntry
-	nil,                              // 30: credence.broker.v1.Workload.ProofsEntry
-	(*IssueX509Request_Item)(nil),    // 31: credence.broker.v1.IssueX509Request.Item
-	(*IssueX509Response_Result)(nil), // 32: credence.broker.v1.IssueX509Response.Result
-	nil,                              // 33: credence.broker.v1.X509SVID.DependsEntry
-	nil,                              // 34: credence.broker.v1.JWTSVID.DependsEntry
-	(*WatchRequest_Since)(nil),       // 35: credence.broker.v1.WatchRequest.Since
-	nil,                              // 36: credence.broker.v1.Refusal.FactsEntry
+	(*AudienceUse)(nil),              // 10: credence.broker.v1.AudienceUse
+	(*Target)(nil),                   // 11: credence.broker.v1.Target
+	(*IssueJWTRequest)(nil),          // 12: credence.broker.v1.IssueJWTRequest
+	(*IssueJWTResponse)(nil),         // 13: credence.broker.v1.IssueJWTResponse
+	(*JWTSVID)(nil),                  // 14: credence.broker.v1.JWTSVID
+	(*Denial)(nil),                   // 15: credence.broker.v1.Denial
+	(*WatchRequest)(nil),             // 16: credence.broker.v1.WatchRequest
+	(*WatchResponse)(nil),            // 17: credence.broker.v1.WatchResponse
+	(*Cutoff)(nil),                   // 18: credence.broker.v1.Cutoff
+	(*Change)(nil),                   // 19: credence.broker.v1.Change
+	(*Bundle)(nil),                   // 20: credence.broker.v1.Bundle
+	(*CRL)(nil),                      // 21: credence.broker.v1.CRL
+	(*ReportRequest)(nil),            // 22: credence.broker.v1.ReportRequest
+	(*HandOut)(nil),                  // 23: credence.broker.v1.HandOut
+	(*Refusal)(nil),                  // 24: credence.broker.v1.Refusal
+	(*Gap)(nil),                      // 25: credence.broker.v1.Gap
+	(*ReportResponse)(nil),           // 26: credence.broker.v1.ReportResponse
+	(*Exchange)(nil),                 // 27: credence.broker.v1.Exchange
+	(*RefreshBundleRequest)(nil),     // 28: credence.broker.v1.RefreshBundleRequest
+	(*RefreshBundleResponse)(nil),    // 29: credence.broker.v1.RefreshBundleResponse
+	(*JoinRequest_Start)(nil),        // 30: credence.broker.v1.JoinRequest.Start
+	nil,                              // 31: credence.broker.v1.Workload.FactsEntry
+	nil,                              // 32: credence.broker.v1.Workload.ProofsEntry
+	(*IssueX509Request_Item)(nil),    // 33: credence.broker.v1.IssueX509Request.Item
+	(*IssueX509Response_Result)(nil), // 34: credence.broker.v1.IssueX509Response.Result
+	nil,                              // 35: credence.broker.v1.X509SVID.DependsEntry
+	nil,                              // 36: credence.broker.v1.JWTSVID.DependsEntry
+	(*WatchRequest_Since)(nil),       // 37: credence.broker.v1.WatchRequest.Since
+	nil,                              // 38: credence.broker.v1.HandOut.FactsEntry
+	nil,                              // 39: credence.broker.v1.Refusal.FactsEntry
 }
 var file_broker_api_node_proto_depIdxs = []int32{
-	28, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
+	30, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
 	3,  // 1: credence.broker.v1.JoinResponse.joined:type_name -> credence.broker.v1.Joined
-	29, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
-	30, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
-	31, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
-	32, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
-	10, // 6: credence.broker.v1.X509SVID.targets:type_name -> credence.broker.v1.Target
-	33, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
-	5,  // 8: credence.broker.v1.IssueJWTRequest.workload:type_name -> credence.broker.v1.Workload
-	13, // 9: credence.broker.v1.IssueJWTResponse.svids:type_name -> credence.broker.v1.JWTSVID
-	14, // 10: credence.broker.v1.IssueJWTResponse.denial:type_name -> credence.broker.v1.Denial
-	34, // 11: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
-	35, // 12: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
-	19, // 13: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
-	18, // 14: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
-	17, // 15: credence.broker.v1.WatchResponse.cutoffs:type_name -> credence.broker.v1.Cutoff
-	20, // 16: credence.broker.v1.Bundle.crls:type_name -> credence.broker.v1.CRL
-	25, // 17: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
-	22, // 18: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
-	23, // 19: credence.broker.v1.ReportRequest.gaps:type_name -> credence.broker.v1.Gap
-	36, // 20: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
-	4,  // 21: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
-	5,  // 22: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
-	7,  // 23: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
-	9,  // 24: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
-	14, // 25: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
-	4,  // 26: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 27: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 28: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
-	0,  // 29: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
-	2,  // 30: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
-	6,  // 31: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
-	11, // 32: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
-	15, // 33: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
-	21, // 34: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
-	26, // 35: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
-	1,  // 36: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
-	3,  // 37: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
-	8,  // 38: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
-	12, // 39: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
-	16, // 40: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
-	24, // 41: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
-	27, // 42: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
-	36, // [36:43] is the sub-list for method output_type
-	29, // [29:36] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	31, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
+	32, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
+	33, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
+	34, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
+	11, // 6: credence.broker.v1.X509SVID.targets:type_name -> credence.broker.v1.Target
+	35, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
+	10, // 8: credence.broker.v1.X509SVID.jwt_uses:type_name -> credence.broker.v1.AudienceUse
+	5,  // 9: credence.broker.v1.IssueJWTRequest.workload:type_name -> credence.broker.v1.Workload
+	14, // 10: credence.broker.v1.IssueJWTResponse.svids:type_name -> credence.broker.v1.JWTSVID
+	15, // 11: credence.broker.v1.IssueJWTResponse.denial:type_name -> credence.broker.v1.Denial
+	36, // 12: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
+	37, // 13: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
+	20, // 14: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
+	19, // 15: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
+	18, // 16: credence.broker.v1.WatchResponse.cutoffs:type_name -> credence.broker.v1.Cutoff
+	21, // 17: credence.broker.v1.Bundle.crls:type_name -> credence.broker.v1.CRL
+	27, // 18: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
+	24, // 19: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
+	25, // 20: credence.broker.v1.ReportRequest.gaps:type_name -> credence.broker.v1.Gap
+	23, // 21: credence.broker.v1.ReportRequest.hand_outs:type_name -> credence.broker.v1.HandOut
+	38, // 22: credence.broker.v1.HandOut.facts:type_name -> credence.broker.v1.HandOut.FactsEntry
+	39, // 23: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
+	4,  // 24: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
+	5,  // 25: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
+	7,  // 26: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
+	9,  // 27: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
+	15, // 28: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
+	4,  // 29: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 30: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 31: credence.broker.v1.HandOut.FactsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 32: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
+	0,  // 33: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
+	2,  // 34: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
+	6,  // 35: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
+	12, // 36: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
+	16, // 37: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
+	22, // 38: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
+	28, // 39: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
+	1,  // 40: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
+	3,  // 41: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
+	8,  // 42: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
+	13, // 43: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
+	17, // 44: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
+	26, // 45: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
+	29, // 46: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
+	40, // [40:47] is the sub-list for method output_type
+	33, // [33:40] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_node_proto_init() }
@@ -2484,7 +2716,7 @@ func file_broker_api_node_proto_init() {
 		(*JoinResponse_Challenge)(nil),
 		(*JoinResponse_Joined)(nil),
 	}
-	file_broker_api_node_proto_msgTypes[15].OneofWrappers = []any{
+	file_broker_api_node_proto_msgTypes[16].OneofWrappers = []any{
 		(*WatchRequest_Since_)(nil),
 		(*WatchRequest_Acknowledged)(nil),
 	}
@@ -2494,7 +2726,7 @@ func file_broker_api_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_node_proto_rawDesc), len(file_broker_api_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -260,7 +260,7 @@ func grant(t testing.TB, i identity.Identity, r identity.Request) identity.Grant
 
 func jwtGrant(t testing.TB, alg string, now time.Time, audiences ...string) identity.Grant {
 	t.Helper()
-	i := identity.Identity{JWT: &identity.JWT{Audiences: []string{"**"}, Alg: alg, Claims: map[string]any{"team": "payments"}}}
+	i := identity.Identity{JWT: &identity.JWT{Audiences: identity.Plain("**"), Alg: alg, Claims: map[string]any{"team": "payments"}}}
 	return grant(t, i, identity.Request{Audiences: audiences, Time: now})
 }
 

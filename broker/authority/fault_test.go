@@ -256,7 +256,7 @@ func TestTokenSignedDuringRotation(t *testing.T) {
 	a := e.openReady()
 	one := states(a, "ES256")[authority.Active]
 	e.clock.set(start.Add(7 * day))
-	i := identity.Identity{JWT: &identity.JWT{Audiences: []string{"a"}, Alg: "ES256", TTL: time.Hour}}
+	i := identity.Identity{JWT: &identity.JWT{Audiences: identity.Plain("a"), Alg: "ES256", TTL: time.Hour}}
 	g := grant(t, i, identity.Request{Audiences: []string{"a"}, Time: e.clock.now()})
 	keys.during = func(alg string) {
 		if alg != "ES256" {

@@ -212,7 +212,7 @@ func TestIssuedTokens(t *testing.T) {
 	}
 	t.Run("D-15 JC-21 no token for a trust domain's ID", func(t *testing.T) {
 		_, err := identity.NewSet(identity.Config{TrustDomain: td, JWT: true}, identity.Resources{Identities: []identity.Identity{{
-			Name: "x", SPIFFEID: "spiffe://example.org", JWT: &identity.JWT{Audiences: []string{"a"}},
+			Name: "x", SPIFFEID: "spiffe://example.org", JWT: &identity.JWT{Audiences: identity.Plain("a")},
 			Match: []identity.Item{{Terms: []identity.Term{{Name: "node.name", Pattern: "n1"}}}},
 		}}})
 		if err == nil {

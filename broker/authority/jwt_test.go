@@ -103,7 +103,7 @@ func TestSignJWTLife(t *testing.T) {
 		{"a minute is not over at once", time.Minute, -30 * time.Second, 30 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			i := identity.Identity{JWT: &identity.JWT{Audiences: []string{"a"}, Alg: "ES256", TTL: tt.ttl}}
+			i := identity.Identity{JWT: &identity.JWT{Audiences: identity.Plain("a"), Alg: "ES256", TTL: tt.ttl}}
 			token, err := a.SignJWT(t.Context(), grant(t, i, identity.Request{Audiences: []string{"a"}, Time: start}))
 			if err != nil {
 				t.Fatal(err)
@@ -115,7 +115,7 @@ func TestSignJWTLife(t *testing.T) {
 		})
 	}
 	e.lives.MaxJWT = 10 * time.Minute
-	i := identity.Identity{JWT: &identity.JWT{Audiences: []string{"a"}, Alg: "ES256", TTL: time.Hour}}
+	i := identity.Identity{JWT: &identity.JWT{Audiences: identity.Plain("a"), Alg: "ES256", TTL: time.Hour}}
 	token, err := e.open().SignJWT(t.Context(), grant(t, i, identity.Request{Audiences: []string{"a"}, Time: start}))
 	if err != nil {
 		t.Fatal(err)

@@ -137,7 +137,7 @@ func TestOldKeyStaysForItsTokens(t *testing.T) {
 	a := e.open()
 	one := states(a, "ES256")[authority.Active]
 	e.clock.set(start.Add(7*day - time.Second))
-	i := identity.Identity{JWT: &identity.JWT{Audiences: []string{"a"}, Alg: "ES256", TTL: hour}}
+	i := identity.Identity{JWT: &identity.JWT{Audiences: identity.Plain("a"), Alg: "ES256", TTL: hour}}
 	if _, err := a.SignJWT(t.Context(), grant(t, i, identity.Request{Audiences: []string{"a"}, Time: e.clock.now()})); err != nil {
 		t.Fatal(err)
 	}

@@ -221,9 +221,14 @@ func (s *Set) decide(j *judgement, owner int) (Decision, *refusal) {
 		Grant: g, Identity: i.Name, Revision: i.Revision, ID: id, Hint: i.Hint,
 		FederatesWith: i.FederatesWith, Targets: i.Targets, Depends: s.depends(j.e, i),
 	}
-	d.SingleUse = s.isEvidence(g.audiences)
+	if j.r.Target == "" {
+		d.Use = i.use(g.audiences)
+	}
+	if s.isEvidence(g.audiences) {
+		d.Use = UseSingle
+	}
 	if i.JWT != nil && s.config.JWT {
-		d.JWTAudiences = i.JWT.Audiences
+		d.JWTAudiences = i.listed
 	}
 	return d, nil
 }

@@ -16,7 +16,7 @@ func TestRequestsRefused(t *testing.T) {
 		{Terms: terms("workload.unix.uid", "1000"), AnyNode: true},
 		{Terms: terms("user.email", "ana")},
 		{Terms: terms("peer.id", "b")},
-	}, JWT: &identity.JWT{Audiences: []string{"**"}}, Targets: []string{"t"}}
+	}, JWT: &identity.JWT{Audiences: identity.Plain("**")}, Targets: []string{"t"}}
 	s := requireSet(t, identity.Resources{Identities: []identity.Identity{anyone}, Targets: []identity.Target{{Name: "t", Audience: "x"}}})
 	requireDecisions(t, s, shop(t))
 
@@ -222,10 +222,10 @@ func TestHintsAreUnique(t *testing.T) {
 func TestLives(t *testing.T) {
 	i := checkout()
 	i.X509 = &identity.X509{TTL: 30 * time.Minute}
-	i.JWT = &identity.JWT{TTL: 10 * time.Minute, Audiences: []string{"a"}}
+	i.JWT = &identity.JWT{TTL: 10 * time.Minute, Audiences: identity.Plain("a")}
 	i.Targets = []string{"t"}
 	plain := with(checkout(), func(i *identity.Identity) {
-		i.Name, i.JWT, i.Targets = "plain", &identity.JWT{Audiences: []string{"b"}}, []string{"u"}
+		i.Name, i.JWT, i.Targets = "plain", &identity.JWT{Audiences: identity.Plain("b")}, []string{"u"}
 	})
 	s := requireSet(t, identity.Resources{
 		Identities: []identity.Identity{i, plain},
@@ -261,7 +261,7 @@ func TestLives(t *testing.T) {
 func TestJWT(t *testing.T) {
 	base := func() identity.Identity {
 		i := checkout()
-		i.JWT = &identity.JWT{Audiences: []string{"orders", "spiffe://example.org/*"}, Claims: map[string]any{"team": "payments"}}
+		i.JWT = &identity.JWT{Audiences: identity.Plain("orders", "spiffe://example.org/*"), Claims: map[string]any{"team": "payments"}}
 		return i
 	}
 	alg := func(a string) identity.Identity {
@@ -271,7 +271,7 @@ func TestJWT(t *testing.T) {
 	}
 	list := func(a ...string) identity.Identity {
 		i := base()
-		i.JWT.Audiences = a
+		i.JWT.Audiences = identity.Plain(a...)
 		return i
 	}
 	for _, row := range []struct {
@@ -314,7 +314,7 @@ func TestJWT(t *testing.T) {
 
 func TestNoJWTWithoutIssuer(t *testing.T) {
 	i := checkout()
-	i.JWT = &identity.JWT{Audiences: []string{"**"}}
+	i.JWT = &identity.JWT{Audiences: identity.Plain("**")}
 	i.Targets = []string{"t"}
 	k := config()
 	k.JWT = false

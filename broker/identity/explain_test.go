@@ -43,7 +43,7 @@ func TestExplain(t *testing.T) {
 			Failing: []identity.Failing{{Want: `workload.kubernetes.labels.tier == "api"`}}}}}},
 		{"a when can't tell", of(with(checkout(), absent)), nil, identity.Explanation{Misses: []identity.Miss{{Identity: "checkout", Held: 3,
 			Failing: []identity.Failing{{Want: `workload.docker.id == "x"`, Unknown: true, Why: "workload.docker.id is absent"}}}}}},
-		{"an audience", of(with(checkout(), func(i *identity.Identity) { i.JWT = &identity.JWT{Audiences: []string{"a"}} })),
+		{"an audience", of(with(checkout(), func(i *identity.Identity) { i.JWT = &identity.JWT{Audiences: identity.Plain("a")} })),
 			func(r *identity.Request) { r.Audiences = []string{"b"} },
 			identity.Explanation{Refused: []identity.Refused{{Identity: "checkout", Field: "jwt.audiences", Why: `"b" is not listed`}}}},
 		{"a deny", identity.Resources{Identities: []identity.Identity{checkout()},
@@ -150,10 +150,10 @@ func TestLint(t *testing.T) {
 		{"an ID that may get long", func(i *id) { i.SPIFFEID, i.Targets = "/{node.a}/{node.b}", []string{"gcp"} }, "spiffe_id: it may have"},
 		{"no subject", func(i *id) { i.Targets = []string{"roles"} }, "targets[0]: roles takes an X509-SVID"},
 		{"a subject", func(i *id) { i.Targets, i.X509 = []string{"roles"}, &identity.X509{Subject: "CN=checkout"} }, ""},
-		{"any audience", func(i *id) { i.JWT = &identity.JWT{Audiences: []string{"**"}} }, "jwt.audiences[0]: any audience"},
+		{"any audience", func(i *id) { i.JWT = &identity.JWT{Audiences: identity.Plain("**")} }, "jwt.audiences[0]: any audience"},
 		{"no audience", func(i *id) { i.JWT = &identity.JWT{} }, "jwt.audiences: none are listed"},
-		{"an algorithm that clouds don't find", func(i *id) { i.JWT = &identity.JWT{Audiences: []string{"a"}, Alg: "ES256"} }, "jwt.audiences[0]: \"a\" gets ES256"},
-		{"the same for SPIFFE IDs", func(i *id) { i.JWT = &identity.JWT{Audiences: []string{"spiffe://a/b"}, Alg: "ES256"} }, ""},
+		{"an algorithm that clouds don't find", func(i *id) { i.JWT = &identity.JWT{Audiences: identity.Plain("a"), Alg: "ES256"} }, "jwt.audiences[0]: \"a\" gets ES256"},
+		{"the same for SPIFFE IDs", func(i *id) { i.JWT = &identity.JWT{Audiences: identity.Plain("spiffe://a/b"), Alg: "ES256"} }, ""},
 	} {
 		s := requireSet(t, identity.Resources{
 			Identities: []id{with(checkout(), row.change)},

@@ -61,7 +61,7 @@ type X509 struct {
 // JWT is what an Identity says of its JWT-SVIDs.
 type JWT struct {
 	TTL       time.Duration  // 0: the set's default
-	Audiences []string       // what the Workload API may be asked for; "**" is any; empty is none
+	Audiences []Audience     // what the Workload API may be asked for; "**" is any; empty is none
 	Claims    map[string]any // added claims; never a registered name
 	Alg       string         // "", "RS256" or "ES256"
 }

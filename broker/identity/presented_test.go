@@ -24,7 +24,7 @@ func shown(t testing.TB, id string) identity.Request {
 func webIdentity(change func(*identity.Identity)) identity.Identity {
 	i := identity.Identity{
 		Name: "web", Revision: 3, SPIFFEID: "/web", Match: items("node.name", "n1", "workload.unix.uid", "33"),
-		JWT: &identity.JWT{Audiences: []string{"orders", endpoint}}, Targets: []string{"cloud", "self"},
+		JWT: &identity.JWT{Audiences: identity.Plain("orders", endpoint)}, Targets: []string{"cloud", "self"},
 	}
 	if change != nil {
 		change(&i)
@@ -132,8 +132,8 @@ func TestTokensForTheEndpoint(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			d := requireNamed(t, s, row.r, "web")[0]
-			if d.SingleUse != row.single || d.Grant.Expires().Sub(now) != row.life {
-				t.Errorf("single use %v, for %s", d.SingleUse, d.Grant.Expires().Sub(now))
+			if (d.Use == identity.UseSingle) != row.single || d.Grant.Expires().Sub(now) != row.life {
+				t.Errorf("use %q, for %s", d.Use, d.Grant.Expires().Sub(now))
 			}
 		})
 	}
@@ -152,7 +152,7 @@ func TestPeersAreBound(t *testing.T) {
 			Time: now, Ends: now.Add(time.Minute), Audiences: []string{"orders"},
 		}
 	}
-	jwt := &identity.JWT{Audiences: []string{"**"}}
+	jwt := &identity.JWT{Audiences: identity.Plain("**")}
 	s, err := identity.NewSet(c, identity.Resources{Identities: []identity.Identity{
 		{Name: "anything", SPIFFEID: "/anything", Match: []identity.Item{{When: `peer.path != ""`, AnyNode: true}}, JWT: jwt},
 		{Name: "loose", SPIFFEID: "/loose", Match: []identity.Item{{Terms: terms("peer.path", "/**"), AnyNode: true}}, JWT: jwt},

@@ -71,7 +71,7 @@ type Decision struct {
 	Hint          string
 	FederatesWith []string
 	Targets       []string
-	JWTAudiences  []string            // what the Workload API may be asked for
+	JWTAudiences  []Audience          // what the Workload API may be asked for, each with the use that counts for it
 	Depends       map[string][]string // decision 1: every fact that this Identity or any Deny names; nil values: absent
-	SingleUse     bool                // not to be cached
+	Use           Use                 // of the JWT-SVID
 }

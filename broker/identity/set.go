@@ -83,6 +83,7 @@ type identity struct {
 	x509TTL      time.Duration
 	jwtTTL       time.Duration
 	audiences    []pattern
+	listed       []Audience // as told: of a literal one the use that counts
 }
 
 // A deny is a compiled Deny.

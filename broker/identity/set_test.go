@@ -119,7 +119,7 @@ func TestDecideGrantsWhatAnIdentitySays(t *testing.T) {
 	i := checkout()
 	i.Match[0].When = `workload.kubernetes.labels.tier in ["web", "api"]`
 	i.X509 = &identity.X509{TTL: 30 * time.Minute, Subject: "CN=checkout,O=Acme", DNSNames: []string{"checkout.shop.svc"}}
-	i.JWT = &identity.JWT{Audiences: []string{"orders"}}
+	i.JWT = &identity.JWT{Audiences: identity.Plain("orders")}
 	i.FederatesWith = []string{"partner.example"}
 	i.Targets = []string{"gcp"}
 	s := requireSet(t, identity.Resources{
@@ -145,7 +145,7 @@ func TestDecideGrantsWhatAnIdentitySays(t *testing.T) {
 	got.Grant = identity.Grant{}
 	want := identity.Decision{
 		Identity: "checkout", Revision: 7, ID: g.ID(), Hint: "main",
-		FederatesWith: []string{"partner.example"}, Targets: []string{"gcp"}, JWTAudiences: []string{"orders"},
+		FederatesWith: []string{"partner.example"}, Targets: []string{"gcp"}, JWTAudiences: identity.Plain("orders"),
 		Depends: map[string][]string{
 			"node.kubernetes.cluster":             {"eu-prod"},
 			"workload.kubernetes.namespace":       {"shop"},

@@ -83,11 +83,21 @@ func (c *compiler) jwt(i *identity) {
 		return
 	}
 	for n, a := range j.Audiences {
-		p, err := parsePattern(a)
+		p, err := parsePattern(a.Pattern)
 		if err != nil {
 			c.fail(fmt.Sprintf("jwt.audiences[%d]", n), "%v", err)
 		}
+		if a.Use.rank() < 0 {
+			c.fail(fmt.Sprintf("jwt.audiences[%d].use", n), "%q: want %s or %s", a.Use, UseAudited, UseSingle)
+		}
 		i.audiences = append(i.audiences, p)
+	}
+	for n, p := range i.audiences {
+		a := j.Audiences[n]
+		if p.exact() {
+			a.Use = i.use([]string{a.Pattern})
+		}
+		i.listed = append(i.listed, a)
 	}
 	var err error
 	if j.Claims, err = cloneClaims(j.Claims); err != nil {

@@ -101,7 +101,8 @@ func TestNewSetRefuses(t *testing.T) {
 		{"JWT life under the least", jwt(identity.JWT{TTL: time.Second}), "Identity", "jwt.ttl"},
 		{"no algorithm", jwt(identity.JWT{Alg: "none"}), "Identity", "jwt.alg"},
 		{"symmetric", jwt(identity.JWT{Alg: "HS256"}), "Identity", "jwt.alg"},
-		{"empty audience", jwt(identity.JWT{Audiences: []string{"a", ""}}), "Identity", "jwt.audiences[1]"},
+		{"empty audience", jwt(identity.JWT{Audiences: identity.Plain("a", "")}), "Identity", "jwt.audiences[1]"},
+		{"use that is none", jwt(identity.JWT{Audiences: []identity.Audience{{Pattern: "a", Use: "once"}}}), "Identity", "jwt.audiences[0].use"},
 		{"claim that JSON can't say", claim("a", math.NaN()), "Identity", "jwt.claims"},
 		{"claim of no type", claim("a", struct{}{}), "Identity", "jwt.claims"},
 		{"claim without a name", claim("", "a"), "Identity", "jwt.claims"},
@@ -258,9 +259,9 @@ func TestNewSetSharesNothing(t *testing.T) {
 	i := checkout()
 	i.X509 = &identity.X509{Subject: "CN=checkout", DNSNames: []string{"a.svc"}}
 	list := []any{"a"}
-	i.JWT = &identity.JWT{Audiences: []string{"orders"}, Claims: map[string]any{"a": list}}
+	i.JWT = &identity.JWT{Audiences: identity.Plain("orders"), Claims: map[string]any{"a": list}}
 	s := requireSet(t, of(i))
-	i.X509.Subject, i.X509.DNSNames[0], i.JWT.Audiences[0] = "CN=evil", "evil", "**"
+	i.X509.Subject, i.X509.DNSNames[0], i.JWT.Audiences[0].Pattern = "CN=evil", "evil", "**"
 	i.Match[0].Terms[0].Pattern = "**"
 	list[0], i.JWT.Claims["b"] = "evil", "evil"
 	g := requireDecisions(t, s, shop(t))[0].Grant

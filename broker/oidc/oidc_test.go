@@ -250,7 +250,7 @@ func jwtGrant(t *testing.T, td spiffeid.TrustDomain) identity.Grant {
 	set, err := identity.NewSet(identity.Config{TrustDomain: td, JWT: true}, identity.Resources{Identities: []identity.Identity{{
 		Name: "checkout", SPIFFEID: "/shop/checkout",
 		Match: []identity.Item{{Terms: []identity.Term{{Name: "node.name", Pattern: "n1"}}}},
-		JWT:   &identity.JWT{Audiences: []string{"sts.amazonaws.com"}},
+		JWT:   &identity.JWT{Audiences: identity.Plain("sts.amazonaws.com")},
 	}}})
 	if err != nil {
 		t.Fatal(err)

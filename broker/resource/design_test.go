@@ -175,10 +175,12 @@ func TestWhatTheExampleGrants(t *testing.T) {
 		t.Fatal(err)
 	}
 	type granted struct {
-		Hint                        string
-		Peers, Targets, JWTAudience []string
+		Hint           string
+		Peers, Targets []string
+		JWTAudiences   []identity.Audience
 	}
-	want := granted{"main", []string{"partner.example"}, []string{"aws-orders", "gcp-analytics"}, []string{"orders", "spiffe://example.org/ledger"}}
+	plain := identity.Plain("orders", "spiffe://example.org/ledger")
+	want := granted{"main", []string{"partner.example"}, []string{"aws-orders", "gcp-analytics"}, plain}
 	d := decisions[0]
 	if diff := cmp.Diff(want, granted{d.Hint, d.FederatesWith, d.Targets, d.JWTAudiences}); diff != "" {
 		t.Error(diff)

@@ -38,10 +38,10 @@ type x509Doc struct {
 }
 
 type jwtDoc struct {
-	TTL       duration `json:"ttl,omitempty" yaml:"ttl,omitempty"`
-	Audiences []string `json:"audiences,omitempty" yaml:"audiences,omitempty"`
-	Claims    claims   `json:"claims,omitempty" yaml:"claims,omitempty"`
-	Alg       string   `json:"alg,omitempty" yaml:"alg,omitempty"`
+	TTL       duration   `json:"ttl,omitempty" yaml:"ttl,omitempty"`
+	Audiences []audience `json:"audiences,omitempty" yaml:"audiences,omitempty"`
+	Claims    claims     `json:"claims,omitempty" yaml:"claims,omitempty"`
+	Alg       string     `json:"alg,omitempty" yaml:"alg,omitempty"`
 }
 
 type denyDoc struct {
@@ -190,7 +190,7 @@ func (d *identityDoc) fill(r *Resource) error {
 		i.X509 = &identity.X509{TTL: time.Duration(d.X509.TTL), Subject: d.X509.Subject, DNSNames: d.X509.DNSNames}
 	}
 	if d.JWT != nil {
-		i.JWT = &identity.JWT{TTL: time.Duration(d.JWT.TTL), Audiences: d.JWT.Audiences, Claims: d.JWT.Claims, Alg: d.JWT.Alg}
+		i.JWT = &identity.JWT{TTL: time.Duration(d.JWT.TTL), Audiences: audiencesOf(d.JWT.Audiences), Claims: d.JWT.Claims, Alg: d.JWT.Alg}
 	}
 	r.Identity = i
 	return nil

@@ -57,7 +57,7 @@ func (r Resource) identityDoc() identityDoc {
 		d.X509 = &x509Doc{TTL: duration(i.X509.TTL), Subject: i.X509.Subject, DNSNames: i.X509.DNSNames}
 	}
 	if i.JWT != nil {
-		d.JWT = &jwtDoc{TTL: duration(i.JWT.TTL), Audiences: i.JWT.Audiences, Claims: i.JWT.Claims, Alg: i.JWT.Alg}
+		d.JWT = &jwtDoc{TTL: duration(i.JWT.TTL), Audiences: audienceDocs(i.JWT.Audiences), Claims: i.JWT.Claims, Alg: i.JWT.Alg}
 	}
 	return d
 }

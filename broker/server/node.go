@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -29,6 +30,7 @@ const (
 	maxUnknown    = 64
 	maxReports    = 256
 	maxReportText = 256
+	maxAudience   = 1 << 10
 )
 
 type nodeService struct {
@@ -206,7 +208,13 @@ func x509Result(r broker.X509Result) *api.IssueX509Response_Result {
 		out := &api.X509SVID{
 			Identity: svid.Identity, SpiffeId: svid.ID.String(), Hint: svid.Hint, Chain: rawChain(svid.Chain),
 			PublicKey: uint32(svid.PublicKey), Digest: svid.Digest[:], FederatesWith: svid.FederatesWith,
-			JwtAudiences: svid.JWTAudiences, Depends: values(svid.Depends),
+			Depends: values(svid.Depends),
+		}
+		for _, a := range svid.JWTAudiences {
+			out.JwtAudiences = append(out.JwtAudiences, a.Pattern)
+			if a.Use != identity.UseDefault {
+				out.JwtUses = append(out.JwtUses, &api.AudienceUse{Audience: a.Pattern, Use: string(a.Use)})
+			}
 		}
 		for _, t := range svid.Targets {
 			out.Targets = append(out.Targets, &api.Target{Name: t.Name, Revision: t.Revision, Provider: t.Flow, Settings: t.Settings})
@@ -240,10 +248,15 @@ func (n nodeService) IssueJWT(ctx context.Context, r *api.IssueJWTRequest) (*api
 	}
 	response := &api.IssueJWTResponse{Denial: denial(refused)}
 	for _, svid := range svids {
-		response.Svids = append(response.Svids, &api.JWTSVID{
+		out := &api.JWTSVID{
 			Identity: svid.Identity, SpiffeId: svid.ID.String(), Hint: svid.Hint, Token: svid.Token,
-			Expires: svid.Expires.Unix(), Depends: values(svid.Depends), SingleUse: svid.SingleUse,
-		})
+			Expires: svid.Expires.Unix(), Depends: values(svid.Depends), SingleUse: svid.Use == identity.UseSingle,
+		}
+		if svid.Use == identity.UseAudited {
+			// From an agent that would not report them, each call is here.
+			out.Use, out.SingleUse = string(svid.Use), !r.GetAudits()
+		}
+		response.Svids = append(response.Svids, out)
 	}
 	return response, nil
 }
@@ -251,7 +264,7 @@ func (n nodeService) IssueJWT(ctx context.Context, r *api.IssueJWTRequest) (*api
 // Report takes what happened on the node into the record, as the node's word,
 // each report once.
 func (n nodeService) Report(ctx context.Context, r *api.ReportRequest) (*api.ReportResponse, error) {
-	if len(r.GetExchanges())+len(r.GetRefusals())+len(r.GetGaps()) > maxReports {
+	if len(r.GetExchanges())+len(r.GetRefusals())+len(r.GetGaps())+len(r.GetHandOuts()) > maxReports {
 		return nil, n.fail(ctx, fmt.Errorf("%w: more than %d reports", broker.ErrRequest, maxReports))
 	}
 	node := callerNode(ctx)
@@ -273,6 +286,13 @@ func (n nodeService) Report(ctx context.Context, r *api.ReportRequest) (*api.Rep
 			Detail: map[string]string{},
 		})
 	}
+	for _, h := range r.GetHandOuts() {
+		event, err := handOut(h)
+		if err != nil {
+			return nil, n.fail(ctx, err)
+		}
+		in.add(h.GetId(), h.GetTime(), event)
+	}
 	for _, g := range r.GetGaps() {
 		in.add(g.GetId(), g.GetSince(), audit.Event{
 			Kind: broker.RecordGap, Code: bounded(g.GetWhy()), Count: g.GetLost(),
@@ -288,6 +308,26 @@ func (n nodeService) Report(ctx context.Context, r *api.ReportRequest) (*api.Rep
 		}
 	}
 	return &api.ReportResponse{Accepted: uint64(len(in.all))}, nil
+}
+
+// handOut is the record of one audited JWT-SVID that was handed out.
+func handOut(h *api.HandOut) (audit.Event, error) {
+	facts, err := identity.NewFacts("workload", plain(h.GetFacts()))
+	switch {
+	case err != nil:
+		return audit.Event{}, fmt.Errorf("%w: %w", broker.ErrRequest, err)
+	case len(h.GetAudiences()) == 0 || len(h.GetAudiences()) > broker.MaxAudiences || len(h.GetDigest()) != sha256.Size || len(h.GetSet()) != sha256.Size:
+		return audit.Event{}, fmt.Errorf("%w: a hand-out of %d audiences, with digests of %d and %d bytes", broker.ErrRequest, len(h.GetAudiences()), len(h.GetDigest()), len(h.GetSet()))
+	}
+	e := audit.Event{
+		Kind: broker.RecordHandOut, OK: true, SPIFFEID: bounded(h.GetSpiffeId()), Identity: bounded(h.GetIdentity()),
+		Serial: bounded(h.GetTokenId()), NotAfter: optionalTime(h.GetExpires()), Digest: hex.EncodeToString(h.GetDigest()),
+		Facts: facts.Map(), Detail: map[string]string{"set": hex.EncodeToString(h.GetSet())},
+	}
+	for _, a := range h.GetAudiences() {
+		e.Audiences = append(e.Audiences, a[:min(len(a), maxAudience)])
+	}
+	return e, nil
 }
 
 // reports gathers those of one request.

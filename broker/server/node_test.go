@@ -7,16 +7,22 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/audit"
 )
 
 // Regression: CVE-2026-16093
@@ -157,6 +163,96 @@ func TestADenialTellsARecordAndNoRule(t *testing.T) {
 func reportID(n uint64) string { return broker.ReportID("0123456789abcdef", n) }
 
 // Regression: CVE-2026-40264
+func handOut(n uint64) *api.HandOut {
+	sum := sha256.Sum256([]byte("x"))
+	return &api.HandOut{
+		Id: reportID(n), Time: 5, SpiffeId: "spiffe://example.org/web", Identity: "web", Audiences: []string{"books", strings.Repeat("é", 300)}, TokenId: "jti-1",
+		Digest: sum[:], Expires: 9, Set: sum[:], Facts: process("33").GetFacts(),
+	}
+}
+
+// A hand-out says which token went to whom: as long as it is bounded, whole.
+func TestHandOutsAreRecordedOneByOne(t *testing.T) {
+	e := newEnv(t)
+	n := e.join("n1")
+	for at := range uint64(3) { // the last of them once more, as where an answer was lost
+		again := &api.ReportRequest{HandOuts: []*api.HandOut{handOut(min(at+1, 2))}}
+		if _, err := n.Report(t.Context(), again); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all []audit.Record
+	for _, r := range e.records() {
+		if r.Kind == "handout" {
+			all = append(all, r)
+		}
+	}
+	if len(all) != 2 {
+		t.Fatalf("%d records of two hand-outs", len(all))
+	}
+	r, sum := all[1], hex.EncodeToString(handOut(1).GetDigest())
+	if r.Node != n.id || r.SPIFFEID != "spiffe://example.org/web" || r.Identity != "web" || r.Serial != "jti-1" || r.Digest != sum || r.Detail["set"] != sum ||
+		r.Count > 1 || r.NotAfter.Unix() != 9 || r.Facts["workload.unix.uid"][0] != "33" || !slices.Equal(r.Audiences, handOut(1).GetAudiences()) || !r.OK {
+		t.Errorf("record %+v", r)
+	}
+	for name, spoil := range map[string]func(*api.HandOut){
+		"no audience":        func(h *api.HandOut) { h.Audiences = nil },
+		"too many audiences": func(h *api.HandOut) { h.Audiences = make([]string, 17) },
+		"no digest":          func(h *api.HandOut) { h.Digest = nil },
+		"no set":             func(h *api.HandOut) { h.Set = []byte{1} },
+		"facts of a node":    func(h *api.HandOut) { h.Facts = map[string]*api.Values{"node.name": {Values: []string{"n2"}}} },
+	} {
+		h := handOut(9)
+		spoil(h)
+		if _, err := n.Report(t.Context(), &api.ReportRequest{HandOuts: []*api.HandOut{h}}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Agents learn how tokens are used, and of audited ones only those who say that
+// they report them may keep any.
+func TestUsesOnTheWire(t *testing.T) {
+	e := signing(t)
+	e.apply(`kind: Identity
+name: web
+spiffe_id: /web
+match: [{node.name: n1, workload.unix.uid: 33}]
+jwt: {audiences: [orders, {name: pay, use: single_use}, {name: "books*", use: audited}, "p*"]}
+`)
+	n := e.join("n1")
+	x, err := n.IssueX509(t.Context(), &api.IssueX509Request{Items: []*api.IssueX509Request_Item{{Workload: process("33"), PublicKeys: [][]byte{spki(t, newKey(t).Public())}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := x.GetResults()[0].GetSvids()[0]
+	want := []*api.AudienceUse{{Audience: "pay", Use: "single_use"}, {Audience: "books*", Use: "audited"}}
+	if d := cmp.Diff(want, v.GetJwtUses(), protocmp.Transform()); d != "" || fmt.Sprint(v.GetJwtAudiences()) != "[orders pay books* p*]" {
+		t.Error(d, v.GetJwtAudiences())
+	}
+	for _, row := range []struct {
+		audiences []string
+		audits    bool
+		single    bool
+		use       string
+	}{
+		{[]string{"orders"}, true, false, ""},
+		{[]string{"pay"}, true, true, ""},
+		{[]string{"books1"}, true, false, "audited"},
+		{[]string{"books1"}, false, true, "audited"},
+		{[]string{"orders", "books1"}, true, false, "audited"},
+		{[]string{"books1", "pay"}, true, true, ""},
+	} {
+		r, err := n.IssueJWT(t.Context(), &api.IssueJWTRequest{Workload: process("33"), Audiences: row.audiences, Audits: row.audits})
+		if err != nil || len(r.GetSvids()) != 1 {
+			t.Fatal(r, err)
+		}
+		if got := r.GetSvids()[0]; got.GetSingleUse() != row.single || got.GetUse() != row.use {
+			t.Errorf("%v, audits %v: single use %v, use %q", row.audiences, row.audits, got.GetSingleUse(), got.GetUse())
+		}
+	}
+}
+
 func TestReportsAreTheNodesWord(t *testing.T) {
 	e := newEnv(t)
 	n := e.join("n1")
@@ -168,8 +264,9 @@ func TestReportsAreTheNodesWord(t *testing.T) {
 		},
 		Refusals: []*api.Refusal{{Id: reportID(3), Code: "gone", Facts: process("1").GetFacts(), Time: math.MaxInt64, Target: "t", Count: 7}},
 		Gaps:     []*api.Gap{{Id: reportID(4), Lost: 12, Why: "full", Since: 1, Total: 13}},
+		HandOuts: []*api.HandOut{handOut(5)},
 	})
-	if err != nil || r.GetAccepted() != 4 {
+	if err != nil || r.GetAccepted() != 5 {
 		t.Fatal(r, err)
 	}
 	var kinds []string
@@ -185,7 +282,7 @@ func TestReportsAreTheNodesWord(t *testing.T) {
 			t.Errorf("record %+v", record)
 		}
 	}
-	if d := cmp.Diff([]string{"exchange", "exchange", "refusal", "report.gap"}, kinds); d != "" {
+	if d := cmp.Diff([]string{"exchange", "exchange", "refusal", "report.gap", "handout"}, kinds); d != "" {
 		t.Error(d)
 	}
 	if r, err := n.Report(t.Context(), &api.ReportRequest{}); err != nil || r.GetAccepted() != 0 {
@@ -201,7 +298,7 @@ func TestReportsAreTheNodesWord(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 	// Within the bound of facts, and more than a record holds once it is JSON.
 	quotes := map[string]*api.Values{"workload.a": {Values: []string{strings.Repeat(`"`, 60<<10)}}}
-	_, err = n.Report(t.Context(), &api.ReportRequest{Refusals: []*api.Refusal{{Id: reportID(5), Facts: quotes}}})
+	_, err = n.Report(t.Context(), &api.ReportRequest{Refusals: []*api.Refusal{{Id: reportID(6), Facts: quotes}}})
 	wantCode(t, err, codes.InvalidArgument)
 }
 

@@ -129,7 +129,7 @@ name: whole
 spiffe_id: /whole
 match: [{node.name: n1, workload.unix.uid: 33}]
 x509: {dns_names: [whole.example.org]}
-jwt: {audiences: [orders], claims: {team: payments}}
+jwt: {audiences: [{name: orders, use: audited}], claims: {team: payments}}
 federates_with: [partner.example]
 hint: two
 targets: [t1]
@@ -158,7 +158,7 @@ targets: [t1]
 	if fmt.Sprint(leaf.DNSNames) != "[whole.example.org]" {
 		t.Errorf("DNS names %v", leaf.DNSNames)
 	}
-	jwt, err := n.IssueJWT(t.Context(), &api.IssueJWTRequest{Workload: process("33"), Audiences: []string{"orders"}})
+	jwt, err := n.IssueJWT(t.Context(), &api.IssueJWTRequest{Workload: process("33"), Audiences: []string{"orders"}, Audits: true})
 	if err != nil || len(jwt.GetSvids()) != 1 {
 		t.Fatal(jwt, err)
 	}

@@ -64,7 +64,7 @@ func newRotation(t *testing.T, lives authority.Lives) *rotation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkout := identity.Identity{Name: "checkout", SPIFFEID: "/checkout", JWT: &identity.JWT{Audiences: []string{"**"}, Alg: "RS256"},
+	checkout := identity.Identity{Name: "checkout", SPIFFEID: "/checkout", JWT: &identity.JWT{Audiences: identity.Plain("**"), Alg: "RS256"},
 		Match: []identity.Item{{Terms: []identity.Term{{Name: "node.name", Pattern: "n1"}}}}}
 	if r.set, err = identity.NewSet(identity.Config{TrustDomain: td, JWT: true}, identity.Resources{Identities: []identity.Identity{checkout}}); err != nil {
 		t.Fatal(err)
