@@ -153,8 +153,8 @@ func allowed(rule join.Rule, p join.Proof) error {
 	return nil
 }
 
-// newNode makes the node that a proof stands for: the same durable key is
-// always the same node.
+// newNode makes the node that a proof stands for: the same durable key, and
+// instance, is always the same node.
 func (b *Broker) newNode(rule join.Rule, p join.Proof) (Node, error) {
 	if p.DurableKey == "" || p.Name == "" {
 		return Node{}, fmt.Errorf("join method %s proved no durable key or name", rule.Method)
@@ -162,6 +162,9 @@ func (b *Broker) newNode(rule join.Rule, p join.Proof) (Node, error) {
 	id := p.Name
 	if rule.Method != tokenMethod {
 		sum := sha256.Sum256([]byte(p.DurableKey))
+		if p.Instance != "" {
+			sum = sha256.Sum256(append(sum[:], p.Instance...))
+		}
 		id = rule.Method + "-" + hex.EncodeToString(sum[:12])
 	}
 	spiffeID, err := identity.NodeID(b.cfg.TrustDomain, id)
@@ -192,10 +195,14 @@ func (b *Broker) newNode(rule join.Rule, p join.Proof) (Node, error) {
 	}, nil
 }
 
-// Renew signs a node's own SVID anew; its facts stay as they were proven. The
-// node is as Node returned it: if it was evicted or joined anew since then, the
-// error wraps ErrConflict.
+// Renew signs the SVID of a node anew that joined by a token; its facts stay as
+// they were proven. Every other node proves itself anew, by Join: what it was
+// need not be what it is. The node is as Node returned it: if it was evicted or
+// joined anew since then, the error wraps ErrConflict.
 func (b *Broker) Renew(ctx context.Context, node Node, pub crypto.PublicKey) (Joined, error) {
+	if node.Method != tokenMethod {
+		return Joined{}, fmt.Errorf("renewing %s: %w: it joined by %s, and proves itself anew to go on", node.ID, ErrRequest, node.Method)
+	}
 	key, err := identity.DigestKey(pub)
 	if err != nil {
 		return Joined{}, fmt.Errorf("renewing %s: %w: %w", node.ID, ErrRequest, err)
@@ -351,13 +358,36 @@ func (b *Broker) Nodes() []Node {
 }
 
 // Evict shuts a node out: all that was issued to it, its open streams and, by
-// its durable key, its return. The record is durable when it returns. Where the
-// store is away what was issued is revoked all the same, and the error says
-// that the node may join again.
+// its durable key, its return; and all nodes that have that key too. The record
+// is durable when it returns. Where the store is away what was issued is revoked
+// all the same, and the error says that the node may join again.
 func (b *Broker) Evict(ctx context.Context, id, actor, reason string) (Node, error) {
-	if _, ok := b.node(id); !ok {
+	n, ok := b.node(id)
+	if !ok {
 		return Node{}, fmt.Errorf("evicting %s: %w", id, ErrNotFound)
 	}
+	others := b.sharing(n)
+	n, err := b.evict(ctx, id, actor, reason)
+	for _, other := range others {
+		_, failed := b.evict(ctx, other, actor, "as "+id+": "+reason)
+		err = errors.Join(err, failed)
+	}
+	return n, err
+}
+
+// sharing are the other nodes of a durable key that are not evicted.
+func (b *Broker) sharing(n Node) (ids []string) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for id, other := range b.nodes {
+		if id != n.ID && other.DurableKey == n.DurableKey && other.EvictedAt.IsZero() {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (b *Broker) evict(ctx context.Context, id, actor, reason string) (Node, error) {
 	now := b.cfg.Now()
 	c := Cutoff{Kind: CutNode, Value: id, Reason: clip(reason, maxCutReason), Actor: clip(actor, maxCutActor), MadeAt: now}
 	standing, kept := b.cut(c, false) // its sessions are told of the eviction, which says more

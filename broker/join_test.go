@@ -108,8 +108,9 @@ func TestStrangersDoNotWait(t *testing.T) {
 // fake is a join method whose evidence is the proof itself: the name and the
 // owner, which is also the durable key.
 type fake struct {
-	prove func(*join.Proof) map[string][]string // changes it, and may say what the facts are
-	wait  bool
+	prove    func(*join.Proof) map[string][]string // changes it, and may say what the facts are
+	wait     bool
+	instance string
 }
 
 func (f fake) Join(ctx context.Context, evidence []byte, ask join.Challenge) (join.Proof, error) {
@@ -124,7 +125,7 @@ func (f fake) Join(ctx context.Context, evidence []byte, ask join.Challenge) (jo
 		}
 	}
 	name, owner, _ := strings.Cut(string(evidence), " ")
-	p := join.Proof{Name: name, DurableKey: owner}
+	p := join.Proof{Name: name, DurableKey: owner, Instance: f.instance}
 	facts := map[string][]string{"node.fake.owner": {owner}}
 	if f.prove != nil {
 		facts = f.prove(&p)
@@ -239,6 +240,48 @@ func TestDurableKey(t *testing.T) {
 	e.refused(err, broker.ErrConflict)
 	_, err = as("n1 globex")
 	e.must(err)
+}
+
+// Nodes that have a durable key in common, such as the jobs of one repository,
+// are nodes of their own; to ban one bans all.
+func TestInstances(t *testing.T) {
+	e := newEnv(t)
+	e.policy.Rules = []join.Rule{rule("any", owner("**"))}
+	as := func(instance string) (broker.Joined, error) {
+		e.method = fake{instance: instance}
+		return e.Join(t.Context(), broker.JoinRequest{Method: "fake", Evidence: []byte("n1 acme"), PublicKey: keys(t, 1)[0]})
+	}
+	first, err := as("1")
+	e.must(err)
+	again, err := as("1")
+	e.must(err)
+	second, err := as("2")
+	e.must(err)
+	if first.Node.ID != again.Node.ID || first.Node.ID == second.Node.ID {
+		t.Errorf("IDs %s, %s and %s", first.Node.ID, again.Node.ID, second.Node.ID)
+	}
+	_, err = e.as(second)
+	e.must(err)
+	_, err = e.Evict(t.Context(), first.Node.ID, "uid:0", "")
+	e.must(err)
+	_, err = e.as(second)
+	e.refused(err, broker.ErrNotFound)
+	_, err = as("3")
+	e.refused(err, broker.ErrConflict)
+}
+
+// Who joined by something that can be shown again shows it again: it may have
+// changed.
+func TestOnlyTokensRenew(t *testing.T) {
+	e := newEnv(t)
+	e.policy.Rules = []join.Rule{rule("any", owner("**"))}
+	e.method = fake{}
+	joined, err := e.Join(t.Context(), broker.JoinRequest{Method: "fake", Evidence: []byte("n1 acme"), PublicKey: keys(t, 1)[0]})
+	e.must(err)
+	n, err := e.as(joined)
+	e.must(err)
+	_, err = e.Renew(t.Context(), n, keys(t, 2)[1])
+	e.refused(err, broker.ErrRequest)
 }
 
 func TestJoinTime(t *testing.T) {

@@ -17,12 +17,18 @@ import (
 // ErrEvidence says that evidence is bad: the same evidence will never do.
 var ErrEvidence = errors.New("evidence refused")
 
+// Settings are what a JoinRule says of its method.
+type Settings interface {
+	// Validate returns what is wrong with them, the field's name first.
+	Validate() error
+}
+
 // A Rule is a JoinRule: who may become a node, by one method.
 type Rule struct {
 	Name     string
 	Revision uint64
 	Method   string          // the method's name, such as "github"
-	Settings any             // a pointer to the method's settings struct, decoded
+	Settings Settings        // the method's, decoded; nil for token
 	Allow    []identity.Item // any of them, over node.* facts; empty refuses
 }
 
@@ -43,4 +49,7 @@ type Proof struct {
 	Name       string         // node.name; for most methods chosen from the facts
 	Facts      identity.Facts // node.<method>.*
 	DurableKey string         // by which this node is banned; it outlives its SVIDs
+	// Instance tells nodes apart that have one durable key, such as the jobs of a
+	// repository: one that is banned bans all. Empty: there is one.
+	Instance string
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/exchangers/aws"
@@ -20,7 +21,7 @@ import (
 func example(t *testing.T) ([]resource.Resource, *identity.Set) {
 	t.Helper()
 	registry := resource.Registry{
-		Methods: map[string]func() any{"github": func() any { return new(githubSettings) }},
+		Methods: map[string]func() join.Settings{"github": func() join.Settings { return new(githubSettings) }},
 		Flows: map[string]func() exchangers.Settings{
 			"aws_roles_anywhere": func() exchangers.Settings { return new(aws.RolesAnywhere) },
 			"gcp":                func() exchangers.Settings { return new(gcp.Settings) },

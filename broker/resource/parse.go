@@ -146,6 +146,9 @@ func (g Registry) parseJoinRule(r *Resource, doc *ast.MappingNode) error {
 	if err := r.decode(settings, into); err != nil {
 		return err
 	}
+	if err := into.Validate(); err != nil {
+		return r.At(method, err.Error())
+	}
 	r.JoinRule = &join.Rule{Name: r.Name, Method: method, Settings: into, Allow: itemsOf(d.Allow)}
 	if err := identity.CheckItems(r.JoinRule.Allow); err != nil {
 		return r.At("allow", err.Error())

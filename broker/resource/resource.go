@@ -40,7 +40,7 @@ var Kinds = []string{"Identity", "Deny", "JoinRule", "Peer", "Target"}
 // A Registry knows the join methods and flows that this program has: for each
 // name, a function that returns a pointer to its empty settings.
 type Registry struct {
-	Methods map[string]func() any
+	Methods map[string]func() join.Settings
 	Flows   map[string]func() exchangers.Settings
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/exchangers"
 )
@@ -33,9 +34,16 @@ type githubSettings struct {
 	Host string `yaml:"host,omitempty"`
 }
 
+func (s *githubSettings) Validate() error {
+	if s.Host == "bad" {
+		return constError("host: is bad")
+	}
+	return nil
+}
+
 func registry() resource.Registry {
 	return resource.Registry{
-		Methods: map[string]func() any{"github": func() any { return new(githubSettings) }},
+		Methods: map[string]func() join.Settings{"github": func() join.Settings { return new(githubSettings) }},
 		Flows:   map[string]func() exchangers.Settings{"cloud": func() exchangers.Settings { return new(settings) }},
 	}
 }
@@ -142,6 +150,7 @@ func TestMistakesHaveAPlace(t *testing.T) {
 		"alias":                   {"kind: &k Identity\nname: a\n", "anchors, aliases"},
 		"unknown method":          {"kind: JoinRule\nname: a\ntpm: {}\nallow: [{node.tpm.x: y}]\n", `f.yaml:3:1: JoinRule a: "tpm" is neither a field of a JoinRule nor a join method that this program has (github)`},
 		"no method":               {"kind: JoinRule\nname: a\nallow: [{node.github.x: y}]\n", "it has no join method"},
+		"settings":                {"kind: JoinRule\nname: a\ngithub: {host: bad}\nallow: [{node.github.x: y}]\n", `f.yaml:3:9: JoinRule a: github: host: is bad`},
 		"empty allow":             {"kind: JoinRule\nname: a\ngithub: {}\nallow: []\n", "f.yaml:4:8: JoinRule a: allow: it is empty"},
 		"no allow":                {"kind: JoinRule\nname: a\ngithub: {}\n", "it is empty, which would let nobody join"},
 		"unknown flow":            {"kind: Target\nname: a\nclod: {}\n", `"clod" is neither`},

@@ -283,9 +283,14 @@ func (e *env) auditNow() time.Time {
 
 func (e *env) auditDir() string { return filepath.Join(e.dir, "audit") }
 
+// noSettings are those of a method that has none.
+type noSettings struct{}
+
+func (*noSettings) Validate() error { return nil }
+
 func registry() resource.Registry {
 	return resource.Registry{
-		Methods: map[string]func() any{"fake": func() any { return new(struct{}) }},
+		Methods: map[string]func() join.Settings{"fake": func() join.Settings { return new(noSettings) }},
 		Flows:   map[string]func() exchangers.Settings{"cloud": func() exchangers.Settings { return new(settings) }, "mtls": func() exchangers.Settings { return new(mtlsSettings) }},
 	}
 }

@@ -77,7 +77,8 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if err != nil {
 		return nil, err
 	}
-	client := fetch.New(fetch.Config{AllowNetworks: networks, Roots: o.webRoots, Now: o.now, Log: o.log})
+	outward := fetch.Config{AllowNetworks: networks, Roots: o.webRoots, Now: o.now, Log: o.log}
+	client := fetch.New(outward)
 	p.peers, err = federation.New(federation.Config{
 		TrustDomain: td, Store: p.store, Now: o.now, Log: o.log,
 		Fetcher: client, Checker: client,
@@ -89,7 +90,7 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if err != nil {
 		return nil, err
 	}
-	return p, p.openServer(ctx, td, o)
+	return p, p.openServer(ctx, td, outward, o)
 }
 
 func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain, o brokerOptions) error {
@@ -141,7 +142,7 @@ func (p *brokerParts) openKeys(ctx context.Context, access keyAccess) (keys, roo
 	return opened, rootOpened, nil
 }
 
-func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o brokerOptions) (err error) {
+func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, outward fetch.Config, o brokerOptions) (err error) {
 	minTTL, err := lifeField("min_ttl", p.file.MinTTL, 0, time.Hour)
 	if err != nil {
 		return err
@@ -153,8 +154,9 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	if err != nil {
 		return err
 	}
+	methods := &joinMethods{trustDomain: td, store: p.store, fetch: outward, now: o.now}
 	p.broker, err = broker.New(ctx, broker.Config{
-		TrustDomain: td, Method: joinMethod(p.store, o.now), Issuer: p.authority, Store: p.store, Audit: p.audit,
+		TrustDomain: td, Method: methods.of, Issuer: p.authority, Store: p.store, Audit: p.audit,
 		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: "broker", DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
 		Policy: &broker.Policy{Set: empty}, Now: o.now, Log: o.log,
 	})

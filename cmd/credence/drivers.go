@@ -2,13 +2,18 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/join/oidc"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/broker/store"
@@ -17,11 +22,14 @@ import (
 	"github.com/credence-id/credence/exchangers/azure"
 	"github.com/credence-id/credence/exchangers/gcp"
 	"github.com/credence-id/credence/exchangers/oauth"
+	"github.com/credence-id/credence/federation"
+	"github.com/credence-id/credence/federation/fetch"
 )
 
 // registry names the join methods that need a JoinRule, and the flows.
 func registry() resource.Registry {
-	return resource.Registry{
+	r := resource.Registry{
+		Methods: map[string]func() join.Settings{},
 		Flows: map[string]func() exchangers.Settings{
 			"aws_roles_anywhere": func() exchangers.Settings { return new(aws.RolesAnywhere) },
 			"aws_web_identity":   func() exchangers.Settings { return new(aws.WebIdentity) },
@@ -30,23 +38,77 @@ func registry() resource.Registry {
 			"oauth":              func() exchangers.Settings { return new(oauth.Settings) },
 		},
 	}
+	for _, name := range oidc.Methods() {
+		r.Methods[name] = func() join.Settings { return oidc.NewSettings(name) }
+	}
+	return r
 }
 
-// joinMethod builds the method of a rule.
-func joinMethod(s *store.Store, now func() time.Time) func(join.Rule) (join.Method, error) {
-	return func(r join.Rule) (join.Method, error) {
-		if r.Method != token.Method {
-			return nil, fmt.Errorf("%w: join method %q is not one that this program has", broker.ErrRequest, r.Method)
-		}
-		return token.NewMethod(token.Config{
-			Spend: func(ctx context.Context, hash []byte, by string, now time.Time) (string, map[string]string, error) {
-				return s.SpendToken(ctx, hash, by, now)
-			},
-			Refused: func(err error) bool {
-				return errors.Is(err, broker.ErrSpent) || errors.Is(err, broker.ErrNotFound)
-			},
-			Now: now,
-		}), nil
+// joinMethods builds the method of each rule once, for as long as the rule
+// stands as it is: methods keep what they fetched.
+type joinMethods struct {
+	trustDomain spiffeid.TrustDomain
+	store       *store.Store
+	fetch       fetch.Config // of what an issuer publishes
+	now         func() time.Time
+
+	mu    sync.Mutex // guards built
+	built map[string]builtMethod
+}
+
+type builtMethod struct {
+	revision uint64
+	method   join.Method
+}
+
+// of is the method of a rule.
+func (m *joinMethods) of(r join.Rule) (join.Method, error) {
+	if r.Method == token.Method {
+		return token.NewMethod(token.Config{Spend: m.store.SpendToken, Refused: spent, Now: m.now}), nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if b, ok := m.built[r.Name]; ok && b.revision == r.Revision {
+		return b.method, nil
+	}
+	method, err := m.build(r)
+	if err != nil {
+		return nil, fmt.Errorf("join rule %s: %w", r.Name, err)
+	}
+	if m.built == nil {
+		m.built = map[string]builtMethod{}
+	}
+	m.built[r.Name] = builtMethod{r.Revision, method}
+	return method, nil
+}
+
+func (m *joinMethods) build(r join.Rule) (join.Method, error) {
+	switch s := r.Settings.(type) {
+	case *oidc.Settings:
+		return oidc.New(oidc.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidence, Spent: spent, Now: m.now})
+	}
+	return nil, fmt.Errorf("%w: join method %q is not one that this program has", broker.ErrRequest, r.Method)
+}
+
+// joinAudience is whom a token is for that proves a node to us.
+func joinAudience(td spiffeid.TrustDomain) string { return "credence://" + td.Name() + "/join" }
+
+// spent tells evidence that will never do from a store that failed.
+func spent(err error) bool {
+	return errors.Is(err, broker.ErrSpent) || errors.Is(err, broker.ErrNotFound)
+}
+
+// get fetches what an issuer publishes, under the rules for every URL from
+// outside. roots nil means the broker's own for the web.
+func (m *joinMethods) get(roots *x509.CertPool) func(context.Context, string) ([]byte, error) {
+	config := m.fetch
+	if roots != nil {
+		config.Roots = roots
+	}
+	client := fetch.New(config)
+	return func(ctx context.Context, url string) ([]byte, error) {
+		answer, err := client.Fetch(ctx, federation.Request{URL: url, HTTPSWeb: &federation.HTTPSWeb{}})
+		return answer.Document, err
 	}
 }
 

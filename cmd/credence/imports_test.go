@@ -22,7 +22,7 @@ var mayImport = map[string][]string{
 	"broker/identity":                        {},
 	"broker/resource":                        {"broker/identity", "broker/join", "federation", "exchangers"},
 	"broker/join":                            {"broker/identity"},
-	"broker/join/*":                          {"broker/identity", "broker/join"},
+	"broker/join/*":                          {"broker/identity", "broker/join", "broker/join/bearer"},
 	"broker/authority":                       {"broker/identity"},
 	"broker/authority/upstream":              {},
 	"broker/authority/upstream/disk":         {"broker/authority/upstream"},
