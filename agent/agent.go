@@ -63,6 +63,7 @@ type Config struct {
 	Seal        string // of what is kept for a restart: SealTPM, SealKeyring or SealPlain, which must be there; empty or "auto": the best that is
 	TPM         string // its device, or the socket of one in software; empty: the machine's
 	Version     string
+	Observe     func(Event)      // what happens, for metrics; it must not block; nil: nobody
 	Patience    time.Duration    // of a caller while the broker doesn't answer; 0 means 5 s
 	Log         *slog.Logger     // nil discards
 	Now         func() time.Time // nil means time.Now
@@ -97,6 +98,7 @@ type Agent struct {
 	tokens  tokens
 	sources sources
 	reports *reports
+	pulses  pulses
 }
 
 // New returns an Agent that takes up what an earlier one kept in Data.

@@ -34,11 +34,13 @@ func (a *Agent) tend(ctx context.Context) error {
 	defer running.Wait()
 	slots := make(chan struct{}, callsOnce)
 	for {
+		a.pulses.tend.rest()
 		select {
 		case <-ctx.Done():
 			return nil
 		case slots <- struct{}{}:
 		}
+		a.pulses.tend.work(a.cfg.Now())
 		a.sources.sweep(a.cfg.Now())
 		ask, wait := a.sets.due(a.cfg.Now())
 		if len(ask) > 0 {
@@ -50,6 +52,7 @@ func (a *Agent) tend(ctx context.Context) error {
 			continue
 		}
 		<-slots
+		a.pulses.tend.rest()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -147,6 +150,9 @@ func (a *Agent) failed(ctx context.Context, ask []*set, err error) {
 	if ctx.Err() == nil {
 		a.cfg.Log.WarnContext(ctx, "SVIDs not obtained", "error", err, "workloads", len(ask))
 	}
+	for range ask {
+		a.observe(Event{What: EventSVIDs, Outcome: OutcomeFailed})
+	}
 	now := a.cfg.Now()
 	a.sets.mu.Lock()
 	defer a.sets.mu.Unlock()
@@ -206,9 +212,11 @@ func (a *Agent) settle(q question, next []*SVID, denied *Denied) {
 	switch {
 	case !taken:
 	case denied != nil:
+		a.observe(Event{What: EventSVIDs, Outcome: OutcomeDenied})
 		a.tokens.forget(st.id[:])
 		a.sources.drop(st.id[:])
 	default:
+		a.observe(Event{What: EventSVIDs, Outcome: OutcomeOK})
 		a.sources.retain(st.id, next)
 	}
 	a.kept.nudge(denied != nil)
@@ -229,6 +237,7 @@ func (a *Agent) sendMoreKeys(q question, got []*SVID, keys int) {
 // unusable notes that the broker answered, but with what cannot be served.
 func (a *Agent) unusable(ctx context.Context, st *set, err error) {
 	a.cfg.Log.WarnContext(ctx, "answer of the broker not used", "error", err)
+	a.observe(Event{What: EventSVIDs, Outcome: OutcomeFailed})
 	a.sets.mu.Lock()
 	defer a.sets.mu.Unlock()
 	st.failed, st.asking, st.due, st.partial = err, false, true, nil

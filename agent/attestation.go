@@ -68,7 +68,9 @@ func (a *Agent) attestAll(ctx context.Context, p *caller.Process) []finding {
 		found = append(found, finding{prefix: prefix})
 	}
 	ask := func(f *finding) {
+		began := a.cfg.Now()
 		f.facts, f.unknown, f.err = a.cfg.Attestors[f.prefix].Attest(ctx, p, func(name string) bool { return wanted[name] })
+		a.observe(Event{What: EventAttested, Subject: strings.TrimPrefix(f.prefix, "workload."), Outcome: outcomeOf(f.err), Took: a.cfg.Now().Sub(began)})
 	}
 	var others sync.WaitGroup
 	for n := range found {

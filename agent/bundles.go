@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -62,6 +63,7 @@ type bundles struct {
 	all    map[spiffeid.TrustDomain]*Bundle
 	crls   []*CRL
 	newest map[[sha256.Size]byte]numbered // by issuer, also of those that are gone
+	told   map[string]time.Time           // by trust domain: when the broker last told of it, in this run
 }
 
 // own sets our bundle as it came with a join or from disk; nil sets nothing.
@@ -101,9 +103,20 @@ func (b *bundles) remove(td spiffeid.TrustDomain) {
 	b.mu.Lock()
 	next := maps.Clone(b.all)
 	delete(next, td)
+	delete(b.told, td.Name())
 	b.all = next
 	b.mu.Unlock()
 	b.changed.ring()
+}
+
+// hear notes that the broker told of a trust domain's bundle.
+func (b *bundles) hear(td string, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.told == nil {
+		b.told = make(map[string]time.Time)
+	}
+	b.told[td] = now
 }
 
 func (b *bundles) get(td spiffeid.TrustDomain) (*Bundle, bool) {
@@ -128,6 +141,8 @@ func (a *Agent) take(ctx context.Context, m *api.WatchResponse) {
 	for _, in := range m.GetBundles() {
 		if err := a.takeBundle(in); err != nil {
 			a.cfg.Log.ErrorContext(ctx, "bundle not taken", "trust_domain", in.GetTrustDomain(), "error", err)
+		} else {
+			a.bundles.hear(in.GetTrustDomain(), a.cfg.Now())
 		}
 		if in.GetTrustDomain() == a.cfg.TrustDomain.Name() {
 			a.takeCRLs(ctx, in.GetCrls())

@@ -113,6 +113,7 @@ func (a *Agent) establish(ctx context.Context) error {
 		if errors.Is(err, ErrFatal) || ctx.Err() != nil {
 			return err
 		}
+		a.triedNode(err)
 		p.longer(a.cfg.Now(), maxPause)
 		a.cfg.Log.WarnContext(ctx, "not joined yet", "error", err, "brokers", a.cfg.Broker)
 		a.rest(ctx, p)

@@ -236,6 +236,8 @@ func (a *Agent) keeping(ctx context.Context) error {
 }
 
 func (a *Agent) storeNow(ctx context.Context) {
+	a.pulses.keeping.work(a.cfg.Now())
+	defer a.pulses.keeping.rest()
 	if err := a.store(); err != nil {
 		a.cfg.Log.WarnContext(ctx, "what is served is not kept for a restart", "error", err)
 	}

@@ -173,7 +173,14 @@ func (a *Agent) keep(joined *api.Joined, key *ecdsa.PrivateKey) error {
 	a.node.cert, a.node.renewAt, a.node.bundle = cert, halfLife(a.cfg.Now(), leaf.NotAfter), bundle
 	a.node.mu.Unlock()
 	a.bundles.own(a.cfg.TrustDomain, bundle)
+	a.triedNode(nil)
 	return nil
+}
+
+// triedNode notes how a try to get the node's SVID ended.
+func (a *Agent) triedNode(err error) {
+	a.contact.renewed(err)
+	a.observe(Event{What: EventNode, Outcome: outcomeOf(err)})
 }
 
 func (n *nodeState) write(cert *tls.Certificate, key *ecdsa.PrivateKey, bundle []byte) error {
@@ -213,15 +220,18 @@ func newKey() (*ecdsa.PrivateKey, []byte, error) {
 func (a *Agent) keepNode(ctx context.Context) error {
 	wait := a.node.renewIn(a.cfg.Now())
 	for {
+		a.pulses.node.rest()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
 		case <-a.node.due:
 		}
+		a.pulses.node.work(a.cfg.Now())
 		err := a.renewNode(ctx)
 		wait = a.node.renewIn(a.cfg.Now())
 		if err != nil && ctx.Err() == nil {
+			a.triedNode(err)
 			a.cfg.Log.WarnContext(ctx, "node's SVID not renewed", "error", err)
 			wait = max(wait, maxPause/2+mathrand.N(maxPause/2))
 		}

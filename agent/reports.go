@@ -126,6 +126,7 @@ func (r *reports) append(ctx context.Context, m *api.ReportRequest) error {
 // asked. The first is told at once, its repeats as a count. The caller doesn't
 // wait for the disk.
 func (r *reports) refused(st *set, code, target string) {
+	r.agent.observe(Event{What: EventRefused, Outcome: code})
 	k, facts := foldKey{code: code, target: target}, map[string]*api.Values(nil)
 	if st != nil {
 		k.set, facts = st.id, st.workload.GetFacts()

@@ -25,18 +25,21 @@ const (
 func (a *Agent) ship(ctx context.Context) error {
 	told := spool.Stats{Lost: a.reports.Stats().Lost}
 	for {
+		a.pulses.ship.work(a.cfg.Now())
 		wait := tendSpool
 		if err := a.shipPending(ctx); err != nil && ctx.Err() == nil {
 			a.cfg.Log.WarnContext(ctx, "reports not shipped", "error", err, "waiting", a.reports.Stats().Backlog)
 			wait = maxPause/2 + mathrand.N(maxPause)
 		}
 		told = a.tellLosses(ctx, told)
+		a.pulses.ship.rest()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.reports.Wake():
 		case <-time.After(wait):
 		}
+		a.pulses.ship.work(a.cfg.Now())
 		a.reports.fold(a.cfg.Now())
 		a.reports.flush(ctx)
 	}
@@ -60,6 +63,7 @@ func (a *Agent) tellLosses(ctx context.Context, before spool.Stats) spool.Stats 
 
 func (a *Agent) shipPending(ctx context.Context) error {
 	for n := shipAtOnce; ; {
+		a.pulses.ship.work(a.cfg.Now())
 		records, err := a.reports.Next(n, shipBytes)
 		if err != nil || len(records) == 0 {
 			return err

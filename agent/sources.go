@@ -169,6 +169,7 @@ func (a *Agent) exchange(ctx context.Context, st *set, u Update, target, claims 
 	} else {
 		credential, err = src.Answer(ctx, claims)
 	}
+	a.observe(Event{What: EventDelivered, Subject: t.Name, Detail: t.Flow, Outcome: outcomeOf(err)})
 	if err != nil {
 		return exchangers.Credential{}, nil, fmt.Errorf("exchanging at %s as %s: %w", target, v.ID, err)
 	}
@@ -255,9 +256,12 @@ func (s *sources) open(v *SVID, t Target) (*source, error) {
 	identity := v.Identity
 	src.Source = exchangers.NewSource(exchangers.SourceConfig{
 		Target: t.Name, Exchanger: exchanger, SVIDs: presented{s, src, v.ID, t.Name},
-		Ready:  s.agent.reports.room,
-		Report: func(ctx context.Context, e exchangers.Event) error { return s.agent.reports.exchange(ctx, e, identity) },
-		Log:    cfg.Log, Now: cfg.Now,
+		Ready: s.agent.reports.room,
+		Report: func(ctx context.Context, e exchangers.Event) error {
+			s.agent.observe(Event{What: EventExchanged, Subject: t.Name, Detail: t.Flow, Outcome: classOf(e)})
+			return s.agent.reports.exchange(ctx, e, identity)
+		},
+		Log: cfg.Log, Now: cfg.Now,
 	})
 	return src, nil
 }

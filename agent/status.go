@@ -2,6 +2,8 @@ package agent
 
 import (
 	"cmp"
+	"maps"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -20,6 +22,7 @@ type contact struct {
 	connected bool       // a Watch stream is open
 	heard     time.Time  // when a broker last answered
 	trouble   string     // why there is no stream
+	unrenewed string     // why the node got no SVID when it last tried; empty: it did
 }
 
 func (c *contact) init(now func() time.Time) { c.now, c.lost = now, now() }
@@ -38,6 +41,16 @@ func (c *contact) hear(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.heard = now
+}
+
+// renewed notes that the node got an SVID, or why it did not.
+func (c *contact) renewed(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unrenewed = ""
+	if err != nil {
+		c.unrenewed = err.Error()
+	}
 }
 
 // stream notes that there is a Watch stream, or why there is none.
@@ -62,7 +75,11 @@ type Status struct {
 	Trouble   string    // why it is not connected
 	Seal      string    // of what is kept for a restart: "tpm", "keyring" or "plain"
 	Spool     spool.Stats
-	Held      []Holding // by SPIFFE ID, then end
+	Held      []Holding            // by SPIFFE ID, then end
+	Bundles   map[string]time.Time // by trust domain: when the broker last told of it, in this run
+	Sets      int                  // different sets of facts that workloads have, or had shortly ago
+	Sessions  int                  // with providers of credentials, kept fresh
+	Kept      time.Time            // when what goes on over a restart was last written; zero: nothing does
 }
 
 // A Holding is an SVID that this agent serves.
@@ -83,6 +100,18 @@ func (a *Agent) Status() Status {
 	a.contact.mu.Lock()
 	s.Connected, s.Heard, s.Trouble = a.contact.connected, a.contact.heard, a.contact.trouble
 	a.contact.mu.Unlock()
+	a.bundles.mu.RLock()
+	s.Bundles = maps.Clone(a.bundles.told)
+	a.bundles.mu.RUnlock()
+	a.sets.mu.Lock()
+	s.Sets = len(a.sets.all)
+	a.sets.mu.Unlock()
+	a.sources.mu.Lock()
+	s.Sessions = len(a.sources.all)
+	a.sources.mu.Unlock()
+	if info, err := os.Stat(a.kept.path); err == nil {
+		s.Kept = info.ModTime()
+	}
 	s.Held = a.sets.holdings()
 	for _, v := range a.kept.all() {
 		if !slices.ContainsFunc(s.Held, func(h Holding) bool { return h.is(v) }) {

@@ -26,6 +26,7 @@ func (a *Agent) watch(ctx context.Context) error {
 	var p pause
 	for {
 		started := a.cfg.Now()
+		a.pulses.watch.work(started)
 		err := a.watchOnce(ctx, a.fresh())
 		a.contact.stream(false, err)
 		switch {
@@ -44,6 +45,7 @@ func (a *Agent) watch(ctx context.Context) error {
 		if a.cfg.Now().Sub(started) > time.Minute {
 			p = pause{}
 		}
+		a.observe(Event{What: EventWatched, Outcome: OutcomeFailed})
 		p.longer(a.cfg.Now(), maxPause)
 		a.cfg.Log.WarnContext(ctx, "not connected to a broker; serving what is held", "error", err)
 		a.rest(ctx, p)
@@ -53,6 +55,8 @@ func (a *Agent) watch(ctx context.Context) error {
 // rest pauses. Where the broker has been heard or a caller waits for it, it
 // does so for no longer than hungryPause.
 func (a *Agent) rest(ctx context.Context, p pause) {
+	a.pulses.watch.rest()
+	defer func() { a.pulses.watch.work(a.cfg.Now()) }()
 	full := p.until.Sub(a.cfg.Now())
 	short := time.After(min(full, hungryPause))
 	select {
@@ -113,7 +117,9 @@ func (a *Agent) watchOnce(ctx context.Context, l *link) error {
 	// A failed Send means that the stream has ended: Recv knows why.
 	_ = stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Since_{Since: &api.WatchRequest_Since{}}})
 	for first := true; ; first = false {
+		a.pulses.watch.rest()
 		m, err := stream.Recv()
+		a.pulses.watch.work(a.cfg.Now())
 		if err != nil {
 			return relinked(ctx, err)
 		}
@@ -154,6 +160,7 @@ func (a *Agent) heed(ctx context.Context, m *api.WatchResponse, first bool) {
 	a.contact.hear(a.cfg.Now())
 	if first {
 		a.contact.stream(true, nil)
+		a.observe(Event{What: EventWatched, Outcome: OutcomeOK})
 		a.kept.forget()
 		// The broker remembers per stream what it decided: tell it what we
 		// hold by asking for everything again.

@@ -1,0 +1,137 @@
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/credence-id/credence/agent/caller"
+)
+
+// firstBytes is how long who connects may take to say what it speaks.
+const firstBytes = 10 * time.Second
+
+// A Split is a Unix socket that speaks gRPC to those who begin as HTTP/2 does,
+// and HTTP/1.1 to the others. What they say first is looked at, not taken: each
+// side gets the connection as it was accepted, to find out who calls.
+type Split struct {
+	from   net.Listener
+	admit  func(*caller.Process) error
+	grpc   side
+	http   side
+	slots  chan struct{}
+	done   chan struct{}
+	once   sync.Once
+	ending sync.WaitGroup
+}
+
+// NewSplit takes a listener of caller.Listen, and lets in whom admit does. Run
+// it; closing it, or either side, ends all.
+func NewSplit(from net.Listener, admit func(*caller.Process) error) *Split {
+	s := &Split{from: from, admit: admit, slots: make(chan struct{}, maxConnections), done: make(chan struct{})}
+	s.grpc, s.http = side{s, make(chan net.Conn)}, side{s, make(chan net.Conn)}
+	return s
+}
+
+// GRPC yields the connections that speak gRPC.
+func (s *Split) GRPC() net.Listener { return s.grpc }
+
+// HTTP yields the others.
+func (s *Split) HTTP() net.Listener { return s.http }
+
+// Run accepts until the socket is closed, and returns when nothing is left.
+func (s *Split) Run() error {
+	defer s.ending.Wait()
+	defer s.close()
+	for {
+		c, err := s.from.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case s.slots <- struct{}{}:
+		default:
+			_ = c.Close() // too many who have said nothing yet
+			continue
+		}
+		s.ending.Go(func() {
+			s.route(c)
+			<-s.slots
+		})
+	}
+}
+
+func (s *Split) close() {
+	s.once.Do(func() {
+		close(s.done)
+		_ = s.from.Close()
+	})
+}
+
+// route hands a connection to its side, or closes it.
+func (s *Split) route(c net.Conn) {
+	uc, ok := c.(*net.UnixConn)
+	if !ok || !s.admits(uc) {
+		_ = c.Close()
+		return
+	}
+	// Closing ends the look at a connection that says nothing.
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	s.ending.Go(func() {
+		select {
+		case <-s.done:
+			_ = uc.SetReadDeadline(time.Now())
+		case <-ctx.Done():
+		}
+	})
+	_ = uc.SetReadDeadline(time.Now().Add(firstBytes))
+	http2, err := begins(uc, "PRI")
+	if err != nil {
+		_ = c.Close()
+		return
+	}
+	cancel()
+	_ = uc.SetReadDeadline(time.Time{})
+	to := s.http
+	if http2 {
+		to = s.grpc
+	}
+	select {
+	case to.conns <- c:
+	case <-s.done:
+		_ = c.Close()
+	}
+}
+
+func (s *Split) admits(c *net.UnixConn) bool {
+	p, err := caller.FromConn(c)
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	return s.admit(p) == nil
+}
+
+// A side is a listener of what Split hands to it.
+type side struct {
+	of    *Split
+	conns chan net.Conn
+}
+
+func (s side) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.conns:
+		return c, nil
+	case <-s.of.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (s side) Close() error   { s.of.close(); return nil }
+func (s side) Addr() net.Addr { return s.of.from.Addr() }
