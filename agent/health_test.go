@@ -182,4 +182,3 @@ func TestObserve(t *testing.T) {
 		}
 	}
 }
-

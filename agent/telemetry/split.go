@@ -17,21 +17,22 @@ const firstBytes = 10 * time.Second
 // and HTTP/1.1 to the others. What they say first is looked at, not taken: each
 // side gets the connection as it was accepted, to find out who calls.
 type Split struct {
-	from   net.Listener
-	admit  func(*caller.Process) error
-	grpc   side
-	http   side
-	slots  chan struct{}
-	done   chan struct{}
-	once   sync.Once
-	ending sync.WaitGroup
+	from       net.Listener
+	admit      func(*caller.Process) error
+	grpc, http *side
+	slots      chan struct{}
+	ending     sync.WaitGroup
 }
 
 // NewSplit takes a listener of caller.Listen, and lets in whom admit does. Run
-// it; closing it, or either side, ends all.
+// it; closing the listener or the side of gRPC ends all.
 func NewSplit(from net.Listener, admit func(*caller.Process) error) *Split {
-	s := &Split{from: from, admit: admit, slots: make(chan struct{}, maxConnections), done: make(chan struct{})}
-	s.grpc, s.http = side{s, make(chan net.Conn)}, side{s, make(chan net.Conn)}
+	s := &Split{from: from, admit: admit, slots: make(chan struct{}, maxConnections)}
+	side := func() *side {
+		return &side{address: from.Addr(), conns: make(chan net.Conn), done: make(chan struct{}), above: func() {}}
+	}
+	s.grpc, s.http = side(), side()
+	s.grpc.above = func() { _ = from.Close(); _ = s.http.Close() }
 	return s
 }
 
@@ -44,7 +45,7 @@ func (s *Split) HTTP() net.Listener { return s.http }
 // Run accepts until the socket is closed, and returns when nothing is left.
 func (s *Split) Run() error {
 	defer s.ending.Wait()
-	defer s.close()
+	defer s.grpc.Close()
 	for {
 		c, err := s.from.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -66,13 +67,6 @@ func (s *Split) Run() error {
 	}
 }
 
-func (s *Split) close() {
-	s.once.Do(func() {
-		close(s.done)
-		_ = s.from.Close()
-	})
-}
-
 // route hands a connection to its side, or closes it.
 func (s *Split) route(c net.Conn) {
 	uc, ok := c.(*net.UnixConn)
@@ -85,7 +79,7 @@ func (s *Split) route(c net.Conn) {
 	defer cancel()
 	s.ending.Go(func() {
 		select {
-		case <-s.done:
+		case <-s.grpc.done:
 			_ = uc.SetReadDeadline(time.Now())
 		case <-ctx.Done():
 		}
@@ -104,7 +98,7 @@ func (s *Split) route(c net.Conn) {
 	}
 	select {
 	case to.conns <- c:
-	case <-s.done:
+	case <-to.done:
 		_ = c.Close()
 	}
 }
@@ -120,18 +114,28 @@ func (s *Split) admits(c *net.UnixConn) bool {
 
 // A side is a listener of what Split hands to it.
 type side struct {
-	of    *Split
-	conns chan net.Conn
+	address net.Addr
+	conns   chan net.Conn
+	done    chan struct{}
+	once    sync.Once
+	above   func() // what ends with it
 }
 
-func (s side) Accept() (net.Conn, error) {
+func (s *side) Accept() (net.Conn, error) {
 	select {
 	case c := <-s.conns:
 		return c, nil
-	case <-s.of.done:
+	case <-s.done:
 		return nil, net.ErrClosed
 	}
 }
 
-func (s side) Close() error   { s.of.close(); return nil }
-func (s side) Addr() net.Addr { return s.of.from.Addr() }
+func (s *side) Close() error {
+	s.once.Do(func() {
+		close(s.done)
+		s.above()
+	})
+	return nil
+}
+
+func (s *side) Addr() net.Addr { return s.address }

@@ -59,7 +59,7 @@ var mayImport = map[string][]string{
 	"agent":                         {"broker/api", "agent/api", "agent/caller", "agent/spool", "agent/tpmseal", "exchangers", "federation"},
 	"agent/spool":                   {},
 	"agent/tpmseal":                 {},
-	"agent/tpmseal/tpmtest":         {}, // a TPM in software for tests
+	"agent/tpmseal/tpmtest":         {},                                                    // a TPM in software for tests
 	"agent/agenttest":               {"broker/api", "agent", "agent/caller", "exchangers"}, // fakes for tests
 	"agent/caller":                  {},
 	"agent/attest":                  {"agent/caller"},
@@ -71,6 +71,7 @@ var mayImport = map[string][]string{
 	"agent/output/*":                {"agent", "agent/output", "exchangers"},
 	"agent/output/sdk":              {"agent", "agent/output", "agent/local"},
 	"agent/sds":                     {"agent", "agent/caller"},
+	"agent/telemetry":               {"agent", "agent/caller"},
 	"agent/local": {
 		"agent", "agent/api", "agent/caller", "exchangers", "exchangers/aws", "exchangers/gcp", "exchangers/azure", // their settings
 	},

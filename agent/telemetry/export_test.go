@@ -1,0 +1,26 @@
+package telemetry
+
+import (
+	"context"
+	"net/http"
+	"testing"
+
+	"google.golang.org/grpc"
+)
+
+// Call counts a call that ends with err.
+func (m *Metrics) Call(t *testing.T, method string, stream bool, err error) {
+	t.Helper()
+	if stream {
+		_ = m.stream(nil, nil, &grpc.StreamServerInfo{FullMethod: method}, func(any, grpc.ServerStream) error { return err })
+		return
+	}
+	_, _ = m.unary(context.Background(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, err })
+}
+
+// Handler is GET /metrics.
+func (m *Metrics) Handler() http.Handler {
+	mux := http.NewServeMux()
+	m.routes(mux)
+	return mux
+}
