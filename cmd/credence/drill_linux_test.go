@@ -4,8 +4,11 @@ package main_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -20,7 +23,7 @@ import (
 )
 
 // In the drill a day of a cloud's cache is so long, and a bundle is polled as
-// often as peers ever do.
+// often as peers ever do: so a side's broker.yaml says.
 const (
 	drillLead = 90 * time.Second
 	drillHint = 30 * time.Second
@@ -31,7 +34,7 @@ const (
 // and one of a peer that polls at the hint, and a cloud that asks for our keys
 // as seldom as the lead allows. Nothing may fail.
 func TestDrillRotation(t *testing.T) {
-	a, b := newDrillSide(t, "a.example"), newDrillSide(t, "b.example")
+	a, b := newSide(t, "a.example"), newSide(t, "b.example")
 	a.federate(b)
 	b.federate(a)
 	d := &drill{t: t, began: time.Now(), counts: map[string]*[2]int{}}
@@ -157,7 +160,7 @@ func (d *drill) every(ctx context.Context, running *sync.WaitGroup, what string,
 }
 
 // load begins the load, on the workload sockets of two nodes and of a peer's.
-func (d *drill) load(a *drillSide, sockets []string) {
+func (d *drill) load(a *side, sockets []string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	d.stop = sync.OnceFunc(func() { cancel(); running.Wait() })
@@ -212,7 +215,7 @@ func (d *drill) token(from, by *workloadapi.Client, audience string, cloud func(
 
 // newDrillCloud believes tokens by keys that it fetches once in a lead, whatever
 // key IDs it meets.
-func newDrillCloud(a *drillSide) func(context.Context, string) error {
+func newDrillCloud(a *side) func(context.Context, string) error {
 	issuers := sandbox.NewIssuers(sandbox.IssuersConfig{Roots: a.web, LenientLoopbackIssuer: true, MaxAge: drillLead, Refetch: time.Hour})
 	return func(ctx context.Context, raw string) error {
 		token, err := sandbox.ParseJWT(raw)
@@ -256,4 +259,34 @@ func (s drillServer) meet(source *workloadapi.X509Source) func(context.Context) 
 		}
 		return response.Body.Close()
 	}
+}
+
+// federate makes the other side a peer, and has its bundle given to workloads.
+func (s *side) federate(other *side) {
+	bundle := other.credence("", "bundle", "show", "-o", "spiffe")
+	text, err := json.Marshal(bundle)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.credence(fmt.Sprintf(`kind: Peer
+name: %s
+url: https://127.0.0.1:%s/bundle
+https_spiffe: {endpoint_id: "spiffe://%s/credence/broker", bundle: %s}
+allow_private: true
+---
+kind: Identity
+name: demo
+spiffe_id: /demo
+match: [{node.token.site: drill, workload.unix.uid: %d}]
+jwt: {audiences: ["**"]}
+federates_with: [%s]
+`, other.domain, other.ports[1], other.domain, text, os.Getuid(), other.domain), "apply", "-f", "-")
+}
+
+func listenLoopback(t *testing.T) net.Listener {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }

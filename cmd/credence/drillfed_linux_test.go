@@ -30,14 +30,14 @@ import (
 // that it has while the others poll at the hint, and a fourth endpoint is
 // hostile in every way that it can think of. Their workloads meet all the time.
 func TestDrillFederation(t *testing.T) {
-	a := newDrillSide(t, "a.example")
-	b := newDrillSide(t, "b.example")
-	web := func(cmd *drillSide) { cmd.env = append(cmd.env, "SSL_CERT_FILE="+a.path("web.pem")) } // the web PKI
-	c := newDrillSide(t, "c.example", web)
-	for _, s := range []*drillSide{a, b, c} {
+	a := newSide(t, "a.example")
+	b := newSide(t, "b.example")
+	web := func(cmd *side) { cmd.env = append(cmd.env, "SSL_CERT_FILE="+a.path("web.pem")) } // the web PKI
+	c := newSide(t, "c.example", web)
+	for _, s := range []*side{a, b, c} {
 		s.identity()
 	}
-	add := func(s, other *drillSide) {
+	add := func(s, other *side) {
 		var shown struct {
 			Fingerprint string `json:"fingerprint"`
 		}
@@ -81,7 +81,7 @@ func TestDrillFederation(t *testing.T) {
 		return ctx.Err()
 	})
 	d.do("at rest", func() { <-time.After(10 * time.Second) })
-	for _, s := range []*drillSide{a, b} {
+	for _, s := range []*side{a, b} {
 		d.do(s.domain+": rotate issuing", func() { s.credence("", "ca", "rotate", "issuing") })
 		d.do(s.domain+": replace issuing", func() { s.credence("", "ca", "replace", "issuing", "--reason", "a drill") })
 		d.do(s.domain+": replace root", func() { s.credence("", "ca", "replace", "root", "--wait", "--reason", "a drill") })
@@ -95,7 +95,7 @@ func TestDrillFederation(t *testing.T) {
 }
 
 // held measures how long it takes until workloads of peers hold a new root.
-func (d *drill) held(a *drillSide, peers ...*workloadapi.Client) {
+func (d *drill) held(a *side, peers ...*workloadapi.Client) {
 	td := spiffeid.RequireTrustDomainFromString(a.domain)
 	ctx, cancel := context.WithTimeout(d.t.Context(), 3*drillHint)
 	defer cancel()
@@ -149,7 +149,7 @@ type evil struct {
 	ways  []http.HandlerFunc
 }
 
-func newEvil(t *testing.T, a *drillSide) *evil {
+func newEvil(t *testing.T, a *side) *evil {
 	cert, err := tls.LoadX509KeyPair(a.path("web.pem"), a.path("web.key"))
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +225,7 @@ func evilWays(self string) []http.HandlerFunc {
 }
 
 // identity has workloads on the drill's nodes be /demo.
-func (s *drillSide) identity(federates ...string) {
+func (s *side) identity(federates ...string) {
 	s.credence(fmt.Sprintf(`kind: Identity
 name: demo
 spiffe_id: /demo

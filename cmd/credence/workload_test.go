@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -37,6 +38,8 @@ import (
 //	meet SOCKET SOCKET   two of different trust domains meet
 //	bundles SOCKET       prints the trust domains whose bundles it is given
 //	pose DIR             serves TLS with the SVID in DIR, as a broker would
+//	serve SOCKET ID      answers whoever shows that ID, by mTLS
+//	call SOCKET ADDRESS ID N   asks a server until both have shown N new SVIDs
 func workload(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -52,6 +55,11 @@ func workload(args []string) int {
 		err = bundles(ctx, args[1])
 	case len(args) == 2 && args[0] == "pose":
 		err = pose(ctx, args[1])
+	case len(args) == 3 && args[0] == "serve":
+		err = serveMTLS(ctx, args[1], args[2])
+	case len(args) == 5 && args[0] == "call":
+		n, _ := strconv.Atoi(args[4]) // no number is none
+		err = callMTLS(ctx, args[1], args[2], args[3], n)
 	default:
 		err = fmt.Errorf("arguments: %q", args)
 	}

@@ -1,5 +1,3 @@
-//go:build drill
-
 package main_test
 
 import (
@@ -13,7 +11,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,8 +19,8 @@ import (
 	"time"
 )
 
-// A drillSide is a trust domain: a broker's process, and agents'.
-type drillSide struct {
+// A side is a trust domain: a broker's process, and agents' of it.
+type side struct {
 	t      *testing.T
 	domain string
 	dir    string
@@ -31,19 +28,12 @@ type drillSide struct {
 	issuer string
 	web    *x509.CertPool
 	env    []string
+	more   string // lines of broker.yaml
 	broker *process
 }
 
-func listenLoopback(t *testing.T) net.Listener {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
-func newDrillSide(t *testing.T, domain string, changes ...func(*drillSide)) *drillSide {
-	s := &drillSide{t: t, domain: domain, dir: tempDir(t)}
+func newSide(t *testing.T, domain string, changes ...func(*side)) *side {
+	s := &side{t: t, domain: domain, dir: tempDir(t)}
 	for _, change := range changes {
 		change(s)
 	}
@@ -61,9 +51,9 @@ data: %s
 issuer: %s
 listen: {agents: "127.0.0.1:%s", spiffe: "127.0.0.1:%s", web: "127.0.0.1:%s"}
 web_tls: {cert: %s, key: %s}
-refresh_hint: %s
-jwt_key_lead: %s
-`, domain, s.path("broker"), s.issuer, s.ports[0], s.ports[1], s.ports[2], cert, key, drillHint, drillLead))
+refresh_hint: 30s
+jwt_key_lead: 90s
+%s`, domain, s.path("broker"), s.issuer, s.ports[0], s.ports[1], s.ports[2], cert, key, s.more))
 	cmd := exec.Command("credence", "broker", "run", "-c", s.path("broker.yaml"))
 	cmd.Env = append(os.Environ(), s.env...)
 	s.broker = startCmd(t, cmd)
@@ -73,11 +63,11 @@ jwt_key_lead: %s
 	return s
 }
 
-func (s *drillSide) path(names ...string) string {
+func (s *side) path(names ...string) string {
 	return filepath.Join(append([]string{s.dir}, names...)...)
 }
 
-func (s *drillSide) write(name, text string) string {
+func (s *side) write(name, text string) string {
 	if err := os.WriteFile(s.path(name), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
@@ -85,7 +75,7 @@ func (s *drillSide) write(name, text string) string {
 }
 
 // webPair makes the web listener's certificate.
-func (s *drillSide) webPair() (cert, key string) {
+func (s *side) webPair() (cert, key string) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		s.t.Fatal(err)
@@ -115,7 +105,7 @@ func (s *drillSide) webPair() (cert, key string) {
 }
 
 // credence runs a verb to its end, and returns what it printed.
-func (s *drillSide) credence(in string, args ...string) string {
+func (s *side) credence(in string, args ...string) string {
 	s.t.Helper()
 	cmd := exec.Command("credence", args...)
 	cmd.Env = append(os.Environ(), "CREDENCE_ADMIN="+s.path("broker", "run", "admin.sock"))
@@ -130,30 +120,8 @@ func (s *drillSide) credence(in string, args ...string) string {
 	return out.String()
 }
 
-// federate makes the other side a peer, and has its bundle given to workloads.
-func (s *drillSide) federate(other *drillSide) {
-	bundle := other.credence("", "bundle", "show", "-o", "spiffe")
-	text, err := json.Marshal(bundle)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.credence(fmt.Sprintf(`kind: Peer
-name: %s
-url: https://127.0.0.1:%s/bundle
-https_spiffe: {endpoint_id: "spiffe://%s/credence/broker", bundle: %s}
-allow_private: true
----
-kind: Identity
-name: demo
-spiffe_id: /demo
-match: [{node.token.site: drill, workload.unix.uid: %d}]
-jwt: {audiences: ["**"]}
-federates_with: [%s]
-`, other.domain, other.ports[1], other.domain, text, os.Getuid(), other.domain), "apply", "-f", "-")
-}
-
 // node starts an agent that joins under a name, and returns its socket's URL.
-func (s *drillSide) node(name string) string {
+func (s *side) node(name string) string {
 	var made struct {
 		Token string `json:"token"`
 		CAPin string `json:"ca_pin"`
