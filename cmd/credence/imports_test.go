@@ -62,6 +62,7 @@ var mayImport = map[string][]string{
 	"agent/tpmseal/tpmtest":         {},                                                    // a TPM in software for tests
 	"agent/agenttest":               {"broker/api", "agent", "agent/caller", "exchangers"}, // fakes for tests
 	"agent/caller":                  {},
+	"agent/evidence/*":              {},
 	"agent/attest":                  {"agent/caller"},
 	"agent/attest/*":                {"agent/attest", "agent/caller"},
 	"agent/attest/attesttest":       {}, // processes and cgroups for tests
