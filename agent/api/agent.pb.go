@@ -905,6 +905,8 @@ type StatusResponse struct {
 	Lost          uint64                 `protobuf:"varint,8,opt,name=lost,proto3" json:"lost,omitempty"`                      // reports, ever
 	SpoolTrouble  string                 `protobuf:"bytes,9,opt,name=spool_trouble,json=spoolTrouble,proto3" json:"spool_trouble,omitempty"`
 	Held          []*StatusResponse_Held `protobuf:"bytes,10,rep,name=held,proto3" json:"held,omitempty"`
+	Hung          []string               `protobuf:"bytes,11,rep,name=hung,proto3" json:"hung,omitempty"`       // loops that hang, in words; none: it lives
+	Unready       []string               `protobuf:"bytes,12,rep,name=unready,proto3" json:"unready,omitempty"` // why it is not ready, in words; none: it is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1005,6 +1007,20 @@ func (x *StatusResponse) GetSpoolTrouble() string {
 func (x *StatusResponse) GetHeld() []*StatusResponse_Held {
 	if x != nil {
 		return x.Held
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetHung() []string {
+	if x != nil {
+		return x.Hung
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetUnready() []string {
+	if x != nil {
+		return x.Unready
 	}
 	return nil
 }
@@ -1304,7 +1320,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12#\n" +
 	"\rvault_address\x18\x02 \x01(\tR\fvaultAddress\x12'\n" +
 	"\x0fvault_namespace\x18\x03 \x01(\tR\x0evaultNamespace\"\x0f\n" +
-	"\rStatusRequest\"\xbf\x03\n" +
+	"\rStatusRequest\"\xed\x03\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
 	"\tnode_ends\x18\x02 \x01(\x03R\bnodeEnds\x12\x1c\n" +
@@ -1316,7 +1332,9 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04lost\x18\b \x01(\x04R\x04lost\x12#\n" +
 	"\rspool_trouble\x18\t \x01(\tR\fspoolTrouble\x12:\n" +
 	"\x04held\x18\n" +
-	" \x03(\v2&.credence.agent.v1.StatusResponse.HeldR\x04held\x1a\x85\x01\n" +
+	" \x03(\v2&.credence.agent.v1.StatusResponse.HeldR\x04held\x12\x12\n" +
+	"\x04hung\x18\v \x03(\tR\x04hung\x12\x18\n" +
+	"\aunready\x18\f \x03(\tR\aunready\x1a\x85\x01\n" +
 	"\x04Held\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x12\n" +

@@ -64,7 +64,16 @@ type Config struct {
 	Hooks  []Hook // may be empty
 	Log    *slog.Logger
 	Now    func() time.Time // nil means time.Now
+	// Count is told how each Write, Erase and run of a Hook ended; nil: nobody is.
+	Count func(act string, err error)
 }
+
+// Acts that are counted.
+const (
+	ActWrite = "write"
+	ActErase = "erase"
+	ActHook  = "hook"
+)
 
 // Pauses after what failed.
 const (
@@ -87,6 +96,9 @@ type runner struct {
 func Run(ctx context.Context, cfg Config) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Count == nil {
+		cfg.Count = func(string, error) {}
 	}
 	cfg.Log = cfg.Log.With("output", cfg.Name)
 	r := &runner{cfg: cfg}
@@ -138,7 +150,9 @@ func earliest(a, b time.Time) time.Time {
 // ends the agent.
 func (r *runner) act(ctx context.Context) {
 	if r.erase {
-		if err := r.cfg.Writer.Erase(context.WithoutCancel(ctx)); err != nil {
+		err := r.cfg.Writer.Erase(context.WithoutCancel(ctx))
+		r.cfg.Count(ActErase, err)
+		if err != nil {
 			r.cfg.Log.ErrorContext(ctx, "output not erased", "error", err)
 			r.failed()
 			return
@@ -160,6 +174,7 @@ func (r *runner) deliver(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	r.cfg.Count(ActWrite, err)
 	r.again, r.hook = w.Again, r.hook || w.Changed
 	if w.Changed {
 		r.written = w
@@ -176,7 +191,11 @@ func (r *runner) deliver(ctx context.Context) {
 
 func (r *runner) runHooks(ctx context.Context) {
 	for _, h := range r.cfg.Hooks {
-		if err := h(ctx, r.written); err != nil && ctx.Err() == nil {
+		err := h(ctx, r.written)
+		if err == nil || ctx.Err() == nil {
+			r.cfg.Count(ActHook, err)
+		}
+		if err != nil && ctx.Err() == nil {
 			r.cfg.Log.WarnContext(ctx, "hook failed: its process may go on with what was written before", "error", err)
 			r.failed()
 			return

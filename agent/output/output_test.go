@@ -93,6 +93,13 @@ func (s *stage) hook(context.Context, output.Written) error {
 // play runs an output until the time is over, and returns what was done.
 func play(t *testing.T, s *stage, lasts time.Duration, act func(ctx context.Context, end func())) []string {
 	t.Helper()
+	var counted []string
+	count := func(act string, err error) {
+		if err != nil {
+			act += " failed"
+		}
+		counted = append(counted, act)
+	}
 	synctest.Test(t, func(t *testing.T) {
 		s.states = make(chan error, 8) // of the bubble
 		ctx, cancel := context.WithTimeout(t.Context(), lasts)
@@ -100,11 +107,14 @@ func play(t *testing.T, s *stage, lasts time.Duration, act func(ctx context.Cont
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			output.Run(ctx, output.Config{Name: "web", Feed: s, Writer: s, Hooks: []output.Hook{s.hook}, Log: slog.New(slog.DiscardHandler)})
+			output.Run(ctx, output.Config{Name: "web", Feed: s, Writer: s, Hooks: []output.Hook{s.hook}, Log: slog.New(slog.DiscardHandler), Count: count})
 		}()
 		act(ctx, cancel)
 		<-done
 	})
+	if d := cmp.Diff(s.notes, counted); d != "" {
+		t.Errorf("what was done, and what was counted: %s", d)
+	}
 	return s.notes
 }
 

@@ -25,13 +25,6 @@ const (
 	maxScrapes = 4   // at once
 )
 
-// Acts of an output that are counted.
-const (
-	Write = "write"
-	Erase = "erase"
-	Hook  = "hook"
-)
-
 // MetricsConfig is the wiring of Metrics.
 type MetricsConfig struct {
 	Version   string
@@ -120,13 +113,15 @@ func (m *Metrics) Observe(e agent.Event) {
 	}
 }
 
-// Output counts an act of an output.
-func (m *Metrics) Output(name, act string, err error) {
-	outcome := agent.OutcomeOK
-	if err != nil {
-		outcome = agent.OutcomeFailed
+// Output counts the acts of an output; it returns output.Config's Count.
+func (m *Metrics) Output(name string) func(act string, err error) {
+	return func(act string, err error) {
+		outcome := agent.OutcomeOK
+		if err != nil {
+			outcome = agent.OutcomeFailed
+		}
+		m.outputs.WithLabelValues(name, act, outcome).Inc()
 	}
-	m.outputs.WithLabelValues(name, act, outcome).Inc()
 }
 
 // ServerOptions have the calls of a gRPC server counted. gRPC asks them only

@@ -42,8 +42,8 @@ func busy(t *testing.T, cfg telemetry.MetricsConfig) *telemetry.Metrics {
 	for _, what := range []string{agent.EventNode, agent.EventSVIDs, agent.EventJWT, agent.EventRefused, agent.EventWatched, agent.EventAttested, agent.EventExchanged, agent.EventDelivered} {
 		m.Observe(agent.Event{What: what, Subject: "s", Detail: "d", Outcome: agent.OutcomeOK, Took: time.Second})
 	}
-	m.Output("web", telemetry.Write, nil)
-	m.Output("web", telemetry.Hook, errors.New("no such process"))
+	m.Output("web")("write", nil)
+	m.Output("web")("hook", errors.New("no such process"))
 	m.Call(t, "/A/Unary", false, nil)
 	m.Call(t, "/A/Stream", true, status.Error(codes.PermissionDenied, "no"))
 	return m

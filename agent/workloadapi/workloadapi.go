@@ -14,13 +14,15 @@
 //   - D-17 a trust domain whose bundle is empty has none: it is left out; where
 //     it is our own the answer is Unavailable, never an empty field.
 //   - D-18 a token that fails validation is InvalidArgument.
-//   - D-23 server reflection needs no metadata, knowingly: it tells nothing
-//     about callers, and its clients don't know the header.
+//   - D-23 server reflection and gRPC's health service need no metadata,
+//     knowingly: they tell nothing about callers, and their clients don't know
+//     the header.
 package workloadapi
 
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,6 +64,9 @@ type Config struct {
 	Agent Agent
 	Log   *slog.Logger     // nil discards
 	Now   func() time.Time // nil means time.Now
+	// Options are more of the gRPC server's; their interceptors see all calls
+	// first, and how they end.
+	Options []grpc.ServerOption
 }
 
 // A Server answers the Workload API.
@@ -83,9 +88,9 @@ func New(cfg Config) *Server {
 
 // GRPC returns a gRPC server for a Unix socket made by caller.Listen, with the
 // Workload API and reflection on it. Further services may be registered; but
-// for SDS they demand the same metadata.
+// for SDS and health they demand the same metadata.
 func (s *Server) GRPC() *grpc.Server {
-	g := grpc.NewServer(
+	g := grpc.NewServer(append(slices.Clone(s.cfg.Options),
 		grpc.Creds(newLimiter(maxConnections, maxPerUID)),
 		grpc.ChainUnaryInterceptor(RecoverUnary(s.cfg.Log), unary),
 		grpc.ChainStreamInterceptor(RecoverStream(s.cfg.Log), stream),
@@ -99,7 +104,7 @@ func (s *Server) GRPC() *grpc.Server {
 		grpc.ReadBufferSize(4<<10),
 		grpc.WriteBufferSize(4<<10),
 		grpc.ConnectionTimeout(5*time.Second),
-	)
+	)...)
 	workload.RegisterSpiffeWorkloadAPIServer(g, s)
 	reflection.Register(g)
 	return g
@@ -109,7 +114,7 @@ func (s *Server) GRPC() *grpc.Server {
 // (SPIFFE Workload Endpoint §3), which keeps a request forged through another
 // program's HTTP client out.
 func CheckMetadata(ctx context.Context, method string) error {
-	for _, service := range []string{"/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/", "/envoy.service.secret.v3.SecretDiscoveryService/"} {
+	for _, service := range []string{"/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/", "/envoy.service.secret.v3.SecretDiscoveryService/", "/grpc.health.v1.Health/"} {
 		if strings.HasPrefix(method, service) {
 			return nil
 		}

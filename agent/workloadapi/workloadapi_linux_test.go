@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"math/big"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -114,6 +115,44 @@ func TestReflectionNeedsNoHeader(t *testing.T) { // D-23
 	}
 	if !strings.Contains(strings.Join(names, " "), "SpiffeWorkloadAPI") {
 		t.Errorf("services: %v", names)
+	}
+}
+
+// gRPC's health service needs none either; what only looks like it does.
+func TestHealthNeedsNoHeader(t *testing.T) {
+	t.Parallel()
+	for method, needs := range map[string]bool{
+		"/grpc.health.v1.Health/Check": false, "/grpc.health.v1.Healthy/Check": true, "/credence.agent.v1.Credentials/Fetch": true, "/SpiffeWorkloadAPI/FetchX509SVID": true,
+	} {
+		if err := workloadapi.CheckMetadata(t.Context(), method); (err != nil) != needs {
+			t.Errorf("%s: %v", method, err)
+		}
+	}
+}
+
+// Options see all calls, and how they end: those that lack the header too.
+func TestOptions(t *testing.T) {
+	t.Parallel()
+	seen := make(chan error, 1)
+	g := workloadapi.New(workloadapi.Config{Options: []grpc.ServerOption{grpc.ChainUnaryInterceptor(
+		func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			answer, err := next(ctx, req)
+			seen <- err
+			return answer, err
+		})}}).GRPC()
+	defer g.Stop()
+	dir, err := os.MkdirTemp("", "w")
+	must(t, err)
+	defer os.RemoveAll(dir)
+	l, err := caller.Listen(filepath.Join(dir, "w.sock"), 0o666)
+	must(t, err)
+	go func() { _ = g.Serve(l) }()
+	client, _ := raw(t, l.Addr().String())
+	if _, err := client.FetchJWTSVID(t.Context(), &workloadpb.JWTSVIDRequest{}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("%v", err)
+	}
+	if err := <-seen; status.Code(err) != codes.InvalidArgument {
+		t.Errorf("seen: %v", err)
 	}
 }
 
