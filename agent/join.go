@@ -28,6 +28,7 @@ func (a *Agent) dial(cert *tls.Certificate) (l *link, refusal func() error, err 
 	conn, err := grpc.NewClient("passthrough:///broker",
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithContextDialer(a.dialAny),
+		grpc.WithUnaryInterceptor(a.called),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithConnectParams(connectParams),

@@ -1,8 +1,13 @@
 package agent
 
 import (
+	"context"
 	"errors"
+	"strings"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/exchangers"
 )
@@ -14,7 +19,8 @@ const (
 	EventAttested  = "attested"  // Subject is the attestor, Took its time
 	EventExchanged = "exchanged" // with a provider; Subject is the target, Detail its flow
 	EventDelivered = "delivered" // a credential to a caller; Subject is the target, Detail its flow
-	EventJWT       = "jwt"       // JWT-SVIDs to a caller, or for a target
+	EventCalled    = "called"    // the broker answered a call, or not: Subject is the method, Outcome the code of gRPC, Took its time
+	EventJWT       = "jwt"       // the broker was asked for JWT-SVIDs
 	EventRefused   = "refused"   // a caller by this agent, the broker unasked
 	EventWatched   = "watched"   // a Watch stream began, or could not, or ended
 )
@@ -25,7 +31,6 @@ const (
 	OutcomeOK     = "ok"
 	OutcomeDenied = "denied"
 	OutcomeFailed = "failed"
-	OutcomeCached = "cached" // ok, without asking the broker
 )
 
 // An Event is something that happened. Its words are of a known few, or names
@@ -35,7 +40,17 @@ type Event struct {
 	Subject string
 	Detail  string
 	Outcome string
-	Took    time.Duration // of EventAttested
+	Took    time.Duration // of EventAttested and EventCalled
+}
+
+// called counts the calls of the broker.
+func (a *Agent) called(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	began := a.cfg.Now()
+	err := call(ctx, method, req, reply, conn, opts...)
+	a.observe(Event{
+		What: EventCalled, Subject: method[strings.LastIndexByte(method, '/')+1:], Outcome: status.Code(err).String(), Took: a.cfg.Now().Sub(began),
+	})
+	return err
 }
 
 func (a *Agent) observe(e Event) {

@@ -37,9 +37,9 @@ type Metrics struct {
 	cfg      MetricsConfig
 	registry *prometheus.Registry
 
-	node, svids, jwt, refusals, watch                  *prometheus.CounterVec
+	node, svids, jwt, refusals, watch, asked           *prometheus.CounterVec
 	attestations, exchanges, delivered, calls, outputs *prometheus.CounterVec
-	attestTime, callTime                               *prometheus.HistogramVec
+	attestTime, callTime, askTime                      *prometheus.HistogramVec
 	streams                                            *prometheus.GaugeVec
 	targets                                            names
 }
@@ -49,7 +49,7 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m := &Metrics{cfg: cfg, registry: prometheus.NewRegistry()}
 	m.node = m.counter("node_renewals_total", "Tries to join or to renew the node's SVID.", "outcome")
 	m.svids = m.counter("svid_renewals_total", "Answers of the broker about the X509-SVIDs of one workload.", "outcome")
-	m.jwt = m.counter("jwt_svids_total", "JWT-SVIDs asked for by workloads, outputs and exchanges.", "outcome")
+	m.jwt = m.counter("jwt_svids_total", "Answers of the broker about JWT-SVIDs.", "outcome")
 	m.refusals = m.counter("refusals_total", "Callers that this agent refused by itself.", "code")
 	m.watch = m.counter("watch_streams_total", "Watch streams to a broker: ok began, failed ended or could not begin.", "outcome")
 	m.attestations = m.counter("attestations_total", "Attestations of processes.", "attestor", "outcome")
@@ -57,6 +57,8 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m.delivered = m.counter("credentials_delivered_total", "Credentials that callers asked for; those beyond exchanges were held.", "target", "flow", "outcome")
 	m.calls = m.counter("calls_total", "gRPC calls on the agent's sockets that ended.", "method", "code")
 	m.outputs = m.counter("output_acts_total", "What was done for outputs: write, erase, hook.", "output", "act", "outcome")
+	m.asked = m.counter("broker_calls_total", "gRPC calls to a broker that are no streams.", "method", "code")
+	m.askTime = m.histogram("broker_call_duration_seconds", "How long a broker took to answer, or was waited for.", "method")
 	m.attestTime = m.histogram("attestation_duration_seconds", "How long an attestor took.", "attestor")
 	m.callTime = m.histogram("call_duration_seconds", "How long a gRPC call took that is no stream.", "method")
 	m.streams = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "open_streams", Help: "gRPC streams that are open."}, []string{"method"})
@@ -106,6 +108,9 @@ func (m *Metrics) Observe(e agent.Event) {
 	case agent.EventAttested:
 		m.attestations.WithLabelValues(e.Subject, e.Outcome).Inc()
 		m.attestTime.WithLabelValues(e.Subject).Observe(e.Took.Seconds())
+	case agent.EventCalled:
+		m.asked.WithLabelValues(e.Subject, e.Outcome).Inc()
+		m.askTime.WithLabelValues(e.Subject).Observe(e.Took.Seconds())
 	case agent.EventExchanged:
 		m.exchanges.WithLabelValues(m.targets.bounded(e.Subject), e.Detail, e.Outcome).Inc()
 	case agent.EventDelivered:

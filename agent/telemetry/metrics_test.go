@@ -39,7 +39,7 @@ func busy(t *testing.T, cfg telemetry.MetricsConfig) *telemetry.Metrics {
 	t.Helper()
 	m := telemetry.NewMetrics(cfg)
 	m.Of(everything())
-	for _, what := range []string{agent.EventNode, agent.EventSVIDs, agent.EventJWT, agent.EventRefused, agent.EventWatched, agent.EventAttested, agent.EventExchanged, agent.EventDelivered} {
+	for _, what := range []string{agent.EventNode, agent.EventSVIDs, agent.EventJWT, agent.EventRefused, agent.EventWatched, agent.EventAttested, agent.EventExchanged, agent.EventDelivered, agent.EventCalled} {
 		m.Observe(agent.Event{What: what, Subject: "s", Detail: "d", Outcome: agent.OutcomeOK, Took: time.Second})
 	}
 	m.Output("web")("write", nil)
@@ -70,6 +70,8 @@ func families(t *testing.T, m *telemetry.Metrics) map[string]*dto.MetricFamily {
 const frozen = `
 credence_agent_attestation_duration_seconds histogram attestor | How long an attestor took.
 credence_agent_attestations_total counter attestor,outcome | Attestations of processes.
+credence_agent_broker_call_duration_seconds histogram method | How long a broker took to answer, or was waited for.
+credence_agent_broker_calls_total counter code,method | gRPC calls to a broker that are no streams.
 credence_agent_broker_connected gauge  | 1 while a Watch stream to a broker is open.
 credence_agent_broker_heard_timestamp_seconds gauge  | When a broker last answered.
 credence_agent_build_info gauge goversion,version | Always 1; the labels tell what runs.
@@ -79,7 +81,7 @@ credence_agent_calls_total counter code,method | gRPC calls on the agent's socke
 credence_agent_credential_sessions gauge  | Sessions with providers that are kept fresh.
 credence_agent_credentials_delivered_total counter flow,outcome,target | Credentials that callers asked for; those beyond exchanges were held.
 credence_agent_exchanges_total counter flow,outcome,target | Exchanges with providers: ok, or the class of the failure.
-credence_agent_jwt_svids_total counter outcome | JWT-SVIDs asked for by workloads, outputs and exchanges.
+credence_agent_jwt_svids_total counter outcome | Answers of the broker about JWT-SVIDs.
 credence_agent_kept_timestamp_seconds gauge  | When what goes on over a restart was last written.
 credence_agent_live gauge  | 1 while none of the agent's own loops hangs.
 credence_agent_node_renewals_total counter outcome | Tries to join or to renew the node's SVID.
