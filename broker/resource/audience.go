@@ -10,6 +10,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/resource/strict"
 )
 
 // audience is written as its text or, with a use, as {name: TEXT, use: USE}.
@@ -39,7 +40,7 @@ func (a *audience) UnmarshalYAML(node ast.Node) error {
 	for _, v := range values {
 		name := v.Key.GetToken().Value
 		if seen[name] {
-			return at("", "", v.Key, fmt.Sprintf("%q stands twice in one audience", clip(name)))
+			return strict.At("", "", v.Key, fmt.Sprintf("%q stands twice in one audience", strict.Clip(name)))
 		}
 		seen[name] = true
 		text, err := textOf(v.Value)
@@ -51,14 +52,14 @@ func (a *audience) UnmarshalYAML(node ast.Node) error {
 			a.Pattern = text
 		case "use":
 			if a.Use = identity.Use(text); a.Use != identity.UseAudited && a.Use != identity.UseSingle {
-				return at("", "", v.Value, fmt.Sprintf("use: %q is neither %s nor %s", clip(text), identity.UseAudited, identity.UseSingle))
+				return strict.At("", "", v.Value, fmt.Sprintf("use: %q is neither %s nor %s", strict.Clip(text), identity.UseAudited, identity.UseSingle))
 			}
 		default:
-			return at("", "", v.Key, fmt.Sprintf("%q is no field of an audience: name and use are", clip(name)))
+			return strict.At("", "", v.Key, fmt.Sprintf("%q is no field of an audience: name and use are", strict.Clip(name)))
 		}
 	}
 	if !seen["name"] || !seen["use"] {
-		return at("", "", node, "an audience is its text, or has both name: and use:")
+		return strict.At("", "", node, "an audience is its text, or has both name: and use:")
 	}
 	return nil
 }
@@ -75,7 +76,7 @@ func textOf(node ast.Node) (string, error) {
 			return text, nil
 		}
 	}
-	return "", at("", "", node, "an audience is text: quote it")
+	return "", strict.At("", "", node, "an audience is text: quote it")
 }
 
 // MarshalYAML writes what UnmarshalYAML reads.
@@ -108,7 +109,7 @@ func (a *audience) UnmarshalJSON(text []byte) error {
 	}
 	*a = audience{d.Name, identity.Use(d.Use)}
 	if a.Use != identity.UseAudited && a.Use != identity.UseSingle {
-		return fmt.Errorf("a use of %q", clip(d.Use))
+		return fmt.Errorf("a use of %q", strict.Clip(d.Use))
 	}
 	return nil
 }

@@ -8,10 +8,8 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/resource/strict"
 )
-
-// The documents as they are written. Field order is the order in which they
-// are.
 
 // A document is one of a kind that is read whole.
 type document interface {
@@ -98,13 +96,13 @@ func (i *item) UnmarshalYAML(node ast.Node) error {
 	case *ast.MappingValueNode:
 		values = []*ast.MappingValueNode{m}
 	default:
-		return at("", "", node, "an item of match is a mapping of facts to what they must be")
+		return strict.At("", "", node, "an item of match is a mapping of facts to what they must be")
 	}
 	seen := make(map[string]bool)
 	for _, v := range values {
 		name := v.Key.GetToken().Value
 		if seen[name] {
-			return at("", "", v.Key, fmt.Sprintf("%q stands twice in one item", clip(name)))
+			return strict.At("", "", v.Key, fmt.Sprintf("%q stands twice in one item", strict.Clip(name)))
 		}
 		seen[name] = true
 		if err := i.set(name, v); err != nil {
@@ -118,7 +116,7 @@ func (i *item) set(name string, v *ast.MappingValueNode) error {
 	if name == "any_node" {
 		b, ok := v.Value.(*ast.BoolNode)
 		if !ok {
-			return at("", "", v.Value, "any_node: true or false is wanted")
+			return strict.At("", "", v.Value, "any_node: true or false is wanted")
 		}
 		i.AnyNode = b.Value
 		return nil
@@ -133,11 +131,11 @@ func (i *item) set(name string, v *ast.MappingValueNode) error {
 		text = n.GetToken().Value
 		for _, c := range text {
 			if c < '0' || c > '9' {
-				return at("", "", n, fmt.Sprintf("%s: %s is not a plain decimal number: quote it", clip(name), clip(text)))
+				return strict.At("", "", n, fmt.Sprintf("%s: %s is not a plain decimal number: quote it", strict.Clip(name), strict.Clip(text)))
 			}
 		}
 	default:
-		return at("", "", v.Value, fmt.Sprintf("%s: the value is not text: quote it", clip(name)))
+		return strict.At("", "", v.Value, fmt.Sprintf("%s: the value is not text: quote it", strict.Clip(name)))
 	}
 	if name == "when" {
 		i.When = text
@@ -179,8 +177,10 @@ func itemDocs(in []identity.Item) []item {
 }
 
 func (d *identityDoc) head(r *Resource) { r.Kind, r.Name = d.Kind, d.Name }
-func (d *denyDoc) head(r *Resource)     { r.Kind, r.Name = d.Kind, d.Name }
-func (d *peerDoc) head(r *Resource)     { r.Kind, r.Name = d.Kind, d.Name }
+
+func (d *denyDoc) head(r *Resource) { r.Kind, r.Name = d.Kind, d.Name }
+
+func (d *peerDoc) head(r *Resource) { r.Kind, r.Name = d.Kind, d.Name }
 
 func (d *identityDoc) fill(r *Resource) error {
 	i := &identity.Identity{
@@ -208,11 +208,11 @@ type duration time.Duration
 func (d *duration) UnmarshalYAML(node ast.Node) error {
 	text, ok := node.(*ast.StringNode)
 	if !ok {
-		return at("", "", node, "a life is written like 90s, 15m or 24h")
+		return strict.At("", "", node, "a life is written like 90s, 15m or 24h")
 	}
 	parsed, err := time.ParseDuration(text.Value)
 	if err != nil || parsed < 0 {
-		return at("", "", node, fmt.Sprintf("%q is not a life: write it like 90s, 15m or 24h", clip(text.Value)))
+		return strict.At("", "", node, fmt.Sprintf("%q is not a life: write it like 90s, 15m or 24h", strict.Clip(text.Value)))
 	}
 	*d = duration(parsed)
 	return nil

@@ -12,6 +12,7 @@ import (
 	"unique"
 
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/resource/strict"
 )
 
 // Text writes the resource in the form that Read reads fast: an Identity, a
@@ -317,7 +318,7 @@ func numbered(v any, depth int) (any, error) {
 }
 
 func bounded(depth int) error {
-	if depth > maxDepth {
+	if depth > strict.MaxDepth {
 		return errors.New("nested too deep")
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/resource/strict"
 	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/federation"
 )
@@ -27,15 +28,15 @@ func (g Registry) parse(file string, doc *ast.MappingNode) (Resource, error) {
 		value := member(doc, field.name)
 		text, ok := value.(*ast.StringNode)
 		if !ok || text.Value == "" {
-			return Resource{}, at(file, "", doc, fmt.Sprintf("%s: is missing, or is not text: a resource begins with kind: and name:", field.name))
+			return Resource{}, strict.At(file, "", doc, fmt.Sprintf("%s: is missing, or is not text: a resource begins with kind: and name:", field.name))
 		}
 		*field.into = text.Value
 	}
 	if !slices.Contains(Kinds, r.Kind) {
-		return Resource{}, at(file, "", member(doc, "kind"), fmt.Sprintf("kind: %q is none of %s", clip(r.Kind), strings.Join(Kinds, ", ")))
+		return Resource{}, strict.At(file, "", member(doc, "kind"), fmt.Sprintf("kind: %q is none of %s", strict.Clip(r.Kind), strings.Join(Kinds, ", ")))
 	}
 	if err := r.checkName(); err != nil {
-		return Resource{}, at(file, "", member(doc, "name"), err.Error())
+		return Resource{}, strict.At(file, "", member(doc, "name"), err.Error())
 	}
 	var err error
 	switch r.Kind {
@@ -62,16 +63,9 @@ func (r *Resource) checkName() error {
 	plain := func(c rune) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
 	bad := func(c rune) bool { return !plain(c) && c != '-' && c != '.' }
 	if r.Kind != "Peer" && (len(r.Name) > 63 || strings.IndexFunc(r.Name, bad) >= 0 || !plain(rune(r.Name[0]))) {
-		return fmt.Errorf("name: %q: 1 to 63 of a-z, 0-9, - and . are taken, the first a letter or digit", clip(r.Name))
+		return fmt.Errorf("name: %q: 1 to 63 of a-z, 0-9, - and . are taken, the first a letter or digit", strict.Clip(r.Name))
 	}
 	return nil
-}
-
-func clip(s string) string {
-	if len(s) > 60 {
-		return s[:60] + "..."
-	}
-	return s
 }
 
 func member(m *ast.MappingNode, name string) ast.Node {
@@ -86,7 +80,7 @@ func member(m *ast.MappingNode, name string) ast.Node {
 // decode fills a document's struct strictly.
 func (r *Resource) decode(node ast.Node, into any) error {
 	if err := yaml.NodeToValue(node, into, yaml.Strict()); err != nil {
-		return yamlError(r.file, r.Kind+" "+r.Name, err)
+		return strict.ErrorOf(r.file, r.Kind+" "+r.Name, err)
 	}
 	return nil
 }
@@ -109,15 +103,15 @@ func (r *Resource) one(doc *ast.MappingNode, what string, others []string, known
 			continue
 		}
 		if !slices.Contains(known, key) {
-			return "", nil, nil, at(r.file, r.Kind+" "+r.Name, v.Key, fmt.Sprintf("%q is neither a field of a %s nor a %s that this program has (%s)", clip(key), r.Kind, what, list(known)))
+			return "", nil, nil, strict.At(r.file, r.Kind+" "+r.Name, v.Key, fmt.Sprintf("%q is neither a field of a %s nor a %s that this program has (%s)", strict.Clip(key), r.Kind, what, list(known)))
 		}
 		if name != "" {
-			return "", nil, nil, at(r.file, r.Kind+" "+r.Name, v.Key, fmt.Sprintf("it has two of the %ss, %s and %s: exactly one is wanted", what, name, key))
+			return "", nil, nil, strict.At(r.file, r.Kind+" "+r.Name, v.Key, fmt.Sprintf("it has two of the %ss, %s and %s: exactly one is wanted", what, name, key))
 		}
 		name, value = key, v.Value
 	}
 	if name == "" {
-		return "", nil, nil, at(r.file, r.Kind+" "+r.Name, doc, fmt.Sprintf("it has no %s: one of %s is wanted", what, list(known)))
+		return "", nil, nil, strict.At(r.file, r.Kind+" "+r.Name, doc, fmt.Sprintf("it has no %s: one of %s is wanted", what, list(known)))
 	}
 	return name, value, rest, nil
 }

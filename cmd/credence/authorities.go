@@ -14,10 +14,11 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 func (p *program) authorityCommand() *cobra.Command {
-	cmd := group("authority", "Signing authorities",
+	cmd := cli.Group("authority", "Signing authorities",
 		p.showAuthorities(), p.rotateCommand(), p.replaceCommand(), p.rollbackCommand(), p.csrCommand(), p.installCommand(), p.exportCommand(),
 		p.revokeCommand(), p.crlCommand())
 	cmd.Aliases = []string{"ca"}
@@ -50,7 +51,7 @@ credence ca rotate root.`,
 		},
 	}
 	cmd.Flags().Bool("all", false, "those too that have ended and of which no SVID lives")
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 const authoritiesHead = "KIND|ALG|STATE|KEY|ENDS|SVIDS|NEXT|AT|DEPENDS ON"
@@ -62,7 +63,7 @@ func (p *program) authorities(cmd *cobra.Command, all []*api.AuthorityInfo, whol
 		v := viewAuthority(a)
 		views = append(views, v)
 		rows = append(rows, []string{
-			v.Use, v.Alg, v.State, v.ID, when(a.GetNotAfter()), fmt.Sprint(v.Outstanding), v.Next, when(a.GetNextAt()), strings.Join(v.DependsOn, "; "),
+			v.Use, v.Alg, v.State, v.ID, cli.When(a.GetNotAfter()), fmt.Sprint(v.Outstanding), v.Next, cli.When(a.GetNextAt()), strings.Join(v.DependsOn, "; "),
 		})
 		if v.Problem != "" {
 			notes = append(notes, fmt.Sprintf("problem: %s %s: %s", v.Use, v.ID, v.Problem))
@@ -71,8 +72,8 @@ func (p *program) authorities(cmd *cobra.Command, all []*api.AuthorityInfo, whol
 			notes = append(notes, fmt.Sprintf("note: %s %s: %s", v.Use, v.ID, b))
 		}
 	}
-	return p.show(cmd, whole(views), func() error {
-		if err := p.table(authoritiesHead, rows); err != nil {
+	return p.Show(cmd, whole(views), func() error {
+		if err := p.Table(authoritiesHead, rows); err != nil {
 			return err
 		}
 		return p.lines(notes)
@@ -81,7 +82,7 @@ func (p *program) authorities(cmd *cobra.Command, all []*api.AuthorityInfo, whol
 
 func (p *program) lines(all []string) error {
 	for _, line := range all {
-		if _, err := fmt.Fprintln(p.out, line); err != nil {
+		if _, err := fmt.Fprintln(p.Out, line); err != nil {
 			return err
 		}
 	}
@@ -102,7 +103,7 @@ func (p *program) acted(cmd *cobra.Command, r *api.ActResponse, err error) error
 	err = p.authorities(cmd, r.GetAuthorities(), func(views []authorityView) any {
 		return map[string]any{"authorities": views, "lines": lines}
 	})
-	if err != nil || outputOf(cmd) != "table" {
+	if err != nil || cli.OutputOf(cmd) != "table" {
 		return err
 	}
 	return p.lines(lines)
@@ -114,12 +115,12 @@ var authorityKinds = []string{"issuing", "jwt", "root"}
 // kindArg reads "issuing", "jwt" or "root", and the flags that fit it.
 func kindArg(cmd *cobra.Command, what string) error {
 	if !slices.Contains(authorityKinds, what) {
-		return input(fmt.Errorf("%q: issuing, jwt or root is wanted", what))
+		return cli.BadInput(fmt.Errorf("%q: issuing, jwt or root is wanted", what))
 	}
 	of := map[string]string{"alg": "jwt", "wait": "root", "now": "root", "force": "root", "confirm": "root"}
 	for flag, kind := range of {
 		if cmd.Flags().Changed(flag) && kind != what {
-			return input(fmt.Errorf("--%s is for %s, not for %s", flag, kind, what))
+			return cli.BadInput(fmt.Errorf("--%s is for %s, not for %s", flag, kind, what))
 		}
 	}
 	return nil
@@ -156,7 +157,7 @@ A key that somebody else may have is replaced by credence ca replace.`,
 			})
 		},
 	}
-	return addRootFlags(addOutput(addAdmin(cmd)))
+	return addRootFlags(cli.AddOutput(addAdmin(cmd)))
 }
 
 func addRootFlags(cmd *cobra.Command) *cobra.Command {
@@ -202,7 +203,7 @@ root     the steps of credence ca rotate root, but SVIDs under the old root are
 		},
 	}
 	cmd.Flags().String("reason", "", "for the record")
-	return addRootFlags(addOutput(addAdmin(cmd)))
+	return addRootFlags(cli.AddOutput(addAdmin(cmd)))
 }
 
 // rootPause is how long advanceRoot waits before it looks again.
@@ -232,15 +233,15 @@ func (p *program) advanceRoot(cmd *cobra.Command, r *api.AdvanceRootRequest) err
 // awaitRoot takes the replacement on until the old root has left, telling on
 // the way which step waits for what.
 func (p *program) awaitRoot(ctx context.Context, c api.AuthoritiesClient, r *api.AdvanceRootRequest, plan *api.RootPlan) (*api.RootPlan, error) {
-	progress := p.startProgress("replacing the root")
-	defer progress.stop()
+	progress := p.StartProgress("replacing the root")
+	defer progress.Stop()
 	said, lines := map[string]bool{}, plan.GetLines()
 	r.Confirm, r.Force = nil, false // once is enough
 	for !plan.GetDone() {
 		for _, s := range plan.GetSteps() {
 			if key := s.GetName() + s.GetState(); !said[key] && (s.GetState() == "done" || s.GetState() == "waits") {
 				said[key] = true
-				progress.print(func() { fmt.Fprintf(p.err, "%-8s %-5s %s\n", s.GetName(), s.GetState(), s.GetDetail()) })
+				progress.Print(func() { fmt.Fprintf(p.Err, "%-8s %-5s %s\n", s.GetName(), s.GetState(), s.GetDetail()) })
 			}
 		}
 		select {
@@ -275,9 +276,9 @@ func (p *program) showPlan(cmd *cobra.Command, plan *api.RootPlan) error {
 		waits = waits || s.GetState() == "waits"
 	}
 	lines := append([]string{}, plan.GetLines()...)
-	return p.show(cmd, map[string]any{"done": plan.GetDone(), "steps": views, "lines": lines}, func() error {
+	return p.Show(cmd, map[string]any{"done": plan.GetDone(), "steps": views, "lines": lines}, func() error {
 		if len(rows) > 0 {
-			if err := p.table("STEP|STATE|DETAIL", rows); err != nil {
+			if err := p.Table("STEP|STATE|DETAIL", rows); err != nil {
 				return err
 			}
 		}
@@ -306,7 +307,7 @@ back once the old root has left the bundle.`,
 		},
 	}
 	cmd.Flags().String("reason", "", "for the record")
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) csrCommand() *cobra.Command {
@@ -332,13 +333,13 @@ that certificate signs SVIDs itself, and each rotation needs the PKI team.`,
 				}
 				text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.GetCsr()})
 				if out == "" {
-					_, err = p.out.Write(text)
+					_, err = p.Out.Write(text)
 					return err
 				}
 				if err := os.WriteFile(out, text, 0o644); err != nil {
-					return input(err)
+					return cli.BadInput(err)
 				}
-				fmt.Fprintf(p.out, "%s asks to certify key %s\n", out, r.GetKeyId())
+				fmt.Fprintf(p.Out, "%s asks to certify key %s\n", out, r.GetKeyId())
 				return nil
 			})
 		},
@@ -373,13 +374,13 @@ switches as soon as the connected agents hold it.`,
 	cmd.Flags().Bool("accept-shared-root", false, "that root signs others too, and each of them can speak for us")
 	cmd.Flags().Bool("now", false, "switch as soon as connected agents hold it, whatever peers and clouds have")
 	cmd.MarkFlagsMutuallyExclusive("root-is-dedicated", "accept-shared-root")
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) install(cmd *cobra.Command, args []string) error {
-	text, err := readSmall(args[0])
+	text, err := cli.ReadSmall(args[0])
 	if err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
 	r := &api.InstallRequest{Chain: text}
 	if yes, _ := cmd.Flags().GetBool("root-is-dedicated"); yes {
@@ -421,8 +422,8 @@ func (p *program) install(cmd *cobra.Command, args []string) error {
 
 // awaitActive waits until the new root signs.
 func (p *program) awaitActive(ctx context.Context, c api.AuthoritiesClient, plan *api.RootPlan) (*api.RootPlan, error) {
-	progress := p.startProgress("waiting for agents to hold the new root")
-	defer progress.stop()
+	progress := p.StartProgress("waiting for agents to hold the new root")
+	defer progress.Stop()
 	active := func(s *api.RootPlan_Step) bool { return s.GetName() == "activate" && s.GetState() == "done" }
 	for !plan.GetDone() && !slices.ContainsFunc(plan.GetSteps(), active) {
 		select {

@@ -24,6 +24,7 @@ import (
 	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/broker/server"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/federation"
 	"github.com/credence-id/credence/federation/fetch"
 )
@@ -104,7 +105,7 @@ func (p *brokerParts) openAuthority(ctx context.Context, td spiffeid.TrustDomain
 
 // authorityConfig opens what the authority is opened with.
 func (p *brokerParts) authorityConfig(ctx context.Context, td spiffeid.TrustDomain, o brokerOptions) (config authority.Config, err error) {
-	lead, err := lifeField("jwt_key_lead", p.file.JWTKeyLead, 0, 7*24*time.Hour)
+	lead, err := cli.LifeField("jwt_key_lead", p.file.JWTKeyLead, 0, 7*24*time.Hour)
 	if err != nil {
 		return config, err
 	}
@@ -143,7 +144,7 @@ func (p *brokerParts) openKeys(ctx context.Context, access keyAccess) (keys, roo
 }
 
 func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, outward fetch.Config, o brokerOptions) (err error) {
-	minTTL, err := lifeField("min_ttl", p.file.MinTTL, 0, time.Hour)
+	minTTL, err := cli.LifeField("min_ttl", p.file.MinTTL, 0, time.Hour)
 	if err != nil {
 		return err
 	}
@@ -182,7 +183,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		listen["web"] = p.listeners.Web.Addr().String()
 	}
 	p.server, err = server.New(ctx, server.Config{
-		TrustDomain: td, Issuer: p.file.Issuer, Version: version(), Broker: p.broker, Authority: p.authority,
+		TrustDomain: td, Issuer: p.file.Issuer, Version: cli.Version(), Broker: p.broker, Authority: p.authority,
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
 		RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),

@@ -15,6 +15,7 @@ import (
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers"
 )
 
@@ -30,9 +31,9 @@ type outsideView struct {
 
 // believedView says until when a revoked SVID is believed, and by whom.
 type believedView struct {
-	Outstanding int    `json:"outstanding"`
-	Until       moment `json:"until"`
-	Text        string `json:"text"`
+	Outstanding int        `json:"outstanding"`
+	Until       cli.Moment `json:"until"`
+	Text        string     `json:"text"`
 }
 
 // cloudView is what one Target's provider can do.
@@ -41,7 +42,7 @@ type cloudView struct {
 	Flow          string       `json:"flow"`
 	SPIFFEIDs     []string     `json:"spiffe_ids"`
 	Sessions      string       `json:"sessions"`
-	SessionsUntil moment       `json:"sessions_until"`
+	SessionsUntil cli.Moment   `json:"sessions_until"`
 	Remedies      []remedyView `json:"remedies"`
 	Missing       []string     `json:"missing"`
 }
@@ -68,7 +69,7 @@ const maxAsked = 64
 
 // askOutside asks the broker for what a cut-off was about.
 func (p *program) askOutside(ctx context.Context, conn *grpc.ClientConn, r *api.RevokeRequest, before int64) (*outside, error) {
-	o := &outside{now: p.now(), targets: map[string]*exchangers.Target{}, exchanged: map[string][]string{}}
+	o := &outside{now: p.Now(), targets: map[string]*exchangers.Target{}, exchanged: map[string][]string{}}
 	authorities, admin := api.NewAuthoritiesClient(conn), api.NewAdminClient(conn)
 	q := &api.ListIssuedRequest{Before: before + 1, Limit: broker.MaxIssued} // the cut-off is within that second
 	switch r.GetKind() {
@@ -190,12 +191,12 @@ func (o *outside) believed(kind, name, text string) believedView {
 	for _, row := range o.rows {
 		if row.GetKind() == kind && row.GetExpiresAt() > o.now.Unix() {
 			v.Outstanding++
-			v.Until = max(v.Until, moment(row.GetExpiresAt()))
+			v.Until = max(v.Until, cli.Moment(row.GetExpiresAt()))
 		}
 	}
 	v.Text = fmt.Sprintf("%s: none is outstanding", name)
 	if v.Outstanding > 0 {
-		v.Text = fmt.Sprintf("%s: %d outstanding, the last until %s; %s", name, v.Outstanding, when(int64(v.Until)), text)
+		v.Text = fmt.Sprintf("%s: %d outstanding, the last until %s; %s", name, v.Outstanding, cli.When(int64(v.Until)), text)
 	}
 	return v
 }
@@ -250,7 +251,7 @@ func cloudOf(t *exchangers.Target, cut exchangers.Cut) cloudView {
 		return v
 	}
 	advice := revoker.Revoke(cut)
-	v.Sessions, v.SessionsUntil, v.Missing = advice.Sessions, moment(advice.Until.Unix()), list(advice.Missing)
+	v.Sessions, v.SessionsUntil, v.Missing = advice.Sessions, cli.Moment(advice.Until.Unix()), list(advice.Missing)
 	for _, r := range advice.Remedies {
 		document := r.Document
 		if document == nil {
@@ -263,21 +264,21 @@ func cloudOf(t *exchangers.Target, cut exchangers.Cut) cloudView {
 
 // tellOutside writes it for people.
 func (p *program) tellOutside(v outsideView) {
-	fmt.Fprintf(p.out, "\n%s\n%s\n", v.X509.Text, v.JWT.Text)
+	fmt.Fprintf(p.Out, "\n%s\n%s\n", v.X509.Text, v.JWT.Text)
 	for _, c := range v.Clouds {
-		fmt.Fprintf(p.out, "\ntarget %s (%s), of %s\n", c.Target, c.Flow, fewOf(c.SPIFFEIDs))
-		fmt.Fprintf(p.out, "  sessions: %s", c.Sessions)
+		fmt.Fprintf(p.Out, "\ntarget %s (%s), of %s\n", c.Target, c.Flow, fewOf(c.SPIFFEIDs))
+		fmt.Fprintf(p.Out, "  sessions: %s", c.Sessions)
 		if c.SessionsUntil != 0 {
-			fmt.Fprintf(p.out, "; none lives after %s", when(int64(c.SessionsUntil)))
+			fmt.Fprintf(p.Out, "; none lives after %s", cli.When(int64(c.SessionsUntil)))
 		}
-		fmt.Fprintln(p.out)
+		fmt.Fprintln(p.Out)
 		for _, text := range c.Missing {
-			fmt.Fprintf(p.out, "  not possible: %s\n", text)
+			fmt.Fprintf(p.Out, "  not possible: %s\n", text)
 		}
 		for n, r := range c.Remedies {
-			fmt.Fprintf(p.out, "  %d. %s\n", n+1, r.Does)
+			fmt.Fprintf(p.Out, "  %d. %s\n", n+1, r.Does)
 			for _, text := range r.Limits {
-				fmt.Fprintf(p.out, "     - %s\n", text)
+				fmt.Fprintf(p.Out, "     - %s\n", text)
 			}
 			p.tellCommand(r)
 		}
@@ -288,17 +289,17 @@ func (p *program) tellCommand(r remedyView) {
 	var words []string
 	shown := string(r.Document) == "null"
 	for _, w := range r.Command {
-		words = append(words, shellWord(w))
+		words = append(words, cli.ShellWord(w))
 		shown = shown || strings.Contains(w, string(r.Document))
 		if strings.HasPrefix(w, "fileb://"+crlDir+"/") {
-			fmt.Fprintf(p.out, "     credence ca crl --out %s\n", crlDir)
+			fmt.Fprintf(p.Out, "     credence ca crl --out %s\n", crlDir)
 		}
 	}
 	if !shown {
-		fmt.Fprintf(p.out, "     %s\n", r.Document)
+		fmt.Fprintf(p.Out, "     %s\n", r.Document)
 	}
 	if len(words) > 0 {
-		fmt.Fprintf(p.out, "     %s\n", strings.Join(words, " "))
+		fmt.Fprintf(p.Out, "     %s\n", strings.Join(words, " "))
 	}
 }
 

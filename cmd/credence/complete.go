@@ -10,6 +10,7 @@ import (
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // completionTime is how long a person who pressed Tab waits for the broker.
@@ -36,11 +37,6 @@ func completeFlag(cmd *cobra.Command, flag string, ask completion) {
 	})
 }
 
-// completeFiles has a flag completed by files that end so.
-func completeFiles(cmd *cobra.Command, flag string, ends ...string) {
-	_ = cmd.MarkFlagFilename(flag, ends...)
-}
-
 func offer(cmd *cobra.Command, ask completion) []string {
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 	defer cancel()
@@ -51,7 +47,7 @@ func offer(cmd *cobra.Command, ask completion) []string {
 	if where == "" {
 		return nil
 	}
-	conn, err := dialSocket(where)
+	conn, err := cli.DialSocket(where)
 	if err != nil {
 		return nil
 	}

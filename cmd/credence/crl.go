@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // crlView is a CRL, as -o json has it.
@@ -21,15 +22,15 @@ type crlView struct {
 	Issuer     string         `json:"issuer"`  // key ID
 	Subject    string         `json:"subject"` // of the issuer
 	Number     string         `json:"number"`  // decimal
-	ThisUpdate moment         `json:"this_update"`
-	NextUpdate moment         `json:"next_update"`
+	ThisUpdate cli.Moment     `json:"this_update"`
+	NextUpdate cli.Moment     `json:"next_update"`
 	Revoked    []crlEntryView `json:"revoked"`
 	DER        []byte         `json:"der"`
 }
 
 type crlEntryView struct {
-	Serial    string `json:"serial"` // hex, as audit query has it
-	RevokedAt moment `json:"revoked_at"`
+	Serial    string     `json:"serial"` // hex, as audit query has it
+	RevokedAt cli.Moment `json:"revoked_at"`
 }
 
 func viewCRL(l *api.ListCRLsResponse_List) (crlView, error) {
@@ -39,10 +40,10 @@ func viewCRL(l *api.ListCRLsResponse_List) (crlView, error) {
 	}
 	v := crlView{
 		Issuer: l.GetIssuer(), Subject: list.Issuer.String(), Number: list.Number.String(), Revoked: []crlEntryView{},
-		ThisUpdate: moment(list.ThisUpdate.Unix()), NextUpdate: moment(list.NextUpdate.Unix()), DER: list.Raw,
+		ThisUpdate: cli.Moment(list.ThisUpdate.Unix()), NextUpdate: cli.Moment(list.NextUpdate.Unix()), DER: list.Raw,
 	}
 	for _, e := range list.RevokedCertificateEntries {
-		v.Revoked = append(v.Revoked, crlEntryView{fmt.Sprintf("%032x", e.SerialNumber), moment(e.RevocationTime.Unix())})
+		v.Revoked = append(v.Revoked, crlEntryView{fmt.Sprintf("%032x", e.SerialNumber), cli.Moment(e.RevocationTime.Unix())})
 	}
 	return v, nil
 }
@@ -64,7 +65,7 @@ what takes CRLs by hand.`,
 		RunE:    p.crls,
 	}
 	cmd.Flags().String("out", "", "directory to write them into")
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) crls(cmd *cobra.Command, _ []string) error {
@@ -80,30 +81,30 @@ func (p *program) crls(cmd *cobra.Command, _ []string) error {
 				return err
 			}
 			views = append(views, v)
-			rows = append(rows, []string{v.Issuer, v.Subject, v.Number, when(int64(v.ThisUpdate)), when(int64(v.NextUpdate)), fmt.Sprint(len(v.Revoked))})
+			rows = append(rows, []string{v.Issuer, v.Subject, v.Number, cli.When(int64(v.ThisUpdate)), cli.When(int64(v.NextUpdate)), fmt.Sprint(len(v.Revoked))})
 			for _, e := range v.Revoked {
 				if len(entries) == maxEntries {
 					left++
 					continue
 				}
-				entries = append(entries, []string{e.Serial, when(int64(e.RevokedAt)), v.Issuer})
+				entries = append(entries, []string{e.Serial, cli.When(int64(e.RevokedAt)), v.Issuer})
 			}
 		}
 		if dir, _ := cmd.Flags().GetString("out"); dir != "" {
 			if err := writeCRLs(dir, views); err != nil {
-				return input(err)
+				return cli.BadInput(err)
 			}
 		}
-		return p.show(cmd, views, func() error {
-			if err := p.table("KEY|ISSUER|NUMBER|FROM|UNTIL|REVOKED", rows); err != nil || len(entries) == 0 {
+		return p.Show(cmd, views, func() error {
+			if err := p.Table("KEY|ISSUER|NUMBER|FROM|UNTIL|REVOKED", rows); err != nil || len(entries) == 0 {
 				return err
 			}
-			fmt.Fprintln(p.out)
-			if err := p.table("SERIAL|REVOKED|KEY", entries); err != nil {
+			fmt.Fprintln(p.Out)
+			if err := p.Table("SERIAL|REVOKED|KEY", entries); err != nil {
 				return err
 			}
 			if left > 0 {
-				fmt.Fprintf(p.err, "%d more: -o json has all\n", left)
+				fmt.Fprintf(p.Err, "%d more: -o json has all\n", left)
 			}
 			return nil
 		})

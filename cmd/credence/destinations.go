@@ -23,6 +23,7 @@ import (
 	awsra "github.com/aws/aws-sdk-go-v2/service/rolesanywhere"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/federation/publish"
 	"github.com/credence-id/credence/federation/publish/azblob"
 	"github.com/credence-id/credence/federation/publish/dir"
@@ -53,7 +54,7 @@ var (
 func parseDestination(text, endpoint string) (destination, error) {
 	p := destination{text: text, endpoint: strings.TrimSuffix(endpoint, "/")}
 	bad := func(why string) (destination, error) {
-		return p, input(fmt.Errorf("--to %.300q: %s", text, why))
+		return p, cli.BadInput(fmt.Errorf("--to %.300q: %s", text, why))
 	}
 	if arn, ok := strings.CutPrefix(text, "rolesanywhere:"); ok {
 		p.kind, p.container = "rolesanywhere", arn
@@ -106,10 +107,10 @@ func checkEndpoint(endpoint string) error {
 	}
 	u, err := url.Parse(endpoint)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && u.Scheme != "http" {
-		return input(fmt.Errorf("--endpoint %.300q: an https URL is wanted", endpoint))
+		return cli.BadInput(fmt.Errorf("--endpoint %.300q: an https URL is wanted", endpoint))
 	}
 	if ip, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && (err != nil || !ip.IsLoopback()) {
-		return input(fmt.Errorf("--endpoint %s: plain HTTP is for 127.0.0.1 and [::1]", endpoint))
+		return cli.BadInput(fmt.Errorf("--endpoint %s: plain HTTP is for 127.0.0.1 and [::1]", endpoint))
 	}
 	return nil
 }

@@ -18,6 +18,8 @@ import (
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/server"
+	"github.com/credence-id/credence/cmd/agentcmd"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // The two trust domains of dev, and who its demo workloads are.
@@ -55,7 +57,7 @@ other users reach the workload socket, which refuses them itself.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.port < 0 || f.port > 65535-20 {
-				return input(fmt.Errorf("--port %d: a port from 1 to %d is wanted", f.port, 65535-20))
+				return cli.BadInput(fmt.Errorf("--port %d: a port from 1 to %d is wanted", f.port, 65535-20))
 			}
 			return p.dev(cmd.Context(), f)
 		},
@@ -72,7 +74,7 @@ type devSide struct {
 	domain string
 	run    string // directory of its sockets
 	broker *brokerParts
-	agent  *agentParts
+	agent  *agentcmd.Daemon
 }
 
 func (s *devSide) socket(name string) string { return filepath.Join(s.run, name+".sock") }
@@ -94,7 +96,7 @@ type dev struct {
 	flags devFlags
 	dir   string // state
 	log   *slog.Logger
-	busy  *progress // while it starts
+	busy  *cli.Progress // while it starts
 
 	web   *devWeb
 	own   *devSide
@@ -109,25 +111,25 @@ type dev struct {
 
 func (p *program) dev(ctx context.Context, f devFlags) (err error) {
 	ctx, stop := context.WithCancel(ctx)
-	d := &dev{p: p, flags: f, stop: stop, failed: make(chan error, 16), busy: p.startProgress("starting")}
+	d := &dev{p: p, flags: f, stop: stop, failed: make(chan error, 16), busy: p.StartProgress("starting")}
 	defer func() { d.close() }()
-	d.log = slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: slog.LevelError}))
+	d.log = slog.New(slog.NewTextHandler(p.Err, &slog.HandlerOptions{Level: slog.LevelError}))
 	report, err := d.start(ctx)
-	d.busy.stop()
+	d.busy.Stop()
 	if err != nil {
 		if ctx.Err() != nil {
-			return coded{code: 130}
+			return cli.Coded{Code: 130}
 		}
 		return err
 	}
 	if f.json {
-		if err := writeJSON(p.out, report); err != nil {
+		if err := cli.WriteJSON(p.Out, report); err != nil {
 			return err
 		}
 	}
 	if f.once {
 		if !report.holds() {
-			return coded{code: exitNo}
+			return cli.Coded{Code: cli.ExitNo}
 		}
 		return nil
 	}
@@ -155,11 +157,11 @@ func (d *dev) close() {
 			continue
 		}
 		if s.agent != nil {
-			s.agent.close()
+			s.agent.Close()
 		}
 		if s.broker != nil {
 			if err := s.broker.close(); err != nil {
-				fmt.Fprintln(d.p.err, "credence: closing the broker of", s.domain+":", err)
+				fmt.Fprintln(d.p.Err, "credence: closing the broker of", s.domain+":", err)
 			}
 		}
 	}
@@ -173,15 +175,15 @@ func (d *dev) say(format string, args ...any) {
 	if d.flags.json {
 		return
 	}
-	d.busy.print(func() {
-		fmt.Fprintf(d.p.out, "%7.3fs  %s\n", time.Since(d.p.started).Seconds(), fmt.Sprintf(format, args...))
+	d.busy.Print(func() {
+		fmt.Fprintf(d.p.Out, "%7.3fs  %s\n", time.Since(d.p.started).Seconds(), fmt.Sprintf(format, args...))
 	})
 }
 
 // start brings everything up and runs the main job once.
 func (d *dev) start(ctx context.Context) (*devReport, error) {
 	if err := d.directories(); err != nil {
-		return nil, input(err)
+		return nil, cli.BadInput(err)
 	}
 	var err error
 	if d.web, err = openDevWeb(filepath.Join(d.dir, "web"), filepath.Join(d.dir, "ca.pem")); err != nil {
@@ -252,7 +254,7 @@ func (l *portList) listen() (net.Listener, error) {
 	}
 	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
-		return nil, input(fmt.Errorf("listening: %w", err))
+		return nil, cli.BadInput(fmt.Errorf("listening: %w", err))
 	}
 	return listener, nil
 }
@@ -270,7 +272,7 @@ func (d *dev) brokers(ctx context.Context, ports *portList) error {
 	errs := make([]error, 2)
 	for i, s := range []*devSide{d.own, d.peer} {
 		opening.Go(func() {
-			o := brokerOptions{listeners: s.broker.listeners, now: d.p.now, log: d.log.With("trust_domain", s.domain), webRoots: d.web.roots}
+			o := brokerOptions{listeners: s.broker.listeners, now: d.p.Now, log: d.log.With("trust_domain", s.domain), webRoots: d.web.roots}
 			if s == d.own {
 				o.web.cert = d.web.certificate
 			}
@@ -285,7 +287,7 @@ func (d *dev) brokers(ctx context.Context, ports *portList) error {
 	}
 	opening.Wait()
 	if err := errors.Join(errs...); err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
 	for _, s := range []*devSide{d.own, d.peer} {
 		d.goOn(ctx, "broker of "+s.domain, s.broker.run)
@@ -329,7 +331,7 @@ func (d *dev) brokerSetup(s *devSide, ports *portList) (f brokerFile, o brokerOp
 		return f, o, err
 	}
 	if o.listeners.Admin, err = caller.Listen(f.Admin, 0o600); err != nil {
-		return f, o, input(err)
+		return f, o, cli.BadInput(err)
 	}
 	return f, o, f.complete()
 }
@@ -337,7 +339,7 @@ func (d *dev) brokerSetup(s *devSide, ports *portList) (f brokerFile, o brokerOp
 // agents brings both agents up, and applies the resources meanwhile.
 func (d *dev) agents(ctx context.Context) error {
 	for _, s := range []*devSide{d.own, d.peer} {
-		f := agentFile{
+		f := agentcmd.File{
 			TrustDomain: s.domain, Data: filepath.Join(d.dir, "agent"), Broker: []string{s.broker.listeners.Agents.Addr().String()},
 			Socket: s.socket("workload"), Admin: s.socket("agent-admin"),
 		}
@@ -346,9 +348,9 @@ func (d *dev) agents(ctx context.Context) error {
 		}
 		f.Trust.CAPin = []string{s.broker.authority.Pin()}
 		f.Join.Method = "token"
-		a, err := newAgent(f, s.joinToken, d.p.now, d.log.With("trust_domain", s.domain))
+		a, err := agentcmd.New(f, s.joinToken, d.p.Now, d.log.With("trust_domain", s.domain))
 		if err != nil {
-			return input(fmt.Errorf("agent of %s: %w", s.domain, err))
+			return cli.BadInput(fmt.Errorf("agent of %s: %w", s.domain, err))
 		}
 		s.agent = a
 		d.goOn(ctx, "agent of "+s.domain, func(ctx context.Context) error { return d.keepAgent(ctx, s, f, a) })
@@ -358,8 +360,8 @@ func (d *dev) agents(ctx context.Context) error {
 	}
 	for _, s := range []*devSide{d.own, d.peer} {
 		select {
-		case <-s.agent.agent.Ready():
-			d.say("node %s joined with a single-use token; its agent serves %s", s.agent.agent.NodeID(), "unix://"+s.socket("workload"))
+		case <-s.agent.Agent.Ready():
+			d.say("node %s joined with a single-use token; its agent serves %s", s.agent.Agent.NodeID(), "unix://"+s.socket("workload"))
 		case err := <-d.failed:
 			return err
 		case <-ctx.Done():
@@ -371,10 +373,10 @@ func (d *dev) agents(ctx context.Context) error {
 
 // keepAgent runs an agent. An evicted one ends; dev waits until its node is
 // allowed back, and has it join again as an operator would.
-func (d *dev) keepAgent(ctx context.Context, s *devSide, f agentFile, a *agentParts) error {
+func (d *dev) keepAgent(ctx context.Context, s *devSide, f agentcmd.File, a *agentcmd.Daemon) error {
 	for {
-		err := a.run(ctx)
-		a.close()
+		err := a.Run(ctx)
+		a.Close()
 		if ctx.Err() != nil || !s.evicted(ctx) {
 			return err
 		}
@@ -386,7 +388,7 @@ func (d *dev) keepAgent(ctx context.Context, s *devSide, f agentFile, a *agentPa
 			case <-time.After(200 * time.Millisecond):
 			}
 		}
-		if a, err = newAgent(f, s.joinToken, d.p.now, d.log.With("trust_domain", s.domain)); err != nil {
+		if a, err = agentcmd.New(f, s.joinToken, d.p.Now, d.log.With("trust_domain", s.domain)); err != nil {
 			return err
 		}
 		d.say("node %s of %s is allowed back and joins again", devNode, s.domain)
@@ -407,7 +409,7 @@ func (s *devSide) evicted(ctx context.Context) (evicted bool) {
 
 // admin calls a side's broker over its admin socket.
 func (s *devSide) admin(ctx context.Context, do func(context.Context, api.AdminClient) error) error {
-	conn, err := dialSocket("unix://" + s.socket("admin"))
+	conn, err := cli.DialSocket("unix://" + s.socket("admin"))
 	if err != nil {
 		return err
 	}

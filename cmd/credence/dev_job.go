@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +29,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/agent/caller"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers"
 )
 
@@ -45,7 +45,7 @@ func (d *dev) mainJob(ctx context.Context) *devReport {
 		err = d.identity(ctx, r, source)
 	}
 	if err != nil {
-		fmt.Fprintln(d.p.err, "credence: the demo workload got no SVID:", explainStatus(err))
+		fmt.Fprintln(d.p.Err, "credence: the demo workload got no SVID:", cli.ExplainStatus(err))
 	}
 	var jobs sync.WaitGroup
 	jobs.Go(func() { d.meetPeer(ctx, r, source) })
@@ -78,7 +78,7 @@ func (d *dev) identity(ctx context.Context, r *devReport, source *workloadapi.X5
 	leaf := svid.Certificates[0]
 	r.Workload.SPIFFEID = svid.ID.String()
 	r.Workload.X509 = devX509{
-		Serial: serialText(leaf), NotAfter: leaf.NotAfter.UTC().Format(time.RFC3339),
+		Serial: cli.SerialText(leaf), NotAfter: leaf.NotAfter.UTC().Format(time.RFC3339),
 		ChainLength: len(svid.Certificates), KeyType: keyType(leaf),
 	}
 	d.say("the demo workload is %s: X509-SVID until %s", svid.ID, leaf.NotAfter.UTC().Format(time.RFC3339))
@@ -95,9 +95,6 @@ func (d *dev) identity(ctx context.Context, r *devReport, source *workloadapi.X5
 	d.say("and a JWT-SVID (%s) for audience %q until %s", r.Workload.JWT.Alg, "demo", token.Expiry.UTC().Format(time.RFC3339))
 	return nil
 }
-
-// serialText is a serial number as the broker's record has it.
-func serialText(c *x509.Certificate) string { return hex.EncodeToString(c.SerialNumber.Bytes()) }
 
 func keyType(c *x509.Certificate) string {
 	switch k := c.PublicKey.(type) {
@@ -130,7 +127,7 @@ func (d *dev) exchange(ctx context.Context, name string) devTarget {
 		return t
 	}
 	defer self.Close()
-	credential, err := d.own.agent.agent.Credential(ctx, self, name)
+	credential, err := d.own.agent.Agent.Credential(ctx, self, name)
 	if err == nil {
 		t.Expires = credential.Expires.UTC().Format(time.RFC3339)
 		t.Whoami, err = d.cloud.whoami(ctx, name, credential, d.web.roots)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // devReport is what dev --json prints.
@@ -138,7 +140,7 @@ func (d *dev) announce(r *devReport) error {
 	if exe, err := os.Executable(); err == nil && !strings.Contains(exe, "go-build") {
 		self = exe
 	}
-	fmt.Fprintf(d.p.out, `
+	fmt.Fprintf(d.p.Out, `
 It stays up until Ctrl-C; all addresses are in %s.
 In another terminal, as the same user:
 
@@ -171,6 +173,6 @@ And one thing that is refused: cut the demo identity off, and see why.
   %[5]s svid x509                       # PermissionDenied, with a record number
   %[5]s explain --pid $$                # why
   %[5]s delete deny incident-1
-`, file, shellWord("unix://"+d.own.socket("workload")), shellWord("unix://"+d.own.socket("admin")), shellWord("unix://"+d.own.socket("agent-admin")), shellWord(self), devNode, os.Getuid(), shellWord("unix://"+d.cloud.socket))
+`, file, cli.ShellWord("unix://"+d.own.socket("workload")), cli.ShellWord("unix://"+d.own.socket("admin")), cli.ShellWord("unix://"+d.own.socket("agent-admin")), cli.ShellWord(self), devNode, os.Getuid(), cli.ShellWord("unix://"+d.cloud.socket))
 	return nil
 }

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // longestSocket is the longest name of a socket below the directory.
@@ -38,7 +40,7 @@ func lockState(dir string) (unlock func(), err error) {
 // system's temporary directory, the same for the same state.
 func socketDir(state string) (string, error) {
 	run := filepath.Join(state, "run")
-	if len(run)+longestSocket <= 100 && traversable(state) {
+	if len(run)+longestSocket <= 100 && cli.Traversable(state) {
 		if err := os.MkdirAll(run, 0o755); err != nil {
 			return "", err
 		}
@@ -58,17 +60,4 @@ func socketDir(state string) (string, error) {
 		return "", fmt.Errorf("%s is not a directory of ours: remove it", run)
 	}
 	return run, os.Chmod(run, 0o755)
-}
-
-// traversable says whether every user gets to a directory.
-func traversable(dir string) bool {
-	for ; ; dir = filepath.Dir(dir) {
-		info, err := os.Stat(dir)
-		if err != nil || info.Mode().Perm()&0o001 == 0 {
-			return false
-		}
-		if dir == filepath.Dir(dir) {
-			return true
-		}
-	}
 }

@@ -10,34 +10,21 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/join/oidc"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/cmd/flows"
 	"github.com/credence-id/credence/exchangers"
-	"github.com/credence-id/credence/exchangers/aws"
-	"github.com/credence-id/credence/exchangers/azure"
-	"github.com/credence-id/credence/exchangers/gcp"
-	"github.com/credence-id/credence/exchangers/oauth"
 	"github.com/credence-id/credence/federation"
 	"github.com/credence-id/credence/federation/fetch"
 )
 
 // registry names the join methods that need a JoinRule, and the flows.
 func registry() resource.Registry {
-	r := resource.Registry{
-		Methods: map[string]func() join.Settings{},
-		Flows: map[string]func() exchangers.Settings{
-			"aws_roles_anywhere": func() exchangers.Settings { return new(aws.RolesAnywhere) },
-			"aws_web_identity":   func() exchangers.Settings { return new(aws.WebIdentity) },
-			"gcp":                func() exchangers.Settings { return new(gcp.Settings) },
-			"azure":              func() exchangers.Settings { return new(azure.Settings) },
-			"oauth":              func() exchangers.Settings { return new(oauth.Settings) },
-		},
-	}
+	r := resource.Registry{Methods: map[string]func() join.Settings{}, Flows: flows.All()}
 	for _, name := range oidc.Methods() {
 		r.Methods[name] = func() join.Settings { return oidc.NewSettings(name) }
 	}
@@ -112,19 +99,6 @@ func (m *joinMethods) get(roots *x509.CertPool) func(context.Context, string) ([
 	}
 }
 
-// exchanger builds the exchanger of a target.
-func exchanger(t agent.Target) (exchangers.Exchanger, error) {
-	settings, ok := registry().Flows[t.Flow]
-	if !ok {
-		return nil, fmt.Errorf("flow %q is not one that this program has: update the agent", t.Flow)
-	}
-	parsed, err := exchangers.ParseWire(t.Settings, settings())
-	if err != nil {
-		return nil, err
-	}
-	return exchangerOf(parsed)
-}
-
 // exchangerFor builds the exchanger of a target in the broker, for callers who
 // have no agent: what it gives ends within a life, and has no more than scopes.
 func exchangerFor(t broker.Target, life time.Duration, scopes []string) (exchangers.Exchanger, error) {
@@ -143,20 +117,5 @@ func exchangerFor(t broker.Target, life time.Duration, scopes []string) (exchang
 	if parsed.Settings, err = narrower.Narrow(life, scopes); err != nil {
 		return nil, fmt.Errorf("target %s: %w", t.Name, err)
 	}
-	return exchangerOf(parsed)
-}
-
-// exchangerOf builds the exchanger of what was parsed.
-func exchangerOf(parsed exchangers.Target) (exchangers.Exchanger, error) {
-	switch s := parsed.Settings.(type) {
-	case *aws.RolesAnywhere, *aws.WebIdentity:
-		return aws.New(aws.Config{Settings: s, Endpoint: parsed.Endpoint, CAFile: parsed.CAFile})
-	case *gcp.Settings:
-		return gcp.New(gcp.Config{Settings: s, Endpoint: parsed.Endpoint, CAFile: parsed.CAFile})
-	case *azure.Settings:
-		return azure.New(azure.Config{Settings: s, Endpoint: parsed.Endpoint, CAFile: parsed.CAFile})
-	case *oauth.Settings:
-		return oauth.New(oauth.Config{Settings: s, Endpoint: parsed.Endpoint, CAFile: parsed.CAFile})
-	}
-	return nil, fmt.Errorf("flow %q has settings but no exchanger", parsed.Flow)
+	return flows.Exchanger(parsed)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 func (p *program) exportCommand() *cobra.Command {
@@ -40,7 +41,7 @@ that names the CA itself.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out, _ := cmd.Flags().GetString("out")
 			if args[0] != "root" || out == "" {
-				return input(errors.New("credence ca export root --out FILE: the root is all that can be exported"))
+				return cli.BadInput(errors.New("credence ca export root --out FILE: the root is all that can be exported"))
 			}
 			remove, _ := cmd.Flags().GetBool("remove")
 			return authoritiesClient(cmd, func(ctx context.Context, c api.AuthoritiesClient) error { return p.exportRoot(ctx, c, out, remove) })
@@ -53,7 +54,7 @@ that names the CA itself.`,
 
 func (p *program) exportRoot(ctx context.Context, c api.AuthoritiesClient, out string, remove bool) error {
 	if _, err := os.Lstat(out); !errors.Is(err, fs.ErrNotExist) {
-		return input(fmt.Errorf("%s is there already: an exported root is written into a new file", out))
+		return cli.BadInput(fmt.Errorf("%s is there already: an exported root is written into a new file", out))
 	}
 	r, err := c.ExportRoot(ctx, &api.ExportRootRequest{})
 	if err != nil {
@@ -61,16 +62,16 @@ func (p *program) exportRoot(ctx context.Context, c api.AuthoritiesClient, out s
 	}
 	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.GetCertificate()}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: r.GetKey()})...)
 	if err := writeNew(out, text); err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
-	fmt.Fprintf(p.out, "root %s and its key are in %s: whoever has that file is the trust domain\n", r.GetRoot().GetId(), out)
+	fmt.Fprintf(p.Out, "root %s and its key are in %s: whoever has that file is the trust domain\n", r.GetRoot().GetId(), out)
 	if !remove {
 		return nil
 	}
 	if _, err := c.RemoveRootKey(ctx, &api.RemoveRootKeyRequest{Id: r.GetRoot().GetId()}); err != nil {
 		return err
 	}
-	fmt.Fprintln(p.out, "the broker has the key no more")
+	fmt.Fprintln(p.Out, "the broker has the key no more")
 	return nil
 }
 

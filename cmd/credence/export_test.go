@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/federation/fetch"
 )
@@ -20,25 +21,18 @@ var (
 	Run  = run
 
 	RunAt = runAt // by a clock that is off
-
-	NewAgentAdmin = newAgentAdmin
 )
 
 // What they look at by itself.
 var (
-	SetupText   = setupText
-	Terraform   = terraform
-	Script      = script
-	WriteYAML   = writeYAML
-	NewProgress = newProgress
+	SetupText = setupText
+	Terraform = terraform
+	Script    = script
 )
-
-func (g *progress) Stop()              { g.stop() }
-func (g *progress) Print(write func()) { g.print(write) }
 
 // Commands is the tree of all verbs.
 func Commands() *cobra.Command {
-	return (&program{in: strings.NewReader(""), out: io.Discard, err: io.Discard}).root()
+	return (&program{Program: &cli.Program{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}}).root()
 }
 
 // KeyAccess is how the services that keep keys are reached.
@@ -48,7 +42,7 @@ type KeyAccess = keyAccess
 // and, by use, where its keys are.
 func OpenBroker(ctx context.Context, text string, access KeyAccess) (pin string, places map[string]string, err error) {
 	var f brokerFile
-	if err := parseFile("broker.yaml", []byte(text), &f); err != nil {
+	if err := cli.ParseFile("broker.yaml", []byte(text), &f); err != nil {
 		return "", nil, err
 	}
 	if err := f.complete(); err != nil {
@@ -68,9 +62,6 @@ func OpenBroker(ctx context.Context, text string, access KeyAccess) (pin string,
 	}
 	return b.authority.Pin(), places, b.close()
 }
-
-// SocketPath is what --socket, --admin and the environment are read by.
-func SocketPath(text string) (string, error) { return socketPath(text) }
 
 var (
 	Ourselves         = ourselves

@@ -3,6 +3,7 @@ package main_test
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/credence-id/credence/cmd/agentcmd"
+	"github.com/credence-id/credence/cmd/cli"
 	credence "github.com/credence-id/credence/cmd/credence"
 )
 
@@ -27,12 +30,18 @@ func leaves(c *cobra.Command) (all []*cobra.Command) {
 	return all
 }
 
+// agentRoot is the tree of credence-agent.
+func agentRoot() *cobra.Command {
+	return agentcmd.Root(&cli.Program{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard})
+}
+
 // TestHelp: each verb says what it asks of whom, and shows how.
 func TestHelp(t *testing.T) {
 	all := leaves(credence.Commands())
 	if len(all) < 25 {
 		t.Fatalf("only %d verbs are found", len(all))
 	}
+	all = append(all, leaves(agentRoot())...)
 	for _, c := range all {
 		t.Run(c.CommandPath(), func(t *testing.T) {
 			if len(c.Long) < 80 || c.Example == "" || c.Short == "" {
@@ -57,6 +66,7 @@ var daemons = map[string]string{
 	"credence broker run":  "TestScripts/machine",
 	"credence agent run":   "TestScripts/machine",
 	"credence sandbox run": "TestSandboxRun",
+	"credence-agent run":   "TestScripts/node",
 }
 
 // last are the verbs that are tried after all others: they take away what
@@ -75,7 +85,7 @@ func TestExamples(t *testing.T) {
 	}
 	env := append(os.Environ(), devEnvironment(t, filepath.Join(dir, "state"))...)
 	byPath := map[string]*cobra.Command{}
-	for _, c := range leaves(credence.Commands()) {
+	for _, c := range append(leaves(credence.Commands()), leaves(agentRoot())...) {
 		path := c.CommandPath()
 		byPath[path] = c
 		if daemons[path] == "" && path != last[0] && path != last[1] {

@@ -11,22 +11,23 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // issuedView is one SVID that was issued, as -o json has it.
 type issuedView struct {
-	Kind      string   `json:"kind"`
-	Serial    string   `json:"serial"`
-	SPIFFEID  string   `json:"spiffe_id"`
-	Identity  string   `json:"identity"`
-	Revision  uint64   `json:"revision"`
-	Node      string   `json:"node"`
-	Authority string   `json:"authority"`
-	Target    string   `json:"target"`
-	Audiences []string `json:"audiences"`
-	IssuedAt  moment   `json:"issued_at"`
-	ExpiresAt moment   `json:"expires_at"`
-	Record    uint64   `json:"record"`
+	Kind      string     `json:"kind"`
+	Serial    string     `json:"serial"`
+	SPIFFEID  string     `json:"spiffe_id"`
+	Identity  string     `json:"identity"`
+	Revision  uint64     `json:"revision"`
+	Node      string     `json:"node"`
+	Authority string     `json:"authority"`
+	Target    string     `json:"target"`
+	Audiences []string   `json:"audiences"`
+	IssuedAt  cli.Moment `json:"issued_at"`
+	ExpiresAt cli.Moment `json:"expires_at"`
+	Record    uint64     `json:"record"`
 }
 
 func viewIssued(all []*api.Issued) (views []issuedView, rows [][]string) {
@@ -34,11 +35,11 @@ func viewIssued(all []*api.Issued) (views []issuedView, rows [][]string) {
 	for _, i := range all {
 		v := issuedView{
 			i.GetKind(), i.GetSerial(), i.GetSpiffeId(), i.GetIdentity(), i.GetRevision(), i.GetNode(), i.GetAuthority(), i.GetTarget(),
-			append([]string{}, i.GetAudiences()...), moment(i.GetIssuedAt()), moment(i.GetExpiresAt()), i.GetRecord(),
+			append([]string{}, i.GetAudiences()...), cli.Moment(i.GetIssuedAt()), cli.Moment(i.GetExpiresAt()), i.GetRecord(),
 		}
 		views = append(views, v)
 		rows = append(rows, []string{
-			v.Kind, v.SPIFFEID, v.Node[strings.LastIndexByte(v.Node, '/')+1:], when(i.GetIssuedAt()), when(i.GetExpiresAt()), v.Serial,
+			v.Kind, v.SPIFFEID, v.Node[strings.LastIndexByte(v.Node, '/')+1:], cli.When(i.GetIssuedAt()), cli.When(i.GetExpiresAt()), v.Serial,
 		})
 	}
 	return views, rows
@@ -57,7 +58,7 @@ func timeFlag(cmd *cobra.Command, name string) (int64, error) {
 	}
 	t, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return 0, input(fmt.Errorf("--%s %q: a time such as %s is wanted, or how long ago, such as 2h", name, text, time.Now().UTC().Format(time.RFC3339)))
+		return 0, cli.BadInput(fmt.Errorf("--%s %q: a time such as %s is wanted, or how long ago, such as 2h", name, text, time.Now().UTC().Format(time.RFC3339)))
 	}
 	return t.Unix(), nil
 }
@@ -89,12 +90,12 @@ to be read before they are run. Nothing is done in a cloud by this.`,
 	cmd.Flags().String("reason", "", "for the record")
 	completeFlag(cmd, "identity", completeNamed("Identity"))
 	completeFlag(cmd, "node", completeNodes)
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 // revokeView is what a revocation came to, as -o json has it.
 type revokeView struct {
-	Before   moment       `json:"before"`
+	Before   cli.Moment   `json:"before"`
 	Count    uint64       `json:"count"`
 	Issued   []issuedView `json:"issued"`
 	Problems []string     `json:"problems"`
@@ -111,13 +112,13 @@ func (p *program) revoke(cmd *cobra.Command, _ []string) error {
 		switch {
 		case v == "":
 		case request.Kind != "":
-			return input(errors.New("one of --spiffe-id, --identity, --node and --authority is wanted: revoke them one by one"))
+			return cli.BadInput(errors.New("one of --spiffe-id, --identity, --node and --authority is wanted: revoke them one by one"))
 		default:
 			request.Kind, request.Value = k[1], v
 		}
 	}
 	if request.Kind == "" {
-		return input(errors.New("what is to be revoked? --spiffe-id, --identity, --node or --authority names it"))
+		return cli.BadInput(errors.New("what is to be revoked? --spiffe-id, --identity, --node or --authority names it"))
 	}
 	request.Reason, _ = cmd.Flags().GetString("reason")
 	var err error
@@ -130,21 +131,21 @@ func (p *program) revoke(cmd *cobra.Command, _ []string) error {
 			return err
 		}
 		for _, problem := range r.GetProblems() {
-			fmt.Fprintf(p.err, "warning: %s\n", problem)
+			fmt.Fprintf(p.Err, "warning: %s\n", problem)
 		}
-		view := revokeView{Before: moment(r.GetBefore()), Count: r.GetCount(), Problems: list(r.GetProblems())}
+		view := revokeView{Before: cli.Moment(r.GetBefore()), Count: r.GetCount(), Problems: list(r.GetProblems())}
 		var rows [][]string
 		view.Issued, rows = viewIssued(r.GetIssued())
 		if o, err := p.askOutside(ctx, conn, request, r.GetBefore()); err != nil {
-			fmt.Fprintf(p.err, "warning: it is done, but what others make of it cannot be told: %v\n", err)
+			fmt.Fprintf(p.Err, "warning: it is done, but what others make of it cannot be told: %v\n", err)
 		} else {
 			v := o.view()
 			view.Outside = &v
 		}
-		return p.show(cmd, view, func() error {
-			fmt.Fprintln(p.out, revoked(r))
+		return p.Show(cmd, view, func() error {
+			fmt.Fprintln(p.Out, revoked(r))
 			if len(rows) > 0 {
-				if err := p.table(issuedHead, rows); err != nil {
+				if err := p.Table(issuedHead, rows); err != nil {
 					return err
 				}
 			}
@@ -158,7 +159,7 @@ func (p *program) revoke(cmd *cobra.Command, _ []string) error {
 
 // revoked says what a cut-off comes to.
 func revoked(r *api.RevokeResponse) string {
-	text := fmt.Sprintf("what was issued before %s counts no more; ", when(r.GetBefore()))
+	text := fmt.Sprintf("what was issued before %s counts no more; ", cli.When(r.GetBefore()))
 	var until int64
 	for _, i := range r.GetIssued() {
 		until = max(until, i.GetExpiresAt())
@@ -166,7 +167,7 @@ func revoked(r *api.RevokeResponse) string {
 	if until == 0 {
 		return text + "nothing of it is outstanding"
 	}
-	return text + fmt.Sprintf("%d SVIDs of it are outstanding, and believed by peers and clouds until %s", r.GetCount(), when(until))
+	return text + fmt.Sprintf("%d SVIDs of it are outstanding, and believed by peers and clouds until %s", r.GetCount(), cli.When(until))
 }
 
 func (p *program) queryCommand() *cobra.Command {
@@ -190,7 +191,7 @@ until a day after its end; the record itself keeps all.`,
 	cmd.Flags().Uint32P("limit", "n", 100, "how many, the newest first")
 	completeFlag(cmd, "identity", completeNamed("Identity"))
 	completeFlag(cmd, "node", completeNodes)
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) query(cmd *cobra.Command, _ []string) (err error) {
@@ -203,7 +204,7 @@ func (p *program) query(cmd *cobra.Command, _ []string) (err error) {
 	r.Live, _ = cmd.Flags().GetBool("live")
 	r.Limit, _ = cmd.Flags().GetUint32("limit")
 	if r.Serial+r.SpiffeId+r.Identity+r.Node+r.Authority == "" {
-		return input(errors.New("whose SVIDs? --spiffe-id, --identity, --node, --authority or --serial names them"))
+		return cli.BadInput(errors.New("whose SVIDs? --spiffe-id, --identity, --node, --authority or --serial names them"))
 	}
 	if r.From, err = timeFlag(cmd, "from"); err != nil {
 		return err
@@ -217,11 +218,11 @@ func (p *program) query(cmd *cobra.Command, _ []string) (err error) {
 			return err
 		}
 		views, rows := viewIssued(got.GetIssued())
-		return p.show(cmd, map[string]any{"count": got.GetCount(), "issued": views}, func() error {
+		return p.Show(cmd, map[string]any{"count": got.GetCount(), "issued": views}, func() error {
 			if left := got.GetCount() - uint64(len(rows)); left > 0 {
-				defer fmt.Fprintf(p.err, "%d more: -n, --from and --before narrow it down\n", left)
+				defer fmt.Fprintf(p.Err, "%d more: -n, --from and --before narrow it down\n", left)
 			}
-			return p.table(issuedHead, rows)
+			return p.Table(issuedHead, rows)
 		})
 	})
 }

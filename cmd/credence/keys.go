@@ -15,6 +15,7 @@ import (
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/keys/disk"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 func (p *program) keysCommand() *cobra.Command {
@@ -46,8 +47,8 @@ agent and peer must be given that: it says how.`,
 	cmd.Flags().Bool("rewrap", false, "encrypt keys on disk under kek_file, as far as they are not")
 	cmd.Flags().StringSlice("forget", nil, "IDs of authorities to set aside: their keys are lost for good")
 	cmd.Flags().StringP("config", "c", "broker.yaml", "configuration")
-	completeFiles(cmd, "config", "yaml", "yml")
-	return addOutput(cmd)
+	cli.CompleteFiles(cmd, "config", "yaml", "yml")
+	return cli.AddOutput(cmd)
 }
 
 // keyView is a key in use as programs read it.
@@ -65,23 +66,23 @@ func (p *program) keys(cmd *cobra.Command, f brokerFile, rewrap bool, forget []s
 	ctx := cmd.Context()
 	b := &brokerParts{file: f}
 	defer func() { err = errors.Join(err, b.close()) }()
-	if b.store, err = store.Open(ctx, store.Config{Dir: f.Data, Now: p.now}); err != nil {
-		return input(err)
+	if b.store, err = store.Open(ctx, store.Config{Dir: f.Data, Now: p.Now}); err != nil {
+		return cli.BadInput(err)
 	}
-	if b.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Log: p.logger()}); err != nil {
-		return input(err)
+	if b.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Log: p.Logger()}); err != nil {
+		return cli.BadInput(err)
 	}
 	td, err := identity.ParseTrustDomain(f.TrustDomain)
 	if err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
-	config, err := b.authorityConfig(ctx, td, brokerOptions{now: p.now, log: p.logger()})
+	config, err := b.authorityConfig(ctx, td, brokerOptions{now: p.Now, log: p.Logger()})
 	if err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
 	if rewrap {
 		if err := p.rewrap(ctx, b); err != nil {
-			return input(err)
+			return cli.BadInput(err)
 		}
 	}
 	if len(forget) > 0 {
@@ -106,14 +107,14 @@ func (p *program) showKeys(cmd *cobra.Command, path string, states []authority.K
 		views = append(views, v)
 		rows = append(rows, []string{state, v.Use, v.Alg, v.State, v.ID, v.Problem})
 	}
-	if err := p.show(cmd, views, func() error { return p.table("OK|KIND|ALG|STATE|KEY|PROBLEM", rows) }); err != nil {
+	if err := p.Show(cmd, views, func() error { return p.Table("OK|KIND|ALG|STATE|KEY|PROBLEM", rows) }); err != nil {
 		return err
 	}
 	if len(lost) == 0 {
 		return nil
 	}
-	return coded{exitNo, fmt.Errorf("%d of %d keys can't be opened: bring back what is missing; what is lost for good, go on without: credence broker keys -c %s --forget %s",
-		len(lost), len(states), shellWord(path), strings.Join(lost, ","))}
+	return cli.WithCode(cli.ExitNo, fmt.Errorf("%d of %d keys can't be opened: bring back what is missing; what is lost for good, go on without: credence broker keys -c %s --forget %s",
+		len(lost), len(states), cli.ShellWord(path), strings.Join(lost, ",")))
 }
 
 // rewrap encrypts the keys in each directory anew that has a key-encryption
@@ -134,7 +135,7 @@ func (p *program) rewrap(ctx context.Context, b *brokerParts) error {
 	if !found {
 		return errors.New("nothing to encrypt under: broker.yaml names no kek_file")
 	}
-	_, err := fmt.Fprintf(p.err, "%d keys were encrypted anew: old_kek_files are not needed any more\n", total)
+	_, err := fmt.Fprintf(p.Err, "%d keys were encrypted anew: old_kek_files are not needed any more\n", total)
 	return err
 }
 
@@ -151,7 +152,7 @@ func (p *program) forget(ctx context.Context, b *brokerParts, config authority.C
 		}
 	}
 	if err := authority.ForgetKeys(ctx, config, ids); err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
 	uses := map[authority.Use]bool{}
 	for _, s := range states {

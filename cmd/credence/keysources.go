@@ -22,6 +22,7 @@ import (
 	"github.com/credence-id/credence/broker/keys/disk"
 	"github.com/credence-id/credence/broker/keys/gcpkms"
 	"github.com/credence-id/credence/broker/keys/pkcs11"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // keySource says where private keys are kept: in exactly one of these.
@@ -61,7 +62,7 @@ func (f *brokerFile) completeKeys() error {
 	if err := f.RootKeys.complete("root_keys", f.Data, "root-keys"); err != nil {
 		return err
 	}
-	if a, b := f.Keys.Disk, f.RootKeys.Disk; a != nil && b != nil && absolute(a.Dir) == absolute(b.Dir) {
+	if a, b := f.Keys.Disk, f.RootKeys.Disk; a != nil && b != nil && cli.Absolute(a.Dir) == cli.Absolute(b.Dir) {
 		return fmt.Errorf("root_keys.disk.dir: %s is where keys has its own: name another, or leave root_keys out", b.Dir)
 	}
 	return nil
@@ -74,10 +75,10 @@ func (s *keySource) complete(field, data, dir string) error {
 	}
 	field += "." + kinds[0]
 	if s.Disk != nil {
-		setDefault(&s.Disk.Dir, filepath.Join(data, dir))
+		cli.SetDefault(&s.Disk.Dir, filepath.Join(data, dir))
 		for _, kek := range slices.Concat([]string{s.Disk.KEKFile}, s.Disk.OldKEKFiles) {
 			for _, with := range []string{data, s.Disk.Dir} {
-				if kek != "" && inside(kek, with) {
+				if kek != "" && cli.Inside(kek, with) {
 					return fmt.Errorf("%s.kek_file: %s lies in %s, whose backup would carry the lock and its key: keep it elsewhere", field, kek, with)
 				}
 			}
@@ -94,12 +95,6 @@ func andNot(kinds []string) string {
 		return ""
 	}
 	return ", not " + strings.Join(kinds, " and ")
-}
-
-// inside says whether file lies in dir, by their names.
-func inside(file, dir string) bool {
-	rel, err := filepath.Rel(absolute(dir), absolute(file))
-	return err != nil || rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator))
 }
 
 func (s *keySource) kinds() (kinds []string) {

@@ -23,10 +23,12 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/credence-id/credence/cmd/agentcmd"
+	"github.com/credence-id/credence/cmd/cli"
 	credence "github.com/credence-id/credence/cmd/credence"
 )
 
-// TestMain makes the test binary five programs: credence; limited, which is
+// TestMain makes the test binary six programs: credence; credence-agent; limited, which is
 // credence on a disk that can be filled; workload, somebody's program that
 // uses go-spiffe; whoami, somebody's that uses the clouds' SDKs; and bare, a server
 // to measure against.
@@ -35,14 +37,24 @@ func TestMain(m *testing.M) {
 		_ = os.Setenv(raceOptions, raceAtOnce)
 	}
 	testscript.Main(m, map[string]func(){
-		"credence": credence.Main,
-		"later":    func() { os.Exit(shifted(2)) },
-		"earlier":  func() { os.Exit(shifted(-2)) },
-		"limited":  limited,
-		"workload": func() { os.Exit(workload(os.Args[1:])) },
-		"whoami":   func() { os.Exit(whoami(os.Args[1:])) },
-		"bare":     func() { os.Exit(bare(os.Args[1:])) },
+		"credence":       credence.Main,
+		"credence-agent": agentAlone,
+		"later":          func() { os.Exit(shifted(2)) },
+		"earlier":        func() { os.Exit(shifted(-2)) },
+		"limited":        limited,
+		"workload":       func() { os.Exit(workload(os.Args[1:])) },
+		"whoami":         func() { os.Exit(whoami(os.Args[1:])) },
+		"bare":           func() { os.Exit(bare(os.Args[1:])) },
 	})
+}
+
+// agentAlone is credence-agent.
+func agentAlone() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	p := &cli.Program{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Now: time.Now}
+	code := p.Execute(ctx, agentcmd.Root(p), os.Args[1:])
+	stop()
+	os.Exit(code)
 }
 
 // Under the race detector each of the hundreds of processes would sleep for a

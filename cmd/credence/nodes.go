@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 func (p *program) tokenCommand() *cobra.Command {
@@ -29,16 +30,16 @@ the token stands in a comment and belongs into the file that token_file names.`,
 	create.Flags().StringToString("label", nil, "K=V, a fact node.token.K of the node; may be repeated")
 	create.Flags().Duration("ttl", 10*time.Minute, "life of the token, at most 1h")
 	_ = create.MarkFlagRequired("node")
-	return group("token", "Join tokens", addOutput(addAdmin(create), "agent"))
+	return cli.Group("token", "Join tokens", cli.AddOutput(addAdmin(create), "agent"))
 }
 
 type tokenView struct {
-	Token       string `json:"token"`
-	Expires     moment `json:"expires"`
-	Node        string `json:"node"`
-	TrustDomain string `json:"trust_domain"`
-	Broker      string `json:"broker"`
-	CAPin       string `json:"ca_pin"`
+	Token       string     `json:"token"`
+	Expires     cli.Moment `json:"expires"`
+	Node        string     `json:"node"`
+	TrustDomain string     `json:"trust_domain"`
+	Broker      string     `json:"broker"`
+	CAPin       string     `json:"ca_pin"`
 }
 
 func (p *program) createToken(cmd *cobra.Command, _ []string) error {
@@ -50,14 +51,14 @@ func (p *program) createToken(cmd *cobra.Command, _ []string) error {
 		if err != nil {
 			return err
 		}
-		v := tokenView{r.GetToken(), moment(r.GetExpires()), node, r.GetTrustDomain(), r.GetAgentsAddress(), r.GetCaPin()}
-		return p.show(cmd, v, func() error {
-			if outputOf(cmd) == "table" {
-				return p.fields([][2]string{
-					{"token", v.Token}, {"ends", when(r.GetExpires())}, {"node", v.Node}, {"trust domain", v.TrustDomain}, {"broker", v.Broker}, {"pin", v.CAPin},
+		v := tokenView{r.GetToken(), cli.Moment(r.GetExpires()), node, r.GetTrustDomain(), r.GetAgentsAddress(), r.GetCaPin()}
+		return p.Show(cmd, v, func() error {
+			if cli.OutputOf(cmd) == "table" {
+				return p.Fields([][2]string{
+					{"token", v.Token}, {"ends", cli.When(r.GetExpires())}, {"node", v.Node}, {"trust domain", v.TrustDomain}, {"broker", v.Broker}, {"pin", v.CAPin},
 				})
 			}
-			_, err := fmt.Fprintf(p.out, agentTemplate, v.Node, when(r.GetExpires()), v.Token, v.TrustDomain, v.Broker, v.CAPin)
+			_, err := fmt.Fprintf(p.Out, agentTemplate, v.Node, cli.When(r.GetExpires()), v.Token, v.TrustDomain, v.Broker, v.CAPin)
 			return err
 		})
 	})
@@ -92,12 +93,12 @@ again.`,
 		Example: "  credence node list\n  credence node list -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.nodes(cmd, "", func(all []*api.NodeInfo, views []nodeView) error {
-				return p.show(cmd, views, func() error {
+				return p.Show(cmd, views, func() error {
 					var rows [][]string
 					for i, n := range all {
-						rows = append(rows, []string{n.GetId(), n.GetMethod(), views[i].State, when(n.GetJoinedAt()), when(n.GetExpiresAt())})
+						rows = append(rows, []string{n.GetId(), n.GetMethod(), views[i].State, cli.When(n.GetJoinedAt()), cli.When(n.GetExpiresAt())})
 					}
-					return p.table("NODE|METHOD|STATE|JOINED|SVID ENDS", rows)
+					return p.Table("NODE|METHOD|STATE|JOINED|SVID ENDS", rows)
 				})
 			})
 		},
@@ -111,9 +112,9 @@ It exits 1 where there is no such node.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.nodes(cmd, args[0], func(all []*api.NodeInfo, views []nodeView) error {
 				if len(views) == 0 {
-					return coded{exitNo, fmt.Errorf("there is no node %s; credence node list has them all", args[0])}
+					return cli.WithCode(cli.ExitNo, fmt.Errorf("there is no node %s; credence node list has them all", args[0]))
 				}
-				return p.show(cmd, views[0], func() error { return p.fields(views[0].fields()) })
+				return p.Show(cmd, views[0], func() error { return p.Fields(views[0].fields()) })
 			})
 		},
 	}
@@ -132,7 +133,7 @@ new token either, until it is allowed to.`,
 					return err
 				}
 				v := map[string]any{"node": args[0], "evicted": true, "revision": r.GetRevision()}
-				return p.say(cmd, v, args[0]+" is evicted: its SVIDs are erased where its agent is connected, and end by themselves elsewhere")
+				return p.Say(cmd, v, args[0]+" is evicted: its SVIDs are erased where its agent is connected, and end by themselves elsewhere")
 			})
 		},
 	}
@@ -147,7 +148,7 @@ in by that: it joins again, with a new token, as any other.`,
 				if _, err := c.AllowNode(ctx, &api.AllowNodeRequest{Id: args[0], Reason: reason}); err != nil {
 					return err
 				}
-				return p.say(cmd, map[string]any{"node": args[0], "evicted": false}, args[0]+" may join again: credence token create --node NAME")
+				return p.Say(cmd, map[string]any{"node": args[0], "evicted": false}, args[0]+" may join again: credence token create --node NAME")
 			})
 		},
 	}
@@ -156,7 +157,7 @@ in by that: it joins again, with a new token, as any other.`,
 	}
 	evict.Flags().String("reason", "", "for the record")
 	allow.Flags().String("reason", "", "for the record")
-	return group("node", "Nodes", addOutput(addAdmin(show)), addOutput(addAdmin(one)), addOutput(addAdmin(evict)), addOutput(addAdmin(allow)))
+	return cli.Group("node", "Nodes", cli.AddOutput(addAdmin(show)), cli.AddOutput(addAdmin(one)), cli.AddOutput(addAdmin(evict)), cli.AddOutput(addAdmin(allow)))
 }
 
 // nodes calls show with the node of that name or ID, or with all.
@@ -176,11 +177,11 @@ func (p *program) nodes(cmd *cobra.Command, id string, show func([]*api.NodeInfo
 
 func (v nodeView) fields() [][2]string {
 	rows := [][2]string{
-		{"node", v.ID}, {"name", v.Name}, {"state", v.State}, {"method", v.Method}, {"joined", when(int64(v.JoinedAt))},
-		{"SVID ends", when(int64(v.ExpiresAt))},
+		{"node", v.ID}, {"name", v.Name}, {"state", v.State}, {"method", v.Method}, {"joined", cli.When(int64(v.JoinedAt))},
+		{"SVID ends", cli.When(int64(v.ExpiresAt))},
 	}
 	if v.EvictedAt != 0 {
-		rows = append(rows, [2]string{"evicted", when(int64(v.EvictedAt))})
+		rows = append(rows, [2]string{"evicted", cli.When(int64(v.EvictedAt))})
 	}
 	for _, name := range sortedKeys(v.Facts) {
 		rows = append(rows, [2]string{name, strings.Join(v.Facts[name], ", ")})

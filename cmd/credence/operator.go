@@ -13,6 +13,8 @@ import (
 	agentapi "github.com/credence-id/credence/agent/api"
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/cmd/agentcmd"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // trustDomainOf is the trust domain that full IDs in resources name; where
@@ -25,16 +27,6 @@ func trustDomainOf(all []resource.Resource) (spiffeid.TrustDomain, error) {
 		}
 	}
 	return spiffeid.TrustDomainFromString("example.org")
-}
-
-// group is a noun: its verbs are below it.
-func group(use, short string, verbs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: use, Short: short, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(verbs...)
-	return cmd
 }
 
 func (p *program) explainCommand() *cobra.Command {
@@ -62,30 +54,30 @@ on the node that --node names. It exits 1 where nothing is granted.`,
 				if err != nil {
 					return err
 				}
-				err = p.show(cmd, json.RawMessage(r.GetJson()), func() error {
-					_, err := fmt.Fprintln(p.out, strings.TrimRight(r.GetText(), "\n"))
+				err = p.Show(cmd, json.RawMessage(r.GetJson()), func() error {
+					_, err := fmt.Fprintln(p.Out, strings.TrimRight(r.GetText(), "\n"))
 					return err
 				})
 				if err != nil {
 					return err
 				}
 				if !r.GetGranted() {
-					return coded{code: exitNo}
+					return cli.Coded{Code: cli.ExitNo}
 				}
 				return nil
 			})
 		},
 	}
 	cmd.Flags().Int("pid", 0, "a process on this machine")
-	agentAdminFlag(cmd, ", for --pid")
+	agentcmd.AdminFlag(cmd, ", for --pid")
 	cmd.Flags().String("node", "", "a joined node, by name or SPIFFE ID, for --facts")
 	cmd.Flags().String("facts", "", "a JSON file of workload facts: {\"workload.unix.uid\": [\"1000\"]}")
 	cmd.Flags().StringArray("audience", nil, "explain a JWT-SVID for this audience")
 	cmd.Flags().String("target", "", "explain a JWT-SVID for this target")
 	completeFlag(cmd, "node", completeNodes)
 	completeFlag(cmd, "target", completeNamed("Target"))
-	completeFiles(cmd, "facts", "json")
-	return addOutput(addAdmin(cmd))
+	cli.CompleteFiles(cmd, "facts", "json")
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) explainRequest(cmd *cobra.Command) (*api.ExplainRequest, error) {
@@ -96,30 +88,30 @@ func (p *program) explainRequest(cmd *cobra.Command) (*api.ExplainRequest, error
 	request.Audiences, _ = cmd.Flags().GetStringArray("audience")
 	request.Target, _ = cmd.Flags().GetString("target")
 	if (pid == 0) == (facts == "") {
-		return nil, input(errors.New("one of --pid and --facts is wanted"))
+		return nil, cli.BadInput(errors.New("one of --pid and --facts is wanted"))
 	}
 	if facts != "" {
-		text, err := readSmall(facts)
+		text, err := cli.ReadSmall(facts)
 		if err != nil {
-			return nil, input(err)
+			return nil, cli.BadInput(err)
 		}
 		var m map[string][]string
 		if err := json.Unmarshal(text, &m); err != nil {
-			return nil, input(fmt.Errorf("%s: an object of lists of strings is wanted: %w", facts, err))
+			return nil, cli.BadInput(fmt.Errorf("%s: an object of lists of strings is wanted: %w", facts, err))
 		}
 		for name, values := range m {
 			request.Facts[name] = &api.Values{Values: values}
 		}
 		return request, nil
 	}
-	conn, where, err := dialAgentAdmin(cmd)
+	conn, where, err := agentcmd.DialAdmin(cmd)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
 	r, err := agentapi.NewAdminClient(conn).Attest(cmd.Context(), &agentapi.AttestRequest{Pid: int32(pid)})
 	if err != nil {
-		return nil, reached("agent", where, err)
+		return nil, cli.Reached("agent", where, err)
 	}
 	request.Node, request.Unknown = r.GetNode(), r.GetUnknown()
 	for name, v := range r.GetFacts() {

@@ -9,6 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/federation"
 	"github.com/credence-id/credence/federation/fetch"
 )
@@ -27,7 +28,7 @@ peers who say allow_private: true.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			url, _ := cmd.Flags().GetString("as-peer")
 			if (len(args) == 1) == (url != "") {
-				return input(errors.New("a peer's TRUST-DOMAIN or --as-peer URL is wanted"))
+				return cli.BadInput(errors.New("a peer's TRUST-DOMAIN or --as-peer URL is wanted"))
 			}
 			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
 				if url != "" {
@@ -48,7 +49,7 @@ peers who say allow_private: true.`,
 	cmd.Flags().String("as-peer", "", "our bundle endpoint, as peers have it")
 	cmd.Flags().String("profile", "", "with --as-peer: https_spiffe or https_web (default: whichever the endpoint is for)")
 	cmd.Flags().Bool("allow-private", false, "with --as-peer: as a peer who says allow_private: true")
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 // checkAsPeer looks at our own endpoint from where this program runs. What it
@@ -57,7 +58,7 @@ func (p *program) checkAsPeer(cmd *cobra.Command, ctx context.Context, c api.Adm
 	profile, _ := cmd.Flags().GetString("profile")
 	private, _ := cmd.Flags().GetBool("allow-private")
 	if profile != "" && profile != "https_spiffe" && profile != "https_web" {
-		return input(fmt.Errorf("--profile %s: https_spiffe or https_web is wanted", profile))
+		return cli.BadInput(fmt.Errorf("--profile %s: https_spiffe or https_web is wanted", profile))
 	}
 	shown, err := c.ShowBundle(ctx, &api.ShowBundleRequest{})
 	if err != nil {
@@ -78,7 +79,7 @@ func (p *program) checkAsPeer(cmd *cobra.Command, ctx context.Context, c api.Adm
 	web := federation.CheckRequest{TrustDomain: td, Last: own, Request: federation.Request{URL: url, AllowPrivate: private, HTTPSWeb: &federation.HTTPSWeb{}}}
 	spiffe := federation.CheckRequest{TrustDomain: td, Last: own, Request: federation.Request{URL: url, AllowPrivate: private,
 		HTTPSSPIFFE: &federation.Authentication{EndpointID: id, Bundle: own.X509Bundle()}}}
-	client := fetch.New(fetch.Config{Now: p.now})
+	client := fetch.New(fetch.Config{Now: p.Now})
 	if profile == "https_web" {
 		return p.writeFindings(cmd, td.Name(), client.Check(ctx, web))
 	}
@@ -113,15 +114,15 @@ func (p *program) writeFindings(cmd *cobra.Command, name string, findings []fede
 		v.Findings = append(v.Findings, peerFindingView{f.Step, ok, f.Found, f.Problem})
 		rows = append(rows, []string{state, f.Step, text})
 	}
-	err := p.show(cmd, v, func() error {
-		if err := p.table("OK|CHECK|FOUND", rows); err != nil || v.OK {
+	err := p.Show(cmd, v, func() error {
+		if err := p.Table("OK|CHECK|FOUND", rows); err != nil || v.OK {
 			return err
 		}
-		_, err := fmt.Fprintln(p.out, "change:", v.Change)
+		_, err := fmt.Fprintln(p.Out, "change:", v.Change)
 		return err
 	})
 	if err == nil && !v.OK {
-		err = coded{code: exitNo}
+		err = cli.Coded{Code: cli.ExitNo}
 	}
 	return err
 }

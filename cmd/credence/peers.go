@@ -11,6 +11,7 @@ import (
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/federation"
 )
 
@@ -19,7 +20,7 @@ func (p *program) peerCommand() *cobra.Command {
 	for _, c := range verbs[2:] {
 		c.ValidArgsFunction = completeFirst(completeNamed("Peer"))
 	}
-	return group("peer", "Foreign trust domains, and their bundles", verbs...)
+	return cli.Group("peer", "Foreign trust domains, and their bundles", verbs...)
 }
 
 func (p *program) peerAddCommand() *cobra.Command {
@@ -44,8 +45,8 @@ credence peer check says why.`,
 	cmd.Flags().Bool("allow-private", false, "the URL may lead to a loopback, link-local or private address")
 	cmd.Flags().String("owner", "default", "whose resource it is")
 	_ = cmd.RegisterFlagCompletionFunc("profile", cobra.FixedCompletions([]string{"https_spiffe", "https_web"}, cobra.ShellCompDirectiveNoFileComp))
-	completeFiles(cmd, "bundle", "json", "pem")
-	return addOutput(addAdmin(cmd))
+	cli.CompleteFiles(cmd, "bundle", "json", "pem")
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 // peerOf makes the Peer of the flags. Nothing of it is guessed from the URL.
@@ -80,7 +81,7 @@ func peerOf(cmd *cobra.Command, name, url string) (*federation.Peer, error) {
 		return nil, fmt.Errorf("--endpoint-id: %w", err)
 	}
 	if file != "" {
-		if peer.HTTPSSPIFFE.Bundle, err = readSmall(file); err != nil {
+		if peer.HTTPSSPIFFE.Bundle, err = cli.ReadSmall(file); err != nil {
 			return nil, err
 		}
 	} else if fingerprint == "" && peer.HTTPSSPIFFE.EndpointID.TrustDomain() == td {
@@ -92,17 +93,17 @@ func peerOf(cmd *cobra.Command, name, url string) (*federation.Peer, error) {
 func (p *program) peerAdd(cmd *cobra.Command, args []string) error {
 	peer, err := peerOf(cmd, args[0], args[1])
 	if err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
 	text, err := resource.Resource{Kind: "Peer", Name: peer.TrustDomain.Name(), Peer: peer}.YAML()
 	if err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
 	owner, _ := cmd.Flags().GetString("owner")
 	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-		waiting := p.startProgress("the broker fetches the bundle of " + peer.TrustDomain.Name())
+		waiting := p.StartProgress("the broker fetches the bundle of " + peer.TrustDomain.Name())
 		r, err := c.Apply(ctx, &api.ApplyRequest{Yaml: text, Owner: owner, File: "peer add"})
-		waiting.stop()
+		waiting.Stop()
 		if err != nil {
 			return err
 		}
@@ -111,13 +112,13 @@ func (p *program) peerAdd(cmd *cobra.Command, args []string) error {
 			return err
 		}
 		if info.GetLastError() != "" {
-			fmt.Fprintf(p.err, "warning: %s; credence peer check %s says what to change\n", info.GetLastError(), info.GetTrustDomain())
+			fmt.Fprintf(p.Err, "warning: %s; credence peer check %s says what to change\n", info.GetLastError(), info.GetTrustDomain())
 		}
-		return p.show(cmd, viewPeer(info, p.now()), func() error {
+		return p.Show(cmd, viewPeer(info, p.Now()), func() error {
 			for _, a := range r.GetApplied() {
-				fmt.Fprintf(p.out, "%s %s %s\n", a.GetKind(), a.GetName(), a.GetAction())
+				fmt.Fprintf(p.Out, "%s %s %s\n", a.GetKind(), a.GetName(), a.GetAction())
 			}
-			return p.fields(viewPeer(info, p.now()).fields())
+			return p.Fields(viewPeer(info, p.Now()).fields())
 		})
 	})
 }
@@ -150,15 +151,15 @@ bundle that is believed.`,
 				}
 				views, rows := []peerView{}, [][]string{}
 				for _, one := range r.GetPeers() {
-					v := viewPeer(one, p.now())
+					v := viewPeer(one, p.Now())
 					views = append(views, v)
-					rows = append(rows, []string{v.Name, v.Profile, v.State, v.age(), fmt.Sprint(v.Sequence), when(int64(v.NextPoll)), v.LastError})
+					rows = append(rows, []string{v.Name, v.Profile, v.State, v.age(), fmt.Sprint(v.Sequence), cli.When(int64(v.NextPoll)), v.LastError})
 				}
-				return p.show(cmd, views, func() error { return p.table("PEER|PROFILE|STATE|AGE|SEQUENCE|NEXT POLL|PROBLEM", rows) })
+				return p.Show(cmd, views, func() error { return p.Table("PEER|PROFILE|STATE|AGE|SEQUENCE|NEXT POLL|PROBLEM", rows) })
 			})
 		},
 	}
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) peerShowCommand() *cobra.Command {
@@ -176,15 +177,15 @@ identities our token endpoint takes as evidence (accept of the Peer).`,
 			})
 		},
 	}
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) writePeer(cmd *cobra.Command, info *api.PeerInfo, err error) error {
 	if err != nil {
 		return err
 	}
-	v := viewPeer(info, p.now())
-	return p.show(cmd, v, func() error { return p.fields(v.fields()) })
+	v := viewPeer(info, p.Now())
+	return p.Show(cmd, v, func() error { return p.Fields(v.fields()) })
 }
 
 func (p *program) peerRefreshCommand() *cobra.Command {
@@ -200,13 +201,13 @@ then. It exits 1 where the fetch failed: what is believed stays.`,
 					return err
 				}
 				if r.GetPeer().GetLastError() != "" {
-					return coded{code: exitNo}
+					return cli.Coded{Code: cli.ExitNo}
 				}
 				return nil
 			})
 		},
 	}
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) peerAcceptCommand() *cobra.Command {
@@ -226,7 +227,7 @@ Compare the fingerprint that peer show has, or its words, with the peer first;
 		},
 	}
 	cmd.Flags().String("fingerprint", "", "what was compared with the peer (default: whatever is held)")
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) peerRemoveCommand() *cobra.Command {
@@ -245,47 +246,47 @@ federates_with is not removed (2).`,
 					return err
 				}
 				v := map[string]any{"kind": "Peer", "name": args[0], "revision": r.GetRevision()}
-				return p.say(cmd, v, fmt.Sprintf("Peer %s removed: nothing of it is trusted any more", args[0]))
+				return p.Say(cmd, v, fmt.Sprintf("Peer %s removed: nothing of it is trusted any more", args[0]))
 			})
 		},
 	}
 	cmd.Flags().String("owner", "default", "whose resource it is")
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 type peerView struct {
-	Name            string   `json:"name"` // its trust domain
-	URL             string   `json:"url"`
-	Profile         string   `json:"profile"`
-	EndpointID      string   `json:"endpoint_id"`
-	State           string   `json:"state"` // waiting, fresh, stale, held, closed
-	Age             *int64   `json:"age"`   // seconds since it was confirmed; null: never
-	Sequence        uint64   `json:"sequence"`
-	FetchedAt       moment   `json:"fetched_at"`
-	ConfirmedAt     moment   `json:"confirmed_at"`
-	TriedAt         moment   `json:"tried_at"`
-	NextPoll        moment   `json:"next_poll"`
-	LastError       string   `json:"last_error"`
-	MaxStaleness    int64    `json:"max_staleness"` // seconds
-	Accept          []string `json:"accept"`        // which of its identities may be evidence at the token endpoint
-	Fingerprint     string   `json:"fingerprint"`
-	Words           []string `json:"words"`
-	X509Keys        uint32   `json:"x509_keys"`
-	JWTKeys         uint32   `json:"jwt_keys"`
-	HeldFingerprint string   `json:"held_fingerprint"`
-	HeldWords       []string `json:"held_words"`
-	HeldAt          moment   `json:"held_at"`
-	ClosesAt        moment   `json:"closes_at"`
-	Ignored         []string `json:"ignored"`
+	Name            string     `json:"name"` // its trust domain
+	URL             string     `json:"url"`
+	Profile         string     `json:"profile"`
+	EndpointID      string     `json:"endpoint_id"`
+	State           string     `json:"state"` // waiting, fresh, stale, held, closed
+	Age             *int64     `json:"age"`   // seconds since it was confirmed; null: never
+	Sequence        uint64     `json:"sequence"`
+	FetchedAt       cli.Moment `json:"fetched_at"`
+	ConfirmedAt     cli.Moment `json:"confirmed_at"`
+	TriedAt         cli.Moment `json:"tried_at"`
+	NextPoll        cli.Moment `json:"next_poll"`
+	LastError       string     `json:"last_error"`
+	MaxStaleness    int64      `json:"max_staleness"` // seconds
+	Accept          []string   `json:"accept"`        // which of its identities may be evidence at the token endpoint
+	Fingerprint     string     `json:"fingerprint"`
+	Words           []string   `json:"words"`
+	X509Keys        uint32     `json:"x509_keys"`
+	JWTKeys         uint32     `json:"jwt_keys"`
+	HeldFingerprint string     `json:"held_fingerprint"`
+	HeldWords       []string   `json:"held_words"`
+	HeldAt          cli.Moment `json:"held_at"`
+	ClosesAt        cli.Moment `json:"closes_at"`
+	Ignored         []string   `json:"ignored"`
 }
 
 func viewPeer(i *api.PeerInfo, now time.Time) peerView {
 	v := peerView{
 		Name: i.GetTrustDomain(), URL: i.GetUrl(), Profile: i.GetProfile(), EndpointID: i.GetEndpointId(), State: i.GetState(), Sequence: i.GetSequence(),
-		FetchedAt: moment(i.GetFetchedAt()), ConfirmedAt: moment(i.GetConfirmedAt()), TriedAt: moment(i.GetTriedAt()), NextPoll: moment(i.GetNextPoll()),
+		FetchedAt: cli.Moment(i.GetFetchedAt()), ConfirmedAt: cli.Moment(i.GetConfirmedAt()), TriedAt: cli.Moment(i.GetTriedAt()), NextPoll: cli.Moment(i.GetNextPoll()),
 		LastError: i.GetLastError(), MaxStaleness: i.GetMaxStaleness(), Accept: list(i.GetAccept()), Fingerprint: i.GetFingerprint(), Words: list(federation.FingerprintWords(i.GetFingerprint())),
 		X509Keys: i.GetX509Keys(), JWTKeys: i.GetJwtKeys(), HeldFingerprint: i.GetHeldFingerprint(), HeldWords: list(federation.FingerprintWords(i.GetHeldFingerprint())),
-		HeldAt: moment(i.GetHeldAt()), ClosesAt: moment(i.GetClosesAt()), Ignored: list(i.GetIgnored()),
+		HeldAt: cli.Moment(i.GetHeldAt()), ClosesAt: cli.Moment(i.GetClosesAt()), Ignored: list(i.GetIgnored()),
 	}
 	if i.GetConfirmedAt() != 0 {
 		age := max(now.Unix()-i.GetConfirmedAt(), 0)
@@ -311,16 +312,16 @@ func (v peerView) fields() [][2]string {
 	}
 	if v.Age != nil {
 		rows = append(rows, [2]string{"keys", fmt.Sprintf("%d X.509, %d JWT", v.X509Keys, v.JWTKeys)}, [2]string{"sequence", fmt.Sprint(v.Sequence)},
-			[2]string{"age", v.age()}, [2]string{"fetched", when(int64(v.FetchedAt))})
+			[2]string{"age", v.age()}, [2]string{"fetched", cli.When(int64(v.FetchedAt))})
 	}
 	if v.HeldAt != 0 {
 		rows = append(rows, [2]string{"held", v.HeldFingerprint}, [2]string{"held words", strings.Join(v.HeldWords, " ")},
-			[2]string{"held since", when(int64(v.HeldAt))}, [2]string{"closes", when(int64(v.ClosesAt))})
+			[2]string{"held since", cli.When(int64(v.HeldAt))}, [2]string{"closes", cli.When(int64(v.ClosesAt))})
 	}
 	if len(v.Accept) > 0 {
 		rows = append(rows, [2]string{"accepts", strings.Join(v.Accept, " ")})
 	}
-	rows = append(rows, [2]string{"next poll", when(int64(v.NextPoll))})
+	rows = append(rows, [2]string{"next poll", cli.When(int64(v.NextPoll))})
 	for _, reason := range v.Ignored {
 		rows = append(rows, [2]string{"ignored", reason})
 	}

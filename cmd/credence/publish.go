@@ -19,6 +19,7 @@ import (
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/oidc"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/federation"
 	"github.com/credence-id/credence/federation/endpoint"
 	"github.com/credence-id/credence/federation/publish"
@@ -59,15 +60,15 @@ Exit codes: 1 a place could not be published to; 4 it denied us.`,
 	cmd.Flags().String("endpoint", "", "URL of the service, in place of the cloud's own: MinIO, a sovereign cloud, a private endpoint")
 	cmd.Flags().Bool("watch", false, "go on until told to stop")
 	_ = cmd.MarkFlagRequired("to")
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) publish(cmd *cobra.Command, _ []string) error {
 	to, _ := cmd.Flags().GetStringArray("to")
 	at, _ := cmd.Flags().GetString("endpoint")
 	watch, _ := cmd.Flags().GetBool("watch")
-	if watch && outputOf(cmd) != "table" {
-		return input(fmt.Errorf("-o %s: --watch writes lines; a single publication can be written so", outputOf(cmd)))
+	if watch && cli.OutputOf(cmd) != "table" {
+		return cli.BadInput(fmt.Errorf("-o %s: --watch writes lines; a single publication can be written so", cli.OutputOf(cmd)))
 	}
 	var places []destination
 	for _, text := range to {
@@ -81,7 +82,7 @@ func (p *program) publish(cmd *cobra.Command, _ []string) error {
 	for i, one := range places {
 		var err error
 		if targets[i], err = one.open(cmd.Context()); err != nil {
-			return input(fmt.Errorf("--to %s: %w", one.text, err))
+			return cli.BadInput(fmt.Errorf("--to %s: %w", one.text, err))
 		}
 	}
 	return adminConn(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
@@ -107,33 +108,33 @@ func (p *program) publishOnce(ctx context.Context, cmd *cobra.Command, from publ
 		return err
 	}
 	sequence, views, rows := sequenceOf(set), []publishedView{}, [][]string{}
-	var failed coded
+	var failed cli.Coded
 	for i, one := range places {
-		progress := p.startProgress("publishing to " + one.text)
+		progress := p.StartProgress("publishing to " + one.text)
 		changed, err := targets[i].Publish(ctx, set)
-		progress.stop()
+		progress.Stop()
 		if err == nil {
 			err = from.confirm(ctx, one.text, set)
 		}
 		if slices.Contains(changed, publish.KeysName) {
-			w := &placeWatch{to: one.text, from: from, now: p.now}
+			w := &placeWatch{to: one.text, from: from, now: p.Now}
 			for _, line := range w.leads(ctx, keyIDs(set), keyIsThere) {
-				fmt.Fprintln(p.err, line)
+				fmt.Fprintln(p.Err, line)
 			}
 		}
 		view, state := publishedView{To: one.text, Sequence: sequence, Changed: append([]string{}, changed...)}, "ok"
 		if err != nil {
 			view.Problem, state = err.Error(), "no"
-			failed.code = max(failed.code, exitNo)
+			failed.Code = max(failed.Code, cli.ExitNo)
 			if deniedBy(err) {
-				failed.code = exitDenied
+				failed.Code = cli.ExitDenied
 			}
 		}
 		views = append(views, view)
 		rows = append(rows, []string{state, view.To, fmt.Sprint(sequence), orNothing(changed), view.Problem})
 	}
-	err = p.show(cmd, views, func() error { return p.table("OK|TO|SEQUENCE|CHANGED|PROBLEM", rows) })
-	if err == nil && failed.code != 0 {
+	err = p.Show(cmd, views, func() error { return p.Table("OK|TO|SEQUENCE|CHANGED|PROBLEM", rows) })
+	if err == nil && failed.Code != 0 {
 		return failed
 	}
 	return err
@@ -151,14 +152,14 @@ func (p *program) watchPlaces(ctx context.Context, from publishing, places []des
 	var printing sync.Mutex
 	var watching sync.WaitGroup
 	for i, one := range places {
-		w := &placeWatch{to: one.text, from: from, now: p.now}
+		w := &placeWatch{to: one.text, from: from, now: p.Now}
 		watching.Go(func() {
-			_ = publish.Watch(ctx, publish.Config{Source: from.set, Target: targets[i], Look: 2 * time.Second, Now: p.now, Report: func(o publish.Outcome) {
+			_ = publish.Watch(ctx, publish.Config{Source: from.set, Target: targets[i], Look: 2 * time.Second, Now: p.Now, Report: func(o publish.Outcome) {
 				lines := w.lines(ctx, o)
 				printing.Lock()
 				defer printing.Unlock()
 				for _, line := range lines {
-					fmt.Fprintln(p.err, p.now().UTC().Format(time.RFC3339), line)
+					fmt.Fprintln(p.Err, p.Now().UTC().Format(time.RFC3339), line)
 				}
 			}}) // its parts are all there
 		})
@@ -209,7 +210,7 @@ func (w *placeWatch) leads(ctx context.Context, ids []string, format string) (li
 	defer cancel()
 	all, err := w.from.c.ListAuthorities(ctx, &api.ListAuthoritiesRequest{})
 	if err != nil {
-		return []string{fmt.Sprintf("error: %s: when its keys sign is not known: %v", w.to, reached("broker", "its socket", err))}
+		return []string{fmt.Sprintf("error: %s: when its keys sign is not known: %v", w.to, cli.Reached("broker", "its socket", err))}
 	}
 	for _, a := range all.GetAuthorities() {
 		if slices.Contains(ids, a.GetId()) && a.GetState() == string(authority.Published) && a.GetNextAt() != 0 {
@@ -241,7 +242,7 @@ func (f publishing) confirm(ctx context.Context, place string, set publish.Set) 
 		}
 	}
 	if _, err := f.keys.ConfirmPublished(ctx, r); err != nil {
-		return fmt.Errorf("telling the broker what %s has: %w", place, reached("broker", "its socket", err))
+		return fmt.Errorf("telling the broker what %s has: %w", place, cli.Reached("broker", "its socket", err))
 	}
 	return nil
 }
@@ -274,7 +275,7 @@ func (f publishing) set(ctx context.Context) (publish.Set, error) {
 		return publish.Set{}, err
 	}
 	if len(keys) == 0 {
-		return publish.Set{}, coded{exitNo, errors.New("the issuer's first keys are not made yet: try again in a moment")}
+		return publish.Set{}, cli.WithCode(cli.ExitNo, errors.New("the issuer's first keys are not made yet: try again in a moment"))
 	}
 	set.Issuer, set.OIDCCache = st.GetIssuer(), oidc.CacheControl(hint)
 	set.Discovery, set.Keys, err = oidc.Documents(set.Issuer, keys)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 func (p *program) auditCommand() *cobra.Command {
@@ -38,7 +39,7 @@ head. It exits 1 where the record does not hold.`,
 		RunE:    p.verifyAudit,
 	}
 	verify.Flags().String("data", "", "a broker's data directory, instead of asking a broker")
-	return group("audit", "The record of who got which identity, when and why", addOutput(addAdmin(tail)), addOutput(addAdmin(verify)), p.queryCommand())
+	return cli.Group("audit", "The record of who got which identity, when and why", cli.AddOutput(addAdmin(tail)), cli.AddOutput(addAdmin(verify)), p.queryCommand())
 }
 
 func (p *program) tailAudit(cmd *cobra.Command, _ []string) error {
@@ -57,7 +58,7 @@ func (p *program) tailAudit(cmd *cobra.Command, _ []string) error {
 			if err != nil {
 				return err
 			}
-			if err := p.writeRecord(outputOf(cmd), m.GetJson(), first); err != nil {
+			if err := p.writeRecord(cli.OutputOf(cmd), m.GetJson(), first); err != nil {
 				return err
 			}
 		}
@@ -68,13 +69,13 @@ func (p *program) tailAudit(cmd *cobra.Command, _ []string) error {
 func (p *program) writeRecord(form string, text []byte, first bool) error {
 	switch form {
 	case "json":
-		_, err := fmt.Fprintf(p.out, "%s\n", text)
+		_, err := fmt.Fprintf(p.Out, "%s\n", text)
 		return err
 	case "yaml":
-		if _, err := fmt.Fprintln(p.out, "---"); err != nil {
+		if _, err := fmt.Fprintln(p.Out, "---"); err != nil {
 			return err
 		}
-		return writeYAML(p.out, json.RawMessage(text))
+		return cli.WriteYAML(p.Out, json.RawMessage(text))
 	}
 	var r audit.Record
 	if err := json.Unmarshal(text, &r); err != nil {
@@ -83,16 +84,16 @@ func (p *program) writeRecord(form string, text []byte, first bool) error {
 	// The rows come one by one: their widths are what they mostly have.
 	const row = "%s  %s  %s  %-12s  %s\n"
 	if first {
-		fmt.Fprintf(p.out, row, fmt.Sprintf("%-8s", "RECORD"), fmt.Sprintf("%-20s", "AT"), "OK", "WHAT", "WHO")
+		fmt.Fprintf(p.Out, row, fmt.Sprintf("%-8s", "RECORD"), fmt.Sprintf("%-20s", "AT"), "OK", "WHAT", "WHO")
 	}
 	mark, ref := "ok", fmt.Sprintf("%-8s", r.Ref().ID())
 	if !r.OK {
 		mark = "no"
 	}
-	if p.colours(p.out) {
-		mark, ref = paint("OK", mark), paint("RECORD", ref)
+	if p.Colours(p.Out) {
+		mark, ref = cli.Paint("OK", mark), cli.Paint("RECORD", ref)
 	}
-	_, err := fmt.Fprintf(p.out, row, ref, r.Time.UTC().Format("2006-01-02 15:04:05Z"), mark, r.Kind, gist(r))
+	_, err := fmt.Fprintf(p.Out, row, ref, r.Time.UTC().Format("2006-01-02 15:04:05Z"), mark, r.Kind, gist(r))
 	return err
 }
 
@@ -133,22 +134,22 @@ func (p *program) verifyAudit(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	err = p.show(cmd, v, func() error {
+	err = p.Show(cmd, v, func() error {
 		if !v.Holds {
 			return nil
 		}
-		_, err := fmt.Fprintf(p.out, "%d records in %d files hold together; the head is %s %s\n", v.Records, v.Files, audit.Ref{Sequence: v.Sequence}.ID(), v.Head)
+		_, err := fmt.Fprintf(p.Out, "%d records in %d files hold together; the head is %s %s\n", v.Records, v.Files, audit.Ref{Sequence: v.Sequence}.ID(), v.Head)
 		return err
 	})
 	if err == nil && !v.Holds {
-		err = coded{exitNo, errors.New(v.Problem)}
+		err = cli.WithCode(cli.ExitNo, errors.New(v.Problem))
 	}
 	return err
 }
 
 // verified reads the record in --data, or has the broker read its own.
 func (p *program) verified(cmd *cobra.Command) (v verifyView, err error) {
-	defer p.startProgress("reading the record").stop()
+	defer p.StartProgress("reading the record").Stop()
 	if dir, _ := cmd.Flags().GetString("data"); dir != "" {
 		report, err := audit.Verify(filepath.Join(dir, "audit"))
 		v = verifyView{err == nil, report.Records, uint32(report.Files), report.Head.Sequence, hex.EncodeToString(report.Head.Hash[:]), ""}

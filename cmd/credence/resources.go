@@ -17,6 +17,7 @@ import (
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 func (p *program) applyCommand() *cobra.Command {
@@ -60,30 +61,30 @@ nothing.`,
 func applyFlags(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringArrayP("file", "f", nil, "a YAML file, a directory of *.yaml, or - for standard input; may be repeated")
 	cmd.Flags().String("owner", "default", "whose resources these are: apply touches no other's")
-	completeFiles(cmd, "file", "yaml", "yml")
-	return addOutput(addAdmin(cmd))
+	cli.CompleteFiles(cmd, "file", "yaml", "yml")
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 // readResources parses all files that -f names, and reads the bundle files of
 // peers in their place.
 func (p *program) readResources(names []string) ([]resource.Resource, error) {
 	if len(names) == 0 {
-		return nil, input(errors.New("-f FILE, DIR or - is wanted"))
+		return nil, cli.BadInput(errors.New("-f FILE, DIR or - is wanted"))
 	}
 	var all []resource.Resource
 	seen := make(seenNames)
 	for _, name := range names {
 		files, err := expand(name)
 		if err != nil {
-			return nil, input(err)
+			return nil, cli.BadInput(err)
 		}
 		for _, file := range files {
 			parsed, err := p.readOne(file)
 			if err != nil {
-				return nil, input(err)
+				return nil, cli.BadInput(err)
 			}
 			if err := seen.add(file, parsed); err != nil {
-				return nil, input(err)
+				return nil, cli.BadInput(err)
 			}
 			all = append(all, parsed...)
 		}
@@ -127,7 +128,7 @@ func expand(name string) ([]string, error) {
 }
 
 func (p *program) readOne(file string) ([]resource.Resource, error) {
-	in := p.in
+	in := p.In
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {
@@ -149,7 +150,7 @@ func (p *program) readOne(file string) ([]resource.Resource, error) {
 			if !filepath.IsAbs(name) && file != "-" {
 				name = filepath.Join(filepath.Dir(file), name)
 			}
-			return readSmall(name)
+			return cli.ReadSmall(name)
 		})
 		if err != nil {
 			return nil, err
@@ -180,26 +181,26 @@ func (p *program) apply(cmd *cobra.Command, dry bool) error {
 	}
 	text, err := documentsOf(all)
 	if err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
 	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-		waiting := p.startProgress(fmt.Sprintf("the broker checks %d resources", len(all)))
+		waiting := p.StartProgress(fmt.Sprintf("the broker checks %d resources", len(all)))
 		r, err := c.Apply(ctx, &api.ApplyRequest{Yaml: text, Owner: owner, File: "apply", DryRun: dry})
-		waiting.stop()
+		waiting.Stop()
 		if status.Code(err) == codes.InvalidArgument {
-			return coded{exitInput, errors.New(place(status.Convert(err).Message(), all))}
+			return cli.WithCode(cli.ExitInput, errors.New(place(status.Convert(err).Message(), all)))
 		}
 		if err != nil {
 			return err
 		}
 		for _, w := range r.GetWarnings() {
-			fmt.Fprintln(p.err, "warning:", w)
+			fmt.Fprintln(p.Err, "warning:", w)
 		}
 		v, err := viewApply(r, dry)
 		if err != nil {
 			return err
 		}
-		return p.show(cmd, v, func() error { return p.writeApplied(r, dry) })
+		return p.Show(cmd, v, func() error { return p.writeApplied(r, dry) })
 	})
 }
 
@@ -209,7 +210,7 @@ func (p *program) writeApplied(r *api.ApplyResponse, dry bool) error {
 		if dry && a.GetAction() == "changed" {
 			text += difference(inLines(a.GetBefore()), inLines(a.GetAfter()))
 		}
-		if _, err := io.WriteString(p.out, text); err != nil {
+		if _, err := io.WriteString(p.Out, text); err != nil {
 			return err
 		}
 	}
@@ -296,13 +297,13 @@ YAML they come as apply takes them. It exits 1 where there is none of that name.
 					return err
 				}
 				if len(args) > 1 && len(r.GetResources()) == 0 {
-					return coded{exitNo, fmt.Errorf("there is no %s %s; credence get %s lists what there is", request.GetKind(), args[1], strings.ToLower(request.GetKind()))}
+					return cli.WithCode(cli.ExitNo, fmt.Errorf("there is no %s %s; credence get %s lists what there is", request.GetKind(), args[1], strings.ToLower(request.GetKind())))
 				}
 				return p.writeResources(cmd, r.GetResources())
 			})
 		},
 	}
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func kindOf(text string) (string, error) {
@@ -311,15 +312,15 @@ func kindOf(text string) (string, error) {
 			return k, nil
 		}
 	}
-	return "", input(fmt.Errorf("kind %q is none of %s", text, strings.Join(resource.Kinds, ", ")))
+	return "", cli.BadInput(fmt.Errorf("kind %q is none of %s", text, strings.Join(resource.Kinds, ", ")))
 }
 
 // writeResources writes YAML as apply takes it, whatever the other forms have
 // around it.
 func (p *program) writeResources(cmd *cobra.Command, all []*api.Resource) error {
-	if outputOf(cmd) == "yaml" {
+	if cli.OutputOf(cmd) == "yaml" {
 		for _, r := range all {
-			fmt.Fprintf(p.out, "---\n%s", inLines(r.GetYaml()))
+			fmt.Fprintf(p.Out, "---\n%s", inLines(r.GetYaml()))
 		}
 		return nil
 	}
@@ -329,9 +330,9 @@ func (p *program) writeResources(cmd *cobra.Command, all []*api.Resource) error 
 	}
 	var rows [][]string
 	for _, r := range all {
-		rows = append(rows, []string{r.GetKind(), r.GetName(), fmt.Sprint(r.GetRevision()), r.GetOwner(), r.GetActor(), when(r.GetWrittenAt())})
+		rows = append(rows, []string{r.GetKind(), r.GetName(), fmt.Sprint(r.GetRevision()), r.GetOwner(), r.GetActor(), cli.When(r.GetWrittenAt())})
 	}
-	return p.show(cmd, views, func() error { return p.table("KIND|NAME|REVISION|OWNER|WRITTEN BY|AT", rows) })
+	return p.Show(cmd, views, func() error { return p.Table("KIND|NAME|REVISION|OWNER|WRITTEN BY|AT", rows) })
 }
 
 func (p *program) deleteCommand() *cobra.Command {
@@ -358,10 +359,10 @@ Identity lists, is not deleted (2).`,
 					return err
 				}
 				v := map[string]any{"kind": kind, "name": args[1], "revision": r.GetRevision()}
-				return p.say(cmd, v, fmt.Sprintf("%s %s deleted", kind, args[1]))
+				return p.Say(cmd, v, fmt.Sprintf("%s %s deleted", kind, args[1]))
 			})
 		},
 	}
 	cmd.Flags().String("owner", "default", "whose resource it is")
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }

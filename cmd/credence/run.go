@@ -6,19 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/broker/oidc"
+	"github.com/credence-id/credence/cmd/cli"
 )
-
-func (p *program) logger() *slog.Logger {
-	return slog.New(slog.NewTextHandler(p.err, nil))
-}
 
 func (p *program) brokerCommand() *cobra.Command {
 	runCmd := &cobra.Command{
@@ -49,13 +43,13 @@ It exits 1 where something is wrong; beside a running broker, that is its ports.
 			if err != nil {
 				return err
 			}
-			return p.check(cmd, []finding{
-				{"clock", checkClock(p.now())},
-				{"data directory", checkDir(f.Data)},
-				{"listen.agents", checkPort(f.Listen.Agents)},
-				{"listen.spiffe", checkPort(f.Listen.SPIFFE)},
-				{"listen.web", checkWeb(f)},
-				{"admin socket", checkSocket(f.Admin)},
+			return p.Check(cmd, []cli.Finding{
+				cli.Found("clock", cli.CheckClock(p.Now())),
+				cli.Found("data directory", cli.CheckDir(f.Data)),
+				cli.Found("listen.agents", checkPort(f.Listen.Agents)),
+				cli.Found("listen.spiffe", checkPort(f.Listen.SPIFFE)),
+				cli.Found("listen.web", checkWeb(f)),
+				cli.Found("admin socket", cli.CheckSocket(f.Admin)),
 			})
 		},
 	}
@@ -70,9 +64,9 @@ its keys when it first runs.`,
 			data, _ := cmd.Flags().GetString("data")
 			f := brokerFile{TrustDomain: td, Data: data}
 			if err := f.complete(); err != nil {
-				return input(err)
+				return cli.BadInput(err)
 			}
-			_, err := fmt.Fprintf(p.out, brokerTemplate, td, data)
+			_, err := fmt.Fprintf(p.Out, brokerTemplate, td, data)
 			return err
 		},
 	}
@@ -81,9 +75,9 @@ its keys when it first runs.`,
 	_ = initCmd.MarkFlagRequired("trust-domain")
 	for _, c := range []*cobra.Command{runCmd, check} {
 		c.Flags().StringP("config", "c", "broker.yaml", "configuration")
-		completeFiles(c, "config", "yaml", "yml")
+		cli.CompleteFiles(c, "config", "yaml", "yml")
 	}
-	return group("broker", "The broker", initCmd, runCmd, addOutput(check), p.keysCommand())
+	return cli.Group("broker", "The broker", initCmd, runCmd, cli.AddOutput(check), p.keysCommand())
 }
 
 const brokerTemplate = `trust_domain: %s
@@ -175,23 +169,23 @@ data: %s
 func brokerConfig(cmd *cobra.Command) (brokerFile, error) {
 	path, _ := cmd.Flags().GetString("config")
 	var f brokerFile
-	if err := loadFile(path, &f); err != nil {
+	if err := cli.LoadFile(path, &f); err != nil {
 		return f, err
 	}
-	return f, input(inFile(path, f.complete()))
+	return f, cli.BadInput(cli.InFile(path, f.complete()))
 }
 
 // runBroker opens what the file says and serves.
 func (p *program) runBroker(ctx context.Context, f brokerFile) error {
-	if err := checkClock(p.now()); err != nil {
-		return input(err)
+	if err := cli.CheckClock(p.Now()); err != nil {
+		return cli.BadInput(err)
 	}
-	log := p.logger()
-	o := brokerOptions{log: log, now: p.now}
+	log := p.Logger()
+	o := brokerOptions{log: log, now: p.Now}
 	if f.Issuer != "" {
 		warnings, err := oidc.CheckIssuer(f.Issuer)
 		if err != nil {
-			return input(err)
+			return cli.BadInput(err)
 		}
 		for _, w := range warnings {
 			log.WarnContext(ctx, w)
@@ -199,172 +193,34 @@ func (p *program) runBroker(ctx context.Context, f brokerFile) error {
 	}
 	var err error
 	if o.listeners.Agents, err = net.Listen("tcp", f.Listen.Agents); err != nil {
-		return input(fmt.Errorf("listen.agents: %w", err))
+		return cli.BadInput(fmt.Errorf("listen.agents: %w", err))
 	}
 	if f.Listen.SPIFFE != "none" {
 		if o.listeners.SPIFFE, err = net.Listen("tcp", f.Listen.SPIFFE); err != nil {
-			return input(fmt.Errorf("listen.spiffe: %w", err))
+			return cli.BadInput(fmt.Errorf("listen.spiffe: %w", err))
 		}
 	}
 	if f.WebTLS != nil && f.Listen.Web != "none" {
 		if o.web, err = openWeb(f, log); err != nil {
-			return input(fmt.Errorf("web_tls: %w", err))
+			return cli.BadInput(fmt.Errorf("web_tls: %w", err))
 		}
 		if o.listeners.Web, err = net.Listen("tcp", f.Listen.Web); err != nil {
-			return input(fmt.Errorf("listen.web: %w", err))
+			return cli.BadInput(fmt.Errorf("listen.web: %w", err))
 		}
 	}
 	if o.listeners.Admin, err = caller.Listen(f.Admin, 0o600); err != nil {
-		return input(fmt.Errorf("admin: %w", err))
+		return cli.BadInput(fmt.Errorf("admin: %w", err))
 	}
 	b, err := newBroker(ctx, f, o)
 	if err != nil {
-		return input(err)
+		return cli.BadInput(err)
 	}
 	if b.authority.Pin() == "" {
-		fmt.Fprintf(p.err, "broker of %s: operators alone are served until a CA is installed: credence ca csr, credence ca install\nadmin: export %s=%s\n", f.TrustDomain, adminVariable, shellWord("unix://"+absolute(f.Admin)))
+		fmt.Fprintf(p.Err, "broker of %s: operators alone are served until a CA is installed: credence ca csr, credence ca install\nadmin: export %s=%s\n", f.TrustDomain, adminVariable, cli.ShellWord("unix://"+cli.Absolute(f.Admin)))
 		return errors.Join(b.run(ctx), b.close())
 	}
-	fmt.Fprintf(p.err, "broker of %s: agents on %s, pin %s\nadmin: export %s=%s\n", f.TrustDomain, o.listeners.Agents.Addr(), b.authority.Pin(), adminVariable, shellWord("unix://"+absolute(f.Admin)))
+	fmt.Fprintf(p.Err, "broker of %s: agents on %s, pin %s\nadmin: export %s=%s\n", f.TrustDomain, o.listeners.Agents.Addr(), b.authority.Pin(), adminVariable, cli.ShellWord("unix://"+cli.Absolute(f.Admin)))
 	return errors.Join(b.run(ctx), b.close())
-}
-
-func absolute(path string) string {
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
-	}
-	return path
-}
-
-func (p *program) agentCommand() *cobra.Command {
-	runCmd := &cobra.Command{
-		Use: "run -c agent.yaml", Short: "Run the agent until it is told to stop", Args: cobra.NoArgs,
-		Long: `Run joins this machine to a broker as a node, by the token of agent.yaml, and
-serves the Workload API, Envoy's SDS and cloud credentials, and writes its
-outputs, until it is told to stop (SIGINT, SIGTERM). A joined agent needs no token
-to start again. It prints the SPIFFE_ENDPOINT_SOCKET to set. While the broker is
-away it waits and serves what it holds; what only a person can mend ends it with
-one line (2).`,
-		Example: `  credence token create --node here > agent.yaml   # and put the token into its token_file
-  credence agent run -c agent.yaml`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := agentConfig(cmd)
-			if err != nil {
-				return err
-			}
-			if err := checkClock(p.now()); err != nil {
-				return input(err)
-			}
-			a, err := newAgent(f, nil, p.now, p.logger())
-			if err != nil {
-				return input(err)
-			}
-			fmt.Fprintf(p.err, "agent of %s: export %s=%s\n", f.TrustDomain, workloadVariable, shellWord("unix://"+absolute(f.Socket)))
-			if err := checkTraversable(f.Socket); err != nil {
-				fmt.Fprintln(p.err, "warning:", err)
-			}
-			return input(a.run(cmd.Context()))
-		},
-	}
-	check := &cobra.Command{
-		Use: "check -c agent.yaml", Short: "Check this machine for an agent: disk, socket, clock, broker", Args: cobra.NoArgs,
-		Long: `Check tries on this machine what agent run would need: clock, data directory,
-workload socket, where outputs are written (it makes directories that are
-missing there), and whether the broker's address answers. It exits 1 where
-something is wrong.`,
-		Example: `  credence token create --node web-2 | sed 's,/var/lib/credence,.,' > agent.yaml
-  credence agent check -c agent.yaml`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := agentConfig(cmd)
-			if err != nil {
-				return err
-			}
-			findings := []finding{
-				{"clock", checkClock(p.now())},
-				{"data directory", checkDir(f.Data)},
-				{"workload socket", checkSocket(f.Socket)},
-			}
-			outputs, err := f.deliveries(p.now, slog.New(slog.DiscardHandler))
-			if err != nil {
-				return err
-			}
-			for _, d := range outputs {
-				findings = append(findings, finding{"output " + d.output.Name + ", " + d.kind, d.check()})
-			}
-			for _, b := range f.Broker {
-				findings = append(findings, finding{"broker " + b, checkReach(cmd.Context(), b)})
-			}
-			return p.check(cmd, findings)
-		},
-	}
-	for _, c := range []*cobra.Command{runCmd, check} {
-		c.Flags().StringP("config", "c", "agent.yaml", "configuration")
-		completeFiles(c, "config", "yaml", "yml")
-	}
-	return group("agent", "The agent", runCmd, addOutput(check), p.agentStatusCommand())
-}
-
-func agentConfig(cmd *cobra.Command) (agentFile, error) {
-	path, _ := cmd.Flags().GetString("config")
-	var f agentFile
-	if err := loadFile(path, &f); err != nil {
-		return f, err
-	}
-	return f, input(inFile(path, f.complete()))
-}
-
-// A finding is what a check found; no error is good.
-type finding struct {
-	what string
-	err  error
-}
-
-// findingView is a finding as programs read it.
-type findingView struct {
-	Check   string `json:"check"`
-	OK      bool   `json:"ok"`
-	Problem string `json:"problem"`
-}
-
-func (p *program) check(cmd *cobra.Command, findings []finding) error {
-	bad, views, rows := false, []findingView{}, [][]string{}
-	for _, f := range findings {
-		view, state := findingView{Check: f.what, OK: f.err == nil}, "ok"
-		if f.err != nil {
-			bad, state, view.Problem = true, "no", f.err.Error()
-		}
-		views = append(views, view)
-		rows = append(rows, []string{state, view.Check, view.Problem})
-	}
-	err := p.show(cmd, views, func() error { return p.table("OK|CHECK|PROBLEM", rows) })
-	if err == nil && bad {
-		err = coded{code: exitNo}
-	}
-	return err
-}
-
-// built is a moment before which no clock can be right.
-var built = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-
-func checkClock(now time.Time) error {
-	if now.Before(built) || now.After(built.AddDate(50, 0, 0)) {
-		return fmt.Errorf("this machine's clock says %s, which cannot be: set it (NTP), or every certificate would be wrong", now.UTC().Format(time.RFC3339))
-	}
-	return nil
-}
-
-// checkDir writes and syncs a file where the data would be.
-func checkDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, "check-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(make([]byte, 64<<10))
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 func checkPort(address string) error {
@@ -386,30 +242,4 @@ func checkWeb(f brokerFile) error {
 		return err
 	}
 	return checkPort(f.Listen.Web)
-}
-
-func checkSocket(path string) error {
-	l, err := caller.Listen(path, 0o600)
-	if err != nil {
-		return err
-	}
-	return l.Close()
-}
-
-// checkTraversable says whether every user gets to a socket: whom it serves is
-// the Identities' to say, not a directory's.
-func checkTraversable(socket string) error {
-	dir := filepath.Dir(absolute(socket))
-	if _, err := os.Stat(dir); err == nil && !traversable(dir) {
-		return fmt.Errorf("other users' programs cannot reach %s: a directory above it lacks their x bit; open it, or name another socket", socket)
-	}
-	return nil
-}
-
-func checkReach(ctx context.Context, address string) error {
-	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", address)
-	if err != nil {
-		return err
-	}
-	return conn.Close()
 }

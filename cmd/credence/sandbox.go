@@ -19,13 +19,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/agent/caller"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers/sandbox/clouds"
 )
 
 const sandboxVariable = "CREDENCE_SANDBOX"
 
 func (p *program) sandboxCommand() *cobra.Command {
-	return group("sandbox", "Clouds on this machine, as strict as the real ones",
+	return cli.Group("sandbox", "Clouds on this machine, as strict as the real ones",
 		p.sandboxInitCommand(), p.sandboxRunCommand(), p.sandboxFaultCommand(), p.sandboxRequestsCommand())
 }
 
@@ -39,7 +40,7 @@ key with its default as a comment. It makes nothing and asks nobody. The CA's fi
 is what "credence bundle show -o pem" prints.`,
 		Example: `  credence sandbox init --issuer https://id.example.org --anchor bundle.pem > sandbox.yaml
   credence validate sandbox.yaml`,
-		RunE: func(*cobra.Command, []string) error { return input(e.Write(p.out)) },
+		RunE: func(*cobra.Command, []string) error { return cli.BadInput(e.Write(p.Out)) },
 	}
 	cmd.Flags().StringVar(&e.Issuer, "issuer", "https://id.example.org", "the issuer of JWT-SVIDs, as in broker.yaml")
 	cmd.Flags().StringVar(&e.ID, "spiffe-id", "spiffe://example.org/checkout", "the workload that gets in")
@@ -69,7 +70,7 @@ HTTP and JSON, what credence sandbox fault speaks.`,
 			path, _ := cmd.Flags().GetString("config")
 			f, err := sandboxConfig(path)
 			if errors.Is(err, fs.ErrNotExist) {
-				return input(fmt.Errorf("%w: credence sandbox init writes one", err))
+				return cli.BadInput(fmt.Errorf("%w: credence sandbox init writes one", err))
 			}
 			if err != nil {
 				return err
@@ -78,16 +79,16 @@ HTTP and JSON, what credence sandbox fault speaks.`,
 		},
 	}
 	cmd.Flags().StringP("config", "c", "sandbox.yaml", "configuration")
-	completeFiles(cmd, "config", "yaml", "yml")
-	return addOutput(cmd)
+	cli.CompleteFiles(cmd, "config", "yaml", "yml")
+	return cli.AddOutput(cmd)
 }
 
 func sandboxConfig(path string) (clouds.Config, error) {
 	var f clouds.Config
-	if err := loadFile(path, &f); err != nil {
+	if err := cli.LoadFile(path, &f); err != nil {
 		return f, err
 	}
-	return f, input(inFile(path, f.Check()))
+	return f, cli.BadInput(cli.InFile(path, f.Check()))
 }
 
 // sandboxView is what run prints and writes: all that another program needs.
@@ -101,21 +102,21 @@ type sandboxView struct {
 }
 
 func (p *program) runSandbox(cmd *cobra.Command, path string, f clouds.Config) error {
-	c, err := clouds.New(f, p.now)
+	c, err := clouds.New(f, p.Now)
 	if err != nil {
-		return input(inFile(path, err))
+		return cli.BadInput(cli.InFile(path, err))
 	}
 	defer c.Close()
-	certificate, err := sandboxCertificate(f.TLS, p.now())
+	certificate, err := sandboxCertificate(f.TLS, p.Now())
 	if err != nil {
-		return input(fmt.Errorf("tls: %w", err))
+		return cli.BadInput(fmt.Errorf("tls: %w", err))
 	}
 	if err := c.Serve(*certificate, nil); err != nil {
-		return input(inFile(path, err))
+		return cli.BadInput(cli.InFile(path, err))
 	}
 	v := sandboxView{Services: c.URLs(), Environment: map[string]string{}, Targets: c.Targets}
 	if f.TLS.CAFile != "" {
-		v.CAFile = absolute(f.TLS.CAFile)
+		v.CAFile = cli.Absolute(f.TLS.CAFile)
 		v.Environment["AWS_CA_BUNDLE"] = v.CAFile
 	}
 	for name, service := range map[string]string{"AWS_ENDPOINT_URL_STS": "sts", "AWS_ENDPOINT_URL_ROLESANYWHERE": "rolesanywhere", "AZURE_AUTHORITY_HOST": "entra"} {
@@ -130,40 +131,40 @@ func (p *program) runSandbox(cmd *cobra.Command, path string, f clouds.Config) e
 	if f.Faults != "" {
 		l, err := listenSwitchboard(f.Faults)
 		if err != nil {
-			return input(fmt.Errorf("faults: %w", err))
+			return cli.BadInput(fmt.Errorf("faults: %w", err))
 		}
-		v.Faults = "unix://" + absolute(f.Faults)
+		v.Faults = "unix://" + cli.Absolute(f.Faults)
 		running.Go(func() { serveSwitchboard(ctx, l, c.Switchboard(), ourselves()) })
 	}
 	if f.Addresses != "" {
 		if err := writeSmall(f.Addresses, v); err != nil {
-			return input(fmt.Errorf("addresses: %w", err))
+			return cli.BadInput(fmt.Errorf("addresses: %w", err))
 		}
 	}
-	err = p.show(cmd, v, func() error {
+	err = p.Show(cmd, v, func() error {
 		var rows [][]string
 		for _, s := range c.Names() {
 			rows = append(rows, []string{s, v.Services[s]})
 		}
-		return p.table("SERVICE|URL", rows)
+		return p.Table("SERVICE|URL", rows)
 	})
 	if err != nil {
 		return err
 	}
 	if v.CAFile != "" {
-		fmt.Fprintln(p.err, "ca_file:", v.CAFile)
+		fmt.Fprintln(p.Err, "ca_file:", v.CAFile)
 	}
 	if v.Faults != "" {
-		fmt.Fprintf(p.err, "faults: export %s=%s\n", sandboxVariable, shellWord(v.Faults))
+		fmt.Fprintf(p.Err, "faults: export %s=%s\n", sandboxVariable, cli.ShellWord(v.Faults))
 	}
-	fmt.Fprintln(p.err, "ready: it serves until it is told to stop")
+	fmt.Fprintln(p.Err, "ready: it serves until it is told to stop")
 	<-ctx.Done()
 	return nil
 }
 
 func writeSmall(file string, v any) error {
 	var text bytes.Buffer
-	if err := writeJSON(&text, v); err != nil {
+	if err := cli.WriteJSON(&text, v); err != nil {
 		return err
 	}
 	return renameio.WriteFile(file, text.Bytes(), 0o644, renameio.WithTempDir(filepath.Dir(file)))

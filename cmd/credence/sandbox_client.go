@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers/sandbox/clouds"
 )
 
@@ -60,27 +61,27 @@ The same by hand, on the socket, GET /faults, DELETE /faults and GET /requests t
 			method, body := http.MethodGet, any(nil)
 			switch {
 			case clear && len(args) > 0 || len(args) == 1:
-				return input(fmt.Errorf("a service and a kind are wanted, or --clear alone"))
+				return cli.BadInput(fmt.Errorf("a service and a kind are wanted, or --clear alone"))
 			case clear:
 				method = http.MethodDelete
 			case len(args) == 2:
 				f.Service, f.Kind = args[0], args[1]
 				method, body = http.MethodPost, f
 			case cmd.Flags().Changed("count") || cmd.Flags().Changed("retry-after") || cmd.Flags().Changed("offset"):
-				return input(fmt.Errorf("a service and a kind are wanted with it"))
+				return cli.BadInput(fmt.Errorf("a service and a kind are wanted with it"))
 			}
 			var states []clouds.State
 			if err := askSandbox(cmd, method, "/faults", body, &states); err != nil {
 				return err
 			}
-			return p.show(cmd, states, func() error { return p.table("SERVICE|QUEUED|JWKS|CLOCK", stateRows(states)) })
+			return p.Show(cmd, states, func() error { return p.Table("SERVICE|QUEUED|JWKS|CLOCK", stateRows(states)) })
 		},
 	}
 	cmd.Flags().IntVar(&f.Count, "count", 0, "how many responses (default 1)")
 	cmd.Flags().IntVar(&f.RetryAfter, "retry-after", 0, "seconds, of 429 and 503; 0 sends none")
 	cmd.Flags().StringVar(&f.Offset, "offset", "", "of clock: a duration such as -10m; 0s puts it right")
 	cmd.Flags().BoolVar(&clear, "clear", false, "all is well again, clocks too")
-	return addOutput(addSandbox(cmd))
+	return cli.AddOutput(addSandbox(cmd))
 }
 
 // stateRows tells queued faults as runs: 429 x2, 500.
@@ -135,16 +136,16 @@ Of tokens it has the digest alone.`,
 			if err := askSandbox(cmd, http.MethodGet, path, nil, &all); err != nil {
 				return err
 			}
-			return p.show(cmd, all, func() error {
+			return p.Show(cmd, all, func() error {
 				var rows [][]string
 				for _, r := range all {
 					rows = append(rows, []string{r.Time.UTC().Format("15:04:05.000"), r.Service, r.Method + " " + r.Path, fmt.Sprint(r.Status), r.Code, r.Reason})
 				}
-				return p.table("TIME|SERVICE|REQUEST|STATUS|CODE|REASON", rows)
+				return p.Table("TIME|SERVICE|REQUEST|STATUS|CODE|REASON", rows)
 			})
 		},
 	}
-	return addOutput(addSandbox(cmd))
+	return cli.AddOutput(addSandbox(cmd))
 }
 
 func addSandbox(cmd *cobra.Command) *cobra.Command {
@@ -159,9 +160,9 @@ func askSandbox(cmd *cobra.Command, method, path string, body, into any) error {
 		where = os.Getenv(sandboxVariable)
 	}
 	if where == "" {
-		return input(fmt.Errorf("which sandbox? set %s to the socket of its faults (sandbox run and dev print it), or give --socket", sandboxVariable))
+		return cli.BadInput(fmt.Errorf("which sandbox? set %s to the socket of its faults (sandbox run and dev print it), or give --socket", sandboxVariable))
 	}
-	socket, err := socketPath(where)
+	socket, err := cli.SocketPath(where)
 	if err != nil {
 		return err
 	}
@@ -179,22 +180,22 @@ func askSandbox(cmd *cobra.Command, method, path string, body, into any) error {
 	defer tr.CloseIdleConnections()
 	resp, err := (&http.Client{Transport: tr}).Do(r)
 	if errors.Is(err, fs.ErrPermission) {
-		return coded{exitDenied, err}
+		return cli.WithCode(cli.ExitDenied, err)
 	}
 	if err != nil {
-		return coded{exitUnreachable, fmt.Errorf("the sandbox at %s is not reached: %w", socket, err)}
+		return cli.WithCode(cli.ExitUnreachable, fmt.Errorf("the sandbox at %s is not reached: %w", socket, err))
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
 	switch {
 	case err != nil:
-		return coded{exitUnreachable, err}
+		return cli.WithCode(cli.ExitUnreachable, err)
 	case resp.StatusCode == http.StatusForbidden:
-		return coded{exitDenied, errors.New(strings.TrimSpace(string(answer)))}
+		return cli.WithCode(cli.ExitDenied, errors.New(strings.TrimSpace(string(answer))))
 	case resp.StatusCode == http.StatusBadRequest:
 		var no struct{ Error string }
 		if json.Unmarshal(answer, &no) == nil && no.Error != "" {
-			return input(errors.New(no.Error))
+			return cli.BadInput(errors.New(no.Error))
 		}
 	}
 	if resp.StatusCode != http.StatusOK {

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 func (p *program) statusCommand() *cobra.Command {
@@ -23,15 +24,15 @@ closed.`,
 					return err
 				}
 				v := viewStatus(r)
-				if err := p.show(cmd, v, func() error { return p.fields(v.fields()) }); err != nil {
+				if err := p.Show(cmd, v, func() error { return p.Fields(v.fields()) }); err != nil {
 					return err
 				}
 				if v.Problem != "" {
-					return coded{code: exitNo}
+					return cli.Coded{Code: cli.ExitNo}
 				}
 				return nil
 			})
 		},
 	}
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }

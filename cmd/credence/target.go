@@ -1,7 +1,11 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/credence-id/credence/cmd/cli"
+)
 
 func (p *program) targetCommand() *cobra.Command {
-	return group("target", "Clouds and servers that SVIDs are exchanged at", p.targetSetupCommand(), p.targetCheckCommand())
+	return cli.Group("target", "Clouds and servers that SVIDs are exchanged at", p.targetSetupCommand(), p.targetCheckCommand())
 }

@@ -19,6 +19,8 @@ import (
 	agentapi "github.com/credence-id/credence/agent/api"
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/cmd/workloadcmd"
 	"github.com/credence-id/credence/exchangers"
 )
 
@@ -30,20 +32,20 @@ const callStep = "exchange"
 func (p *program) tryCall(cmd *cobra.Command, w *exchangers.Walk, c api.AdminClient) error {
 	where, _ := cmd.Flags().GetString("socket")
 	if where == "" {
-		where = os.Getenv(workloadVariable)
+		where = os.Getenv(cli.WorkloadVariable)
 	}
 	if where == "" {
-		notCalled(cmd.Context(), w, c, "no agent is named", "set "+workloadVariable+" to its workload socket")
+		notCalled(cmd.Context(), w, c, "no agent is named", "set "+cli.WorkloadVariable+" to its workload socket")
 		return nil
 	}
-	conn, err := dialSocket(where)
+	conn, err := cli.DialSocket(where)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(cmd.Context(), 45*time.Second)
 	defer cancel()
-	r, err := agentapi.NewChecksClient(workloadConn{conn}).Try(ctx, &agentapi.TryRequest{Target: w.Target.Name})
+	r, err := agentapi.NewChecksClient(workloadcmd.Conn(conn)).Try(ctx, &agentapi.TryRequest{Target: w.Target.Name})
 	switch {
 	case status.Code(err) == codes.PermissionDenied:
 		if c == nil {
@@ -53,14 +55,14 @@ func (p *program) tryCall(cmd *cobra.Command, w *exchangers.Walk, c api.AdminCli
 		notCalled(ctx, w, c, "this process has no Identity that lists the Target",
 			asWorkload(ctx, c, w, where))
 	case err != nil:
-		return reached("agent", where, err)
+		return cli.Reached("agent", where, err)
 	case otherParty(w, r.GetSpiffeId()):
 		w.Warn(callStep, "call_other_identity", "identity", "the exchange was made as "+r.GetSpiffeId()+", which is not Identity "+w.Identity+": it says nothing of that",
 			asWorkload(ctx, c, w, where))
 	case r.GetRefusal() != nil:
 		refused(w, r.GetSpiffeId(), r.GetRefusal())
 	default:
-		w.Done(callStep, "made as %s: a credential until %s", r.GetSpiffeId(), when(r.GetExpires()))
+		w.Done(callStep, "made as %s: a credential until %s", r.GetSpiffeId(), cli.When(r.GetExpires()))
 	}
 	return nil
 }
@@ -77,7 +79,7 @@ func notCalled(ctx context.Context, w *exchangers.Walk, c api.AdminClient, found
 
 // asWorkload is how the exchange is made as a workload that may.
 func asWorkload(ctx context.Context, c api.AdminClient, w *exchangers.Walk, socket string) string {
-	return "run as the workload: sudo -u " + workloadUser(ctx, c, w) + " " + workloadVariable + "=" + shellWord(socket) + " credence target check " + w.Target.Name + " --call"
+	return "run as the workload: sudo -u " + workloadUser(ctx, c, w) + " " + cli.WorkloadVariable + "=" + cli.ShellWord(socket) + " credence target check " + w.Target.Name + " --call"
 }
 
 // workloadUser is the user that an Identity wants, as sudo takes it.
@@ -97,7 +99,7 @@ func workloadUser(ctx context.Context, c api.AdminClient, w *exchangers.Walk) st
 	for _, item := range parsed[0].Identity.Match {
 		for _, term := range item.Terms {
 			if term.Name == "workload.unix.uid" && strings.Trim(term.Pattern, "0123456789") == "" {
-				return shellWord("#" + term.Pattern)
+				return cli.ShellWord("#" + term.Pattern)
 			}
 		}
 	}
@@ -161,6 +163,6 @@ func lastExchange(ctx context.Context, c api.AdminClient, w *exchangers.Walk) st
 		if !r.OK {
 			how = "it was refused with " + exchangers.Clean(r.Code)
 		}
-		found = fmt.Sprintf("a node's last report is of %s at %s: %s (%s)", r.SPIFFEID, when(r.Time.Unix()), how, r.Ref().ID())
+		found = fmt.Sprintf("a node's last report is of %s at %s: %s (%s)", r.SPIFFEID, cli.When(r.Time.Unix()), how, r.Ref().ID())
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/federation/fetch"
 )
@@ -42,16 +43,16 @@ last step and needs no admin socket, so the workload's user can do it.`,
 	cmd.Flags().String("registered-subject", "", "the subject (SPIFFE ID), as the cloud's console has it")
 	cmd.Flags().StringArray("registered-audience", nil, "an audience, as the cloud's console has it; may be repeated")
 	cmd.Flags().Bool("call", false, "make only the exchange")
-	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+workloadVariable+")")
+	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+cli.WorkloadVariable+")")
 	completeFlag(cmd, "identity", completeNamed("Identity"))
-	return addOutput(addAdmin(cmd))
+	return cli.AddOutput(addAdmin(cmd))
 }
 
 func (p *program) targetCheck(cmd *cobra.Command, target string) error {
 	if only, _ := cmd.Flags().GetBool("call"); only {
 		for _, flag := range []string{"identity", "registered-issuer", "registered-subject", "registered-audience", "admin"} {
 			if cmd.Flags().Changed(flag) {
-				return input(fmt.Errorf("--%s and --call: with --call only the exchange is made", flag))
+				return cli.BadInput(fmt.Errorf("--%s and --call: with --call only the exchange is made", flag))
 			}
 		}
 		w := &exchangers.Walk{Question: exchangers.Question{Facts: exchangers.Facts{Target: exchangers.Target{Name: target}}}}
@@ -67,7 +68,7 @@ func (p *program) targetCheck(cmd *cobra.Command, target string) error {
 			return fmt.Errorf("target %s: flow %s cannot be checked", target, q.Target.Flow)
 		}
 		w := &exchangers.Walk{Question: q, Findings: checker.Check(q)}
-		if w.Failed() || q.Target.Settings.Audience() != "" && !lookAtIssuer(ctx, w, fetch.Config{Now: p.now}) {
+		if w.Failed() || q.Target.Settings.Audience() != "" && !lookAtIssuer(ctx, w, fetch.Config{Now: p.Now}) {
 			return p.writeTargetFindings(cmd, w, nil)
 		}
 		return p.writeTargetFindings(cmd, w, p.tryCall(cmd, w, c))
@@ -76,7 +77,7 @@ func (p *program) targetCheck(cmd *cobra.Command, target string) error {
 
 // targetQuestion is what the broker says, and what the flags do.
 func (p *program) targetQuestion(cmd *cobra.Command, ctx context.Context, c api.AdminClient, target string) (q exchangers.Question, err error) {
-	if q.Facts, err = targetFacts(ctx, c, target, "", p.now()); err != nil {
+	if q.Facts, err = targetFacts(ctx, c, target, "", p.Now()); err != nil {
 		return q, err
 	}
 	q.Identity, _ = cmd.Flags().GetString("identity")
@@ -84,7 +85,7 @@ func (p *program) targetQuestion(cmd *cobra.Command, ctx context.Context, c api.
 	q.Registered.Subject, _ = cmd.Flags().GetString("registered-subject")
 	q.Registered.Audiences, _ = cmd.Flags().GetStringArray("registered-audience")
 	if q.Target.Settings.Audience() == "" && (q.Registered.Issuer != "" || len(q.Registered.Audiences) > 0) {
-		return q, input(fmt.Errorf("target %s takes X509-SVIDs, which have no issuer and no audience: --registered-subject alone is compared", target))
+		return q, cli.BadInput(fmt.Errorf("target %s takes X509-SVIDs, which have no issuer and no audience: --registered-subject alone is compared", target))
 	}
 	return q, nil
 }
@@ -126,18 +127,18 @@ func (p *program) writeTargetFindings(cmd *cobra.Command, w *exchangers.Walk, fa
 		}
 		rows = append(rows, []string{states[f.State], f.Step, text})
 	}
-	err := p.show(cmd, v, func() error {
-		if err := p.table("OK|CHECK|FOUND", rows); err != nil || len(after) == 0 {
+	err := p.Show(cmd, v, func() error {
+		if err := p.Table("OK|CHECK|FOUND", rows); err != nil || len(after) == 0 {
 			return err
 		}
-		_, err := fmt.Fprintln(p.out, strings.Join(after, "\n"))
+		_, err := fmt.Fprintln(p.Out, strings.Join(after, "\n"))
 		return err
 	})
 	switch {
 	case err != nil || failed != nil:
 		return errors.Join(err, failed)
 	case !v.OK:
-		return coded{code: exitNo}
+		return cli.Coded{Code: cli.ExitNo}
 	}
 	return nil
 }

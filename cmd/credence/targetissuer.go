@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/federation/fetch"
 )
@@ -59,7 +60,7 @@ func lookAtIssuer(ctx context.Context, w *exchangers.Walk, cfg fetch.Config) boo
 }
 
 func readRoots(file string) (*x509.CertPool, error) {
-	text, err := readSmall(file)
+	text, err := cli.ReadSmall(file)
 	if err != nil {
 		return nil, err
 	}

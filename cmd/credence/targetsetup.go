@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers"
 )
 
@@ -44,24 +45,24 @@ stands in it as notes. credence sandbox run takes the JSON, to try it out.`,
 }
 
 func (p *program) targetSetup(cmd *cobra.Command, target string) error {
-	form := outputOf(cmd)
+	form := cli.OutputOf(cmd)
 	if !slices.Contains(setupForms, form) {
-		return input(fmt.Errorf("-o %s: %s writes %s", form, cmd.CommandPath(), strings.Join(setupForms, ", ")))
+		return cli.BadInput(fmt.Errorf("-o %s: %s writes %s", form, cmd.CommandPath(), strings.Join(setupForms, ", ")))
 	}
 	identity, _ := cmd.Flags().GetString("identity")
 	var choices exchangers.Choices
 	choices.ManagedIdentity, _ = cmd.Flags().GetString("managed-identity")
 	choices.UploadKeys, _ = cmd.Flags().GetBool("upload-keys")
 	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-		facts, err := targetFacts(ctx, c, target, identity, p.now())
+		facts, err := targetFacts(ctx, c, target, identity, p.Now())
 		if err != nil {
 			return err
 		}
 		text, err := setupText(facts, choices, form)
 		if err != nil {
-			return input(fmt.Errorf("setting target %s up: %w", target, err))
+			return cli.BadInput(fmt.Errorf("setting target %s up: %w", target, err))
 		}
-		_, err = fmt.Fprint(p.out, text)
+		_, err = fmt.Fprint(p.Out, text)
 		return err
 	})
 }
@@ -87,7 +88,7 @@ func setupText(facts exchangers.Facts, choices exchangers.Choices, form string) 
 		return script(plan), nil
 	}
 	var text strings.Builder
-	err = writeJSON(&text, plan)
+	err = cli.WriteJSON(&text, plan)
 	return text.String(), err
 }
 

@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,12 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"golang.org/x/sys/unix"
-
-	credence "github.com/credence-id/credence/cmd/credence"
 )
 
 // openTerminal is a pseudo-terminal: what a person looks at, and where a
@@ -100,39 +95,4 @@ func TestColours(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestProgress: a line appears after a second, makes room for what else is
-// printed, and is gone in the end; nobody looking, there is none.
-func TestProgress(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var screen bytes.Buffer
-		g := credence.NewProgress(&screen, "starting")
-		time.Sleep(900 * time.Millisecond)
-		synctest.Wait()
-		g.Print(func() { // not beside its own writing
-			if screen.Len() > 0 {
-				t.Errorf("before a second has gone by: %q", screen.String())
-			}
-		})
-		time.Sleep(2 * time.Second)
-		synctest.Wait()
-		g.Print(func() { screen.WriteString("a step\n") })
-		g.Stop()
-		const want = "\r\x1b[Kstarting... 1 s\r\x1b[Kstarting... 2 s\r\x1b[Ka step\n"
-		if screen.String() != want {
-			t.Errorf("on the screen: %q; want %q", screen.String(), want)
-		}
-	})
-	synctest.Test(t, func(t *testing.T) {
-		quick := new(bytes.Buffer)
-		credence.NewProgress(quick, "quick").Stop()
-		none := credence.NewProgress(nil, "unseen")
-		time.Sleep(5 * time.Second)
-		none.Print(func() { quick.WriteString("a step\n") })
-		none.Stop()
-		if quick.String() != "a step\n" {
-			t.Errorf("written: %q", quick.String())
-		}
-	})
 }

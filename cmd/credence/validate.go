@@ -9,6 +9,8 @@ import (
 
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/cmd/agentcmd"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers/sandbox/clouds"
 )
 
@@ -28,7 +30,7 @@ line and field (2).`,
 		},
 		RunE: p.validate,
 	}
-	return addOutput(cmd)
+	return cli.AddOutput(cmd)
 }
 
 // fileView is what a valid file is.
@@ -55,29 +57,29 @@ func (p *program) validate(cmd *cobra.Command, args []string) error {
 			err = seen.add(file, f.all)
 		}
 		if err != nil {
-			return input(err)
+			return cli.BadInput(err)
 		}
 		if f.broker != nil {
 			if broker.broker != nil {
-				return input(fmt.Errorf("%s: %s is a broker.yaml too: resources can be held against one at a time", file, broker.view.File))
+				return cli.BadInput(fmt.Errorf("%s: %s is a broker.yaml too: resources can be held against one at a time", file, broker.view.File))
 			}
 			broker = f
 		}
 		all, views = append(all, f.all...), append(views, f.view)
 	}
 	if err := crossCheck(all, broker); err != nil {
-		return input(resource.Locate(err, all))
+		return cli.BadInput(resource.Locate(err, all))
 	}
 	v := map[string]any{"valid": true, "files": views}
-	return p.show(cmd, v, func() error {
-		_, err := fmt.Fprintln(p.out, "valid:", strings.Join(args, ", "))
+	return p.Show(cmd, v, func() error {
+		_, err := fmt.Fprintln(p.Out, "valid:", strings.Join(args, ", "))
 		return err
 	})
 }
 
 // validateOne tells what a file is by its first keys.
 func (p *program) validateOne(file string) (validFile, error) {
-	text, err := readUpTo(file, resource.MaxBytes+1)
+	text, err := cli.ReadUpTo(file, resource.MaxBytes+1)
 	if err != nil {
 		return validFile{}, err
 	}
@@ -86,24 +88,24 @@ func (p *program) validateOne(file string) (validFile, error) {
 		all, err := p.readOne(file)
 		return validFile{fileView{file, "resources", len(all)}, all, nil}, err
 	case hasKey(text, "broker") || hasKey(text, "join"):
-		var f agentFile
-		if err := parseFile(file, text, &f); err != nil {
+		var f agentcmd.File
+		if err := cli.ParseFile(file, text, &f); err != nil {
 			return validFile{}, err
 		}
-		return validFile{view: fileView{File: file, Kind: "agent"}}, inFile(file, f.complete())
+		return validFile{view: fileView{File: file, Kind: "agent"}}, cli.InFile(file, f.Complete())
 	}
 	if slices.ContainsFunc([]string{"aws", "gcp", "azure", "oauth", "vault", "issuers", "setup"}, func(key string) bool { return hasKey(text, key) }) {
 		var f clouds.Config
-		if err := parseFile(file, text, &f); err != nil {
+		if err := cli.ParseFile(file, text, &f); err != nil {
 			return validFile{}, err
 		}
-		return validFile{view: fileView{File: file, Kind: "sandbox"}}, inFile(file, f.Check())
+		return validFile{view: fileView{File: file, Kind: "sandbox"}}, cli.InFile(file, f.Check())
 	}
 	var f brokerFile
-	if err := parseFile(file, text, &f); err != nil {
+	if err := cli.ParseFile(file, text, &f); err != nil {
 		return validFile{}, err
 	}
-	return validFile{view: fileView{File: file, Kind: "broker"}, broker: &f}, inFile(file, f.complete())
+	return validFile{view: fileView{File: file, Kind: "broker"}, broker: &f}, cli.InFile(file, f.complete())
 }
 
 func hasKey(text []byte, key string) bool {

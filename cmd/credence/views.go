@@ -13,11 +13,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/federation"
 )
-
-// What the admin service answers, as -o json and -o yaml have it. The names
-// are a contract with other people's programs.
 
 type resourceView struct {
 	Kind      string          `json:"kind"`
@@ -25,7 +23,7 @@ type resourceView struct {
 	Revision  uint64          `json:"revision"`
 	Owner     string          `json:"owner"`
 	WrittenBy string          `json:"written_by"`
-	WrittenAt moment          `json:"written_at"`
+	WrittenAt cli.Moment      `json:"written_at"`
 	Resource  json.RawMessage `json:"resource"` // as apply takes it
 }
 
@@ -36,7 +34,7 @@ func viewResources(all []*api.Resource) ([]resourceView, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading %s %s: %w", r.GetKind(), r.GetName(), err)
 		}
-		views = append(views, resourceView{r.GetKind(), r.GetName(), r.GetRevision(), r.GetOwner(), r.GetActor(), moment(r.GetWrittenAt()), body})
+		views = append(views, resourceView{r.GetKind(), r.GetName(), r.GetRevision(), r.GetOwner(), r.GetActor(), cli.Moment(r.GetWrittenAt()), body})
 	}
 	return views, nil
 }
@@ -90,9 +88,9 @@ type nodeView struct {
 	JoinRule     string              `json:"join_rule"`
 	State        string              `json:"state"` // connected, away, evicted
 	Connected    bool                `json:"connected"`
-	JoinedAt     moment              `json:"joined_at"`
-	ExpiresAt    moment              `json:"expires_at"`
-	EvictedAt    moment              `json:"evicted_at"`
+	JoinedAt     cli.Moment          `json:"joined_at"`
+	ExpiresAt    cli.Moment          `json:"expires_at"`
+	EvictedAt    cli.Moment          `json:"evicted_at"`
 	Acknowledged uint64              `json:"acknowledged"` // the revision that it holds
 	Facts        map[string][]string `json:"facts"`
 }
@@ -100,7 +98,7 @@ type nodeView struct {
 func viewNode(n *api.NodeInfo) nodeView {
 	v := nodeView{
 		n.GetId(), n.GetName(), n.GetMethod(), n.GetJoinRule(), nodeState(n), n.GetConnected(),
-		moment(n.GetJoinedAt()), moment(n.GetExpiresAt()), moment(n.GetEvictedAt()), n.GetAcknowledged(), map[string][]string{},
+		cli.Moment(n.GetJoinedAt()), cli.Moment(n.GetExpiresAt()), cli.Moment(n.GetEvictedAt()), n.GetAcknowledged(), map[string][]string{},
 	}
 	for name, values := range n.GetFacts() {
 		v.Facts[name] = list(values.GetValues())
@@ -119,17 +117,17 @@ func nodeState(n *api.NodeInfo) string {
 }
 
 type authorityView struct {
-	ID          string `json:"id"`
-	Use         string `json:"use"`
-	Alg         string `json:"alg"`
-	State       string `json:"state"`
-	PublishedAt moment `json:"published_at"`
-	ActivatedAt moment `json:"activated_at"`
-	LastExpiry  moment `json:"last_expiry"`
-	NotAfter    moment `json:"not_after"`
-	Next        string `json:"next"`
-	NextAt      moment `json:"next_at"`
-	Outstanding uint64 `json:"outstanding"`
+	ID          string     `json:"id"`
+	Use         string     `json:"use"`
+	Alg         string     `json:"alg"`
+	State       string     `json:"state"`
+	PublishedAt cli.Moment `json:"published_at"`
+	ActivatedAt cli.Moment `json:"activated_at"`
+	LastExpiry  cli.Moment `json:"last_expiry"`
+	NotAfter    cli.Moment `json:"not_after"`
+	Next        string     `json:"next"`
+	NextAt      cli.Moment `json:"next_at"`
+	Outstanding uint64     `json:"outstanding"`
 
 	Subject   string   `json:"subject"`
 	KeySource string   `json:"key_source"`
@@ -141,8 +139,8 @@ type authorityView struct {
 
 func viewAuthority(a *api.AuthorityInfo) authorityView {
 	return authorityView{
-		a.GetId(), a.GetUse(), a.GetAlg(), a.GetState(), moment(a.GetPublishedAt()), moment(a.GetActivatedAt()),
-		moment(a.GetLastExpiry()), moment(a.GetNotAfter()), a.GetNext(), moment(a.GetNextAt()), a.GetOutstanding(),
+		a.GetId(), a.GetUse(), a.GetAlg(), a.GetState(), cli.Moment(a.GetPublishedAt()), cli.Moment(a.GetActivatedAt()),
+		cli.Moment(a.GetLastExpiry()), cli.Moment(a.GetNotAfter()), a.GetNext(), cli.Moment(a.GetNextAt()), a.GetOutstanding(),
 		a.GetSubject(), a.GetKeySource(), a.GetOwnKey(), append([]string{}, a.GetWaits()...), a.GetProblem(), append([]string{}, a.GetBelieved()...),
 	}
 }
@@ -151,7 +149,7 @@ type statusView struct {
 	TrustDomain string            `json:"trust_domain"`
 	Issuer      string            `json:"issuer"`
 	Version     string            `json:"version"`
-	StartedAt   moment            `json:"started_at"`
+	StartedAt   cli.Moment        `json:"started_at"`
 	Revision    uint64            `json:"revision"`
 	Nodes       uint32            `json:"nodes"`
 	Identities  uint32            `json:"identities"`
@@ -161,7 +159,7 @@ type statusView struct {
 
 func viewStatus(r *api.StatusResponse) statusView {
 	v := statusView{
-		r.GetTrustDomain(), r.GetIssuer(), r.GetVersion(), moment(r.GetStartedAt()), r.GetRevision(), r.GetNodes(), r.GetIdentities(),
+		r.GetTrustDomain(), r.GetIssuer(), r.GetVersion(), cli.Moment(r.GetStartedAt()), r.GetRevision(), r.GetNodes(), r.GetIdentities(),
 		map[string]string{}, r.GetProblem(),
 	}
 	for name, address := range r.GetListen() {
@@ -172,7 +170,7 @@ func viewStatus(r *api.StatusResponse) statusView {
 
 func (v statusView) fields() [][2]string {
 	rows := [][2]string{
-		{"trust domain", v.TrustDomain}, {"issuer", v.Issuer}, {"version", v.Version}, {"up since", when(int64(v.StartedAt))},
+		{"trust domain", v.TrustDomain}, {"issuer", v.Issuer}, {"version", v.Version}, {"up since", cli.When(int64(v.StartedAt))},
 		{"revision", fmt.Sprint(v.Revision)}, {"nodes", fmt.Sprint(v.Nodes)}, {"identities", fmt.Sprint(v.Identities)},
 	}
 	for _, name := range sortedKeys(v.Listen) {
@@ -201,15 +199,15 @@ type bundleView struct {
 	Words           []string     `json:"words"`        // of the fingerprint, to compare by phone
 	X509Authorities []caView     `json:"x509_authorities"`
 	JWTAuthorities  []jwtKeyView `json:"jwt_authorities"`
-	FetchedAt       moment       `json:"fetched_at"` // a peer's
-	ConfirmedAt     moment       `json:"confirmed_at"`
+	FetchedAt       cli.Moment   `json:"fetched_at"` // a peer's
+	ConfirmedAt     cli.Moment   `json:"confirmed_at"`
 	LastError       string       `json:"last_error"`
 }
 
 type caView struct {
-	Subject  string `json:"subject"`
-	Pin      string `json:"pin"` // as ca_pin and fingerprint take it
-	NotAfter moment `json:"not_after"`
+	Subject  string     `json:"subject"`
+	Pin      string     `json:"pin"` // as ca_pin and fingerprint take it
+	NotAfter cli.Moment `json:"not_after"`
 }
 
 type jwtKeyView struct {
@@ -219,7 +217,7 @@ type jwtKeyView struct {
 func viewBundle(r *api.ShowBundleResponse, b *spiffebundle.Bundle) bundleView {
 	v := bundleView{
 		TrustDomain: r.GetTrustDomain(), X509Authorities: []caView{}, JWTAuthorities: []jwtKeyView{},
-		FetchedAt: moment(r.GetFetchedAt()), ConfirmedAt: moment(r.GetConfirmedAt()), LastError: r.GetLastError(),
+		FetchedAt: cli.Moment(r.GetFetchedAt()), ConfirmedAt: cli.Moment(r.GetConfirmedAt()), LastError: r.GetLastError(),
 		Fingerprint: federation.BundleFingerprint(b),
 	}
 	v.Words = list(federation.FingerprintWords(v.Fingerprint))
@@ -232,7 +230,7 @@ func viewBundle(r *api.ShowBundleResponse, b *spiffebundle.Bundle) bundleView {
 	}
 	for _, c := range b.X509Authorities() {
 		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-		v.X509Authorities = append(v.X509Authorities, caView{c.Subject.String(), "sha256:" + hex.EncodeToString(sum[:]), moment(c.NotAfter.Unix())})
+		v.X509Authorities = append(v.X509Authorities, caView{c.Subject.String(), "sha256:" + hex.EncodeToString(sum[:]), cli.Moment(c.NotAfter.Unix())})
 	}
 	for _, id := range sortedKeys(b.JWTAuthorities()) {
 		v.JWTAuthorities = append(v.JWTAuthorities, jwtKeyView{id})
@@ -249,13 +247,13 @@ func (v bundleView) fields() [][2]string {
 		rows = append(rows, [2]string{"fingerprint", v.Fingerprint}, [2]string{"words", strings.Join(v.Words, " ")})
 	}
 	for _, c := range v.X509Authorities {
-		rows = append(rows, [2]string{"X.509 root", c.Subject + " " + c.Pin + " until " + when(int64(c.NotAfter))})
+		rows = append(rows, [2]string{"X.509 root", c.Subject + " " + c.Pin + " until " + cli.When(int64(c.NotAfter))})
 	}
 	for _, k := range v.JWTAuthorities {
 		rows = append(rows, [2]string{"JWT key", k.KeyID})
 	}
 	if v.FetchedAt != 0 {
-		rows = append(rows, [2]string{"fetched", when(int64(v.FetchedAt))}, [2]string{"confirmed", when(int64(v.ConfirmedAt))})
+		rows = append(rows, [2]string{"fetched", cli.When(int64(v.FetchedAt))}, [2]string{"confirmed", cli.When(int64(v.ConfirmedAt))})
 	}
 	if v.LastError != "" {
 		rows = append(rows, [2]string{"problem", v.LastError})

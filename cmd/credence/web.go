@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/federation/endpoint"
 )
 
@@ -70,7 +71,7 @@ func checkProxied(listen string) error {
 }
 
 func (a *acmeFile) complete(f *brokerFile) error {
-	setDefault(&a.Cache, filepath.Join(f.Data, "acme"))
+	cli.SetDefault(&a.Cache, filepath.Join(f.Data, "acme"))
 	if issuer, err := url.Parse(f.Issuer); len(a.Hosts) == 0 && err == nil && issuer.Host != "" {
 		a.Hosts = []string{issuer.Hostname()}
 	}

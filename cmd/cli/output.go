@@ -1,7 +1,9 @@
-package main
+package cli
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,56 +15,56 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// addOutput gives a verb -o: table, json and yaml, and forms of its own, the
+// AddOutput gives a verb -o: table, json and yaml, and forms of its own, the
 // first of which is the default.
-func addOutput(cmd *cobra.Command, own ...string) *cobra.Command {
+func AddOutput(cmd *cobra.Command, own ...string) *cobra.Command {
 	forms := slices.Concat(own, []string{"table", "json", "yaml"})
 	cmd.Flags().StringP("output", "o", forms[0], "one of "+strings.Join(forms, ", "))
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(forms, cobra.ShellCompDirectiveNoFileComp))
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if got := outputOf(cmd); !slices.Contains(forms, got) {
-			return input(fmt.Errorf("-o %s: %s writes %s", got, cmd.CommandPath(), strings.Join(forms, ", ")))
+		if got := OutputOf(cmd); !slices.Contains(forms, got) {
+			return BadInput(fmt.Errorf("-o %s: %s writes %s", got, cmd.CommandPath(), strings.Join(forms, ", ")))
 		}
 		return nil
 	}
 	return cmd
 }
 
-func outputOf(cmd *cobra.Command) string {
+func OutputOf(cmd *cobra.Command) string {
 	form, _ := cmd.Flags().GetString("output")
 	return form
 }
 
-// show prints what a verb found: v for programs, as JSON or as YAML with the
+// Show prints what a verb found: v for programs, as JSON or as YAML with the
 // same names, or what table writes, for people.
-func (p *program) show(cmd *cobra.Command, v any, table func() error) error {
-	switch outputOf(cmd) {
+func (p *Program) Show(cmd *cobra.Command, v any, table func() error) error {
+	switch OutputOf(cmd) {
 	case "json":
-		return writeJSON(p.out, v)
+		return WriteJSON(p.Out, v)
 	case "yaml":
-		return writeYAML(p.out, v)
+		return WriteYAML(p.Out, v)
 	}
 	return table()
 }
 
-// say prints what a verb did: v for programs, a sentence for people.
-func (p *program) say(cmd *cobra.Command, v any, sentence string) error {
-	return p.show(cmd, v, func() error {
-		_, err := fmt.Fprintln(p.out, sentence)
+// Say prints what a verb did: v for programs, a sentence for people.
+func (p *Program) Say(cmd *cobra.Command, v any, sentence string) error {
+	return p.Show(cmd, v, func() error {
+		_, err := fmt.Fprintln(p.Out, sentence)
 		return err
 	})
 }
 
-func writeJSON(w io.Writer, v any) error {
+func WriteJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }
 
-// writeYAML writes what JSON would hold, in its order. A string that YAML could
+// WriteYAML writes what JSON would hold, in its order. A string that YAML could
 // read as anything else is written as JSON writes it, which is YAML too.
-func writeYAML(w io.Writer, v any) error {
+func WriteYAML(w io.Writer, v any) error {
 	var text bytes.Buffer
 	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)
@@ -154,8 +156,8 @@ func plainString(s string) bool {
 	return !slices.Contains([]string{"true", "false", "yes", "no", "on", "off", "y", "n", "null"}, strings.ToLower(s))
 }
 
-// table writes rows under a head, aligned.
-func (p *program) table(head string, rows [][]string) error {
+// Table writes rows under a head, aligned.
+func (p *Program) Table(head string, rows [][]string) error {
 	heads := strings.Split(head, "|")
 	widths := make([]int, len(heads))
 	for _, row := range append([][]string{heads}, rows...) {
@@ -163,56 +165,59 @@ func (p *program) table(head string, rows [][]string) error {
 			widths[i] = max(widths[i], utf8.RuneCountInString(text))
 		}
 	}
-	colours := p.colours(p.out)
+	colours := p.Colours(p.Out)
 	for n, row := range append([][]string{heads}, rows...) {
 		var line strings.Builder
 		for i, text := range row {
 			gap := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(text)+2)
 			if n > 0 && colours {
-				text = paint(heads[i], text)
+				text = Paint(heads[i], text)
 			}
 			line.WriteString(text + gap)
 		}
-		if _, err := fmt.Fprintln(p.out, strings.TrimRight(line.String(), " ")); err != nil {
+		if _, err := fmt.Fprintln(p.Out, strings.TrimRight(line.String(), " ")); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// fields writes names and values, a line each.
-func (p *program) fields(rows [][2]string) error {
+// Fields writes names and values, a line each.
+func (p *Program) Fields(rows [][2]string) error {
 	width := 0
 	for _, r := range rows {
 		width = max(width, utf8.RuneCountInString(r[0]))
 	}
-	colours := p.colours(p.out)
+	colours := p.Colours(p.Out)
 	for _, r := range rows {
 		value := r[1]
 		if colours {
-			value = paint(r[0], value)
+			value = Paint(r[0], value)
 		}
-		if _, err := fmt.Fprintf(p.out, "%-*s  %s\n", width, r[0], value); err != nil {
+		if _, err := fmt.Fprintf(p.Out, "%-*s  %s\n", width, r[0], value); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// moment is a time as programs read it: RFC 3339 in UTC, or null.
-type moment int64
+// Moment is a time as programs read it: RFC 3339 in UTC, or null.
+type Moment int64
 
 // MarshalJSON writes Unix seconds.
-func (m moment) MarshalJSON() ([]byte, error) {
+func (m Moment) MarshalJSON() ([]byte, error) {
 	if m == 0 {
 		return []byte("null"), nil
 	}
 	return json.Marshal(time.Unix(int64(m), 0).UTC())
 }
 
-func when(unix int64) string {
+func When(unix int64) string {
 	if unix == 0 {
 		return "-"
 	}
 	return time.Unix(unix, 0).UTC().Format("2006-01-02 15:04:05Z")
 }
+
+// SerialText is a serial number as the broker's record has it.
+func SerialText(c *x509.Certificate) string { return hex.EncodeToString(c.SerialNumber.Bytes()) }

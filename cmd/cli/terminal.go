@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"fmt"
@@ -19,8 +19,8 @@ const (
 	dim   = "2"
 )
 
-// paint colours the text under a heading by what it says.
-func paint(head, text string) string {
+// Paint colours the text under a heading by what it says.
+func Paint(head, text string) string {
 	colour := ""
 	switch strings.ToUpper(head) {
 	case "STATE", "OK", "GRANTED":
@@ -36,35 +36,35 @@ func paint(head, text string) string {
 	return "\x1b[" + colour + "m" + text + "\x1b[0m"
 }
 
-// colours says whether what is written there may be coloured: on a terminal
+// Colours says whether what is written there may be coloured: on a terminal
 // that knows how, unless the person has said otherwise (NO_COLOR, --color).
-func (p *program) colours(w io.Writer) bool {
+func (p *Program) Colours(w io.Writer) bool {
 	switch p.color {
 	case "always":
 		return true
 	case "never":
 		return false
 	}
-	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(w)
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && IsTerminal(w)
 }
 
-func isTerminal(w io.Writer) bool {
+func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // checkColor refuses what --color doesn't know.
-func (p *program) checkColor(*cobra.Command, []string) error {
+func (p *Program) checkColor(*cobra.Command, []string) error {
 	switch p.color {
 	case "auto", "always", "never":
 		return nil
 	}
-	return input(fmt.Errorf("--color %s: auto, always or never is wanted", p.color))
+	return BadInput(fmt.Errorf("--color %s: auto, always or never is wanted", p.color))
 }
 
-// progress is a line on a terminal that says what takes so long. It appears
+// Progress is a line on a terminal that says what takes so long. It appears
 // after a second and is gone when the work is done; elsewhere there is none.
-type progress struct {
+type Progress struct {
 	mu    sync.Mutex // guards what follows
 	w     io.Writer  // nil: nobody looks
 	shown bool
@@ -72,16 +72,16 @@ type progress struct {
 	ended sync.WaitGroup
 }
 
-// startProgress begins to watch over work; the caller stops it.
-func (p *program) startProgress(what string) *progress {
-	if !isTerminal(p.err) || os.Getenv("TERM") == "dumb" {
-		return newProgress(nil, what)
+// StartProgress begins to watch over work; the caller stops it.
+func (p *Program) StartProgress(what string) *Progress {
+	if !IsTerminal(p.Err) || os.Getenv("TERM") == "dumb" {
+		return NewProgress(nil, what)
 	}
-	return newProgress(p.err, what)
+	return NewProgress(p.Err, what)
 }
 
-func newProgress(w io.Writer, what string) *progress {
-	g := &progress{w: w, done: make(chan struct{})}
+func NewProgress(w io.Writer, what string) *Progress {
+	g := &Progress{w: w, done: make(chan struct{})}
 	if w == nil {
 		return g
 	}
@@ -101,15 +101,15 @@ func newProgress(w io.Writer, what string) *progress {
 	return g
 }
 
-func (g *progress) draw(text string) {
+func (g *Progress) draw(text string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	fmt.Fprintf(g.w, "\r\x1b[K%s", text)
 	g.shown = true
 }
 
-// print runs something that writes to the same terminal, on a clean line.
-func (g *progress) print(write func()) {
+// Print runs something that writes to the same terminal, on a clean line.
+func (g *Progress) Print(write func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.shown {
@@ -119,9 +119,9 @@ func (g *progress) print(write func()) {
 	write()
 }
 
-// stop ends it and clears its line.
-func (g *progress) stop() {
+// Stop ends it and clears its line.
+func (g *Progress) Stop() {
 	close(g.done)
 	g.ended.Wait()
-	g.print(func() {})
+	g.Print(func() {})
 }

@@ -1,9 +1,9 @@
-package main_test
+package cli_test
 
 import (
 	"testing"
 
-	credence "github.com/credence-id/credence/cmd/credence"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // The endpoint addresses of the vectors' section F.1. A Workload API on TCP
@@ -45,7 +45,7 @@ func TestEndpointAddressVectors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := credence.SocketPath(tt.address)
+			got, err := cli.SocketPath(tt.address)
 			if (err != nil) != (tt.path == "") || err == nil && got != tt.path {
 				t.Errorf("%q is read as %q, %v; want %q", tt.address, got, err, tt.path)
 			}

@@ -1,14 +1,14 @@
 //go:build unix
 
-package main
+package workloadcmd
 
 import (
 	"context"
 	"fmt"
-	"io"
 	"time"
 
 	agentapi "github.com/credence-id/credence/agent/api"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // waitTime is longer than the agent waits for a provider.
@@ -16,7 +16,7 @@ const waitTime = 4 * time.Minute
 
 // waitFor fetches a credential with patience, and tells why it takes so long:
 // to a terminal at once, elsewhere after a second.
-func waitFor(ctx context.Context, client agentapi.CredentialsClient, r *agentapi.FetchRequest, to io.Writer) (*agentapi.FetchResponse, error) {
+func (p *verbs) waitFor(ctx context.Context, client agentapi.CredentialsClient, r *agentapi.FetchRequest) (*agentapi.FetchResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, waitTime)
 	defer cancel()
 	start := time.Now()
@@ -32,8 +32,8 @@ func waitFor(ctx context.Context, client agentapi.CredentialsClient, r *agentapi
 		if c := m.GetCredential(); c != nil {
 			return c, nil
 		}
-		if p := m.GetProgress(); isTerminal(to) || p.GetNext() > start.Unix() {
-			fmt.Fprintf(to, "credence: %s: %s\n", r.GetTarget(), p.GetText())
+		if now := m.GetProgress(); cli.IsTerminal(p.Err) || now.GetNext() > start.Unix() {
+			fmt.Fprintf(p.Err, "%s: %s: %s\n", p.name, r.GetTarget(), now.GetText())
 		}
 	}
 }

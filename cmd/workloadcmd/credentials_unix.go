@@ -1,6 +1,6 @@
 //go:build unix
 
-package main
+package workloadcmd
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	agentapi "github.com/credence-id/credence/agent/api"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // credentialsClient connects to the agent's credential service on the
@@ -24,23 +25,26 @@ import (
 func credentialsClient(cmd *cobra.Command) (agentapi.CredentialsClient, io.Closer, error) {
 	where := workloadSocket(cmd)
 	if where == "" {
-		return nil, nil, input(fmt.Errorf("which agent? set %s to unix:///path of its workload socket, or give --socket", workloadVariable))
+		return nil, nil, cli.BadInput(fmt.Errorf("which agent? set %s to unix:///path of its workload socket, or give --socket", cli.WorkloadVariable))
 	}
-	conn, err := dialSocket(where)
+	conn, err := cli.DialSocket(where)
 	if err != nil {
 		return nil, nil, err
 	}
-	return agentapi.NewCredentialsClient(workloadConn{conn}), conn, nil
+	return agentapi.NewCredentialsClient(Conn(conn)), conn, nil
 }
 
 func workloadSocket(cmd *cobra.Command) string {
 	if where, _ := cmd.Flags().GetString("socket"); where != "" {
 		return where
 	}
-	return os.Getenv(workloadVariable)
+	return os.Getenv(cli.WorkloadVariable)
 }
 
-// workloadConn adds the metadata that the workload socket demands.
+// Conn adds to each call the metadata that the workload socket demands (SPIFFE
+// Workload Endpoint §4.1).
+func Conn(c *grpc.ClientConn) grpc.ClientConnInterface { return workloadConn{c} }
+
 type workloadConn struct{ *grpc.ClientConn }
 
 func (c workloadConn) NewStream(ctx context.Context, d *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
@@ -59,7 +63,7 @@ const (
 	formExecutable = "executable" // of an executable source (GCP), with the JWT-SVID
 )
 
-func (p *program) credentialsCommand() *cobra.Command {
+func (p *verbs) credentialsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "credentials TARGET",
 		Short: "Exchange this process's SVID, and print what a target's tools want",
@@ -73,7 +77,7 @@ error. A target that is not granted, and a cloud that refuses, end it with 4.
 In ~/.aws/config:
 
   [profile orders]
-  credential_process = credence credentials aws-web-identity
+  credential_process = ` + p.name + ` credentials aws-web-identity
 
 --format jwt prints the JWT-SVID that the target takes, for programs that make
 the exchange themselves; --format executable the same as an executable source of
@@ -82,8 +86,8 @@ they read nothing else.
 
 --claims answers a claims challenge of Azure's continuous access: the credential
 that is held is replaced.`,
-		Example: "  credence credentials aws-roles-anywhere\n  credence credentials gcp --format jwt",
-		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeFirst(completeNamed("Target")),
+		Example: "  " + p.name + " credentials aws-roles-anywhere\n  " + p.name + " credentials gcp --format jwt",
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: p.targets,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, conn, err := credentialsClient(cmd)
 			if err != nil {
@@ -104,10 +108,10 @@ that is held is replaced.`,
 			case formExecutable:
 				return p.executable(ctx, client, args[0])
 			}
-			return input(fmt.Errorf("--format %q: it is one of process, token, jwt and executable", form))
+			return cli.BadInput(fmt.Errorf("--format %q: it is one of process, token, jwt and executable", form))
 		},
 	}
-	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+workloadVariable+")")
+	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+cli.WorkloadVariable+")")
 	cmd.Flags().String("format", "", "process, token, jwt or executable (default process for AWS, else token)")
 	cmd.Flags().String("claims", "", "a claims challenge (JSON) of a resource that refused the credential")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{formProcess, formToken, formJWT, formExecutable}, cobra.ShellCompDirectiveNoFileComp))
@@ -117,42 +121,42 @@ that is held is replaced.`,
 // final makes the provider's no, which is final, a denial.
 func final(err error) error {
 	if status.Code(err) == codes.FailedPrecondition {
-		return coded{exitDenied, errors.New(status.Convert(err).Message())}
+		return cli.WithCode(cli.ExitDenied, errors.New(status.Convert(err).Message()))
 	}
-	return reached("agent", "its workload socket", err)
+	return cli.Reached("agent", "its workload socket", err)
 }
 
-func (p *program) credential(ctx context.Context, client agentapi.CredentialsClient, r *agentapi.FetchRequest, form string) error {
-	got, err := waitFor(ctx, client, r, p.err)
+func (p *verbs) credential(ctx context.Context, client agentapi.CredentialsClient, r *agentapi.FetchRequest, form string) error {
+	got, err := p.waitFor(ctx, client, r)
 	if err != nil {
 		return final(err)
 	}
 	token, keys := got.GetBearer().GetToken(), got.GetAws()
 	switch {
 	case token != "" && form != formProcess:
-		_, err := fmt.Fprintln(p.out, token)
+		_, err := fmt.Fprintln(p.Out, token)
 		return err
 	case keys != nil && form != formToken:
-		return writeJSON(p.out, map[string]any{
+		return cli.WriteJSON(p.Out, map[string]any{
 			"Version": 1, "AccessKeyId": keys.GetAccessKeyId(), "SecretAccessKey": keys.GetSecretAccessKey(),
 			"SessionToken": keys.GetSessionToken(), "Expiration": time.Unix(got.GetExpires(), 0).UTC().Format(time.RFC3339),
 		})
 	}
-	return input(fmt.Errorf("--format %s: target %s is of flow %s, whose credential has another form", form, r.GetTarget(), got.GetFlow()))
+	return cli.BadInput(fmt.Errorf("--format %s: target %s is of flow %s, whose credential has another form", form, r.GetTarget(), got.GetFlow()))
 }
 
-func (p *program) targetToken(ctx context.Context, client agentapi.CredentialsClient, target string) error {
+func (p *verbs) targetToken(ctx context.Context, client agentapi.CredentialsClient, target string) error {
 	got, err := client.Token(ctx, &agentapi.TokenRequest{Target: target})
 	if err != nil {
 		return final(err)
 	}
-	_, err = fmt.Fprintln(p.out, got.GetToken())
+	_, err = fmt.Fprintln(p.Out, got.GetToken())
 	return err
 }
 
 // executable answers as Google's libraries expect: they read JSON from a
 // program that ends with 0, and take its failures from there.
-func (p *program) executable(ctx context.Context, client agentapi.CredentialsClient, target string) error {
+func (p *verbs) executable(ctx context.Context, client agentapi.CredentialsClient, target string) error {
 	const kind = "urn:ietf:params:oauth:token-type:jwt"
 	got, err := client.Token(ctx, &agentapi.TokenRequest{Target: target})
 	if err == nil && got.GetFlow() != "gcp" {
@@ -163,10 +167,10 @@ func (p *program) executable(ctx context.Context, client agentapi.CredentialsCli
 	}
 	if err != nil {
 		s := status.Convert(err)
-		fmt.Fprintln(p.err, "credence:", s.Message())
-		return writeJSON(p.out, map[string]any{"version": 1, "success": false, "code": s.Code().String(), "message": s.Message()})
+		fmt.Fprintln(p.Err, p.name+":", s.Message())
+		return cli.WriteJSON(p.Out, map[string]any{"version": 1, "success": false, "code": s.Code().String(), "message": s.Message()})
 	}
-	return writeJSON(p.out, map[string]any{
+	return cli.WriteJSON(p.Out, map[string]any{
 		"version": 1, "success": true, "token_type": kind, "id_token": got.GetToken(), "expiration_time": got.GetExpires(),
 	})
 }

@@ -1,4 +1,4 @@
-package main
+package agentcmd
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 	"github.com/credence-id/credence/agent/attest/kubernetes"
 	"github.com/credence-id/credence/agent/attest/systemd"
 	"github.com/credence-id/credence/agent/attest/unix"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // attestFile says in agent.yaml what attests workloads besides the kernel's
@@ -42,7 +43,7 @@ type containerdFile struct {
 var namespace = regexp.MustCompile(`^[A-Za-z0-9]+([-._][A-Za-z0-9]+)*$`)
 
 func (f *containerdFile) check() error {
-	setDefault(&f.Socket, "/run/containerd/containerd.sock")
+	cli.SetDefault(&f.Socket, "/run/containerd/containerd.sock")
 	if f.Namespaces == nil {
 		f.Namespaces = []string{"k8s.io", "default"}
 	}
@@ -91,7 +92,7 @@ func (f *kubernetesFile) check() error {
 		return errors.New("wait: 2.5s is the most, for attestors have 3s in all")
 	}
 	if f.Kubelet != nil {
-		setDefault(&f.Kubelet.URL, "https://127.0.0.1:10250")
+		cli.SetDefault(&f.Kubelet.URL, "https://127.0.0.1:10250")
 		if err := kubernetes.CheckURL(f.Kubelet.URL); err != nil {
 			return fmt.Errorf("kubelet: url: %w", err)
 		}
@@ -106,12 +107,12 @@ func (f *kubernetesFile) check() error {
 // attestor makes one. getenv is a pod's environment.
 func (f *kubernetesFile) attestor(getenv func(string) string, log *slog.Logger) (*kubernetes.Attestor, error) {
 	c := kubernetes.Config{Node: f.Node, Wait: f.Wait, Log: log}
-	setDefault(&c.Node, getenv("NODE_NAME"))
+	cli.SetDefault(&c.Node, getenv("NODE_NAME"))
 	server := kubernetes.Server{URL: f.API, TokenFile: f.TokenFile, CAFile: f.CAFile}
-	setDefault(&server.TokenFile, kubernetes.DefaultToken)
+	cli.SetDefault(&server.TokenFile, kubernetes.DefaultToken)
 	if f.Kubelet != nil {
 		server.URL, server.ServerName, server.SkipVerify = f.Kubelet.URL, f.Kubelet.ServerName, f.Kubelet.SkipVerify
-		setDefault(&server.ServerName, c.Node)
+		cli.SetDefault(&server.ServerName, c.Node)
 		c.Kubelet = &server
 		return kubernetes.New(c)
 	}
@@ -121,7 +122,7 @@ func (f *kubernetesFile) attestor(getenv func(string) string, log *slog.Logger) 
 			return nil, err
 		}
 		server.URL = own.URL
-		setDefault(&server.CAFile, own.CAFile)
+		cli.SetDefault(&server.CAFile, own.CAFile)
 	}
 	c.API = &server
 	if c.Node == "" {
@@ -148,7 +149,7 @@ func (f *attestFile) complete() error {
 		if c == nil {
 			continue
 		}
-		setDefault(&c.Socket, map[string]string{"docker": "/var/run/docker.sock", "podman": "/run/podman/podman.sock"}[name])
+		cli.SetDefault(&c.Socket, map[string]string{"docker": "/var/run/docker.sock", "podman": "/run/podman/podman.sock"}[name])
 		if err := c.check(); err != nil {
 			return fmt.Errorf("attest: %s: %w", name, err)
 		}

@@ -1,4 +1,4 @@
-package main
+package agentcmd
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/agent/sds"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // sdsFile is how Envoy's secrets are named, as SPIRE's agent has it.
@@ -22,9 +23,9 @@ type sdsFile struct {
 // complete fills the names in that are not given. They must be told apart from
 // each other and from what are names anyway.
 func (f *sdsFile) complete() error {
-	setDefault(&f.SVIDName, "default")
-	setDefault(&f.BundleName, "ROOTCA")
-	setDefault(&f.AllBundlesName, "ALL")
+	cli.SetDefault(&f.SVIDName, "default")
+	cli.SetDefault(&f.BundleName, "ROOTCA")
+	cli.SetDefault(&f.AllBundlesName, "ALL")
 	seen := map[string]bool{}
 	for _, n := range []struct{ field, name string }{
 		{"default_svid_name", f.SVIDName}, {"default_bundle_name", f.BundleName}, {"default_all_bundles_name", f.AllBundlesName},

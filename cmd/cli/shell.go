@@ -1,10 +1,12 @@
-package main
+package cli
 
-import "strings"
+import (
+	"strings"
+)
 
-// shellWord is text as one word of a POSIX shell: what is printed to be pasted
+// ShellWord is text as one word of a POSIX shell: what is printed to be pasted
 // must not run what a path is made of.
-func shellWord(text string) string {
+func ShellWord(text string) string {
 	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-:,@%+="
 	if text != "" && strings.Trim(text, plain) == "" {
 		return text

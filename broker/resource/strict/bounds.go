@@ -1,4 +1,4 @@
-package resource
+package strict
 
 import (
 	"bytes"
@@ -64,7 +64,7 @@ func checkTokens(file string, tokens token.Tokens) error {
 				msg = fmt.Sprintf("more than %d documents are not taken: split it", MaxDocuments)
 			}
 		case token.SequenceStartType, token.MappingStartType:
-			if flow++; flow > maxDepth {
+			if flow++; flow > MaxDepth {
 				msg = "nested too deep"
 			}
 		case token.SequenceEndType, token.MappingEndType:
@@ -73,7 +73,7 @@ func checkTokens(file string, tokens token.Tokens) error {
 			if t.Position.Line != line {
 				line, entries = t.Position.Line, 0
 			}
-			if entries++; entries > maxDepth || flow > 0 {
+			if entries++; entries > MaxDepth || flow > 0 {
 				msg = "nested too deep"
 			}
 		}

@@ -1,4 +1,4 @@
-package main_test
+package agentcmd_test
 
 import (
 	"bytes"
@@ -16,18 +16,18 @@ import (
 
 	agentapi "github.com/credence-id/credence/agent/api"
 	"github.com/credence-id/credence/agent/caller"
-	credence "github.com/credence-id/credence/cmd/credence"
+	"github.com/credence-id/credence/cmd/agentcmd"
 )
 
 // An operator's call that panics (here for want of an agent) takes nothing
 // else with it.
 func TestAgentAdminSurvivesPanic(t *testing.T) {
-	l, err := caller.Listen(filepath.Join(tempDir(t), "admin.sock"), 0o600)
+	l, err := caller.Listen(filepath.Join(t.TempDir(), "admin.sock"), 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	g := credence.NewAgentAdmin(nil, slog.New(slog.NewTextHandler(&log, nil)))
+	g := agentcmd.NewAdmin(nil, slog.New(slog.NewTextHandler(&log, nil)))
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	conn, err := grpc.NewClient("unix://"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -1,4 +1,4 @@
-package main
+package agentcmd
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/credence-id/credence/agent/output/awscredentials"
 	"github.com/credence-id/credence/agent/output/files"
 	"github.com/credence-id/credence/agent/output/sdk"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // maxOutputs is more than a node has services.
@@ -99,7 +100,7 @@ type commandHook struct {
 
 // completeOutputs holds the outputs against each other. An error begins with
 // the field's path.
-func (f *agentFile) completeOutputs() error {
+func (f *File) completeOutputs() error {
 	if len(f.Outputs) > maxOutputs {
 		return fmt.Errorf("outputs: %d, at most %d are taken", len(f.Outputs), maxOutputs)
 	}
@@ -126,7 +127,7 @@ func (f *agentFile) completeOutputs() error {
 		}
 		for _, p := range o.places() {
 			for other, whose := range places {
-				if inside(p.path, other) || inside(other, p.path) {
+				if cli.Inside(p.path, other) || cli.Inside(other, p.path) {
 					return fmt.Errorf("%s.%s: %s and %s, which is %s, overlap", at, p.field, p.path, other, whose)
 				}
 			}
@@ -242,7 +243,7 @@ func (o *outputFile) hooks() (all []output.Hook, err error) {
 		return nil, nil
 	}
 	if s := o.After.Signal; s != nil {
-		setDefault(&s.Signal, "HUP")
+		cli.SetDefault(&s.Signal, "HUP")
 		h, e := output.Signal(s.PIDFile, s.Signal)
 		add("signal", h, e)
 	}
@@ -251,7 +252,7 @@ func (o *outputFile) hooks() (all []output.Hook, err error) {
 		add("reload", h, e)
 	}
 	if c := o.After.Command; c != nil {
-		life, e := lifeField("timeout", c.Timeout, time.Second, output.MaxTimeout)
+		life, e := cli.LifeField("timeout", c.Timeout, time.Second, output.MaxTimeout)
 		if e != nil {
 			return nil, fmt.Errorf("command.%w", e)
 		}
@@ -282,7 +283,7 @@ type delivered struct {
 }
 
 // deliveries builds what agent.yaml's outputs name.
-func (f *agentFile) deliveries(now func() time.Time, log *slog.Logger) (all []delivered, err error) {
+func (f *File) deliveries(now func() time.Time, log *slog.Logger) (all []delivered, err error) {
 	for n := range f.Outputs {
 		o := &f.Outputs[n]
 		hooks, err := o.hooks()

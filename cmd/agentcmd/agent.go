@@ -1,10 +1,15 @@
-package main
+// Package agentcmd is the agent as a program: agent.yaml, what it builds, and the
+// verbs that both credence and credence-agent have. It names the drivers that a
+// node needs: attestors, outputs, exchangers.
+//
+// It links nothing that signs and no database. What each part does is left to its
+// package.
+package agentcmd
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -22,12 +27,15 @@ import (
 	"github.com/credence-id/credence/agent/local"
 	"github.com/credence-id/credence/agent/sds"
 	"github.com/credence-id/credence/agent/workloadapi"
-	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/cmd/flows"
+	"github.com/credence-id/credence/exchangers"
+	"github.com/credence-id/credence/federation"
 )
 
-// agentParts is an agent put together: what dev and agent run share.
-type agentParts struct {
-	agent    *agent.Agent
+// Daemon is an agent put together: what dev and agent run share.
+type Daemon struct {
+	Agent    *agent.Agent
 	workload net.Listener
 	admin    net.Listener
 	sds      sdsFile
@@ -37,12 +45,12 @@ type agentParts struct {
 	log      *slog.Logger
 }
 
-// newAgent puts an agent together. evidence nil reads the file's token_file.
-func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now func() time.Time, log *slog.Logger) (_ *agentParts, err error) {
-	p := &agentParts{sds: f.SDS, now: now, log: log}
+// New puts an agent together. evidence nil reads the file's token_file.
+func New(f File, evidence func(context.Context) ([]byte, error), now func() time.Time, log *slog.Logger) (_ *Daemon, err error) {
+	p := &Daemon{sds: f.SDS, now: now, log: log}
 	defer func() {
 		if err != nil {
-			p.close()
+			p.Close()
 		}
 	}()
 	// Where callers cannot be told, nothing could be served: say so now.
@@ -51,7 +59,7 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 		return nil, err
 	}
 	self.Close()
-	td, err := identity.ParseTrustDomain(f.TrustDomain)
+	td, err := federation.ParseTrustDomain(f.TrustDomain)
 	if err != nil {
 		return nil, err
 	}
@@ -61,13 +69,13 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 	}
 	var bundle []byte
 	if f.Trust.Bundle != "" {
-		if bundle, err = readSmall(f.Trust.Bundle); err != nil {
+		if bundle, err = cli.ReadSmall(f.Trust.Bundle); err != nil {
 			return nil, fmt.Errorf("trust.bundle: %w", err)
 		}
 	}
 	if evidence == nil {
 		evidence = func(context.Context) ([]byte, error) {
-			text, err := readSmall(f.Join.TokenFile)
+			text, err := cli.ReadSmall(f.Join.TokenFile)
 			return []byte(strings.TrimSpace(string(text))), err
 		}
 	}
@@ -81,11 +89,11 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 		return nil, err
 	}
 	p.watch = watch
-	p.agent, err = agent.New(agent.Config{
+	p.Agent, err = agent.New(agent.Config{
 		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
 		Join:      agent.Join{Method: f.Join.Method, Evidence: evidence},
 		Attestors: attestors,
-		Exchanger: exchanger, Spool: kept, Version: version(), Now: now, Log: log,
+		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Now: now, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -100,41 +108,22 @@ func newAgent(f agentFile, evidence func(context.Context) ([]byte, error), now f
 	return p, err
 }
 
-// readSmall reads a file of at most a megabyte.
-func readSmall(path string) ([]byte, error) {
-	text, err := readUpTo(path, maxConfig+1)
-	if err == nil && len(text) > maxConfig {
-		err = fmt.Errorf("%s: more than %d bytes", path, maxConfig)
-	}
-	return text, err
-}
-
-// readUpTo reads the beginning of a file.
-func readUpTo(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, most))
-}
-
-// run serves until ctx ends or the agent cannot go on.
-func (p *agentParts) run(ctx context.Context) error {
+// Run serves until ctx ends or the agent cannot go on.
+func (p *Daemon) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	workload := workloadapi.New(workloadapi.Config{Agent: p.agent, Log: p.log}).GRPC()
-	agentapi.RegisterCredentialsServer(workload, local.NewService(p.agent, p.log))
-	agentapi.RegisterChecksServer(workload, local.NewChecks(p.agent, p.log))
-	secret.RegisterSecretDiscoveryServiceServer(workload, sds.New(p.sds.config(p.agent, p.log)))
-	admin := newAgentAdmin(p.agent, p.log)
+	workload := workloadapi.New(workloadapi.Config{Agent: p.Agent, Log: p.log}).GRPC()
+	agentapi.RegisterCredentialsServer(workload, local.NewService(p.Agent, p.log))
+	agentapi.RegisterChecksServer(workload, local.NewChecks(p.Agent, p.log))
+	secret.RegisterSecretDiscoveryServiceServer(workload, sds.New(p.sds.config(p.Agent, p.log)))
+	admin := newAdmin(p.Agent, p.log)
 	errs := make(chan error, 3+len(p.outputs)+len(p.watch))
 	var running sync.WaitGroup
-	running.Go(func() { errs <- p.agent.Run(ctx); cancel() })
+	running.Go(func() { errs <- p.Agent.Run(ctx); cancel() })
 	running.Go(func() { errs <- workload.Serve(p.workload); cancel() })
 	running.Go(func() { errs <- admin.Serve(p.admin); cancel() })
 	for _, d := range p.outputs {
-		running.Go(func() { errs <- d.run(ctx, p.agent, p.now, p.log) })
+		running.Go(func() { errs <- d.run(ctx, p.Agent, p.now, p.log) })
 	}
 	for _, watch := range p.watch {
 		running.Go(func() { errs <- watch(ctx) })
@@ -153,7 +142,7 @@ func (p *agentParts) run(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
-func (p *agentParts) close() {
+func (p *Daemon) Close() {
 	for _, l := range []net.Listener{p.workload, p.admin} {
 		if l != nil {
 			_ = l.Close() // it may be closed already
@@ -161,25 +150,25 @@ func (p *agentParts) close() {
 	}
 }
 
-// newAgentAdmin serves root and our own uid.
-func newAgentAdmin(a *agent.Agent, log *slog.Logger) *grpc.Server {
+// newAdmin serves root and our own uid.
+func newAdmin(a *agent.Agent, log *slog.Logger) *grpc.Server {
 	g := grpc.NewServer(
 		grpc.Creds(caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid())))),
 		grpc.UnaryInterceptor(workloadapi.RecoverUnary(log)),
 		grpc.StreamInterceptor(workloadapi.RecoverStream(log)),
 	)
-	agentapi.RegisterAdminServer(g, agentAdmin{agent: a})
+	agentapi.RegisterAdminServer(g, admin{agent: a})
 	return g
 }
 
-// agentAdmin answers the operator on the node.
-type agentAdmin struct {
+// admin answers the operator on the node.
+type admin struct {
 	agentapi.UnsafeAdminServer
 	agent *agent.Agent
 }
 
 // Attest proves a process as the Workload API would.
-func (a agentAdmin) Attest(ctx context.Context, r *agentapi.AttestRequest) (*agentapi.AttestResponse, error) {
+func (a admin) Attest(ctx context.Context, r *agentapi.AttestRequest) (*agentapi.AttestResponse, error) {
 	process, err := caller.Open(int(r.GetPid()))
 	if err != nil {
 		return nil, err
@@ -197,7 +186,7 @@ func (a agentAdmin) Attest(ctx context.Context, r *agentapi.AttestRequest) (*age
 }
 
 // Status tells how the agent does.
-func (a agentAdmin) Status(context.Context, *agentapi.StatusRequest) (*agentapi.StatusResponse, error) {
+func (a admin) Status(context.Context, *agentapi.StatusRequest) (*agentapi.StatusResponse, error) {
 	s := a.agent.Status()
 	out := &agentapi.StatusResponse{
 		Node: s.Node, Connected: s.Connected, Trouble: s.Trouble, Seal: s.Seal,
@@ -214,4 +203,17 @@ func (a agentAdmin) Status(context.Context, *agentapi.StatusRequest) (*agentapi.
 		})
 	}
 	return out, nil
+}
+
+// exchanger builds the exchanger of a target.
+func exchanger(t agent.Target) (exchangers.Exchanger, error) {
+	settings, ok := flows.All()[t.Flow]
+	if !ok {
+		return nil, fmt.Errorf("flow %q is not one that this program has: update the agent", t.Flow)
+	}
+	parsed, err := exchangers.ParseWire(t.Settings, settings())
+	if err != nil {
+		return nil, err
+	}
+	return flows.Exchanger(parsed)
 }

@@ -1,6 +1,6 @@
 //go:build unix
 
-package main
+package workloadcmd
 
 import (
 	"context"
@@ -23,12 +23,13 @@ import (
 
 	agentapi "github.com/credence-id/credence/agent/api"
 	"github.com/credence-id/credence/agent/local"
+	"github.com/credence-id/credence/cmd/cli"
 )
 
 // exitExec is exec's exit code for a failure of its own.
 const exitExec = 125
 
-func (p *program) execCommand() *cobra.Command {
+func (p *verbs) execCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec --target NAME[,NAME...] -- COMMAND [ARG...]",
 		Short: "Run a command with fresh credentials in reach of its SDKs",
@@ -58,35 +59,35 @@ ca_file, the command trusts it beside the system's roots (SSL_CERT_FILE,
 AWS_CA_BUNDLE, NODE_EXTRA_CA_CERTS and the like).
 
 The agent attests this program, not the command: uid, gid, groups and cgroup are
-the same, but path and sha256 are those of credence. An Identity that names the
+the same, but path and sha256 are those of ` + p.name + `. An Identity that names the
 command's own path or sha256 does not match here.
 
 With the AWS CLI at hand:
 
-  credence exec --target aws-web-identity,gcp,azure -- aws sts get-caller-identity`,
-		Example: "  credence exec --target aws-web-identity,gcp,azure -- env",
+  ` + p.name + ` exec --target aws-web-identity,gcp,azure -- aws sts get-caller-identity`,
+		Example: "  " + p.name + " exec --target aws-web-identity,gcp,azure -- env",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			targets, _ := cmd.Flags().GetStringSlice("target")
 			code, err := p.exec(cmd, targets, args)
 			if err != nil {
-				return coded{exitExec, fmt.Errorf("exec: %w", err)}
+				return cli.WithCode(exitExec, fmt.Errorf("exec: %w", err))
 			}
 			if code != 0 {
-				return coded{code: code}
+				return cli.Coded{Code: code}
 			}
 			return nil
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().StringSlice("target", nil, "targets that the identity lists")
-	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+workloadVariable+")")
+	cmd.Flags().String("socket", "", "the agent's workload socket (default $"+cli.WorkloadVariable+")")
 	_ = cmd.MarkFlagRequired("target")
-	completeFlag(cmd, "target", completeNamed("Target"))
+	_ = cmd.RegisterFlagCompletionFunc("target", p.targets)
 	return cmd
 }
 
-func (p *program) exec(cmd *cobra.Command, targets, args []string) (code int, err error) {
+func (p *verbs) exec(cmd *cobra.Command, targets, args []string) (code int, err error) {
 	client, conn, err := credentialsClient(cmd)
 	if err != nil {
 		return 0, err
@@ -106,14 +107,14 @@ func (p *program) exec(cmd *cobra.Command, targets, args []string) (code int, er
 	defer stop()
 	where := workloadSocket(cmd)
 	source := &agentSource{client: client, socket: where, wait: func(target string) (*agentapi.FetchResponse, error) {
-		return waitFor(opening, client, &agentapi.FetchRequest{Target: target}, p.err)
+		return p.waitFor(opening, client, &agentapi.FetchRequest{Target: target})
 	}}
 	s, err := local.Open(opening, local.Config{
 		Dir: dir.path, UID: os.Getuid(), GID: os.Getgid(), Targets: targets, Source: source,
-		Command: []string{self, "credentials", "--socket", where}, Environ: os.Environ(), Now: p.now,
+		Command: []string{self, "credentials", "--socket", where}, Environ: os.Environ(), Now: p.Now,
 	})
 	if err != nil { // a refusal is told now, not by the command's SDK
-		return 0, reached("agent", "its workload socket", err)
+		return 0, cli.Reached("agent", "its workload socket", err)
 	}
 	source.opened.Store(true)
 	// An interrupt is the command's to heed: files stay fresh until it ends.
@@ -148,7 +149,7 @@ func (a *agentSource) Token(ctx context.Context, target string, toFile bool) (*a
 }
 
 func (a *agentSource) X509(ctx context.Context, id string) (chain, key []byte, err error) {
-	path, err := socketPath(a.socket)
+	path, err := cli.SocketPath(a.socket)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -227,9 +228,9 @@ func sweep(path string) {
 }
 
 // child runs the command until it ends, passing signals on.
-func (p *program) child(opening context.Context, args, env []string) (int, error) {
+func (p *verbs) child(opening context.Context, args, env []string) (int, error) {
 	child := exec.Command(args[0], args[1:]...)
-	child.Env, child.Stdin, child.Stdout, child.Stderr = env, p.in, p.out, p.err
+	child.Env, child.Stdin, child.Stdout, child.Stderr = env, p.In, p.Out, p.Err
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
 	defer signal.Stop(signals)

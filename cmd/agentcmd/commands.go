@@ -1,0 +1,99 @@
+package agentcmd
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credence-id/credence/cmd/cli"
+)
+
+// verbs are the agent's.
+type verbs struct {
+	*cli.Program
+	name string // what is typed before them
+}
+
+// Commands makes run, check, status and attest. name is what is typed before
+// them.
+func Commands(p *cli.Program, name string) []*cobra.Command {
+	return (&verbs{p, name}).commands()
+}
+
+func (p *verbs) commands() []*cobra.Command {
+	runCmd := &cobra.Command{
+		Use: "run -c agent.yaml", Short: "Run the agent until it is told to stop", Args: cobra.NoArgs,
+		Long: `Run joins this machine to a broker as a node, by the token of agent.yaml, and
+serves the Workload API, Envoy's SDS and cloud credentials, and writes its
+outputs, until it is told to stop (SIGINT, SIGTERM). A joined agent needs no token
+to start again. It prints the SPIFFE_ENDPOINT_SOCKET to set. While the broker is
+away it waits and serves what it holds; what only a person can mend ends it with
+one line (2).`,
+		Example: `  credence token create --node here > agent.yaml   # and put the token into its token_file
+  ` + p.name + ` run -c agent.yaml`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := config(cmd)
+			if err != nil {
+				return err
+			}
+			if err := cli.CheckClock(p.Now()); err != nil {
+				return cli.BadInput(err)
+			}
+			a, err := New(f, nil, p.Now, p.Logger())
+			if err != nil {
+				return cli.BadInput(err)
+			}
+			fmt.Fprintf(p.Err, "agent of %s: export %s=%s\n", f.TrustDomain, cli.WorkloadVariable, cli.ShellWord("unix://"+cli.Absolute(f.Socket)))
+			if err := cli.CheckTraversable(f.Socket); err != nil {
+				fmt.Fprintln(p.Err, "warning:", err)
+			}
+			return cli.BadInput(a.Run(cmd.Context()))
+		},
+	}
+	check := &cobra.Command{
+		Use: "check -c agent.yaml", Short: "Check this machine for an agent: disk, socket, clock, broker", Args: cobra.NoArgs,
+		Long: `Check tries on this machine what agent run would need: clock, data directory,
+workload socket, where outputs are written (it makes directories that are
+missing there), and whether the broker's address answers. It exits 1 where
+something is wrong.`,
+		Example: `  credence token create --node web-2 | sed 's,/var/lib/credence,.,' > agent.yaml
+  ` + p.name + ` check -c agent.yaml`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := config(cmd)
+			if err != nil {
+				return err
+			}
+			findings := []cli.Finding{
+				cli.Found("clock", cli.CheckClock(p.Now())),
+				cli.Found("data directory", cli.CheckDir(f.Data)),
+				cli.Found("workload socket", cli.CheckSocket(f.Socket)),
+			}
+			outputs, err := f.deliveries(p.Now, slog.New(slog.DiscardHandler))
+			if err != nil {
+				return err
+			}
+			for _, d := range outputs {
+				findings = append(findings, cli.Found("output "+d.output.Name+", "+d.kind, d.check()))
+			}
+			for _, b := range f.Broker {
+				findings = append(findings, cli.Found("broker "+b, cli.CheckReach(cmd.Context(), b)))
+			}
+			return p.Check(cmd, findings)
+		},
+	}
+	for _, c := range []*cobra.Command{runCmd, check} {
+		c.Flags().StringP("config", "c", "agent.yaml", "configuration")
+		cli.CompleteFiles(c, "config", "yaml", "yml")
+	}
+	return []*cobra.Command{runCmd, cli.AddOutput(check), p.statusCommand(), p.attestCommand()}
+}
+
+func config(cmd *cobra.Command) (File, error) {
+	path, _ := cmd.Flags().GetString("config")
+	var f File
+	if err := cli.LoadFile(path, &f); err != nil {
+		return f, err
+	}
+	return f, cli.BadInput(cli.InFile(path, f.Complete()))
+}

@@ -1,0 +1,78 @@
+package agentcmd
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+
+	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/federation"
+)
+
+// File is agent.yaml.
+type File struct {
+	TrustDomain string   `yaml:"trust_domain"` // required
+	Data        string   `yaml:"data"`         // required
+	Broker      []string `yaml:"broker"`       // required; host:port, tried in order
+	Trust       struct {
+		CAPin  []string `yaml:"ca_pin"` // credence token create prints it
+		Bundle string   `yaml:"bundle"` // or a file: SPIFFE JSON or PEM
+	} `yaml:"trust"`
+	Join struct {
+		Method    string `yaml:"method"`     // token
+		TokenFile string `yaml:"token_file"` // holds the join token
+	} `yaml:"join"`
+	Socket string `yaml:"socket"` // of the Workload API; default DATA/run/workload.sock
+	Admin  string `yaml:"admin"`  // default DATA/run/admin.sock
+
+	SDS     sdsFile      `yaml:"sds"`     // for Envoy, on the same socket
+	Attest  attestFile   `yaml:"attest"`  // workloads, besides by the kernel's facts
+	Outputs []outputFile `yaml:"outputs"` // what is written for processes that call nothing
+	Spool   spoolFile    `yaml:"spool"`   // what the broker's record is still to be told of
+}
+
+// Complete fills defaults in and holds the file's fields against each other.
+func (f *File) Complete() error {
+	if _, err := federation.ParseTrustDomain(f.TrustDomain); err != nil {
+		return fmt.Errorf("trust_domain: %w", err)
+	}
+	if f.Data == "" {
+		return errors.New("data: is required: the directory that keeps the node's SVID")
+	}
+	if len(f.Broker) == 0 {
+		return errors.New("broker: is required: a list of host:port")
+	}
+	for _, b := range f.Broker {
+		if _, _, err := net.SplitHostPort(b); err != nil {
+			return fmt.Errorf("broker: %q: host:port is wanted", b)
+		}
+	}
+	if (len(f.Trust.CAPin) == 0) == (f.Trust.Bundle == "") {
+		return errors.New("trust: one of ca_pin and bundle is wanted: without it any server could pose as the broker")
+	}
+	for _, pin := range f.Trust.CAPin {
+		if err := agent.CheckPin(pin); err != nil {
+			return fmt.Errorf("trust: %w", err)
+		}
+	}
+	if f.Join.Method != "token" {
+		return fmt.Errorf("join.method: %q: token is what this program has", f.Join.Method)
+	}
+	if f.Join.TokenFile == "" {
+		return errors.New("join.token_file: is required: a file that holds what credence token create printed")
+	}
+	if err := f.Attest.complete(); err != nil {
+		return err
+	}
+	cli.SetDefault(&f.Socket, filepath.Join(f.Data, "run", "workload.sock"))
+	cli.SetDefault(&f.Admin, filepath.Join(f.Data, "run", "admin.sock"))
+	if _, err := f.Spool.spool(); err != nil {
+		return err
+	}
+	if err := f.SDS.complete(); err != nil {
+		return err
+	}
+	return f.completeOutputs()
+}

@@ -1,0 +1,4 @@
+package agentcmd
+
+// NewAdmin serves the operator on the node.
+var NewAdmin = newAdmin
