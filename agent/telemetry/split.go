@@ -13,6 +13,8 @@ import (
 // firstBytes is how long who connects may take to say what it speaks.
 const firstBytes = 10 * time.Second
 
+const acceptPause = 100 * time.Millisecond
+
 // A Split is a Unix socket that speaks gRPC to those who begin as HTTP/2 does,
 // and HTTP/1.1 to the others. What they say first is looked at, not taken: each
 // side gets the connection as it was accepted, to find out who calls.
@@ -42,17 +44,22 @@ func (s *Split) GRPC() net.Listener { return s.grpc }
 // HTTP yields the others.
 func (s *Split) HTTP() net.Listener { return s.http }
 
-// Run accepts until the socket is closed, and returns when nothing is left.
-func (s *Split) Run() error {
+// Run accepts until the socket is closed, and returns when nothing is left. What
+// else fails, such as too many open files, passes.
+func (s *Split) Run() {
 	defer s.ending.Wait()
 	defer s.grpc.Close()
 	for {
 		c, err := s.from.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			return nil
+			return
 		}
 		if err != nil {
-			return err
+			select {
+			case <-s.grpc.done:
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
 		select {
 		case s.slots <- struct{}{}:

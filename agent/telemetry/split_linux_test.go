@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,11 +40,11 @@ func admin(t *testing.T, s *state, cfg telemetry.HealthConfig, admit func(*calle
 	cfg.Agent = s
 	h, m := telemetry.NewHealth(cfg), telemetry.NewMetrics(telemetry.MetricsConfig{})
 	m.Of(s)
-	split := telemetry.NewSplit(l, admit)
+	split := telemetry.NewSplit(&failing{Listener: l}, admit)
 	g := grpc.NewServer(append(m.ServerOptions(), grpc.Creds(caller.CredentialsFor(admit)))...)
 	health.RegisterHealthServer(g, h)
 	done := make(chan error, 2)
-	go func() { done <- split.Run() }()
+	go func() { split.Run(); done <- nil }()
 	go func() { done <- g.Serve(split.GRPC()) }()
 	t.Cleanup(func() {
 		g.Stop()
@@ -54,6 +56,20 @@ func admin(t *testing.T, s *state, cfg telemetry.HealthConfig, admit func(*calle
 	})
 	serve(t, telemetry.Config{Health: h, Metrics: m, Admin: split.HTTP(), Profiles: true})
 	return path
+}
+
+// failing accepts nobody the first time.
+type failing struct {
+	net.Listener
+	once sync.Once
+}
+
+func (f *failing) Accept() (_ net.Conn, err error) {
+	f.once.Do(func() { err = syscall.EMFILE })
+	if err != nil {
+		return nil, err
+	}
+	return f.Listener.Accept()
 }
 
 func us(*caller.Process) error { return nil }
