@@ -14,18 +14,21 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
+	health "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/credence-id/credence/agent"
 	agentapi "github.com/credence-id/credence/agent/api"
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/agent/local"
 	"github.com/credence-id/credence/agent/sds"
+	"github.com/credence-id/credence/agent/telemetry"
 	"github.com/credence-id/credence/agent/workloadapi"
 	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/cmd/flows"
@@ -41,6 +44,7 @@ type Daemon struct {
 	sds      sdsFile
 	outputs  []delivered
 	watch    []func(context.Context) error // what attestors watch
+	watched  *watched
 	now      func() time.Time
 	log      *slog.Logger
 }
@@ -79,6 +83,9 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 			return []byte(strings.TrimSpace(string(text))), err
 		}
 	}
+	if p.watched, err = f.watched(); err != nil {
+		return nil, err
+	}
 	// The node's own state is nobody's business; the sockets beside it are every
 	// user's.
 	if err := os.MkdirAll(f.Data, 0o711); err != nil {
@@ -93,11 +100,12 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
 		Join:      agent.Join{Method: f.Join.Method, Evidence: evidence},
 		Attestors: attestors,
-		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Now: now, Log: log,
+		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Observe: p.watched.metrics.Observe, Now: now, Log: log,
 	})
 	if err != nil {
 		return nil, err
 	}
+	p.watched.metrics.Of(p.Agent)
 	if p.outputs, err = f.deliveries(now, log); err != nil {
 		return nil, err
 	}
@@ -112,18 +120,20 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 func (p *Daemon) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	workload := workloadapi.New(workloadapi.Config{Agent: p.Agent, Log: p.log}).GRPC()
+	counted := p.watched.metrics.ServerOptions()
+	workload := workloadapi.New(workloadapi.Config{Agent: p.Agent, Log: p.log, Options: counted}).GRPC()
+	health.RegisterHealthServer(workload, telemetry.NewHealth(telemetry.HealthConfig{Agent: p.Agent, Public: true, Now: p.now}))
 	agentapi.RegisterCredentialsServer(workload, local.NewService(p.Agent, p.log))
 	agentapi.RegisterChecksServer(workload, local.NewChecks(p.Agent, p.log))
 	secret.RegisterSecretDiscoveryServiceServer(workload, sds.New(p.sds.config(p.Agent, p.log)))
-	admin := newAdmin(p.Agent, p.log)
+	admin := newAdmin(p.Agent, p.log, counted...)
 	errs := make(chan error, 3+len(p.outputs)+len(p.watch))
 	var running sync.WaitGroup
 	running.Go(func() { errs <- p.Agent.Run(ctx); cancel() })
 	running.Go(func() { errs <- workload.Serve(p.workload); cancel() })
-	running.Go(func() { errs <- admin.Serve(p.admin); cancel() })
+	running.Go(func() { errs <- p.serveAdmin(ctx, admin); cancel() })
 	for _, d := range p.outputs {
-		running.Go(func() { errs <- d.run(ctx, p.Agent, p.now, p.log) })
+		running.Go(func() { errs <- d.run(ctx, p.Agent, p.watched.metrics.Output(d.output.Name), p.now, p.log) })
 	}
 	for _, watch := range p.watch {
 		running.Go(func() { errs <- watch(ctx) })
@@ -150,13 +160,15 @@ func (p *Daemon) Close() {
 	}
 }
 
-// newAdmin serves root and our own uid.
-func newAdmin(a *agent.Agent, log *slog.Logger) *grpc.Server {
-	g := grpc.NewServer(
-		grpc.Creds(caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid())))),
-		grpc.UnaryInterceptor(workloadapi.RecoverUnary(log)),
-		grpc.StreamInterceptor(workloadapi.RecoverStream(log)),
-	)
+// owner lets root and our own uid use the admin socket.
+func owner() func(*caller.Process) error { return caller.RequireUID(0, uint32(os.Getuid())) }
+
+func newAdmin(a *agent.Agent, log *slog.Logger, more ...grpc.ServerOption) *grpc.Server {
+	g := grpc.NewServer(append(slices.Clone(more),
+		grpc.Creds(caller.CredentialsFor(owner())),
+		grpc.ChainUnaryInterceptor(workloadapi.RecoverUnary(log)),
+		grpc.ChainStreamInterceptor(workloadapi.RecoverStream(log)),
+	)...)
 	agentapi.RegisterAdminServer(g, admin{agent: a})
 	return g
 }
@@ -191,6 +203,7 @@ func (a admin) Status(context.Context, *agentapi.StatusRequest) (*agentapi.Statu
 	out := &agentapi.StatusResponse{
 		Node: s.Node, Connected: s.Connected, Trouble: s.Trouble, Seal: s.Seal,
 		Backlog: s.Spool.Backlog, Lost: s.Spool.Lost, SpoolTrouble: s.Spool.Trouble,
+		Hung: a.agent.Hung(), Unready: a.agent.Unready(),
 	}
 	for to, at := range map[*int64]time.Time{&out.NodeEnds: s.NodeEnds, &out.HeardAt: s.Heard} {
 		if !at.IsZero() {

@@ -15,7 +15,7 @@ type verbs struct {
 	name string // what is typed before them
 }
 
-// Commands makes run, check, status and attest. name is what is typed before
+// Commands makes run, check, status, metrics and attest. name is what is typed before
 // them.
 func Commands(p *cli.Program, name string) []*cobra.Command {
 	return (&verbs{p, name}).commands()
@@ -69,6 +69,7 @@ something is wrong.`,
 				cli.Found("data directory", cli.CheckDir(f.Data)),
 				cli.Found("workload socket", cli.CheckSocket(f.Socket)),
 			}
+			findings = append(findings, f.checkPlaces()...)
 			outputs, err := f.deliveries(p.Now, slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err
@@ -86,7 +87,7 @@ something is wrong.`,
 		c.Flags().StringP("config", "c", "agent.yaml", "configuration")
 		cli.CompleteFiles(c, "config", "yaml", "yml")
 	}
-	return []*cobra.Command{runCmd, cli.AddOutput(check), p.statusCommand(), p.attestCommand()}
+	return []*cobra.Command{runCmd, cli.AddOutput(check), p.statusCommand(), p.metricsCommand(), p.attestCommand()}
 }
 
 func config(cmd *cobra.Command) (File, error) {

@@ -31,6 +31,10 @@ type File struct {
 	Attest  attestFile   `yaml:"attest"`  // workloads, besides by the kernel's facts
 	Outputs []outputFile `yaml:"outputs"` // what is written for processes that call nothing
 	Spool   spoolFile    `yaml:"spool"`   // what the broker's record is still to be told of
+
+	Health  healthFile  `yaml:"health"`  // for probes
+	Metrics metricsFile `yaml:"metrics"` // for Prometheus
+	Pprof   bool        `yaml:"pprof"`   // GET /debug/pprof/ on the admin socket, and nowhere else; default off
 }
 
 // Complete fills defaults in and holds the file's fields against each other.
@@ -69,6 +73,9 @@ func (f *File) Complete() error {
 	cli.SetDefault(&f.Socket, filepath.Join(f.Data, "run", "workload.sock"))
 	cli.SetDefault(&f.Admin, filepath.Join(f.Data, "run", "admin.sock"))
 	if _, err := f.Spool.spool(); err != nil {
+		return err
+	}
+	if _, _, err := f.places(); err != nil {
 		return err
 	}
 	if err := f.SDS.complete(); err != nil {

@@ -326,7 +326,7 @@ func (f *File) deliveries(now func() time.Time, log *slog.Logger) (all []deliver
 }
 
 // run delivers until ctx ends.
-func (d delivered) run(ctx context.Context, a *agent.Agent, now func() time.Time, log *slog.Logger) (err error) {
+func (d delivered) run(ctx context.Context, a *agent.Agent, count func(act string, err error), now func() time.Time, log *slog.Logger) (err error) {
 	view, err := a.Output(d.output)
 	if err != nil {
 		return err
@@ -338,6 +338,6 @@ func (d delivered) run(ctx context.Context, a *agent.Agent, now func() time.Time
 			log.WarnContext(ctx, "output does not listen yet", "output", d.output.Name, "error", err)
 		}
 	}
-	output.Run(ctx, output.Config{Name: d.output.Name, Feed: view, Writer: d.writer, Hooks: d.hooks, Now: now, Log: log})
+	output.Run(ctx, output.Config{Name: d.output.Name, Feed: view, Writer: d.writer, Hooks: d.hooks, Count: count, Now: now, Log: log})
 	return nil
 }

@@ -49,6 +49,8 @@ type statusView struct {
 	Reports      uint64     `json:"reports"`
 	Lost         uint64     `json:"lost"`
 	SpoolTrouble string     `json:"spool_trouble"`
+	Hung         []string   `json:"hung"`    // loops; empty: it lives
+	Unready      []string   `json:"unready"` // why; empty: it is ready
 	Held         []heldView `json:"held"`
 }
 
@@ -59,8 +61,10 @@ func (p *verbs) statusCommand() *cobra.Command {
 it serves: each goes on until it ENDS, a restart of the agent included, though no
 broker answers. The node's own end is when a broker must have answered, else it
 joins again. SEAL is what keeps SVIDs on disk from who has the disk alone: keyring
-or plain, a file beside them. It exits 1 while no broker is connected.`,
-		Example: "  " + p.name + " status\n  " + p.name + " status -o json",
+or plain, a file beside them. It exits 1 while no broker is connected; with --ready
+while it isn't ready instead: before the node has joined, and when less than a
+quarter of an SVID's life is left and its renewal failed.`,
+		Example: "  " + p.name + " status\n  " + p.name + " status --ready",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conn, where, err := DialAdmin(cmd)
 			if err != nil {
@@ -71,20 +75,26 @@ or plain, a file beside them. It exits 1 while no broker is connected.`,
 			if err != nil {
 				return cli.Reached("agent", where, err)
 			}
-			if err := p.tell(cmd, r); err != nil || r.GetConnected() {
+			good := r.GetConnected()
+			if ready, _ := cmd.Flags().GetBool("ready"); ready {
+				good = len(r.GetUnready()) == 0
+			}
+			if err := p.tell(cmd, r); err != nil || good {
 				return err
 			}
 			return cli.Coded{Code: cli.ExitNo}
 		},
 	}
 	AdminFlag(cmd, "")
+	cmd.Flags().Bool("ready", false, "exit 1 while the agent isn't ready, for probes")
 	return cli.AddOutput(cmd)
 }
 
 func (p *verbs) tell(cmd *cobra.Command, r *agentapi.StatusResponse) error {
 	v := statusView{
 		Node: r.GetNode(), NodeEnds: cli.Moment(r.GetNodeEnds()), Connected: r.GetConnected(), Heard: cli.Moment(r.GetHeardAt()), Trouble: r.GetTrouble(),
-		Seal: r.GetSeal(), Reports: r.GetBacklog(), Lost: r.GetLost(), SpoolTrouble: r.GetSpoolTrouble(), Held: []heldView{},
+		Seal: r.GetSeal(), Reports: r.GetBacklog(), Lost: r.GetLost(), SpoolTrouble: r.GetSpoolTrouble(),
+		Hung: append([]string{}, r.GetHung()...), Unready: append([]string{}, r.GetUnready()...), Held: []heldView{},
 	}
 	rows := [][]string{}
 	for _, h := range r.GetHeld() {
@@ -116,6 +126,12 @@ func (v statusView) fields() [][2]string {
 	all := [][2]string{{"node", node}, {"node ends", cli.When(int64(v.NodeEnds))}, {"broker", broker}}
 	if v.Trouble != "" {
 		all = append(all, [2]string{"trouble", v.Trouble})
+	}
+	for _, why := range v.Hung {
+		all = append(all, [2]string{"not live", why})
+	}
+	for _, why := range v.Unready {
+		all = append(all, [2]string{"not ready", why})
 	}
 	all = append(all, [2]string{"seal", v.Seal}, [2]string{"reports", fmt.Sprintf("%d wait for the broker, %d were lost", v.Reports, v.Lost)})
 	if v.SpoolTrouble != "" {
