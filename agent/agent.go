@@ -30,6 +30,7 @@ var (
 	ErrDenied      = errors.New("no identity is granted to this process")
 	ErrUnavailable = errors.New("the agent cannot answer yet")
 	// ErrFatal wraps what only a person can mend: the agent stops.
+	// A node that had joined rather waits.
 	ErrFatal = errors.New("the agent cannot go on")
 )
 
@@ -46,6 +47,7 @@ type Join struct {
 	Method   string
 	Rule     string // JoinRule; empty for tokens, and where the method has one rule
 	Evidence func(context.Context) ([]byte, error)
+	File     string                                                      // that Evidence is read from, for a person to replace; empty: it is made anew each time
 	Answer   func(ctx context.Context, challenge []byte) ([]byte, error) // nil: a challenge ends the join
 }
 
@@ -64,6 +66,7 @@ type Config struct {
 	TPM         string // its device, or the socket of one in software; empty: the machine's
 	Version     string
 	Observe     func(Event)      // what happens, for metrics; it must not block; nil: nobody
+	Spread      time.Duration    // over which it goes to a broker after a restart, or when it has lost one, so that not all agents do at once; 0: at once
 	Patience    time.Duration    // of a caller while the broker doesn't answer; 0 means 5 s
 	Log         *slog.Logger     // nil discards
 	Now         func() time.Time // nil means time.Now
@@ -83,6 +86,8 @@ type Agent struct {
 	node    nodeState
 	link    atomic.Pointer[link]
 	linking sync.Mutex // held while link is replaced
+	brokers brokers
+	jumps   atomic.Uint64 // of the clock
 	bundles bundles
 	cutoffs atomic.Pointer[Cutoffs]
 	lessons lessons
@@ -116,6 +121,7 @@ func New(cfg Config) (*Agent, error) {
 		cfg.Patience = patience
 	}
 	a := &Agent{cfg: cfg, ready: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
+	a.brokers.list = cfg.Broker
 	a.node.due = make(chan struct{}, 1)
 	a.contact.init(cfg.Now)
 	a.wanted.Store(&map[string]bool{})
@@ -148,11 +154,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer a.stop()
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel(nil)
+	// These end with ctx alone.
+	running.Go(func() { _ = a.mindClock(ctx) })
+	running.Go(func() { _ = a.keeping(ctx) })
 	if err := a.establish(ctx); err != nil {
 		return a.end(ctx, err)
 	}
-	var running sync.WaitGroup
-	for _, loop := range []func(context.Context) error{a.keepNode, a.watch, a.tend, a.ship, a.keeping} {
+	for _, loop := range []func(context.Context) error{a.keepNode, a.watch, a.tend, a.ship, a.home} {
 		running.Go(func() {
 			if err := loop(ctx); err != nil {
 				cancel(err)
@@ -190,9 +201,10 @@ func (a *Agent) end(ctx context.Context, err error) error {
 
 // link is one connection to a broker under one node SVID.
 type link struct {
-	conn *grpc.ClientConn
-	gone chan struct{} // closed when it has been replaced
-	once sync.Once
+	address string
+	conn    *grpc.ClientConn
+	gone    chan struct{} // closed when it has been replaced
+	once    sync.Once
 }
 
 // replace tells those who use it for long that there is a newer one.

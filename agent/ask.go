@@ -112,9 +112,14 @@ func (a *Agent) ask(ctx context.Context, ask []*set) {
 }
 
 func (a *Agent) issueX509(ctx context.Context, request *api.IssueX509Request) (*api.IssueX509Response, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
+	if err := a.node.mustJoin(a.cfg.Now()); err != nil {
+		return nil, err // no broker takes its SVID
+	}
+	l := a.fresh()
+	called, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	response, err := api.NewNodeClient(a.fresh().conn).IssueX509(ctx, request)
+	response, err := api.NewNodeClient(l.conn).IssueX509(called, request)
+	a.callEnded(ctx, l, err)
 	if err == nil && len(response.GetResults()) != len(request.GetItems()) {
 		err = fmt.Errorf("the broker answered %d of %d", len(response.GetResults()), len(request.GetItems()))
 	}
@@ -147,7 +152,7 @@ func (a *Agent) question(st *set) (question, *api.IssueX509Request_Item, error) 
 // failed wakes those who wait, with the reason; what is held stands. The next
 // try is made after a pause.
 func (a *Agent) failed(ctx context.Context, ask []*set, err error) {
-	if ctx.Err() == nil {
+	if ctx.Err() == nil && !errors.Is(err, errMustJoin) { // that is told by itself
 		a.cfg.Log.WarnContext(ctx, "SVIDs not obtained", "error", err, "workloads", len(ask))
 	}
 	for range ask {
@@ -294,7 +299,7 @@ func (v *SVID) keep(held []*SVID, now time.Time) error {
 	if i < 0 {
 		return fmt.Errorf("the broker answered that we hold an SVID of %s, which we do not", v.ID)
 	}
-	v.Certificates, v.Key, v.KeyDER, v.renewAt = held[i].Certificates, held[i].Key, held[i].KeyDER, held[i].renewAt
+	v.Certificates, v.Key, v.KeyDER, v.renewAt, v.back = held[i].Certificates, held[i].Key, held[i].KeyDER, held[i].renewAt, held[i].back
 	return nil
 }
 
@@ -329,6 +334,7 @@ func (a *Agent) read(q question, m *api.X509SVID, v *SVID) error {
 // and up to a tenth of it earlier, so that those who began together don't
 // renew together.
 func halfLife(now, end time.Time) time.Time {
+	now = now.Round(0) // by the wall clock: the other one stands still in a suspension
 	left := max(end.Sub(now), 0)
 	return now.Add(left/2 - rand.N(left/10+1))
 }

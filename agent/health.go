@@ -2,6 +2,7 @@ package agent
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -60,6 +61,9 @@ func (a *Agent) Unready() []string {
 		return []string{"this node has not joined" + because(failed)}
 	}
 	var words []string
+	if errors.Is(a.node.mustJoin(now), errDisowned) {
+		words = append(words, "the broker does not take the node's SVID"+because(failed))
+	}
 	if short(cert.Leaf, now, failed != "") {
 		words = append(words, ending("the node's SVID", cert.Leaf, now, failed))
 	}

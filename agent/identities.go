@@ -48,6 +48,7 @@ type Identities struct {
 	set    *set
 	after  uint64 // a denial of the set counts from the next ask on
 	wanted *map[string]bool
+	erased uint64 // of the set, as it was told
 	last   Update // as it was told
 	told   bool
 	failed []Failure // attestors, when the caller was attested
@@ -68,7 +69,8 @@ func (i *Identities) Close() {
 
 // Next returns what the caller may know: at once the first time, after that
 // when it has changed. The error is ErrDenied when nothing is granted (any
-// more), ErrUnavailable when the broker has not answered and nothing is held.
+// more), ErrUnavailable when the broker has not answered and nothing is held:
+// but for a caller whose SVIDs ended before there were others, which waits.
 func (i *Identities) Next(ctx context.Context) (Update, error) {
 	var waiting *wait
 	for {
@@ -77,6 +79,7 @@ func (i *Identities) Next(ctx context.Context) (Update, error) {
 		}
 		// Ask for the bells before looking: nothing is missed.
 		granted, others := i.set.changed.wait(), i.agent.bundles.changed.wait()
+		erased, _ := i.agent.sets.counts(i.set)
 		u, held, err := i.agent.look(i.set, i.after)
 		if err != nil {
 			return Update{}, blame(err, i.failed)
@@ -84,6 +87,9 @@ func (i *Identities) Next(ctx context.Context) (Update, error) {
 		if !held {
 			if waiting == nil {
 				waiting = i.agent.newWait()
+				if i.told && erased == i.erased {
+					waiting.late = nil // what it has ends; it gets what comes
+				}
 			}
 			if err := waiting.until(ctx, i, granted, others); err != nil {
 				return Update{}, err
@@ -96,7 +102,7 @@ func (i *Identities) Next(ctx context.Context) (Update, error) {
 				i.agent.reports.refused(i.set, notTheSame, "")
 				return Update{}, errChanged()
 			}
-			i.told, i.last = true, u
+			i.told, i.last, i.erased = true, u, erased
 			return u, nil
 		}
 		select {
@@ -188,9 +194,9 @@ func (a *Agent) look(st *set, after uint64) (u Update, held bool, err error) {
 	if !ok || len(own.X509Authorities) == 0 {
 		return Update{}, false, nil
 	}
-	u = Update{SVIDs: svids, Bundles: map[spiffeid.TrustDomain]*Bundle{a.cfg.TrustDomain: own}, ends: svids[0].Certificates[0].NotAfter}
+	u = Update{SVIDs: svids, Bundles: map[spiffeid.TrustDomain]*Bundle{a.cfg.TrustDomain: own}, ends: svids[0].ends()}
 	for _, v := range svids {
-		u.ends = earlier(u.ends, v.Certificates[0].NotAfter)
+		u.ends = earlier(u.ends, v.ends())
 		for _, name := range v.FederatesWith {
 			td, err := federation.ParseTrustDomain(name)
 			if err != nil {

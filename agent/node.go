@@ -40,7 +40,10 @@ type nodeState struct {
 	renewAt time.Time
 	bundle  *spiffebundle.Bundle // nil: the first contact is by pin
 
-	heeded revocation // for which it was renewed last
+	heeded   revocation // for which it was renewed last
+	disowned bool       // the broker does not take it
+
+	restarted bool // there was one when the agent began
 
 	due chan struct{} // of capacity 1: renew it now
 }
@@ -90,9 +93,8 @@ func (n *nodeState) load(cfg Config) error {
 	if err != nil || id.TrustDomain() != cfg.TrustDomain {
 		return fmt.Errorf("%s: it is not the SVID of a node of %s; remove it to join again", n.svidFile(), cfg.TrustDomain)
 	}
-	if cfg.Now().Before(cert.Leaf.NotAfter) {
-		n.cert, n.renewAt = &cert, halfLife(cert.Leaf.NotBefore, cert.Leaf.NotAfter)
-	}
+	// One that has ended says who this node was.
+	n.cert, n.renewAt, n.restarted = &cert, halfLife(cert.Leaf.NotBefore, cert.Leaf.NotAfter), true
 	return nil
 }
 
@@ -128,6 +130,44 @@ func (n *nodeState) certificate() *tls.Certificate {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.cert
+}
+
+// Why a node must join: what it has is good for nothing.
+var (
+	errMustJoin = errors.New("this node must join")
+	errNever    = fmt.Errorf("%w: it has not yet", errMustJoin)
+	errOver     = fmt.Errorf("%w again: its SVID has ended", errMustJoin)
+	errDisowned = fmt.Errorf("%w again: the broker does not take its SVID, which has not ended", errMustJoin)
+)
+
+// mustJoin is nil while the SVID is good.
+func (n *nodeState) mustJoin(now time.Time) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.cert == nil:
+		return errNever
+	case !now.Before(n.cert.Leaf.NotAfter):
+		return errOver
+	case n.disowned:
+		return errDisowned
+	}
+	return nil
+}
+
+// disown notes that the broker does not take the SVID.
+func (n *nodeState) disown() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.disowned = true
+}
+
+// nudge has the SVID looked at: it may be due.
+func (n *nodeState) nudge() {
+	select {
+	case n.due <- struct{}{}:
+	default:
+	}
 }
 
 // drop forgets an SVID that the broker no longer takes.
@@ -170,7 +210,7 @@ func (a *Agent) keep(joined *api.Joined, key *ecdsa.PrivateKey) error {
 		return err
 	}
 	a.node.mu.Lock()
-	a.node.cert, a.node.renewAt, a.node.bundle = cert, halfLife(a.cfg.Now(), leaf.NotAfter), bundle
+	a.node.cert, a.node.renewAt, a.node.bundle, a.node.disowned = cert, halfLife(a.cfg.Now(), leaf.NotAfter), bundle, false
 	a.node.mu.Unlock()
 	a.bundles.own(a.cfg.TrustDomain, bundle)
 	a.triedNode(nil)
@@ -228,6 +268,14 @@ func (a *Agent) keepNode(ctx context.Context) error {
 		case <-a.node.due:
 		}
 		a.pulses.node.work(a.cfg.Now())
+		if a.node.mustJoin(a.cfg.Now()) != nil {
+			a.link.Load().replace() // the watch loop joins again
+			wait = lookForEvidence
+			continue
+		}
+		if wait = a.node.renewIn(a.cfg.Now()); wait > time.Second {
+			continue
+		}
 		err := a.renewNode(ctx)
 		wait = a.node.renewIn(a.cfg.Now())
 		if err != nil && ctx.Err() == nil {
@@ -242,7 +290,7 @@ func (n *nodeState) renewIn(now time.Time) time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.cert == nil {
-		return time.Second // the watch loop is joining again
+		return time.Second
 	}
 	return max(n.renewAt.Sub(now), time.Second)
 }
@@ -263,10 +311,7 @@ func (n *nodeState) renewIfRevoked(c *Cutoffs, now time.Time) {
 		return
 	}
 	n.heeded, n.renewAt = r, now
-	select {
-	case n.due <- struct{}{}:
-	default:
-	}
+	n.nudge()
 }
 
 // A revocation is of what an authority signed before a time.
@@ -288,13 +333,6 @@ func signerOf(cert *tls.Certificate) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// ended says whether the SVID is over: no broker takes it any more.
-func (n *nodeState) ended(now time.Time) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.cert != nil && !now.Before(n.cert.Leaf.NotAfter)
-}
-
 func (a *Agent) renewNode(ctx context.Context) error {
 	key, der, err := newKey()
 	if err != nil {
@@ -302,7 +340,7 @@ func (a *Agent) renewNode(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	joined, err := api.NewNodeClient(a.link.Load().conn).Renew(ctx, &api.RenewRequest{PublicKey: der})
+	joined, err := api.NewNodeClient(a.fresh().conn).Renew(ctx, &api.RenewRequest{PublicKey: der})
 	if err != nil {
 		return err
 	}

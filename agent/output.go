@@ -77,6 +77,7 @@ type Delivery struct {
 	agent  *Agent
 	output Output
 	erased uint64 // of the set, as it was told
+	jumps  uint64 // of the clock, as it was told
 	told   told
 	last   Update
 	pause  time.Duration // since the last ask about what is denied
@@ -119,7 +120,7 @@ func (d *Delivery) Close() {
 }
 
 // Next returns what the output may have: at once the first time, after that
-// when it has changed.
+// when it has changed, or the clock has jumped.
 //
 // ErrDenied says that nothing is granted, or that what was granted has been
 // erased: what was written must be erased. That is told once; the next call
@@ -138,14 +139,15 @@ func (d *Delivery) Next(ctx context.Context) (Update, error) {
 		}
 		// Ask for the bells before looking: nothing is missed.
 		granted, others := st.changed.wait(), d.agent.bundles.changed.wait()
+		jumps := d.agent.jumps.Load()
 		u, held, err := d.look(st, after)
 		switch {
 		case d.agent.sets.ended() != nil:
 			continue
 		case err != nil:
 			return Update{}, err
-		case held && (d.told != toldGranted || !u.equal(d.last)):
-			d.told, d.last, d.pause = toldGranted, u, 0
+		case held && (d.told != toldGranted || !u.equal(d.last) || jumps != d.jumps):
+			d.told, d.last, d.jumps, d.pause = toldGranted, u, jumps, 0
 			return u, nil
 		}
 		pause := max(d.pause, firstAskAgain)

@@ -189,9 +189,7 @@ func TestARefusalOnTheNodeIsReportedOnceWithItsRepeats(t *testing.T) {
 	if r := b.Refusals()[1]; r.GetCount() != 6 || r.GetTarget() != "gcp" {
 		t.Errorf("reported: %v", r)
 	}
-	if n := len(b.Reports()); n != 1 {
-		t.Errorf("%d exchanges", n)
-	}
+	b.Await("the exchange is reported", func() bool { return len(b.Reports()) == 1 })
 }
 
 func TestManyDifferentRefusalsFillNothing(t *testing.T) {

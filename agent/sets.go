@@ -46,10 +46,14 @@ type SVID struct {
 	digest  []byte
 	depends map[string]*api.Values
 	renewAt time.Time
+	back    time.Duration // by which the clock was set back since it was obtained
 }
 
 // current says whether an SVID may still be served.
-func (v *SVID) current(now time.Time) bool { return now.Before(v.Certificates[0].NotAfter) }
+func (v *SVID) current(now time.Time) bool { return now.Before(v.ends()) }
+
+// ends is when it ends by the clock as it is now.
+func (v *SVID) ends() time.Time { return v.Certificates[0].NotAfter.Add(-v.back) }
 
 // set is what the broker granted on one set of facts.
 type set struct {
@@ -96,6 +100,11 @@ func (p *pause) longer(now time.Time, most time.Duration) {
 	p.length = min(max(2*p.length, firstPause), maxPause)
 	d := min(p.length, most)
 	p.until = now.Add(d/2 + rand.N(d/2+1))
+}
+
+// spreadOver is a pause of up to d.
+func spreadOver(now time.Time, d time.Duration) pause {
+	return pause{until: now.Add(rand.N(d))}
 }
 
 // atMost brings the next try forward.

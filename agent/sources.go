@@ -88,6 +88,15 @@ func (s *sources) discard(k sourceKey, src *source) {
 	s.agent.sets.release(src.set, s.agent.cfg.Now())
 }
 
+// look has all sessions see what is due by the wall clock.
+func (s *sources) look() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, src := range s.all {
+		src.Look()
+	}
+}
+
 // drop erases the credentials that are kept fresh on a set of facts; an empty
 // id means all.
 func (s *sources) drop(set []byte) {

@@ -302,7 +302,13 @@ func TestSessionsThatNobodyAsksForEnd(t *testing.T) {
 	t.Parallel()
 	sky := &cloud{life: 10 * time.Hour}
 	clock := &clock{}
-	b, a := started(t, exchanging(sky), func(c *agent.Config) { c.Now = clock.Now })
+	b := agenttest.NewBroker(t, domain)
+	b.NodeTTL = 10 * time.Hour
+	b.Start()
+	cfg := config(t, b)
+	exchanging(sky)(&cfg)
+	cfg.Now = clock.Now
+	a := run(t, cfg).ready()
 	g := targeting("/a", 1, "aws")
 	g.TTL = 10 * time.Hour
 	b.Grant(g)

@@ -23,6 +23,8 @@ type contact struct {
 	heard     time.Time  // when a broker last answered
 	trouble   string     // why there is no stream
 	unrenewed string     // why the node got no SVID when it last tried; empty: it did
+	needs     string     // of a person
+	said      string     // in the log, since a broker was heard last
 }
 
 func (c *contact) init(now func() time.Time) { c.now, c.lost = now, now() }
@@ -61,9 +63,30 @@ func (c *contact) stream(open bool, trouble error) {
 		c.lost = c.now()
 	}
 	c.connected, c.trouble = open, ""
+	if open {
+		c.said = ""
+	}
 	if trouble != nil {
 		c.trouble = trouble.Error()
 	}
+}
+
+// need notes what a person has to do, and says whether that is news.
+func (c *contact) need(what string) (news bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	news = what != c.needs
+	c.needs = what
+	return news
+}
+
+// news says whether an error is another one than what was said last.
+func (c *contact) news(err error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	said := c.said
+	c.said = err.Error()
+	return c.said != said
 }
 
 // Status is how an agent does, and for how long it does without a broker.
@@ -73,6 +96,7 @@ type Status struct {
 	Connected bool
 	Heard     time.Time // when a broker last answered; zero: never in this run
 	Trouble   string    // why it is not connected
+	Needs     string    // what a person has to do about that; empty: time will do
 	Seal      string    // of what is kept for a restart: "tpm", "keyring" or "plain"
 	Spool     spool.Stats
 	Held      []Holding            // by SPIFFE ID, then end
@@ -98,7 +122,7 @@ func (a *Agent) Status() Status {
 		s.NodeEnds = cert.Leaf.NotAfter
 	}
 	a.contact.mu.Lock()
-	s.Connected, s.Heard, s.Trouble = a.contact.connected, a.contact.heard, a.contact.trouble
+	s.Connected, s.Heard, s.Trouble, s.Needs = a.contact.connected, a.contact.heard, a.contact.trouble, a.contact.needs
 	a.contact.mu.Unlock()
 	a.bundles.mu.RLock()
 	s.Bundles = maps.Clone(a.bundles.told)

@@ -37,8 +37,12 @@ func verifyBroker(shown []*x509.Certificate, bundle *x509bundle.Bundle, now time
 	if _, _, err := federation.VerifyX509(shown, bundle, now); err != nil {
 		if invalid := (x509.CertificateInvalidError{}); errors.As(err, &invalid) && invalid.Reason == x509.Expired {
 			c := invalid.Cert
-			return fmt.Errorf("this machine's clock says %s, but a certificate that the broker shows holds from %s to %s: set the clock that is wrong (NTP), this machine's or the broker's",
-				now.UTC().Format(time.RFC3339), c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339))
+			way, by := "ahead", now.Sub(c.NotAfter)
+			if now.Before(c.NotBefore) {
+				way, by = "behind", c.NotBefore.Sub(now)
+			}
+			return fmt.Errorf("this machine's clock says %s, but a certificate that the broker shows holds from %s to %s: it is likely wrong, by %s at least (%s); set it (NTP), or the broker's",
+				now.UTC().Format(time.RFC3339), c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339), by.Truncate(time.Second), way)
 		}
 		return fmt.Errorf("the broker's certificate does not verify under our trust bundle: %w", err)
 	}

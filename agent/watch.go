@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"time"
 
 	"google.golang.org/grpc"
@@ -17,17 +18,32 @@ import (
 
 var connectParams = grpc.ConnectParams{
 	Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxPause},
-	MinConnectTimeout: maxPause,
+	MinConnectTimeout: connectTime,
 }
 
 // watch keeps one Watch stream to a broker, opening it again with pauses that
-// grow, until ctx ends or a person is needed.
+// grow, until ctx ends or a person is needed. Of several brokers each gets its
+// turn before a pause.
 func (a *Agent) watch(ctx context.Context) error {
 	var p pause
-	for {
+	if a.cfg.Spread > 0 && a.node.restarted {
+		// All agents of a building start at one time.
+		a.rest(ctx, spreadOver(a.cfg.Now(), a.cfg.Spread))
+	}
+	for unknown := 0; ; {
+		if why := a.node.mustJoin(a.cfg.Now()); why != nil {
+			if err := a.rejoin(ctx, why); err != nil {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return err
+			}
+			p = pause{}
+		}
 		started := a.cfg.Now()
 		a.pulses.watch.work(started)
-		err := a.watchOnce(ctx, a.fresh())
+		l := a.fresh()
+		served, err := a.watchOnce(ctx, l)
 		a.contact.stream(false, err)
 		switch {
 		case ctx.Err() != nil:
@@ -37,18 +53,37 @@ func (a *Agent) watch(ctx context.Context) error {
 			continue
 		case status.Code(err) == codes.PermissionDenied:
 			return a.evicted()
-		case status.Code(err) == codes.Unauthenticated || a.node.ended(a.cfg.Now()):
-			if err := a.rejoin(ctx); err != nil {
-				return err
+		case status.Code(err) == codes.Unauthenticated:
+			// One that joined by another broker just now may not be known yet.
+			if unknown++; unknown >= len(a.cfg.Broker) {
+				unknown = 0
+				a.node.disown()
+				continue
 			}
+		case a.node.mustJoin(a.cfg.Now()) != nil:
+			continue
 		}
-		if a.cfg.Now().Sub(started) > time.Minute {
-			p = pause{}
+		if a.cfg.Now().Sub(started) > goodStream {
+			a.brokers.good()
+			p, unknown = pause{}, 0
 		}
 		a.observe(Event{What: EventWatched, Outcome: OutcomeFailed})
-		p.longer(a.cfg.Now(), maxPause)
-		a.cfg.Log.WarnContext(ctx, "not connected to a broker; serving what is held", "error", err)
-		a.rest(ctx, p)
+		all := a.brokers.failed(l.address)
+		a.fresh() // calls go with it
+		if a.contact.news(err) {
+			a.cfg.Log.WarnContext(ctx, "not connected to a broker; serving what is held", "broker", l.address, "error", err)
+		}
+		switch {
+		case served && a.cfg.Spread > 0:
+			// All agents of a broker that went away lose it at one time.
+			a.rest(ctx, spreadOver(a.cfg.Now(), a.cfg.Spread))
+		case !all:
+			continue
+		}
+		if all {
+			p.longer(a.cfg.Now(), maxPause)
+			a.rest(ctx, p)
+		}
 	}
 }
 
@@ -58,7 +93,7 @@ func (a *Agent) rest(ctx context.Context, p pause) {
 	a.pulses.watch.rest()
 	defer func() { a.pulses.watch.work(a.cfg.Now()) }()
 	full := p.until.Sub(a.cfg.Now())
-	short := time.After(min(full, hungryPause))
+	short := time.After(min(full, hungryPause/4+rand.N(hungryPause*3/4)))
 	select {
 	case <-ctx.Done():
 		return
@@ -82,12 +117,17 @@ func (a *Agent) wanting() {
 
 // evicted erases everything that was granted on this node.
 func (a *Agent) evicted() error {
+	return a.out(fmt.Errorf("%w: the broker has evicted this node; credence node allow lets it come back", ErrFatal))
+}
+
+// out is the end of a node that the broker shut out.
+func (a *Agent) out(err error) error {
 	a.sets.end(&Denied{Reason: "this node has been evicted", Code: NodeEvicted})
 	a.tokens.forget(nil)
 	a.sources.drop(nil)
 	a.node.drop()
 	a.kept.forget()
-	return fmt.Errorf("%w: the broker has evicted this node; credence node allow lets it come back", ErrFatal)
+	return err
 }
 
 // heard notes that the broker answers.
@@ -100,9 +140,15 @@ func (a *Agent) heard() {
 // errRelinked says that the connection was replaced by a newer one.
 var errRelinked = errors.New("relinked")
 
-func (a *Agent) watchOnce(ctx context.Context, l *link) error {
+// errSilent says that a broker took the stream and told nothing.
+var errSilent = errors.New("the broker does not answer")
+
+// watchOnce heeds one stream, and says whether the broker served it.
+func (a *Agent) watchOnce(ctx context.Context, l *link) (served bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	silent := time.AfterFunc(callTime, func() { cancel(errSilent) })
+	defer silent.Stop()
 	go func() {
 		select {
 		case <-l.gone:
@@ -112,7 +158,7 @@ func (a *Agent) watchOnce(ctx context.Context, l *link) error {
 	}()
 	stream, err := api.NewNodeClient(l.conn).Watch(ctx)
 	if err != nil {
-		return relinked(ctx, err)
+		return false, cause(ctx, err)
 	}
 	// A failed Send means that the stream has ended: Recv knows why.
 	_ = stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Since_{Since: &api.WatchRequest_Since{}}})
@@ -121,17 +167,18 @@ func (a *Agent) watchOnce(ctx context.Context, l *link) error {
 		m, err := stream.Recv()
 		a.pulses.watch.work(a.cfg.Now())
 		if err != nil {
-			return relinked(ctx, err)
+			return !first, cause(ctx, err)
 		}
+		silent.Stop()
 		a.heed(ctx, m, first)
 		_ = stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Acknowledged{Acknowledged: m.GetRevision()}})
 	}
 }
 
-// relinked is errRelinked where that is why a stream ended.
-func relinked(ctx context.Context, err error) error {
-	if errors.Is(context.Cause(ctx), errRelinked) {
-		return errRelinked
+// cause is why we ended a stream, where we did.
+func cause(ctx context.Context, err error) error {
+	if why := context.Cause(ctx); errors.Is(why, errRelinked) || errors.Is(why, errSilent) {
+		return why
 	}
 	return err
 }

@@ -38,6 +38,7 @@ func (s *Source) settle(c *call, cred Credential, err error) {
 func (s *Source) keep(cred Credential, now time.Time) {
 	s.cred, s.failure, s.failures, s.since = cred, nil, 0, time.Time{}
 	// 40 to 60 % of the life: those who began together do not refresh together.
+	now = now.Round(0) // by the wall clock: the other one stands still in a suspension
 	life := cred.Expires.Sub(now)
 	s.next = now.Add(time.Duration(float64(life) * (0.4 + 0.2*s.cfg.Jitter())))
 	// Whoever gets it must have time to use it.
@@ -111,6 +112,10 @@ func (s *Source) background() bool {
 	var refusal *Error
 	return !errors.As(s.failure, &refusal) || classOf(refusal) != Config
 }
+
+// Look has what is due by the clock done now, such as when it has jumped: timers
+// don't see that.
+func (s *Source) Look() { s.tick() }
 
 func (s *Source) tick() {
 	s.mu.Lock()

@@ -41,6 +41,7 @@ type Broker struct {
 
 	mu       sync.Mutex // guards what follows
 	stop     func()
+	name     string // the node's
 	decide   func(*api.Workload) []Grant
 	before   map[string]func(context.Context) error
 	calls    map[string]int
@@ -65,7 +66,7 @@ type Broker struct {
 func NewBroker(t testing.TB, td string) *Broker {
 	t.Helper()
 	b := &Broker{
-		CA: NewCA(t, td), Token: "token-1", t: t, decide: func(*api.Workload) []Grant { return nil },
+		CA: NewCA(t, td), Token: "token-1", t: t, name: "n1", decide: func(*api.Workload) []Grant { return nil },
 		before: make(map[string]func(context.Context) error), calls: make(map[string]int),
 		streams: make(map[chan *api.WatchResponse]bool), gone: make(chan struct{}), changed: make(chan struct{}),
 	}
@@ -75,7 +76,28 @@ func NewBroker(t testing.TB, td string) *Broker {
 
 // NodeID is the only node's.
 func (b *Broker) NodeID() spiffeid.ID {
-	return spiffeid.RequireFromPath(b.TrustDomain, "/credence/node/n1")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.nodeID()
+}
+
+// nodeID must be called with mu held.
+func (b *Broker) nodeID() spiffeid.ID {
+	return spiffeid.RequireFromPath(b.TrustDomain, "/credence/node/"+b.name)
+}
+
+// Name has the node that joins next be this one.
+func (b *Broker) Name(node string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.name = node
+}
+
+// Admit has another token join, and the node's SVID live for ttl from then on.
+func (b *Broker) Admit(token string, ttl time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Token, b.NodeTTL = token, ttl
 }
 
 // Start listens, on the same port as before if it is started again.
@@ -106,10 +128,11 @@ func (b *Broker) Start() *Broker {
 	return b
 }
 
-// Certificate is one of the trust domain, with the root at its end.
+// Certificate is one of the trust domain, with the root at its end. It outlives
+// what clocks do in tests.
 func (b *Broker) Certificate(id spiffeid.ID) *tls.Certificate {
 	key := newKey()
-	leaf := b.Sign(id, key.Public(), time.Now().Add(time.Hour))
+	leaf := b.Sign(id, key.Public(), time.Now().Add(20*time.Hour))
 	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, b.Root.Raw}, PrivateKey: key, Leaf: leaf}
 }
 
@@ -408,11 +431,11 @@ func (b *Broker) admit(der []byte) (*api.Joined, error) {
 	if ttl == 0 {
 		ttl = time.Hour
 	}
-	leaf := b.Sign(b.NodeID(), key, time.Now().Add(ttl))
+	leaf := b.Sign(b.nodeID(), key, time.Now().Add(ttl))
 	b.serials = append(b.serials, leaf.SerialNumber.String())
 	b.serials = b.serials[max(0, len(b.serials)-2):]
 	b.note()
-	return &api.Joined{Chain: [][]byte{leaf.Raw}, Bundle: b.Document(), NodeId: b.NodeID().String()}, nil
+	return &api.Joined{Chain: [][]byte{leaf.Raw}, Bundle: b.Document(), NodeId: b.nodeID().String()}, nil
 }
 
 func publicKey(der []byte) (crypto.PublicKey, error) {
