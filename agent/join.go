@@ -88,7 +88,8 @@ func (a *Agent) replaceLink(linger time.Duration) error {
 	return nil
 }
 
-// join proves this node to a broker by evidence, and keeps what it gets.
+// join proves this node to a broker by evidence, and keeps what it gets. The SVID
+// that it has, if it is good, tells which node it is.
 func (a *Agent) join(ctx context.Context, evidence []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTime)
 	defer cancel()
@@ -96,7 +97,11 @@ func (a *Agent) join(ctx context.Context, evidence []byte) error {
 	if err != nil {
 		return err
 	}
-	l, refusal, err := a.dial(a.brokers.current(), nil)
+	var known *tls.Certificate
+	if a.node.mustJoin(a.cfg.Now()) == nil {
+		known = a.node.certificate()
+	}
+	l, refusal, err := a.dial(a.brokers.current(), known)
 	if err != nil {
 		return err
 	}

@@ -333,7 +333,19 @@ func signerOf(cert *tls.Certificate) string {
 	return hex.EncodeToString(sum[:16])
 }
 
+// renewNode gets the node its next SVID: by the one it has if a token made it a
+// node, for that is spent; else by proving anew what it is.
 func (a *Agent) renewNode(ctx context.Context) error {
+	if a.cfg.Join.Method != tokenMethod {
+		evidence, err := a.evidence(ctx)
+		if err != nil {
+			return err
+		}
+		if err := a.join(ctx, evidence); err != nil {
+			return err
+		}
+		return a.relink()
+	}
 	key, der, err := newKey()
 	if err != nil {
 		return err

@@ -95,6 +95,9 @@ func (a *Agent) enter(ctx context.Context) error {
 	return nil
 }
 
+// tokenMethod is the one method whose nodes renew.
+const tokenMethod = "token"
+
 // errEvidence says that there is nothing to show.
 var errEvidence = errors.New("making evidence")
 
@@ -138,7 +141,7 @@ func (a *Agent) forPerson(err error) error {
 	switch {
 	case errors.Is(err, ErrFatal), errors.Is(err, errEvidence), errors.As(err, new(notAccepted)):
 		return err
-	case status.Code(err) == codes.Unauthenticated && a.cfg.Join.Method == "token":
+	case status.Code(err) == codes.Unauthenticated && a.cfg.Join.Method == tokenMethod:
 		return fmt.Errorf("joining: %s: the token is spent, expired, or made by another broker; make a new one with: %s", said, a.newToken())
 	case status.Code(err) == codes.Unauthenticated, status.Code(err) == codes.PermissionDenied,
 		status.Code(err) == codes.InvalidArgument, status.Code(err) == codes.Unimplemented:
@@ -168,7 +171,7 @@ func (a *Agent) waitForPerson(ctx context.Context, why, person error) {
 	}
 	a.contact.stream(false, person)
 	need := person.Error()
-	if a.cfg.Join.Method == "token" && !errors.As(person, new(notAccepted)) {
+	if a.cfg.Join.Method == tokenMethod && !errors.As(person, new(notAccepted)) {
 		need = a.newToken()
 	}
 	if a.contact.need(need) {

@@ -36,6 +36,9 @@ type JoinRequest struct {
 	PublicKey crypto.PublicKey
 	Version   string // of the agent, for the record
 	Ask       join.Challenge
+	// Known is the node that asks, as Node returned it, where it shows its SVID: it
+	// stays that node if what it proves is banned by the same. Zero: a stranger.
+	Known Node
 }
 
 // Joined is what a node gets.
@@ -102,7 +105,7 @@ func (b *Broker) join(ctx context.Context, r JoinRequest) (Joined, error) {
 	if err := allowed(rule, proof); err != nil {
 		return Joined{}, err
 	}
-	node, err := b.newNode(rule, proof)
+	node, err := b.newNode(rule, proof, r.Known)
 	if err != nil {
 		return Joined{}, err
 	}
@@ -154,8 +157,9 @@ func allowed(rule join.Rule, p join.Proof) error {
 }
 
 // newNode makes the node that a proof stands for: the same durable key, and
-// instance, is always the same node.
-func (b *Broker) newNode(rule join.Rule, p join.Proof) (Node, error) {
+// instance, is always the same node; and a known one is who it was, though it
+// shows another instance's.
+func (b *Broker) newNode(rule join.Rule, p join.Proof, known Node) (Node, error) {
 	if p.DurableKey == "" || p.Name == "" {
 		return Node{}, fmt.Errorf("join method %s proved no durable key or name", rule.Method)
 	}
@@ -166,6 +170,9 @@ func (b *Broker) newNode(rule join.Rule, p join.Proof) (Node, error) {
 			sum = sha256.Sum256(append(sum[:], p.Instance...))
 		}
 		id = rule.Method + "-" + hex.EncodeToString(sum[:12])
+		if known.DurableKey == rule.Method+":"+p.DurableKey && known.JoinRule == rule.Name {
+			id = path.Base(known.ID)
+		}
 	}
 	spiffeID, err := identity.NodeID(b.cfg.TrustDomain, id)
 	if err != nil {

@@ -260,8 +260,17 @@ func TestInstances(t *testing.T) {
 	if first.Node.ID != again.Node.ID || first.Node.ID == second.Node.ID {
 		t.Errorf("IDs %s, %s and %s", first.Node.ID, again.Node.ID, second.Node.ID)
 	}
-	_, err = e.as(second)
+	known, err := e.as(second)
 	e.must(err)
+	// Who shows that it is one of them stays it, if it proves the same.
+	e.method = fake{instance: "4"}
+	for evidence, same := range map[string]bool{"n1 acme": true, "n1 globex": false} {
+		next, err := e.Join(t.Context(), broker.JoinRequest{Method: "fake", Evidence: []byte(evidence), PublicKey: keys(t, 1)[0], Known: known})
+		e.must(err)
+		if (next.Node.ID == second.Node.ID) != same {
+			t.Errorf("by %s node %s is %s", evidence, second.Node.ID, next.Node.ID)
+		}
+	}
 	_, err = e.Evict(t.Context(), first.Node.ID, "uid:0", "")
 	e.must(err)
 	_, err = e.as(second)

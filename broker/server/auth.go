@@ -63,38 +63,40 @@ func callerNode(ctx context.Context) broker.Node {
 // certificate that has not ended since the connection was made. Everybody
 // else, workloads with good SVIDs of ours among them, is Unauthenticated.
 func (s *Server) authenticate(ctx context.Context) (context.Context, error) {
-	refuse := func(why string) (context.Context, error) {
-		s.cfg.Log.InfoContext(ctx, "caller refused", "reason", why)
+	node, err := s.node(ctx)
+	if err != nil {
+		s.cfg.Log.InfoContext(ctx, "caller refused", "reason", err)
 		return nil, status.Error(codes.Unauthenticated, "a node's SVID is required; join first")
 	}
+	return context.WithValue(ctx, nodeKey{}, node), nil
+}
+
+// node is the node that calls.
+func (s *Server) node(ctx context.Context) (broker.Node, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return refuse("no peer")
+		return broker.Node{}, errors.New("no peer")
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok || len(info.State.PeerCertificates) == 0 {
-		return refuse("no certificate")
+		return broker.Node{}, errors.New("no certificate")
 	}
 	leaf := info.State.PeerCertificates[0]
 	id, err := federation.LeafID(leaf)
 	if err != nil {
-		return refuse(err.Error())
+		return broker.Node{}, err
 	}
 	if !identity.IsNodeID(s.cfg.TrustDomain, id) {
-		return refuse("not a node: " + id.String())
+		return broker.Node{}, fmt.Errorf("not a node: %s", id)
 	}
 	if now := s.cfg.Now(); !now.Before(leaf.NotAfter.Add(clockSkew)) {
-		return refuse("SVID ended at " + leaf.NotAfter.UTC().Format(time.RFC3339))
+		return broker.Node{}, fmt.Errorf("SVID ended at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	key, err := identity.DigestKey(leaf.PublicKey)
 	if err != nil {
-		return refuse(err.Error())
+		return broker.Node{}, err
 	}
-	node, err := s.cfg.Broker.Node(id, leaf.SerialNumber, key)
-	if err != nil {
-		return refuse(err.Error())
-	}
-	return context.WithValue(ctx, nodeKey{}, node), nil
+	return s.cfg.Broker.Node(id, leaf.SerialNumber, key)
 }
 
 // clockSkew is how far two clocks may differ.

@@ -82,9 +82,13 @@ func (n nodeService) Join(stream grpc.BidiStreamingServer[api.JoinRequest, api.J
 		}
 		return m.GetAnswer(), nil
 	}
+	known, err := n.s.node(ctx)
+	if err != nil {
+		known = broker.Node{} // a stranger
+	}
 	joined, err := n.s.cfg.Broker.Join(ctx, broker.JoinRequest{
 		Method: start.GetMethod(), Rule: start.GetRule(), Evidence: start.GetEvidence(),
-		PublicKey: key, Version: start.GetAgentVersion(), Ask: ask,
+		PublicKey: key, Version: start.GetAgentVersion(), Ask: ask, Known: known,
 	})
 	if err != nil {
 		return n.fail(ctx, err)

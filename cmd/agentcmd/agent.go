@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -49,7 +48,7 @@ type Daemon struct {
 	log      *slog.Logger
 }
 
-// New puts an agent together. evidence nil reads the file's token_file.
+// New puts an agent together. evidence nil proves the node as the file says.
 func New(f File, evidence func(context.Context) ([]byte, error), now func() time.Time, log *slog.Logger) (_ *Daemon, err error) {
 	p := &Daemon{sds: f.SDS, now: now, log: log}
 	defer func() {
@@ -77,12 +76,6 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 			return nil, fmt.Errorf("trust.bundle: %w", err)
 		}
 	}
-	if evidence == nil {
-		evidence = func(context.Context) ([]byte, error) {
-			text, err := cli.ReadSmall(f.Join.TokenFile)
-			return []byte(strings.TrimSpace(string(text))), err
-		}
-	}
 	if p.watched, err = f.watched(); err != nil {
 		return nil, err
 	}
@@ -98,7 +91,7 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 	p.watch = watch
 	p.Agent, err = agent.New(agent.Config{
 		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
-		Join:      agent.Join{Method: f.Join.Method, Evidence: evidence},
+		Join:      f.Join.join(evidence),
 		Attestors: attestors,
 		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Observe: p.watched.metrics.Observe, Now: now, Log: log,
 	})

@@ -20,12 +20,9 @@ type File struct {
 		CAPin  []string `yaml:"ca_pin"` // credence token create prints it
 		Bundle string   `yaml:"bundle"` // or a file: SPIFFE JSON or PEM
 	} `yaml:"trust"`
-	Join struct {
-		Method    string `yaml:"method"`     // token
-		TokenFile string `yaml:"token_file"` // holds the join token
-	} `yaml:"join"`
-	Socket string `yaml:"socket"` // of the Workload API; default DATA/run/workload.sock
-	Admin  string `yaml:"admin"`  // default DATA/run/admin.sock
+	Join   joinFile `yaml:"join"`   // required
+	Socket string   `yaml:"socket"` // of the Workload API; default DATA/run/workload.sock
+	Admin  string   `yaml:"admin"`  // default DATA/run/admin.sock
 
 	SDS     sdsFile      `yaml:"sds"`     // for Envoy, on the same socket
 	Attest  attestFile   `yaml:"attest"`  // workloads, besides by the kernel's facts
@@ -61,11 +58,8 @@ func (f *File) Complete() error {
 			return fmt.Errorf("trust: %w", err)
 		}
 	}
-	if f.Join.Method != "token" {
-		return fmt.Errorf("join.method: %q: token is what this program has", f.Join.Method)
-	}
-	if f.Join.TokenFile == "" {
-		return errors.New("join.token_file: is required: a file that holds what credence token create printed")
+	if err := f.Join.complete(f.TrustDomain); err != nil {
+		return err
 	}
 	if err := f.Attest.complete(); err != nil {
 		return err
