@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -335,5 +336,39 @@ func TestTheBundleKeptIsTheBrokersLast(t *testing.T) {
 	kept, err := os.ReadFile(filepath.Join(cfg.Data, "bundle.json"))
 	if err != nil || string(kept) != string(document) {
 		t.Errorf("kept %s: %v", kept, err)
+	}
+}
+
+// Who did not join by a token proves itself anew instead, and stays who it is by
+// the SVID that it shows: open streams go on.
+func TestNodeProvesItselfAnew(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain)
+	b.NodeTTL = 3 * time.Second
+	b.Start()
+	b.Grant(grant("/a"))
+	c := config(t, b)
+	made := 0
+	c.Join = agent.Join{Method: "github", Rule: "acme", Evidence: func(context.Context) ([]byte, error) {
+		made++ // one at a time
+		return fmt.Appendf(nil, "token-%d", made), nil
+	}}
+	a := run(t, c).ready()
+	v := a.view(t)
+	v.next()
+	b.Await("two joins more", func() bool { return len(b.Joins()) >= 3 })
+	b.Await("a new stream each time", func() bool { return b.Calls("Watch") >= 3 && b.Watching() >= 1 })
+	for n, j := range b.Joins() {
+		if j.GetMethod() != "github" || j.GetRule() != "acme" || string(j.GetEvidence()) != fmt.Sprintf("token-%d", n+1) {
+			t.Errorf("join %d: %v", n, j)
+		}
+	}
+	if n := b.Calls("Renew"); n != 0 {
+		t.Errorf("%d renewals", n)
+	}
+	b.Grant(grant("/b"))
+	b.Push(change(nil, false))
+	if got := paths(v.next()); len(got) != 1 || got[0] != "/b" {
+		t.Errorf("after joins: %v", got)
 	}
 }

@@ -394,7 +394,7 @@ func (b *Broker) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	return next(srv, stream)
 }
 
-// Join takes the token once.
+// Join takes the token once; of another method it takes any evidence.
 func (b *Broker) Join(stream grpc.BidiStreamingServer[api.JoinRequest, api.JoinResponse]) error {
 	m, err := stream.Recv()
 	if err != nil {
@@ -403,10 +403,12 @@ func (b *Broker) Join(stream grpc.BidiStreamingServer[api.JoinRequest, api.JoinR
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.joined = append(b.joined, m.GetStart())
-	if b.Token == "" || string(m.GetStart().GetEvidence()) != b.Token {
-		return status.Error(codes.Unauthenticated, "the evidence was refused")
+	if m.GetStart().GetMethod() == "token" {
+		if b.Token == "" || string(m.GetStart().GetEvidence()) != b.Token {
+			return status.Error(codes.Unauthenticated, "the evidence was refused")
+		}
+		b.Token = ""
 	}
-	b.Token = ""
 	joined, err := b.admit(m.GetStart().GetPublicKey())
 	if err != nil {
 		return err

@@ -186,7 +186,7 @@ func TestAllFiles(t *testing.T) {
 		c.SVID, c.Key, c.Bundle, c.CRL, c.Combined = "tls.crt", "tls.key", "ca.crt", "ca.crl", "tls.pem"
 		c.BundleMap, c.JWTBundle, c.Mode = "bundles.json", "jwt_bundle.json", 0o640
 		c.PKCS12 = &files.PKCS12{File: "tls.p12", Trust: "ca.p12", PasswordFile: password}
-		c.JWTs = []files.JWT{{Audiences: identity.Plain("orders", "pay")}}
+		c.JWTs = []files.JWT{{Audiences: []string{"orders", "pay"}}}
 		c.Targets = []string{"aws-orders"}
 	})
 	v := s.svid("/web", "")
@@ -282,7 +282,7 @@ func TestHint(t *testing.T) {
 
 func TestErase(t *testing.T) {
 	t.Parallel()
-	s := start(t, func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: identity.Plain("a")}} })
+	s := start(t, func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: []string{"a"}}} })
 	if err := s.writer.Erase(t.Context()); err != nil {
 		t.Errorf("before anything was written: %v", err)
 	}
@@ -307,7 +307,7 @@ func TestErase(t *testing.T) {
 // stays until it ends.
 func TestTokensAreRenewed(t *testing.T) {
 	t.Parallel()
-	s := start(t, func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: identity.Plain("a")}} })
+	s := start(t, func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: []string{"a"}}} })
 	u := s.update(s.svid("/w", ""))
 	began := s.from.now
 	w := s.write(u)
@@ -359,7 +359,7 @@ func TestRefusedTokensGo(t *testing.T) {
 // Another identity's token is never served with this one's certificate.
 func TestTokensAreTheIdentitys(t *testing.T) {
 	t.Parallel()
-	s := start(t, func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: identity.Plain("a")}} })
+	s := start(t, func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: []string{"a"}}} })
 	s.write(s.update(s.svid("/one", "")))
 	s.from.err = agent.ErrUnavailable
 	if _, err := s.writer.Write(t.Context(), s.from, s.update(s.svid("/two", ""))); err == nil {
@@ -381,8 +381,8 @@ func TestComplete(t *testing.T) {
 		"key: the file svid.pem": func(c *files.Config) { c.Key = "svid.pem" },
 		"combined: ":             func(c *files.Config) { c.Combined = "generation" },
 		"jwts: ":                 func(c *files.Config) { c.JWTs = []files.JWT{{File: "a"}} },
-		"jwts: the file":         func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: identity.Plain("a")}, {Audiences: []string{"b"}}} },
-		"jwts: x":                func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: identity.Plain(""), File: "x"}} },
+		"jwts: the file":         func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: []string{"a"}}, {Audiences: []string{"b"}}} },
+		"jwts: x":                func(c *files.Config) { c.JWTs = []files.JWT{{Audiences: []string{""}, File: "x"}} },
 		"targets: ":              func(c *files.Config) { c.Targets = []string{"a/b"} },
 		"pkcs12.password_file: ": func(c *files.Config) { c.PKCS12 = &files.PKCS12{} },
 	} {
