@@ -107,6 +107,7 @@ func (a *Agent) callEnded(ctx context.Context, l *link, err error) {
 // ends: seldomer each time that it does not keep us.
 func (a *Agent) home(ctx context.Context) error {
 	for every := homeEvery; ; {
+		a.pulses.home.rest()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -118,6 +119,7 @@ func (a *Agent) home(ctx context.Context) error {
 			continue
 		}
 		for n, address := range earlier {
+			a.pulses.home.work(a.cfg.Now())
 			if a.node.mustJoin(a.cfg.Now()) != nil || !a.answers(ctx, address) {
 				continue
 			}

@@ -20,11 +20,13 @@ func (a *Agent) mindClock(ctx context.Context) error {
 	defer tick.Stop()
 	wall, at := a.cfg.Now().Round(0), time.Now()
 	for {
+		a.pulses.clock.rest()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
+		a.pulses.clock.work(a.cfg.Now())
 		elapsed := time.Since(at)
 		now := a.cfg.Now().Round(0)
 		by := now.Sub(wall) - elapsed

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"log/slog"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -180,5 +181,39 @@ func TestObserve(t *testing.T) {
 		if got[what] < least {
 			t.Errorf("%s: %d times, want %d: %v", what, got[what], least, got)
 		}
+	}
+}
+
+// Brokers that take calls and don't answer are no hang either, though one after
+// the other they take longer than a loop may.
+func TestSilentBrokersAreNoHang(t *testing.T) {
+	t.Parallel()
+	clock := &ahead{}
+	b := agenttest.NewBroker(t, domain).Start()
+	entered, leave := make(chan struct{}, 8), make(chan struct{})
+	b.Before("Join", func(ctx context.Context) error {
+		entered <- struct{}{}
+		select {
+		case <-leave:
+		case <-ctx.Done():
+		}
+		return status.Error(codes.Unavailable, "the broker is ill")
+	})
+	cfg := config(t, b)
+	clock.use(&cfg)
+	_, port, _ := net.SplitHostPort(b.Address())
+	cfg.Broker = []string{b.Address(), "localhost:" + port, "[::ffff:127.0.0.1]:" + port}
+	a := run(t, cfg)
+	for n := range 2 * len(cfg.Broker) { // there is a pause after the first round
+		select {
+		case <-entered:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("broker %d is not asked", n)
+		}
+		clock.put(time.Duration(n+1) * 90 * time.Second) // as if each took so long
+		if words := a.Hung(); words != nil {
+			t.Errorf("at broker %d: %v", n, words)
+		}
+		leave <- struct{}{}
 	}
 }

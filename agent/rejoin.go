@@ -47,6 +47,7 @@ func (a *Agent) enter(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		a.pulses.watch.work(a.cfg.Now()) // with each broker anew
 		evidence, err := a.evidence(ctx)
 		if err == nil && r.stands(evidence, a.cfg.Join.File != "", a.cfg.Now()) {
 			a.sleep(ctx, lookForEvidence/2+rand.N(lookForEvidence))

@@ -162,7 +162,6 @@ func TestADenialTellsARecordAndNoRule(t *testing.T) {
 
 func reportID(n uint64) string { return broker.ReportID("0123456789abcdef", n) }
 
-// Regression: CVE-2026-40264
 func handOut(n uint64) *api.HandOut {
 	sum := sha256.Sum256([]byte("x"))
 	return &api.HandOut{
@@ -253,6 +252,7 @@ jwt: {audiences: [orders, {name: pay, use: single_use}, {name: "books*", use: au
 	}
 }
 
+// Regression: CVE-2026-40264
 func TestReportsAreTheNodesWord(t *testing.T) {
 	e := newEnv(t)
 	n := e.join("n1")
