@@ -190,9 +190,16 @@ func (a *Agent) look(st *set, after uint64) (u Update, held bool, err error) {
 	case !valid:
 		return Update{}, false, nil
 	}
+	u, held = a.update(svids, now)
+	return u, held, nil
+}
+
+// update is SVIDs with the bundles and CRLs that go with them; there is none
+// without our own bundle.
+func (a *Agent) update(svids []*SVID, now time.Time) (u Update, ok bool) {
 	own, ok := a.bundles.get(a.cfg.TrustDomain)
 	if !ok || len(own.X509Authorities) == 0 {
-		return Update{}, false, nil
+		return Update{}, false
 	}
 	u = Update{SVIDs: svids, Bundles: map[spiffeid.TrustDomain]*Bundle{a.cfg.TrustDomain: own}, ends: svids[0].ends()}
 	for _, v := range svids {
@@ -212,7 +219,7 @@ func (a *Agent) look(st *set, after uint64) (u Update, held bool, err error) {
 	for _, l := range u.CRLs {
 		u.ends = earlier(u.ends, l.NextUpdate)
 	}
-	return u, true, nil
+	return u, true
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -30,6 +30,7 @@ const (
 	TargetNotListed     = "TARGET_NOT_LISTED"     // likewise
 	TargetTakesX509     = "TARGET_TAKES_X509"     // so it has no token
 	SPIFFEIDNotGranted  = "SPIFFE_ID_NOT_GRANTED" // another one was asked for than those that are
+	LifeRefused         = "TTL_REFUSED"           // it is over the identity's, or under the least
 	ProcessChanged      = "PROCESS_CHANGED"       // the caller is not who connected
 	RequestRefused      = "REQUEST_REFUSED"       // the broker takes no such facts
 	KeyRefused          = "KEY_REFUSED"           // nor this key

@@ -224,6 +224,9 @@ func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svi
 
 // notListed names the field of an Identity that would have to grant a token.
 func notListed(r *api.IssueJWTRequest, d *api.Denial) *Denied {
+	if denied := lifeDenied(d, time.Duration(r.GetTtl())*time.Second); denied != nil {
+		return denied
+	}
 	who := bearer(r.GetWorkload())
 	denied := &Denied{Record: d.GetRecord(), Code: strings.ToUpper(d.GetCode())}
 	switch denied.Code {

@@ -44,7 +44,7 @@ type X509Item struct {
 	Set      [sha256.Size]byte // digest of the workload as the agent sent it
 	Keys     []crypto.PublicKey
 	Held     []Held
-	TTL      time.Duration
+	TTL      time.Duration // at most the identities' (identity.LifeError); then nothing that is held stands for it
 }
 
 // Held is an SVID that the agent has: it is not signed again if what is
@@ -74,8 +74,9 @@ type X509SVID struct {
 
 // A Denial tells the caller which record to quote to the operator.
 type Denial struct {
-	Record string
-	Code   string
+	Record      string
+	Code        string
+	Least, Most time.Duration // of DeniedLife: the bound that the life asked for breaks; the other is 0
 }
 
 // Why a node gets nothing: a Denial's code. What the facts give nothing for, and
@@ -86,6 +87,7 @@ const (
 	DeniedTarget   = "target_not_listed"
 	DeniedX509     = "target_takes_x509"
 	DeniedID       = "spiffe_id_not_granted"
+	DeniedLife     = "ttl_refused"     // a life under the least, or over that of an identity
 	DeniedRequest  = "request_refused" // it says two things at once, or breaks a bound
 )
 
@@ -178,15 +180,20 @@ func (b *Broker) issueItem(ctx context.Context, p ground, node Node, item X509It
 	}
 	request.Keys = digests
 	result := X509Result{Revision: p.Revision}
+	if item.TTL > 0 {
+		item.Held = nil // it lives longer than was asked for
+	}
 	decisions, kept, held, err := decideX509(p, request, item.Held)
 	if errors.Is(err, identity.ErrDenied) {
-		result.Denial, err = b.deny(ctx, p, node, request, "x509", DeniedAll)
+		result.Denial, err = b.deny(ctx, p, node, request, "x509", err, DeniedAll)
 		return result, nil, err
 	}
 	if err != nil {
 		return result, nil, fmt.Errorf("%w: %w", ErrRequest, err)
 	}
-	b.remember(node.ID, p, item.Set, item.Workload, decisionsDigest(decisions, kept))
+	if item.TTL == 0 { // else the agent keeps nothing that a change could be told of
+		b.remember(node.ID, p, item.Set, item.Workload, decisionsDigest(decisions, kept))
+	}
 	events := make([]audit.Event, 0, len(decisions))
 	for i, d := range decisions {
 		svid := X509SVID{Decision: d, Digest: kept[i], Targets: targetsOf(p, d)}
@@ -297,7 +304,7 @@ func (b *Broker) issueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 	request.ToFile, request.TTL = r.ToFile, r.TTL
 	decisions, err := policy.Set.Decide(request)
 	if errors.Is(err, identity.ErrDenied) {
-		denial, err := b.deny(ctx, policy, node, request, "jwt", refusedToken(policy, whole, r, err))
+		denial, err := b.deny(ctx, policy, node, request, "jwt", err, refusedToken(policy, whole, r, err))
 		return nil, denial, err
 	}
 	if err != nil {
@@ -380,19 +387,27 @@ func (b *Broker) outlast(ctx context.Context) error {
 
 // deny records a denial; one node's repeated denial on the same facts, under
 // the same policy, is one record with a count.
-func (b *Broker) deny(ctx context.Context, p ground, node Node, r identity.Request, what, code string) (*Denial, error) {
+func (b *Broker) deny(ctx context.Context, p ground, node Node, r identity.Request, what string, why error, code string) (*Denial, error) {
+	denial := &Denial{Code: code}
+	if life := (*identity.LifeError)(nil); errors.As(why, &life) {
+		denial.Code, denial.Least, denial.Most = DeniedLife, life.Least, life.Most
+	}
 	event := audit.Event{
-		Kind: "deny", Node: node.ID, Code: code, Facts: r.Workload.Map(),
+		Kind: "deny", Node: node.ID, Code: denial.Code, Facts: r.Workload.Map(),
 		Audiences: r.Audiences, Target: r.Target, Detail: map[string]string{"asked": what, "policy": strconv.FormatUint(p.Revision, 10)},
 	}
 	if len(r.Unknown) > 0 {
 		event.Detail["unknown"] = strings.Join(r.Unknown, " ")
 	}
+	if r.TTL != 0 {
+		event.Detail["ttl"] = r.TTL.String()
+	}
 	ref, err := b.denials.Append(ctx, fit(event))
 	if err != nil {
 		return nil, fmt.Errorf("recording a denial: %w", err)
 	}
-	return &Denial{Record: ref.ID(), Code: code}, nil
+	denial.Record = ref.ID()
+	return denial, nil
 }
 
 // signed is an SVID as the record has it.

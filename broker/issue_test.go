@@ -91,6 +91,39 @@ func TestIssueX509(t *testing.T) {
 	}
 }
 
+// A life that is asked for is never more than the identities give, what is held
+// does not stand for it, and nobody is told of its changes.
+func TestLifeAskedFor(t *testing.T) {
+	e := newEnv(t)
+	n := e.caller("n1")
+	session := e.Watch(n)
+	defer session.Close()
+	plain := e.issue(n, item(t, 1))[0].SVIDs[0]
+	e.equal(plain.Chain[0].NotAfter, start.Add(time.Hour))
+	ask := item(t, 2)
+	ask.Held = []broker.Held{{Identity: "web", Digest: plain.Digest, NotAfter: plain.Chain[0].NotAfter}}
+	ask.TTL = 12 * time.Minute
+	if r := e.issue(n, ask)[0]; len(r.SVIDs) != 1 || len(r.SVIDs[0].Chain) == 0 || !r.SVIDs[0].Chain[0].NotAfter.Equal(start.Add(12*time.Minute)) {
+		t.Errorf("what is held stands for a shorter life: %+v", r)
+	}
+	ask.TTL = time.Hour + time.Second
+	r := e.issue(n, ask)[0]
+	if r.Denial == nil || r.Denial.Code != broker.DeniedLife || r.Denial.Most != time.Hour || len(r.SVIDs) > 0 || !strings.HasPrefix(r.Denial.Record, "r-") {
+		t.Errorf("over the cap: %+v", r)
+	}
+	ask.TTL = time.Second
+	if r := e.issue(n, ask)[0]; r.Denial == nil || r.Denial.Code != broker.DeniedLife || r.Denial.Least != time.Minute {
+		t.Errorf("under the least: %+v", r)
+	}
+	denied := e.record.of("deny")
+	if len(denied) == 0 || denied[0].Code != broker.DeniedLife || denied[0].Detail["ttl"] != "1h0m1s" {
+		t.Errorf("recorded %+v", denied)
+	}
+	e.told(session)
+	e.swap(identity.Resources{})
+	e.equal(e.told(session), []broker.Change{{Set: set(1), Erase: true}})
+}
+
 func TestHeld(t *testing.T) {
 	e := newEnv(t)
 	n := e.caller("n1")
@@ -397,7 +430,8 @@ func TestIssueJWT(t *testing.T) {
 		{"an audience of both", broker.JWTRequest{Audiences: []string{db}}, "a b", "ES256", 5 * time.Minute},
 		{"one of them", broker.JWTRequest{Audiences: []string{db}, SPIFFEID: idA}, "a", "ES256", 5 * time.Minute},
 		{"shorter", broker.JWTRequest{Audiences: []string{db}, SPIFFEID: idA, TTL: time.Minute}, "a", "ES256", time.Minute},
-		{"longer", broker.JWTRequest{Audiences: []string{db}, SPIFFEID: idA, TTL: time.Hour}, "a", "ES256", 5 * time.Minute},
+		{"longer", broker.JWTRequest{Audiences: []string{db}, SPIFFEID: idA, TTL: time.Hour}, "", "ttl_refused", 0},
+		{"too short", broker.JWTRequest{Audiences: []string{db}, SPIFFEID: idA, TTL: time.Second}, "", "ttl_refused", 0},
 		{"two audiences", broker.JWTRequest{Audiences: []string{db, "orders"}}, "a", "RS256", 5 * time.Minute},
 		{"one is not listed", broker.JWTRequest{Audiences: []string{db, "ledger"}}, "", "audience_not_listed", 0},
 		{"a target's audience", broker.JWTRequest{Audiences: []string{"https://cloud.example"}}, "", "audience_not_listed", 0},

@@ -29,6 +29,7 @@ type Grant struct {
 	Audiences     []string
 	Targets       []*api.Target
 	Depends       []string // names of facts; empty: workload.unix.uid
+	Deaf          bool     // to a life that is asked for
 
 	Spoil func(*api.X509SVID) `json:"-"` // changes the answer; nil: it is good
 }
@@ -81,7 +82,13 @@ func (b *Broker) result(item *api.IssueX509Request_Item) (*api.IssueX509Response
 	if len(grants) == 0 {
 		result.Denial = &api.Denial{Record: Record, Code: "denied"}
 	}
+	if d := refusedLife(grants, item.GetTtl(), time.Hour); d != nil {
+		return &api.IssueX509Response_Result{Denial: d}, nil
+	}
 	for n, g := range grants {
+		if item.GetTtl() > 0 && !g.Deaf {
+			g.TTL = time.Duration(item.GetTtl()) * time.Second
+		}
 		svid := &api.X509SVID{
 			Identity: g.Identity, SpiffeId: spiffeid.RequireFromPath(b.TrustDomain, g.Path).String(), Hint: g.Hint, Digest: g.digest(),
 			FederatesWith: g.FederatesWith, Targets: g.Targets, JwtAudiences: g.Audiences, Depends: g.depends(item.GetWorkload()),
@@ -102,6 +109,20 @@ func (b *Broker) result(item *api.IssueX509Request_Item) (*api.IssueX509Response
 		result.Svids = append(result.Svids, svid)
 	}
 	return result, nil
+}
+
+// refusedLife is the denial of a life over a grant's; nil: it is given, or none
+// was asked for.
+func refusedLife(grants []Grant, seconds int64, most time.Duration) *api.Denial {
+	for _, g := range grants {
+		if g.TTL != 0 {
+			most = min(most, g.TTL)
+		}
+		if seconds > 0 && seconds > int64(most/time.Second) && !g.Deaf {
+			return &api.Denial{Record: Record, Code: "ttl_refused", MostTtl: int64(most / time.Second)}
+		}
+	}
+	return nil
 }
 
 func holds(held []*api.Held, svid *api.X509SVID) bool {
@@ -137,6 +158,9 @@ func (b *Broker) IssueJWT(_ context.Context, r *api.IssueJWTRequest) (*api.Issue
 	}
 	b.mu.Unlock()
 	response := &api.IssueJWTResponse{}
+	if d := refusedLife(b.granted(r.GetWorkload()), r.GetTtl(), 5*time.Minute); d != nil {
+		return &api.IssueJWTResponse{Denial: d}, nil
+	}
 	for _, g := range b.granted(r.GetWorkload()) {
 		id := spiffeid.RequireFromPath(b.TrustDomain, g.Path).String()
 		if r.GetSpiffeId() != "" && r.GetSpiffeId() != id || len(g.Audiences) == 0 && r.GetTarget() == "" {
@@ -147,6 +171,9 @@ func (b *Broker) IssueJWT(_ context.Context, r *api.IssueJWTRequest) (*api.Issue
 			audiences = []string{"target:" + r.GetTarget()}
 		}
 		expires := time.Now().Add(5 * time.Minute)
+		if r.GetTtl() > 0 && !g.Deaf {
+			expires = time.Now().Add(time.Duration(r.GetTtl()) * time.Second)
+		}
 		if r.GetToFile() {
 			expires = time.Now().Add(time.Hour)
 		}

@@ -857,6 +857,207 @@ func (x *Bearer) GetVaultNamespace() string {
 	return ""
 }
 
+type SVIDsX509Request struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ttl           int64                  `protobuf:"varint,1,opt,name=ttl,proto3" json:"ttl,omitempty"` // seconds, required
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SVIDsX509Request) Reset() {
+	*x = SVIDsX509Request{}
+	mi := &file_agent_api_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SVIDsX509Request) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SVIDsX509Request) ProtoMessage() {}
+
+func (x *SVIDsX509Request) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SVIDsX509Request.ProtoReflect.Descriptor instead.
+func (*SVIDsX509Request) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SVIDsX509Request) GetTtl() int64 {
+	if x != nil {
+		return x.Ttl
+	}
+	return 0
+}
+
+// Certificates are DER, one after the other; keys PKCS #8.
+type SVIDsX509Response struct {
+	state         protoimpl.MessageState    `protogen:"open.v1"`
+	Svids         []*SVIDsX509Response_SVID `protobuf:"bytes,1,rep,name=svids,proto3" json:"svids,omitempty"`
+	Bundles       map[string][]byte         `protobuf:"bytes,2,rep,name=bundles,proto3" json:"bundles,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by the trust domain's SPIFFE ID, our own too
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SVIDsX509Response) Reset() {
+	*x = SVIDsX509Response{}
+	mi := &file_agent_api_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SVIDsX509Response) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SVIDsX509Response) ProtoMessage() {}
+
+func (x *SVIDsX509Response) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SVIDsX509Response.ProtoReflect.Descriptor instead.
+func (*SVIDsX509Response) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SVIDsX509Response) GetSvids() []*SVIDsX509Response_SVID {
+	if x != nil {
+		return x.Svids
+	}
+	return nil
+}
+
+func (x *SVIDsX509Response) GetBundles() map[string][]byte {
+	if x != nil {
+		return x.Bundles
+	}
+	return nil
+}
+
+type SVIDsJWTRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ttl           int64                  `protobuf:"varint,1,opt,name=ttl,proto3" json:"ttl,omitempty"` // seconds, required
+	Audiences     []string               `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"` // empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SVIDsJWTRequest) Reset() {
+	*x = SVIDsJWTRequest{}
+	mi := &file_agent_api_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SVIDsJWTRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SVIDsJWTRequest) ProtoMessage() {}
+
+func (x *SVIDsJWTRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SVIDsJWTRequest.ProtoReflect.Descriptor instead.
+func (*SVIDsJWTRequest) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SVIDsJWTRequest) GetTtl() int64 {
+	if x != nil {
+		return x.Ttl
+	}
+	return 0
+}
+
+func (x *SVIDsJWTRequest) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *SVIDsJWTRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+type SVIDsJWTResponse struct {
+	state         protoimpl.MessageState   `protogen:"open.v1"`
+	Svids         []*SVIDsJWTResponse_SVID `protobuf:"bytes,1,rep,name=svids,proto3" json:"svids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SVIDsJWTResponse) Reset() {
+	*x = SVIDsJWTResponse{}
+	mi := &file_agent_api_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SVIDsJWTResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SVIDsJWTResponse) ProtoMessage() {}
+
+func (x *SVIDsJWTResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SVIDsJWTResponse.ProtoReflect.Descriptor instead.
+func (*SVIDsJWTResponse) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SVIDsJWTResponse) GetSvids() []*SVIDsJWTResponse_SVID {
+	if x != nil {
+		return x.Svids
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -865,7 +1066,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +1078,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +1091,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{15}
 }
 
 type StatusResponse struct {
@@ -913,7 +1114,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1126,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1139,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StatusResponse) GetNode() string {
@@ -1034,7 +1235,7 @@ type AttestRequest struct {
 
 func (x *AttestRequest) Reset() {
 	*x = AttestRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1247,7 @@ func (x *AttestRequest) String() string {
 func (*AttestRequest) ProtoMessage() {}
 
 func (x *AttestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1260,7 @@ func (x *AttestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestRequest.ProtoReflect.Descriptor instead.
 func (*AttestRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AttestRequest) GetPid() int32 {
@@ -1078,7 +1279,7 @@ type Values struct {
 
 func (x *Values) Reset() {
 	*x = Values{}
-	mi := &file_agent_api_agent_proto_msgTypes[14]
+	mi := &file_agent_api_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1291,7 @@ func (x *Values) String() string {
 func (*Values) ProtoMessage() {}
 
 func (x *Values) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[14]
+	mi := &file_agent_api_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1304,7 @@ func (x *Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Values.ProtoReflect.Descriptor instead.
 func (*Values) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Values) GetValues() []string {
@@ -1124,7 +1325,7 @@ type AttestResponse struct {
 
 func (x *AttestResponse) Reset() {
 	*x = AttestResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[15]
+	mi := &file_agent_api_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1337,7 @@ func (x *AttestResponse) String() string {
 func (*AttestResponse) ProtoMessage() {}
 
 func (x *AttestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[15]
+	mi := &file_agent_api_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1350,7 @@ func (x *AttestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestResponse.ProtoReflect.Descriptor instead.
 func (*AttestResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AttestResponse) GetNode() string {
@@ -1173,6 +1374,142 @@ func (x *AttestResponse) GetUnknown() []string {
 	return nil
 }
 
+type SVIDsX509Response_SVID struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Hint          string                 `protobuf:"bytes,2,opt,name=hint,proto3" json:"hint,omitempty"`
+	Chain         []byte                 `protobuf:"bytes,3,opt,name=chain,proto3" json:"chain,omitempty"`
+	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SVIDsX509Response_SVID) Reset() {
+	*x = SVIDsX509Response_SVID{}
+	mi := &file_agent_api_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SVIDsX509Response_SVID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SVIDsX509Response_SVID) ProtoMessage() {}
+
+func (x *SVIDsX509Response_SVID) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SVIDsX509Response_SVID.ProtoReflect.Descriptor instead.
+func (*SVIDsX509Response_SVID) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{12, 1}
+}
+
+func (x *SVIDsX509Response_SVID) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *SVIDsX509Response_SVID) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+func (x *SVIDsX509Response_SVID) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *SVIDsX509Response_SVID) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type SVIDsJWTResponse_SVID struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Hint          string                 `protobuf:"bytes,2,opt,name=hint,proto3" json:"hint,omitempty"`
+	Token         string                 `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
+	Expires       int64                  `protobuf:"varint,4,opt,name=expires,proto3" json:"expires,omitempty"` // Unix seconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SVIDsJWTResponse_SVID) Reset() {
+	*x = SVIDsJWTResponse_SVID{}
+	mi := &file_agent_api_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SVIDsJWTResponse_SVID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SVIDsJWTResponse_SVID) ProtoMessage() {}
+
+func (x *SVIDsJWTResponse_SVID) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SVIDsJWTResponse_SVID.ProtoReflect.Descriptor instead.
+func (*SVIDsJWTResponse_SVID) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{14, 0}
+}
+
+func (x *SVIDsJWTResponse_SVID) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *SVIDsJWTResponse_SVID) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+func (x *SVIDsJWTResponse_SVID) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *SVIDsJWTResponse_SVID) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
 type StatusResponse_Held struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
@@ -1186,7 +1523,7 @@ type StatusResponse_Held struct {
 
 func (x *StatusResponse_Held) Reset() {
 	*x = StatusResponse_Held{}
-	mi := &file_agent_api_agent_proto_msgTypes[16]
+	mi := &file_agent_api_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1535,7 @@ func (x *StatusResponse_Held) String() string {
 func (*StatusResponse_Held) ProtoMessage() {}
 
 func (x *StatusResponse_Held) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[16]
+	mi := &file_agent_api_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1548,7 @@ func (x *StatusResponse_Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse_Held.ProtoReflect.Descriptor instead.
 func (*StatusResponse_Held) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{12, 0}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{16, 0}
 }
 
 func (x *StatusResponse_Held) GetSpiffeId() string {
@@ -1319,7 +1656,31 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x06Bearer\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12#\n" +
 	"\rvault_address\x18\x02 \x01(\tR\fvaultAddress\x12'\n" +
-	"\x0fvault_namespace\x18\x03 \x01(\tR\x0evaultNamespace\"\x0f\n" +
+	"\x0fvault_namespace\x18\x03 \x01(\tR\x0evaultNamespace\"$\n" +
+	"\x10SVIDsX509Request\x12\x10\n" +
+	"\x03ttl\x18\x01 \x01(\x03R\x03ttl\"\xbe\x02\n" +
+	"\x11SVIDsX509Response\x12?\n" +
+	"\x05svids\x18\x01 \x03(\v2).credence.agent.v1.SVIDsX509Response.SVIDR\x05svids\x12K\n" +
+	"\abundles\x18\x02 \x03(\v21.credence.agent.v1.SVIDsX509Response.BundlesEntryR\abundles\x1a:\n" +
+	"\fBundlesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\x1a_\n" +
+	"\x04SVID\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x12\n" +
+	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x14\n" +
+	"\x05chain\x18\x03 \x01(\fR\x05chain\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\fR\x03key\"^\n" +
+	"\x0fSVIDsJWTRequest\x12\x10\n" +
+	"\x03ttl\x18\x01 \x01(\x03R\x03ttl\x12\x1c\n" +
+	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\"\xbb\x01\n" +
+	"\x10SVIDsJWTResponse\x12>\n" +
+	"\x05svids\x18\x01 \x03(\v2(.credence.agent.v1.SVIDsJWTResponse.SVIDR\x05svids\x1ag\n" +
+	"\x04SVID\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x12\n" +
+	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x14\n" +
+	"\x05token\x18\x03 \x01(\tR\x05token\x12\x18\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\x0f\n" +
 	"\rStatusRequest\"\xed\x03\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
@@ -1358,7 +1719,10 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04Wait\x12\x1f.credence.agent.v1.FetchRequest\x1a\x1f.credence.agent.v1.WaitResponse0\x01\x12J\n" +
 	"\x05Token\x12\x1f.credence.agent.v1.TokenRequest\x1a .credence.agent.v1.TokenResponse2N\n" +
 	"\x06Checks\x12D\n" +
-	"\x03Try\x12\x1d.credence.agent.v1.TryRequest\x1a\x1e.credence.agent.v1.TryResponse2\xa5\x01\n" +
+	"\x03Try\x12\x1d.credence.agent.v1.TryRequest\x1a\x1e.credence.agent.v1.TryResponse2\xaa\x01\n" +
+	"\x05SVIDs\x12Q\n" +
+	"\x04X509\x12#.credence.agent.v1.SVIDsX509Request\x1a$.credence.agent.v1.SVIDsX509Response\x12N\n" +
+	"\x03JWT\x12\".credence.agent.v1.SVIDsJWTRequest\x1a#.credence.agent.v1.SVIDsJWTResponse2\xa5\x01\n" +
 	"\x05Admin\x12M\n" +
 	"\x06Attest\x12 .credence.agent.v1.AttestRequest\x1a!.credence.agent.v1.AttestResponse\x12M\n" +
 	"\x06Status\x12 .credence.agent.v1.StatusRequest\x1a!.credence.agent.v1.StatusResponseB+Z)github.com/credence-id/credence/agent/apib\x06proto3"
@@ -1375,26 +1739,33 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_agent_api_agent_proto_goTypes = []any{
-	(*TryRequest)(nil),          // 0: credence.agent.v1.TryRequest
-	(*TryResponse)(nil),         // 1: credence.agent.v1.TryResponse
-	(*Refusal)(nil),             // 2: credence.agent.v1.Refusal
-	(*FetchRequest)(nil),        // 3: credence.agent.v1.FetchRequest
-	(*WaitResponse)(nil),        // 4: credence.agent.v1.WaitResponse
-	(*Progress)(nil),            // 5: credence.agent.v1.Progress
-	(*TokenRequest)(nil),        // 6: credence.agent.v1.TokenRequest
-	(*TokenResponse)(nil),       // 7: credence.agent.v1.TokenResponse
-	(*FetchResponse)(nil),       // 8: credence.agent.v1.FetchResponse
-	(*AWS)(nil),                 // 9: credence.agent.v1.AWS
-	(*Bearer)(nil),              // 10: credence.agent.v1.Bearer
-	(*StatusRequest)(nil),       // 11: credence.agent.v1.StatusRequest
-	(*StatusResponse)(nil),      // 12: credence.agent.v1.StatusResponse
-	(*AttestRequest)(nil),       // 13: credence.agent.v1.AttestRequest
-	(*Values)(nil),              // 14: credence.agent.v1.Values
-	(*AttestResponse)(nil),      // 15: credence.agent.v1.AttestResponse
-	(*StatusResponse_Held)(nil), // 16: credence.agent.v1.StatusResponse.Held
-	nil,                         // 17: credence.agent.v1.AttestResponse.FactsEntry
+	(*TryRequest)(nil),             // 0: credence.agent.v1.TryRequest
+	(*TryResponse)(nil),            // 1: credence.agent.v1.TryResponse
+	(*Refusal)(nil),                // 2: credence.agent.v1.Refusal
+	(*FetchRequest)(nil),           // 3: credence.agent.v1.FetchRequest
+	(*WaitResponse)(nil),           // 4: credence.agent.v1.WaitResponse
+	(*Progress)(nil),               // 5: credence.agent.v1.Progress
+	(*TokenRequest)(nil),           // 6: credence.agent.v1.TokenRequest
+	(*TokenResponse)(nil),          // 7: credence.agent.v1.TokenResponse
+	(*FetchResponse)(nil),          // 8: credence.agent.v1.FetchResponse
+	(*AWS)(nil),                    // 9: credence.agent.v1.AWS
+	(*Bearer)(nil),                 // 10: credence.agent.v1.Bearer
+	(*SVIDsX509Request)(nil),       // 11: credence.agent.v1.SVIDsX509Request
+	(*SVIDsX509Response)(nil),      // 12: credence.agent.v1.SVIDsX509Response
+	(*SVIDsJWTRequest)(nil),        // 13: credence.agent.v1.SVIDsJWTRequest
+	(*SVIDsJWTResponse)(nil),       // 14: credence.agent.v1.SVIDsJWTResponse
+	(*StatusRequest)(nil),          // 15: credence.agent.v1.StatusRequest
+	(*StatusResponse)(nil),         // 16: credence.agent.v1.StatusResponse
+	(*AttestRequest)(nil),          // 17: credence.agent.v1.AttestRequest
+	(*Values)(nil),                 // 18: credence.agent.v1.Values
+	(*AttestResponse)(nil),         // 19: credence.agent.v1.AttestResponse
+	nil,                            // 20: credence.agent.v1.SVIDsX509Response.BundlesEntry
+	(*SVIDsX509Response_SVID)(nil), // 21: credence.agent.v1.SVIDsX509Response.SVID
+	(*SVIDsJWTResponse_SVID)(nil),  // 22: credence.agent.v1.SVIDsJWTResponse.SVID
+	(*StatusResponse_Held)(nil),    // 23: credence.agent.v1.StatusResponse.Held
+	nil,                            // 24: credence.agent.v1.AttestResponse.FactsEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
 	2,  // 0: credence.agent.v1.TryResponse.refusal:type_name -> credence.agent.v1.Refusal
@@ -1402,26 +1773,33 @@ var file_agent_api_agent_proto_depIdxs = []int32{
 	8,  // 2: credence.agent.v1.WaitResponse.credential:type_name -> credence.agent.v1.FetchResponse
 	9,  // 3: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
 	10, // 4: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
-	16, // 5: credence.agent.v1.StatusResponse.held:type_name -> credence.agent.v1.StatusResponse.Held
-	17, // 6: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
-	14, // 7: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	3,  // 8: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
-	3,  // 9: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
-	6,  // 10: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
-	0,  // 11: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
-	13, // 12: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
-	11, // 13: credence.agent.v1.Admin.Status:input_type -> credence.agent.v1.StatusRequest
-	8,  // 14: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
-	4,  // 15: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
-	7,  // 16: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
-	1,  // 17: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
-	15, // 18: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
-	12, // 19: credence.agent.v1.Admin.Status:output_type -> credence.agent.v1.StatusResponse
-	14, // [14:20] is the sub-list for method output_type
-	8,  // [8:14] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	21, // 5: credence.agent.v1.SVIDsX509Response.svids:type_name -> credence.agent.v1.SVIDsX509Response.SVID
+	20, // 6: credence.agent.v1.SVIDsX509Response.bundles:type_name -> credence.agent.v1.SVIDsX509Response.BundlesEntry
+	22, // 7: credence.agent.v1.SVIDsJWTResponse.svids:type_name -> credence.agent.v1.SVIDsJWTResponse.SVID
+	23, // 8: credence.agent.v1.StatusResponse.held:type_name -> credence.agent.v1.StatusResponse.Held
+	24, // 9: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
+	18, // 10: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	3,  // 11: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
+	3,  // 12: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
+	6,  // 13: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
+	0,  // 14: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
+	11, // 15: credence.agent.v1.SVIDs.X509:input_type -> credence.agent.v1.SVIDsX509Request
+	13, // 16: credence.agent.v1.SVIDs.JWT:input_type -> credence.agent.v1.SVIDsJWTRequest
+	17, // 17: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
+	15, // 18: credence.agent.v1.Admin.Status:input_type -> credence.agent.v1.StatusRequest
+	8,  // 19: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
+	4,  // 20: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
+	7,  // 21: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
+	1,  // 22: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
+	12, // 23: credence.agent.v1.SVIDs.X509:output_type -> credence.agent.v1.SVIDsX509Response
+	14, // 24: credence.agent.v1.SVIDs.JWT:output_type -> credence.agent.v1.SVIDsJWTResponse
+	19, // 25: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
+	16, // 26: credence.agent.v1.Admin.Status:output_type -> credence.agent.v1.StatusResponse
+	19, // [19:27] is the sub-list for method output_type
+	11, // [11:19] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -1443,9 +1821,9 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   25,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   4,
 		},
 		GoTypes:           file_agent_api_agent_proto_goTypes,
 		DependencyIndexes: file_agent_api_agent_proto_depIdxs,

@@ -335,6 +335,156 @@ var Checks_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	SVIDs_X509_FullMethodName = "/credence.agent.v1.SVIDs/X509"
+	SVIDs_JWT_FullMethodName  = "/credence.agent.v1.SVIDs/JWT"
+)
+
+// SVIDsClient is the client API for SVIDs service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// SVIDs gives one-shot SVIDs of a life that is asked for, which SPIFFE's
+// Workload API has no field for: on the workload socket, under the same rules.
+// Each is asked of the broker, made for this call alone, and kept nowhere. What
+// the caller's identities don't give, or not for so long, is PermissionDenied.
+type SVIDsClient interface {
+	X509(ctx context.Context, in *SVIDsX509Request, opts ...grpc.CallOption) (*SVIDsX509Response, error)
+	JWT(ctx context.Context, in *SVIDsJWTRequest, opts ...grpc.CallOption) (*SVIDsJWTResponse, error)
+}
+
+type sVIDsClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewSVIDsClient(cc grpc.ClientConnInterface) SVIDsClient {
+	return &sVIDsClient{cc}
+}
+
+func (c *sVIDsClient) X509(ctx context.Context, in *SVIDsX509Request, opts ...grpc.CallOption) (*SVIDsX509Response, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SVIDsX509Response)
+	err := c.cc.Invoke(ctx, SVIDs_X509_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sVIDsClient) JWT(ctx context.Context, in *SVIDsJWTRequest, opts ...grpc.CallOption) (*SVIDsJWTResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SVIDsJWTResponse)
+	err := c.cc.Invoke(ctx, SVIDs_JWT_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// SVIDsServer is the server API for SVIDs service.
+// All implementations must embed UnimplementedSVIDsServer
+// for forward compatibility.
+//
+// SVIDs gives one-shot SVIDs of a life that is asked for, which SPIFFE's
+// Workload API has no field for: on the workload socket, under the same rules.
+// Each is asked of the broker, made for this call alone, and kept nowhere. What
+// the caller's identities don't give, or not for so long, is PermissionDenied.
+type SVIDsServer interface {
+	X509(context.Context, *SVIDsX509Request) (*SVIDsX509Response, error)
+	JWT(context.Context, *SVIDsJWTRequest) (*SVIDsJWTResponse, error)
+	mustEmbedUnimplementedSVIDsServer()
+}
+
+// UnimplementedSVIDsServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedSVIDsServer struct{}
+
+func (UnimplementedSVIDsServer) X509(context.Context, *SVIDsX509Request) (*SVIDsX509Response, error) {
+	return nil, status.Error(codes.Unimplemented, "method X509 not implemented")
+}
+func (UnimplementedSVIDsServer) JWT(context.Context, *SVIDsJWTRequest) (*SVIDsJWTResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method JWT not implemented")
+}
+func (UnimplementedSVIDsServer) mustEmbedUnimplementedSVIDsServer() {}
+func (UnimplementedSVIDsServer) testEmbeddedByValue()               {}
+
+// UnsafeSVIDsServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to SVIDsServer will
+// result in compilation errors.
+type UnsafeSVIDsServer interface {
+	mustEmbedUnimplementedSVIDsServer()
+}
+
+func RegisterSVIDsServer(s grpc.ServiceRegistrar, srv SVIDsServer) {
+	// If the following call panics, it indicates UnimplementedSVIDsServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&SVIDs_ServiceDesc, srv)
+}
+
+func _SVIDs_X509_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SVIDsX509Request)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SVIDsServer).X509(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SVIDs_X509_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SVIDsServer).X509(ctx, req.(*SVIDsX509Request))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SVIDs_JWT_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SVIDsJWTRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SVIDsServer).JWT(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SVIDs_JWT_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SVIDsServer).JWT(ctx, req.(*SVIDsJWTRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// SVIDs_ServiceDesc is the grpc.ServiceDesc for SVIDs service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var SVIDs_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "credence.agent.v1.SVIDs",
+	HandlerType: (*SVIDsServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "X509",
+			Handler:    _SVIDs_X509_Handler,
+		},
+		{
+			MethodName: "JWT",
+			Handler:    _SVIDs_JWT_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "agent/api/agent.proto",
+}
+
+const (
 	Admin_Attest_FullMethodName = "/credence.agent.v1.Admin/Attest"
 	Admin_Status_FullMethodName = "/credence.agent.v1.Admin/Status"
 )

@@ -1037,6 +1037,8 @@ type Denial struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Record        string                 `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
 	Code          string                 `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
+	LeastTtl      int64                  `protobuf:"varint,3,opt,name=least_ttl,json=leastTtl,proto3" json:"least_ttl,omitempty"` // seconds; of code ttl_refused: less was asked for
+	MostTtl       int64                  `protobuf:"varint,4,opt,name=most_ttl,json=mostTtl,proto3" json:"most_ttl,omitempty"`    // or more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1083,6 +1085,20 @@ func (x *Denial) GetCode() string {
 		return x.Code
 	}
 	return ""
+}
+
+func (x *Denial) GetLeastTtl() int64 {
+	if x != nil {
+		return x.LeastTtl
+	}
+	return 0
+}
+
+func (x *Denial) GetMostTtl() int64 {
+	if x != nil {
+		return x.MostTtl
+	}
+	return 0
 }
 
 type WatchRequest struct {
@@ -2486,10 +2502,12 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\x03use\x18\b \x01(\tR\x03use\x1aV\n" +
 	"\fDependsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
-	"\x05value\x18\x02 \x01(\v2\x1a.credence.broker.v1.ValuesR\x05value:\x028\x01\"4\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.credence.broker.v1.ValuesR\x05value:\x028\x01\"l\n" +
 	"\x06Denial\x12\x16\n" +
 	"\x06record\x18\x01 \x01(\tR\x06record\x12\x12\n" +
-	"\x04code\x18\x02 \x01(\tR\x04code\"\xa1\x01\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\x12\x1b\n" +
+	"\tleast_ttl\x18\x03 \x01(\x03R\bleastTtl\x12\x19\n" +
+	"\bmost_ttl\x18\x04 \x01(\x03R\amostTtl\"\xa1\x01\n" +
 	"\fWatchRequest\x12>\n" +
 	"\x05since\x18\x01 \x01(\v2&.credence.broker.v1.WatchRequest.SinceH\x00R\x05since\x12$\n" +
 	"\facknowledged\x18\x02 \x01(\x04H\x00R\facknowledged\x1a#\n" +

@@ -38,10 +38,18 @@ func (s *Set) Decide(r Request) ([]Decision, error) {
 		return nil, err
 	}
 	decisions := make([]Decision, 0, len(j.granting))
+	var most time.Duration
 	for _, m := range j.granting {
-		if d, refused := s.decide(j, m.owner); refused == nil {
+		d, refused := s.decide(j, m.owner)
+		switch {
+		case refused == nil:
 			decisions = append(decisions, d)
+		case refused.most > 0 && (most == 0 || refused.most < most):
+			most = refused.most
 		}
+	}
+	if most > 0 { // whole or not at all: another identity would pass for the first
+		return nil, &LifeError{Asked: r.TTL, Most: most}
 	}
 	if len(decisions) == 0 {
 		return nil, ErrDenied
@@ -149,7 +157,7 @@ func (s *Set) check(r *Request) error {
 	case foreign == 0 && r.Node.Len() == 0:
 		return bad("the request has no facts of a node, a person or a peer")
 	case r.TTL < 0 || r.TTL > 0 && r.TTL < s.config.MinTTL:
-		return bad("the request asks for a life of %s, and none under %s is given", r.TTL, s.config.MinTTL)
+		return &LifeError{Asked: r.TTL, Least: s.config.MinTTL}
 	case r.Target != "" && len(r.Audiences) > 0:
 		return bad("the request names a target and audiences")
 	case r.ToFile && r.Target == "":
@@ -175,7 +183,10 @@ func (s *Set) check(r *Request) error {
 }
 
 // A refusal says why an identity whose conditions hold is not granted.
-type refusal struct{ field, msg string }
+type refusal struct {
+	field, msg string
+	most       time.Duration // that it gives, where more was asked for; else 0
+}
 
 // decide makes the decision on the identity at place owner, whose conditions
 // hold; without what depends on the other decisions.
@@ -189,29 +200,35 @@ func (s *Set) decide(j *judgement, owner int) (Decision, *refusal) {
 	}
 	switch {
 	case err != nil && name != "":
-		return Decision{}, &refusal{"spiffe_id", name + " " + err.Error()}
+		return Decision{}, &refusal{field: "spiffe_id", msg: name + " " + err.Error()}
 	case err != nil:
-		return Decision{}, &refusal{"spiffe_id", err.Error()}
+		return Decision{}, &refusal{field: "spiffe_id", msg: err.Error()}
 	case !j.r.SPIFFEID.IsZero() && j.r.SPIFFEID != id:
-		return Decision{}, &refusal{"spiffe_id", "another SPIFFE ID was asked for"}
+		return Decision{}, &refusal{field: "spiffe_id", msg: "another SPIFFE ID was asked for"}
 	}
 	for _, h := range j.hits {
 		if d := &s.denies[h.owner]; d.withholds(id) {
-			return Decision{}, &refusal{"", "withheld by Deny " + d.Name}
+			return Decision{}, &refusal{field: "", msg: "withheld by Deny " + d.Name}
 		}
 	}
 	g := Grant{id: id, by: i.Name, revision: i.Revision, node: j.r.NodeID, made: j.r.Time}
-	life := i.x509TTL
+	life, field := i.x509TTL, "x509.ttl"
 	if j.r.Target != "" || len(j.r.Audiences) > 0 {
 		var refused *refusal
 		if life, refused = s.grantJWT(&g, i, j.r); refused != nil {
 			return Decision{}, refused
 		}
+		if field = "jwt.ttl"; j.r.Target != "" {
+			field = "targets"
+		}
 	} else if i.X509 != nil {
 		g.subject, g.dnsNames = i.X509.Subject, i.X509.DNSNames
 	}
+	if j.r.TTL > life {
+		return Decision{}, &refusal{field, fmt.Sprintf("a life of %s was asked for, and this one gives %s", j.r.TTL, life), life}
+	}
 	if j.r.TTL > 0 {
-		life = min(life, j.r.TTL)
+		life = j.r.TTL
 	}
 	g.expires = j.r.Time.Add(life)
 	if ends := j.r.Ends; !ends.IsZero() && ends.Before(g.expires) {
@@ -243,7 +260,7 @@ func (d *deny) withholds(id spiffeid.ID) bool {
 // grantJWT fills in what a JWT-SVID has, and returns its life.
 func (s *Set) grantJWT(g *Grant, i *identity, r *Request) (time.Duration, *refusal) {
 	if !s.config.JWT {
-		return 0, &refusal{"issuer", "the broker has no issuer, so it makes no JWT-SVID"}
+		return 0, &refusal{field: "issuer", msg: "the broker has no issuer, so it makes no JWT-SVID"}
 	}
 	if i.JWT != nil {
 		g.claims = i.JWT.Claims
@@ -255,17 +272,17 @@ func (s *Set) grantJWT(g *Grant, i *identity, r *Request) (time.Duration, *refus
 		return s.grantTarget(g, i, r)
 	}
 	if len(i.audiences) == 0 { // or no jwt at all
-		return 0, &refusal{"jwt.audiences", "none are listed"}
+		return 0, &refusal{field: "jwt.audiences", msg: "none are listed"}
 	}
 	for _, a := range r.Audiences {
 		if !matchAny(i.audiences, a) {
-			return 0, &refusal{"jwt.audiences", fmt.Sprintf("%q is not listed", a)}
+			return 0, &refusal{field: "jwt.audiences", msg: fmt.Sprintf("%q is not listed", a)}
 		}
 	}
 	life := i.jwtTTL
 	if s.isEvidence(r.Audiences) {
 		if r.exchange() || len(r.Audiences) > 1 {
-			return 0, &refusal{"jwt.audiences", "a token for the token endpoint has no other audience, and no exchange gives it"}
+			return 0, &refusal{field: "jwt.audiences", msg: "a token for the token endpoint has no other audience, and no exchange gives it"}
 		}
 		life = min(life, EvidenceTTL)
 	}
@@ -291,11 +308,11 @@ func algFor(audiences []string) string {
 
 func (s *Set) grantTarget(g *Grant, i *identity, r *Request) (time.Duration, *refusal) {
 	if !slices.Contains(i.Targets, r.Target) {
-		return 0, &refusal{"targets", fmt.Sprintf("%q is not listed", r.Target)}
+		return 0, &refusal{field: "targets", msg: fmt.Sprintf("%q is not listed", r.Target)}
 	}
 	t := s.targets[r.Target]
 	if t.Audience == "" {
-		return 0, &refusal{"targets", fmt.Sprintf("%q takes an X509-SVID, no JWT-SVID", r.Target)}
+		return 0, &refusal{field: "targets", msg: fmt.Sprintf("%q takes an X509-SVID, no JWT-SVID", r.Target)}
 	}
 	life := s.config.TargetTTL
 	if r.ToFile {
@@ -307,7 +324,7 @@ func (s *Set) grantTarget(g *Grant, i *identity, r *Request) (time.Duration, *re
 	g.audiences, g.alg = []string{t.Audience}, algRS256
 	if s.isEvidence(g.audiences) {
 		if r.exchange() {
-			return 0, &refusal{"targets", fmt.Sprintf("%q is our own token endpoint, and no exchange gives a token for it", r.Target)}
+			return 0, &refusal{field: "targets", msg: fmt.Sprintf("%q is our own token endpoint, and no exchange gives a token for it", r.Target)}
 		}
 		life = min(life, EvidenceTTL)
 	}

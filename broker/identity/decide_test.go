@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -225,7 +226,7 @@ func TestLives(t *testing.T) {
 	i.JWT = &identity.JWT{TTL: 10 * time.Minute, Audiences: identity.Plain("a")}
 	i.Targets = []string{"t"}
 	plain := with(checkout(), func(i *identity.Identity) {
-		i.Name, i.JWT, i.Targets = "plain", &identity.JWT{Audiences: identity.Plain("b")}, []string{"u"}
+		i.Name, i.SPIFFEID, i.JWT, i.Targets = "plain", "/plain", &identity.JWT{Audiences: identity.Plain("b")}, []string{"u"}
 	})
 	s := requireSet(t, identity.Resources{
 		Identities: []identity.Identity{i, plain},
@@ -237,8 +238,11 @@ func TestLives(t *testing.T) {
 		want   []time.Duration
 	}{
 		{"X509-SVIDs", func(r *identity.Request) {}, []time.Duration{30 * time.Minute, time.Hour}},
-		{"shorter X509-SVIDs", func(r *identity.Request) { r.TTL = 45 * time.Minute }, []time.Duration{30 * time.Minute, 45 * time.Minute}},
-		{"X509-SVIDs, asked for longer", func(r *identity.Request) { r.TTL = 9 * time.Hour }, []time.Duration{30 * time.Minute, time.Hour}},
+		{"shorter X509-SVIDs", func(r *identity.Request) { r.TTL = 12 * time.Minute }, []time.Duration{12 * time.Minute, 12 * time.Minute}},
+		{"X509-SVIDs of the cap", func(r *identity.Request) { r.TTL = 30 * time.Minute }, []time.Duration{30 * time.Minute, 30 * time.Minute}},
+		{"of one, of its cap", func(r *identity.Request) {
+			r.TTL, r.SPIFFEID = time.Hour, spiffeid.RequireFromString("spiffe://example.org/plain")
+		}, []time.Duration{time.Hour}},
 		{"a JWT-SVID", func(r *identity.Request) { r.Audiences = []string{"a"} }, []time.Duration{10 * time.Minute}},
 		{"a JWT-SVID of no own life", func(r *identity.Request) { r.Audiences = []string{"b"} }, []time.Duration{5 * time.Minute}},
 		{"a shorter JWT-SVID", func(r *identity.Request) { r.Audiences, r.TTL = []string{"a"}, time.Minute }, []time.Duration{time.Minute}},
@@ -255,6 +259,50 @@ func TestLives(t *testing.T) {
 		if diff := cmp.Diff(row.want, got); diff != "" {
 			t.Errorf("%s: %s", row.name, diff)
 		}
+	}
+}
+
+// What is asked for beyond a life that is given is refused whole, with the
+// bound; it lengthens nothing.
+func TestLivesRefused(t *testing.T) {
+	i := checkout()
+	i.X509 = &identity.X509{TTL: 30 * time.Minute}
+	i.JWT = &identity.JWT{TTL: 10 * time.Minute, Audiences: identity.Plain("a", "b")}
+	i.Targets = []string{"t"}
+	plain := with(checkout(), func(i *identity.Identity) {
+		i.Name, i.SPIFFEID, i.JWT = "plain", "/plain", &identity.JWT{Audiences: identity.Plain("b")}
+	})
+	s := requireSet(t, identity.Resources{
+		Identities: []identity.Identity{i, plain}, Targets: []identity.Target{{Name: "t", Audience: "x"}},
+	})
+	for name, row := range map[string]struct {
+		change func(*identity.Request)
+		want   identity.LifeError
+	}{
+		"X509-SVIDs, one of them shorter": {func(r *identity.Request) { r.TTL = 45 * time.Minute }, identity.LifeError{Most: 30 * time.Minute}},
+		"a nanosecond":                    {func(r *identity.Request) { r.TTL = 30*time.Minute + 1 }, identity.LifeError{Most: 30 * time.Minute}},
+		"JWT-SVIDs":                       {func(r *identity.Request) { r.Audiences, r.TTL = []string{"b"}, 6*time.Minute }, identity.LifeError{Most: 5 * time.Minute}},
+		"a JWT-SVID of one":               {func(r *identity.Request) { r.Audiences, r.TTL = []string{"a"}, time.Hour }, identity.LifeError{Most: 10 * time.Minute}},
+		"for a target":                    {func(r *identity.Request) { r.Target, r.TTL = "t", 16*time.Minute }, identity.LifeError{Most: 15 * time.Minute}},
+		"under the least":                 {func(r *identity.Request) { r.TTL = time.Minute - 1 }, identity.LifeError{Least: time.Minute}},
+	} {
+		r := shop(t)
+		row.change(&r)
+		row.want.Asked = r.TTL
+		got, err := s.Decide(r)
+		var refused *identity.LifeError
+		if !errors.As(err, &refused) || !errors.Is(err, identity.ErrDenied) || len(got) > 0 {
+			t.Errorf("%s: %v, %v", name, got, err)
+			continue
+		}
+		if diff := cmp.Diff(row.want, *refused); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+	r := shop(t)
+	r.TTL = 45 * time.Minute
+	if x := s.Explain(r); len(x.Refused) != 1 || x.Refused[0].Field != "x509.ttl" || !strings.Contains(x.Refused[0].Why, "30m") {
+		t.Errorf("explained as %+v", x)
 	}
 }
 

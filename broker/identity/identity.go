@@ -15,12 +15,34 @@ package identity
 
 import (
 	"errors"
+	"fmt"
 	"time"
 )
 
 // ErrDenied says that nothing is granted. It carries no reason: Explain finds
 // reasons, for the operator, at its own cost.
 var ErrDenied = errors.New("denied")
+
+// A LifeError is an ErrDenied of a request for a life that is not given. An
+// identity's life is its cap: nothing that is asked for lengthens it, and what
+// is longer is refused whole, not cut, so that nobody gets less than they
+// reckon with.
+type LifeError struct {
+	Asked time.Duration
+	Least time.Duration // that any identity gives; 0: Asked is not under it
+	Most  time.Duration // that all granted identities give; 0: Asked is not over it
+}
+
+// Error names the bound.
+func (e *LifeError) Error() string {
+	if e.Most > 0 {
+		return fmt.Sprintf("%s: a life of %s is asked for, and at most %s is given", ErrDenied, e.Asked, e.Most)
+	}
+	return fmt.Sprintf("%s: a life of %s is asked for, and none under %s is given", ErrDenied, e.Asked, e.Least)
+}
+
+// Is makes a LifeError an ErrDenied.
+func (e *LifeError) Is(err error) bool { return err == ErrDenied }
 
 // A Term is one condition on one fact: it holds if one of the fact's strings
 // equals Pattern or matches it. `*` is a run without `/`, `**` any run; at

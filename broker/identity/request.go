@@ -43,7 +43,7 @@ type Request struct {
 	SPIFFEID   spiffeid.ID   // only this one; zero: all
 	Presented  *Presented    // an SVID of ours is the evidence, and no process: then there is no Workload
 	Keys       []KeyDigest   // spare keys for X509-SVIDs: each Decision takes one; without one it has no Grant
-	TTL        time.Duration // asked for; zero means the identity's; never more than that
+	TTL        time.Duration // asked for; zero means the identity's; more than that is a LifeError
 	Ends       time.Time     // what is granted ends no later; zero: no bound
 	Time       time.Time
 }

@@ -377,7 +377,7 @@ func denial(d *broker.Denial) *api.Denial {
 	if d == nil {
 		return nil
 	}
-	return &api.Denial{Record: d.Record, Code: d.Code}
+	return &api.Denial{Record: d.Record, Code: d.Code, LeastTtl: int64((d.Least + time.Second - 1) / time.Second), MostTtl: int64(d.Most / time.Second)}
 }
 
 // workload reads what a node attested. Facts about the node are never taken

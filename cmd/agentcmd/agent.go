@@ -118,6 +118,7 @@ func (p *Daemon) Run(ctx context.Context) error {
 	health.RegisterHealthServer(workload, telemetry.NewHealth(telemetry.HealthConfig{Agent: p.Agent, Public: true, Now: p.now}))
 	agentapi.RegisterCredentialsServer(workload, local.NewService(p.Agent, p.log))
 	agentapi.RegisterChecksServer(workload, local.NewChecks(p.Agent, p.log))
+	agentapi.RegisterSVIDsServer(workload, local.NewSVIDs(p.Agent, p.log))
 	secret.RegisterSecretDiscoveryServiceServer(workload, sds.New(p.sds.config(p.Agent, p.log)))
 	admin := newAdmin(p.Agent, p.log, counted...)
 	errs := make(chan error, 3+len(p.outputs)+len(p.watch))
