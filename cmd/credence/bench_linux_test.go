@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -496,6 +497,85 @@ func BenchmarkIdle(b *testing.B) {
 			b.ReportMetric(size.agentBoundMiB, "bound-agent-MiB")
 		})
 	}
+}
+
+// BenchmarkStreams is what 10,000 open streams cost the agent, and how long a
+// rotation of all of them takes from the start of the command to the last message:
+// 16 programs, each as a user of its own where it is run by root.
+func BenchmarkStreams(b *testing.B) {
+	const programs, connections, streams = 16, 10, 63
+	m := newMachine(b, 0)
+	if err := os.Chmod(m.dir, 0o711); err != nil {
+		b.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	n := programs
+	if os.Getuid() != 0 { // so many connections has a user
+		n = 12
+	}
+	m.credence(floods(n), "apply", "-f", "-")
+	before := residentOf(b, m.agent.cmd.Process.Pid)
+	for range b.N {
+		started := time.Now()
+		var all []*process
+		for i := range n {
+			cmd := exec.Command(self)
+			cmd.Args = []string{"workload", "flood", m.socket(), strconv.Itoa(connections), strconv.Itoa(streams)}
+			cmd.Dir = "/"
+			if os.Getuid() == 0 {
+				cmd.Path = "/proc/self/exe" // a user of no rights cannot read where it lies
+				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(floodUID + i), Gid: uint32(floodUID + i)}}
+			}
+			p, err := spawn(cmd)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer p.halt()
+			all = append(all, p)
+		}
+		until := func(what string) {
+			for _, p := range all {
+				if _, err := p.await(what, 0); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		until("^all have one$")
+		b.ReportMetric(time.Since(started).Seconds(), "s/open")
+		used := cpuOf(b, m.agent.cmd.Process.Pid)
+		b.ReportMetric(residentOf(b, m.agent.cmd.Process.Pid), "agent-MiB")
+		started = time.Now()
+		m.credence("", "ca", "replace", "issuing", "--reason", "a benchmark")
+		until("^all have another$")
+		b.ReportMetric(time.Since(started).Seconds(), "s/rotation")
+		b.ReportMetric((cpuOf(b, m.agent.cmd.Process.Pid) - used).Seconds(), "CPU-s/rotation")
+		b.ReportMetric(residentOf(b, m.agent.cmd.Process.Pid), "agent-MiB-after")
+		for _, p := range all {
+			p.halt()
+		}
+	}
+	b.ReportMetric(float64(n*connections*streams), "streams")
+	b.ReportMetric(before, "agent-MiB-before")
+	b.ReportMetric(400, "bound-MiB")
+	b.ReportMetric(10, "bound-s")
+}
+
+// floodUID is the first of the users who open streams.
+const floodUID = 30_000
+
+// floods are Identities of programs that open streams.
+func floods(n int) string {
+	if os.Getuid() != 0 {
+		return identities(0)[0]
+	}
+	var text strings.Builder
+	for i := range n {
+		fmt.Fprintf(&text, "---\nkind: Identity\nname: flood-%d\nspiffe_id: /flood/%d\nmatch: [{node.name: agent, workload.unix.uid: %d}]\n", i, i, floodUID+i)
+	}
+	return text.String()
 }
 
 // BenchmarkBinary is the size of the program as it is built to be installed.

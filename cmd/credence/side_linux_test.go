@@ -54,13 +54,17 @@ web_tls: {cert: %s, key: %s}
 refresh_hint: 30s
 jwt_key_lead: 90s
 %s`, domain, s.path("broker"), s.issuer, s.ports[0], s.ports[1], s.ports[2], cert, key, s.more))
+	s.startBroker()
+	return s
+}
+
+func (s *side) startBroker() {
 	cmd := exec.Command("credence", "broker", "run", "-c", s.path("broker.yaml"))
 	cmd.Env = append(os.Environ(), s.env...)
-	s.broker = startCmd(t, cmd)
+	s.broker = startCmd(s.t, cmd)
 	if _, err := s.broker.await("agents on", 0); err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	return s
 }
 
 func (s *side) path(names ...string) string {
@@ -122,6 +126,16 @@ func (s *side) credence(in string, args ...string) string {
 
 // node starts an agent that joins under a name, and returns its socket's URL.
 func (s *side) node(name string) string {
+	s.runAgent(s.agentFile(name, ""))
+	return s.socket(name)
+}
+
+func (s *side) socket(name string) string {
+	return "unix://" + s.path(name, "run", "workload.sock")
+}
+
+// agentFile writes a node's configuration, with a token to join by.
+func (s *side) agentFile(name, more string) string {
 	var made struct {
 		Token string `json:"token"`
 		CAPin string `json:"ca_pin"`
@@ -129,11 +143,14 @@ func (s *side) node(name string) string {
 	if err := json.Unmarshal([]byte(s.credence("", "token", "create", "--node", name, "--label", "site=drill", "-o", "json")), &made); err != nil {
 		s.t.Fatal(err)
 	}
-	config := s.write(name+".yaml", fmt.Sprintf("trust_domain: %s\ndata: %s\nbroker: [\"127.0.0.1:%s\"]\ntrust: {ca_pin: [%q]}\njoin: {method: token, token_file: %s}\n",
-		s.domain, s.path(name), s.ports[0], made.CAPin, s.write(name+".token", made.Token)))
+	return s.write(name+".yaml", fmt.Sprintf("trust_domain: %s\ndata: %s\nbroker: [\"127.0.0.1:%s\"]\ntrust: {ca_pin: [%q]}\njoin: {method: token, token_file: %s}\n%s",
+		s.domain, s.path(name), s.ports[0], made.CAPin, s.write(name+".token", made.Token), more))
+}
+
+func (s *side) runAgent(config string) *process {
 	p := start(s.t, "credence", "agent", "run", "-c", config)
 	if _, err := p.await("agent of "+s.domain, 0); err != nil {
 		s.t.Fatal(err)
 	}
-	return "unix://" + s.path(name, "run", "workload.sock")
+	return p
 }

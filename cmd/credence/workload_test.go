@@ -39,6 +39,8 @@ import (
 //	bundles SOCKET       prints the trust domains whose bundles it is given
 //	pose DIR             serves TLS with the SVID in DIR, as a broker would
 //	serve SOCKET ID      answers whoever shows that ID, by mTLS
+//	flood SOCKET N M     keeps M streams open on each of N connections
+//	hold KIND SOCKET     goes on for long, and prints what it has
 //	call SOCKET ADDRESS ID N   asks a server until both have shown N new SVIDs
 func workload(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -57,6 +59,10 @@ func workload(args []string) int {
 		err = pose(ctx, args[1])
 	case len(args) == 3 && args[0] == "serve":
 		err = serveMTLS(ctx, args[1], args[2])
+	case len(args) == 3 && args[0] == "hold":
+		err = hold(ctx, args[1], args[2])
+	case len(args) == 4 && args[0] == "flood":
+		err = flood(ctx, args[1], args[2], args[3])
 	case len(args) == 5 && args[0] == "call":
 		n, _ := strconv.Atoi(args[4]) // no number is none
 		err = callMTLS(ctx, args[1], args[2], args[3], n)
