@@ -95,6 +95,7 @@ type Agent struct {
 	ready   chan struct{}
 	once    sync.Once
 	poke    chan struct{}  // of capacity 1, see rest
+	proving chan struct{}  // holds a token for each attestation under way
 	ended   chan struct{}  // closed when Run ends
 	retired sync.WaitGroup // of links
 	sets    sets
@@ -120,7 +121,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Patience <= 0 {
 		cfg.Patience = patience
 	}
-	a := &Agent{cfg: cfg, ready: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
+	a := &Agent{cfg: cfg, ready: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1), proving: make(chan struct{}, maxProving)}
 	a.brokers.list = cfg.Broker
 	a.node.due = make(chan struct{}, 1)
 	a.contact.init(cfg.Now)

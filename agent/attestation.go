@@ -16,6 +16,11 @@ import (
 // a workload from what it gets without it.
 const attestTime = 3 * time.Second
 
+// maxProving is how many processes are attested at once. More share the machine
+// so that none would be done in attestTime: those wait, and their time begins
+// when it is their turn.
+const maxProving = 256
+
 // An Attestation is what this node proved of a process.
 type Attestation struct {
 	Facts   map[string][]string
@@ -26,7 +31,10 @@ type Attestation struct {
 // Attest proves facts about a process, afresh, its attestors side by side. One
 // that fails, or takes longer than three seconds, leaves its prefix unknown.
 func (a *Agent) Attest(ctx context.Context, p *caller.Process) (Attestation, error) {
-	found := a.attestAll(ctx, p)
+	found, err := a.inTurn(ctx, p)
+	if err != nil {
+		return Attestation{}, err
+	}
 	out := Attestation{Facts: make(map[string][]string)}
 	for _, f := range found {
 		if f.err != nil {
@@ -57,6 +65,17 @@ type finding struct {
 	facts   map[string][]string
 	unknown []string
 	err     error
+}
+
+// inTurn is attestAll when there is room for it.
+func (a *Agent) inTurn(ctx context.Context, p *caller.Process) ([]finding, error) {
+	select {
+	case a.proving <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-a.proving }()
+	return a.attestAll(ctx, p), nil
 }
 
 func (a *Agent) attestAll(ctx context.Context, p *caller.Process) []finding {

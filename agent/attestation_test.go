@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 
@@ -54,5 +55,57 @@ func TestAHangingAttestor(t *testing.T) {
 	want := agent.Attestation{Facts: uid("1000"), Unknown: []string{"workload.docker"}, Failed: []agent.Failure{{Attestor: "workload.docker", Err: context.DeadlineExceeded}}}
 	if diff := cmp.Diff(want, got, cmpopts.EquateErrors()); err != nil || diff != "" {
 		t.Error(diff, err)
+	}
+}
+
+// crowded is an attestor that answers once release is closed.
+type crowded struct{ entered, release chan struct{} }
+
+func (c crowded) Attest(context.Context, *caller.Process, func(string) bool) (map[string][]string, []string, error) {
+	select {
+	case c.entered <- struct{}{}:
+	case <-c.release:
+	}
+	<-c.release
+	return map[string][]string{"workload.unix.uid": {"1000"}}, nil, nil
+}
+
+// Of a crowd each is attested in its turn: who waits for it uses up none of the
+// time that attestors have, and may leave.
+func TestACrowdIsAttestedInTurn(t *testing.T) {
+	t.Parallel()
+	c := crowded{make(chan struct{}), make(chan struct{})}
+	_, a := started(t, func(cfg *agent.Config) { cfg.Attestors = map[string]agent.Attestor{"workload.unix": c} })
+	p := process(t)
+	var all sync.WaitGroup
+	for range agent.MaxProving {
+		all.Go(func() {
+			if _, err := a.Attest(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range agent.MaxProving {
+		<-c.entered
+	}
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	asked := make(chan error, 1)
+	go func() {
+		_, err := a.Attest(gone, p)
+		asked <- err
+	}()
+	select {
+	case err := <-asked:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("who left its turn: %v", err)
+		}
+	case <-c.entered:
+		t.Error("one more was attested")
+	}
+	close(c.release)
+	all.Wait()
+	if _, err := a.Attest(t.Context(), p); err != nil {
+		t.Errorf("after them: %v", err)
 	}
 }

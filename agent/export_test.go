@@ -36,3 +36,6 @@ func (t Target) Digest() [32]byte { return t.digest() }
 
 // PlainKey is the key of a seal where there is no keyring.
 var PlainKey = plainKey
+
+// MaxProving is how many are attested at once.
+const MaxProving = maxProving
