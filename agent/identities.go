@@ -51,7 +51,7 @@ type Identities struct {
 	erased uint64 // of the set, as it was told
 	last   Update // as it was told
 	told   bool
-	failed []Failure // attestors, when the caller was attested
+	proven Attestation // of the caller, when it was attested last
 }
 
 // Identities opens a caller's view. Close it.
@@ -82,7 +82,7 @@ func (i *Identities) Next(ctx context.Context) (Update, error) {
 		erased, _ := i.agent.sets.counts(i.set)
 		u, held, err := i.agent.look(i.set, i.after)
 		if err != nil {
-			return Update{}, blame(err, i.failed)
+			return Update{}, blame(err, i.proven.Failed)
 		}
 		if !held {
 			if waiting == nil {
@@ -167,7 +167,7 @@ func (i *Identities) attest(ctx context.Context) error {
 		return err
 	}
 	i.Close()
-	i.set, i.after, i.wanted, i.failed = next, after, wanted, t.Failed
+	i.set, i.after, i.wanted, i.proven = next, after, wanted, t
 	return nil
 }
 

@@ -31,6 +31,7 @@ const (
 	TargetTakesX509     = "TARGET_TAKES_X509"     // so it has no token
 	SPIFFEIDNotGranted  = "SPIFFE_ID_NOT_GRANTED" // another one was asked for than those that are
 	LifeRefused         = "TTL_REFUSED"           // it is over the identity's, or under the least
+	NoIssuer            = "NO_ISSUER"             // so the broker makes no JWT-SVID
 	ProcessChanged      = "PROCESS_CHANGED"       // the caller is not who connected
 	RequestRefused      = "REQUEST_REFUSED"       // the broker takes no such facts
 	KeyRefused          = "KEY_REFUSED"           // nor this key
@@ -97,8 +98,8 @@ func (u *Unavailable) info() *errdetails.ErrorInfo {
 	return &errdetails.ErrorInfo{Domain: ErrorDomain, Reason: u.Code, Metadata: u.Meta}
 }
 
-// infoOf is what a status says of an error.
-func infoOf(err error) *errdetails.ErrorInfo {
+// InfoFor is what StatusOf's status carries for an error.
+func InfoFor(err error) *errdetails.ErrorInfo {
 	var told interface {
 		error
 		info() *errdetails.ErrorInfo
@@ -155,6 +156,24 @@ func (a *Agent) unavailable(err error) error {
 type Failure struct {
 	Attestor string // its prefix
 	Err      error
+}
+
+// maxWhy bounds what is repeated of an attestor's error.
+const maxWhy = 512
+
+// Why is why each failed attestor failed, by its prefix: in its words for the
+// operator, else by their kind.
+func (t Attestation) Why(operator bool) map[string]string {
+	why := make(map[string]string, len(t.Failed))
+	for _, f := range t.Failed {
+		text := kindOf(f.Err)
+		if operator {
+			text = strings.ToValidUTF8(f.Err.Error(), "?")
+			text = strings.ToValidUTF8(text[:min(len(text), maxWhy)], "")
+		}
+		why[f.Attestor] = text
+	}
+	return why
 }
 
 // blame adds to a denial that some attestors failed: what they would have said

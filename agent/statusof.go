@@ -16,12 +16,12 @@ import (
 func StatusOf(ctx context.Context, log *slog.Logger, err error) error {
 	switch {
 	case errors.Is(err, ErrDenied):
-		return withInfo(codes.PermissionDenied, err.Error(), infoOf(err))
+		return withInfo(codes.PermissionDenied, err.Error(), InfoFor(err))
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err()).Err()
 	case errors.Is(err, ErrUnavailable):
-		return withInfo(codes.Unavailable, err.Error(), infoOf(err))
+		return withInfo(codes.Unavailable, err.Error(), InfoFor(err))
 	}
 	log.WarnContext(ctx, "call failed", "error", err)
-	return withInfo(codes.Unavailable, "the agent cannot answer: its log says why", infoOf(err))
+	return withInfo(codes.Unavailable, "the agent cannot answer: its log says why", InfoFor(err))
 }

@@ -238,6 +238,8 @@ func notListed(r *api.IssueJWTRequest, d *api.Denial) *Denied {
 		denied.Reason = "the target takes the X509-SVID of " + who + ", and has no token"
 	case SPIFFEIDNotGranted:
 		denied.Reason = "the SPIFFE ID asked for is not granted to " + who
+	case NoIssuer:
+		denied.Reason = "the broker has no issuer, so it makes no JWT-SVID"
 	case RequestRefused:
 		denied.Reason = "the broker takes no such request"
 	default:

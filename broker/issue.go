@@ -88,6 +88,7 @@ const (
 	DeniedX509     = "target_takes_x509"
 	DeniedID       = "spiffe_id_not_granted"
 	DeniedLife     = "ttl_refused"     // a life under the least, or over that of an identity
+	DeniedIssuer   = "no_issuer"       // so the broker makes no JWT-SVID
 	DeniedRequest  = "request_refused" // it says two things at once, or breaks a bound
 )
 
@@ -351,6 +352,8 @@ func refusedToken(p ground, whole identity.Request, r JWTRequest, why error) str
 		all = slices.DeleteFunc(all, func(d identity.Decision) bool { return d.ID != r.SPIFFEID })
 	}
 	switch {
+	case !p.Set.MakesJWT():
+		return DeniedIssuer
 	case len(all) == 0:
 		return DeniedID
 	case r.Target == "":

@@ -273,6 +273,21 @@ func (b *Broker) OnJWT(f func(*api.IssueJWTRequest)) {
 	b.onJWT = f
 }
 
+// Explain implements api.NodeServer: of who is denied an Identity is near.
+func (b *Broker) Explain(_ context.Context, r *api.NodeExplainRequest) (*api.NodeExplainResponse, error) {
+	code := "denied"
+	if grants := b.granted(r.GetWorkload()); len(grants) > 0 {
+		if len(r.GetAudiences()) == 0 && r.GetTarget() == "" {
+			return &api.NodeExplainResponse{Granted: true}, nil
+		}
+		code = b.refusal(&api.IssueJWTRequest{Workload: r.GetWorkload(), Audiences: r.GetAudiences(), Target: r.GetTarget()})
+	}
+	return &api.NodeExplainResponse{
+		Denial: &api.Denial{Record: Record, Code: code},
+		Near:   []*api.NodeExplainResponse_Near{{Identity: "near", Missing: []string{"workload.unix.uid"}}},
+	}, nil
+}
+
 // RefreshBundle implements api.NodeServer.
 func (b *Broker) RefreshBundle(_ context.Context, r *api.RefreshBundleRequest) (*api.RefreshBundleResponse, error) {
 	b.mu.Lock()

@@ -21,6 +21,182 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ExplainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // on the admin socket
+	Audiences     []string               `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_agent_api_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ExplainRequest) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type ExplainResponse struct {
+	state         protoimpl.MessageState      `protogen:"open.v1"`
+	Granted       bool                        `protobuf:"varint,1,opt,name=granted,proto3" json:"granted,omitempty"`
+	Code          string                      `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`     // of the refusal, as its status carries it
+	Text          string                      `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`     // of the refusal, as the workload is told
+	Record        string                      `protobuf:"bytes,4,opt,name=record,proto3" json:"record,omitempty"` // the broker's
+	Identities    []*ExplainResponse_Identity `protobuf:"bytes,5,rep,name=identities,proto3" json:"identities,omitempty"`
+	Near          []*ExplainResponse_Near     `protobuf:"bytes,6,rep,name=near,proto3" json:"near,omitempty"`
+	Facts         map[string]*Values          `protobuf:"bytes,7,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // that were attested; on the workload socket workload.unix.* alone
+	Unknown       []string                    `protobuf:"bytes,8,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	Why           map[string]string           `protobuf:"bytes,9,rep,name=why,proto3" json:"why,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by entry of unknown
+	Note          string                      `protobuf:"bytes,10,opt,name=note,proto3" json:"note,omitempty"`                                                                        // why there is nothing near
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainResponse) Reset() {
+	*x = ExplainResponse{}
+	mi := &file_agent_api_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse) ProtoMessage() {}
+
+func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
+func (*ExplainResponse) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ExplainResponse) GetGranted() bool {
+	if x != nil {
+		return x.Granted
+	}
+	return false
+}
+
+func (x *ExplainResponse) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetRecord() string {
+	if x != nil {
+		return x.Record
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetIdentities() []*ExplainResponse_Identity {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetNear() []*ExplainResponse_Near {
+	if x != nil {
+		return x.Near
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetFacts() map[string]*Values {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetUnknown() []string {
+	if x != nil {
+		return x.Unknown
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetWhy() map[string]string {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
 type TryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -30,7 +206,7 @@ type TryRequest struct {
 
 func (x *TryRequest) Reset() {
 	*x = TryRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[0]
+	mi := &file_agent_api_agent_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -42,7 +218,7 @@ func (x *TryRequest) String() string {
 func (*TryRequest) ProtoMessage() {}
 
 func (x *TryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[0]
+	mi := &file_agent_api_agent_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -55,7 +231,7 @@ func (x *TryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryRequest.ProtoReflect.Descriptor instead.
 func (*TryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{0}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *TryRequest) GetTarget() string {
@@ -77,7 +253,7 @@ type TryResponse struct {
 
 func (x *TryResponse) Reset() {
 	*x = TryResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[1]
+	mi := &file_agent_api_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -89,7 +265,7 @@ func (x *TryResponse) String() string {
 func (*TryResponse) ProtoMessage() {}
 
 func (x *TryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[1]
+	mi := &file_agent_api_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -102,7 +278,7 @@ func (x *TryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryResponse.ProtoReflect.Descriptor instead.
 func (*TryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{1}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TryResponse) GetSpiffeId() string {
@@ -151,7 +327,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_agent_api_agent_proto_msgTypes[2]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -163,7 +339,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[2]
+	mi := &file_agent_api_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -176,7 +352,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Refusal) GetProvider() string {
@@ -254,7 +430,7 @@ type FetchRequest struct {
 
 func (x *FetchRequest) Reset() {
 	*x = FetchRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[3]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +442,7 @@ func (x *FetchRequest) String() string {
 func (*FetchRequest) ProtoMessage() {}
 
 func (x *FetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[3]
+	mi := &file_agent_api_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +455,7 @@ func (x *FetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchRequest.ProtoReflect.Descriptor instead.
 func (*FetchRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *FetchRequest) GetTarget() string {
@@ -309,7 +485,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +497,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[4]
+	mi := &file_agent_api_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +510,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WaitResponse) GetStep() isWaitResponse_Step {
@@ -391,7 +567,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +579,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[5]
+	mi := &file_agent_api_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +592,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Progress) GetText() string {
@@ -457,7 +633,7 @@ type TokenRequest struct {
 
 func (x *TokenRequest) Reset() {
 	*x = TokenRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +645,7 @@ func (x *TokenRequest) String() string {
 func (*TokenRequest) ProtoMessage() {}
 
 func (x *TokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[6]
+	mi := &file_agent_api_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +658,7 @@ func (x *TokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
 func (*TokenRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TokenRequest) GetTarget() string {
@@ -514,7 +690,7 @@ type TokenResponse struct {
 
 func (x *TokenResponse) Reset() {
 	*x = TokenResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +702,7 @@ func (x *TokenResponse) String() string {
 func (*TokenResponse) ProtoMessage() {}
 
 func (x *TokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[7]
+	mi := &file_agent_api_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +715,7 @@ func (x *TokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenResponse.ProtoReflect.Descriptor instead.
 func (*TokenResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TokenResponse) GetToken() string {
@@ -610,7 +786,7 @@ type FetchResponse struct {
 
 func (x *FetchResponse) Reset() {
 	*x = FetchResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +798,7 @@ func (x *FetchResponse) String() string {
 func (*FetchResponse) ProtoMessage() {}
 
 func (x *FetchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[8]
+	mi := &file_agent_api_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +811,7 @@ func (x *FetchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchResponse.ProtoReflect.Descriptor instead.
 func (*FetchResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FetchResponse) GetExpires() int64 {
@@ -734,7 +910,7 @@ type AWS struct {
 
 func (x *AWS) Reset() {
 	*x = AWS{}
-	mi := &file_agent_api_agent_proto_msgTypes[9]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +922,7 @@ func (x *AWS) String() string {
 func (*AWS) ProtoMessage() {}
 
 func (x *AWS) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[9]
+	mi := &file_agent_api_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +935,7 @@ func (x *AWS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AWS.ProtoReflect.Descriptor instead.
 func (*AWS) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AWS) GetAccessKeyId() string {
@@ -808,7 +984,7 @@ type Bearer struct {
 
 func (x *Bearer) Reset() {
 	*x = Bearer{}
-	mi := &file_agent_api_agent_proto_msgTypes[10]
+	mi := &file_agent_api_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +996,7 @@ func (x *Bearer) String() string {
 func (*Bearer) ProtoMessage() {}
 
 func (x *Bearer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[10]
+	mi := &file_agent_api_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +1009,7 @@ func (x *Bearer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bearer.ProtoReflect.Descriptor instead.
 func (*Bearer) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Bearer) GetToken() string {
@@ -866,7 +1042,7 @@ type SVIDsX509Request struct {
 
 func (x *SVIDsX509Request) Reset() {
 	*x = SVIDsX509Request{}
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +1054,7 @@ func (x *SVIDsX509Request) String() string {
 func (*SVIDsX509Request) ProtoMessage() {}
 
 func (x *SVIDsX509Request) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[11]
+	mi := &file_agent_api_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1067,7 @@ func (x *SVIDsX509Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVIDsX509Request.ProtoReflect.Descriptor instead.
 func (*SVIDsX509Request) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SVIDsX509Request) GetTtl() int64 {
@@ -912,7 +1088,7 @@ type SVIDsX509Response struct {
 
 func (x *SVIDsX509Response) Reset() {
 	*x = SVIDsX509Response{}
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1100,7 @@ func (x *SVIDsX509Response) String() string {
 func (*SVIDsX509Response) ProtoMessage() {}
 
 func (x *SVIDsX509Response) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[12]
+	mi := &file_agent_api_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1113,7 @@ func (x *SVIDsX509Response) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVIDsX509Response.ProtoReflect.Descriptor instead.
 func (*SVIDsX509Response) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SVIDsX509Response) GetSvids() []*SVIDsX509Response_SVID {
@@ -965,7 +1141,7 @@ type SVIDsJWTRequest struct {
 
 func (x *SVIDsJWTRequest) Reset() {
 	*x = SVIDsJWTRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1153,7 @@ func (x *SVIDsJWTRequest) String() string {
 func (*SVIDsJWTRequest) ProtoMessage() {}
 
 func (x *SVIDsJWTRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[13]
+	mi := &file_agent_api_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1166,7 @@ func (x *SVIDsJWTRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVIDsJWTRequest.ProtoReflect.Descriptor instead.
 func (*SVIDsJWTRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SVIDsJWTRequest) GetTtl() int64 {
@@ -1023,7 +1199,7 @@ type SVIDsJWTResponse struct {
 
 func (x *SVIDsJWTResponse) Reset() {
 	*x = SVIDsJWTResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[14]
+	mi := &file_agent_api_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1211,7 @@ func (x *SVIDsJWTResponse) String() string {
 func (*SVIDsJWTResponse) ProtoMessage() {}
 
 func (x *SVIDsJWTResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[14]
+	mi := &file_agent_api_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1224,7 @@ func (x *SVIDsJWTResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVIDsJWTResponse.ProtoReflect.Descriptor instead.
 func (*SVIDsJWTResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SVIDsJWTResponse) GetSvids() []*SVIDsJWTResponse_SVID {
@@ -1066,7 +1242,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[15]
+	mi := &file_agent_api_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1254,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[15]
+	mi := &file_agent_api_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1267,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{17}
 }
 
 type StatusResponse struct {
@@ -1114,7 +1290,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[16]
+	mi := &file_agent_api_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1302,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[16]
+	mi := &file_agent_api_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1315,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StatusResponse) GetNode() string {
@@ -1235,7 +1411,7 @@ type AttestRequest struct {
 
 func (x *AttestRequest) Reset() {
 	*x = AttestRequest{}
-	mi := &file_agent_api_agent_proto_msgTypes[17]
+	mi := &file_agent_api_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1423,7 @@ func (x *AttestRequest) String() string {
 func (*AttestRequest) ProtoMessage() {}
 
 func (x *AttestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[17]
+	mi := &file_agent_api_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1436,7 @@ func (x *AttestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestRequest.ProtoReflect.Descriptor instead.
 func (*AttestRequest) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AttestRequest) GetPid() int32 {
@@ -1279,7 +1455,7 @@ type Values struct {
 
 func (x *Values) Reset() {
 	*x = Values{}
-	mi := &file_agent_api_agent_proto_msgTypes[18]
+	mi := &file_agent_api_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1467,7 @@ func (x *Values) String() string {
 func (*Values) ProtoMessage() {}
 
 func (x *Values) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[18]
+	mi := &file_agent_api_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1480,7 @@ func (x *Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Values.ProtoReflect.Descriptor instead.
 func (*Values) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Values) GetValues() []string {
@@ -1319,13 +1495,14 @@ type AttestResponse struct {
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // SPIFFE ID of this node
 	Facts         map[string]*Values     `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Unknown       []string               `protobuf:"bytes,3,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	Why           map[string]string      `protobuf:"bytes,4,rep,name=why,proto3" json:"why,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by entry of unknown: what its attestor said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttestResponse) Reset() {
 	*x = AttestResponse{}
-	mi := &file_agent_api_agent_proto_msgTypes[19]
+	mi := &file_agent_api_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1514,7 @@ func (x *AttestResponse) String() string {
 func (*AttestResponse) ProtoMessage() {}
 
 func (x *AttestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[19]
+	mi := &file_agent_api_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1527,7 @@ func (x *AttestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttestResponse.ProtoReflect.Descriptor instead.
 func (*AttestResponse) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AttestResponse) GetNode() string {
@@ -1374,6 +1551,149 @@ func (x *AttestResponse) GetUnknown() []string {
 	return nil
 }
 
+func (x *AttestResponse) GetWhy() map[string]string {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+type ExplainResponse_Identity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	Ends          int64                  `protobuf:"varint,3,opt,name=ends,proto3" json:"ends,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainResponse_Identity) Reset() {
+	*x = ExplainResponse_Identity{}
+	mi := &file_agent_api_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse_Identity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse_Identity) ProtoMessage() {}
+
+func (x *ExplainResponse_Identity) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse_Identity.ProtoReflect.Descriptor instead.
+func (*ExplainResponse_Identity) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{1, 2}
+}
+
+func (x *ExplainResponse_Identity) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *ExplainResponse_Identity) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *ExplainResponse_Identity) GetEnds() int64 {
+	if x != nil {
+		return x.Ends
+	}
+	return 0
+}
+
+type ExplainResponse_Near struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Item          uint32                 `protobuf:"varint,2,opt,name=item,proto3" json:"item,omitempty"`      // of its match
+	Missing       []string               `protobuf:"bytes,3,rep,name=missing,proto3" json:"missing,omitempty"` // names of facts that are not as they must be
+	When          bool                   `protobuf:"varint,4,opt,name=when,proto3" json:"when,omitempty"`      // its when does not hold
+	Code          string                 `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"`       // where its match holds: what it does not list
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainResponse_Near) Reset() {
+	*x = ExplainResponse_Near{}
+	mi := &file_agent_api_agent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse_Near) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse_Near) ProtoMessage() {}
+
+func (x *ExplainResponse_Near) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse_Near.ProtoReflect.Descriptor instead.
+func (*ExplainResponse_Near) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{1, 3}
+}
+
+func (x *ExplainResponse_Near) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *ExplainResponse_Near) GetItem() uint32 {
+	if x != nil {
+		return x.Item
+	}
+	return 0
+}
+
+func (x *ExplainResponse_Near) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *ExplainResponse_Near) GetWhen() bool {
+	if x != nil {
+		return x.When
+	}
+	return false
+}
+
+func (x *ExplainResponse_Near) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
 type SVIDsX509Response_SVID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
@@ -1386,7 +1706,7 @@ type SVIDsX509Response_SVID struct {
 
 func (x *SVIDsX509Response_SVID) Reset() {
 	*x = SVIDsX509Response_SVID{}
-	mi := &file_agent_api_agent_proto_msgTypes[21]
+	mi := &file_agent_api_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1718,7 @@ func (x *SVIDsX509Response_SVID) String() string {
 func (*SVIDsX509Response_SVID) ProtoMessage() {}
 
 func (x *SVIDsX509Response_SVID) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[21]
+	mi := &file_agent_api_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1731,7 @@ func (x *SVIDsX509Response_SVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVIDsX509Response_SVID.ProtoReflect.Descriptor instead.
 func (*SVIDsX509Response_SVID) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{12, 1}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{14, 1}
 }
 
 func (x *SVIDsX509Response_SVID) GetSpiffeId() string {
@@ -1454,7 +1774,7 @@ type SVIDsJWTResponse_SVID struct {
 
 func (x *SVIDsJWTResponse_SVID) Reset() {
 	*x = SVIDsJWTResponse_SVID{}
-	mi := &file_agent_api_agent_proto_msgTypes[22]
+	mi := &file_agent_api_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1786,7 @@ func (x *SVIDsJWTResponse_SVID) String() string {
 func (*SVIDsJWTResponse_SVID) ProtoMessage() {}
 
 func (x *SVIDsJWTResponse_SVID) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[22]
+	mi := &file_agent_api_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1799,7 @@ func (x *SVIDsJWTResponse_SVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SVIDsJWTResponse_SVID.ProtoReflect.Descriptor instead.
 func (*SVIDsJWTResponse_SVID) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{14, 0}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{16, 0}
 }
 
 func (x *SVIDsJWTResponse_SVID) GetSpiffeId() string {
@@ -1523,7 +1843,7 @@ type StatusResponse_Held struct {
 
 func (x *StatusResponse_Held) Reset() {
 	*x = StatusResponse_Held{}
-	mi := &file_agent_api_agent_proto_msgTypes[23]
+	mi := &file_agent_api_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1855,7 @@ func (x *StatusResponse_Held) String() string {
 func (*StatusResponse_Held) ProtoMessage() {}
 
 func (x *StatusResponse_Held) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[23]
+	mi := &file_agent_api_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1868,7 @@ func (x *StatusResponse_Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse_Held.ProtoReflect.Descriptor instead.
 func (*StatusResponse_Held) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{16, 0}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{18, 0}
 }
 
 func (x *StatusResponse_Held) GetSpiffeId() string {
@@ -1590,7 +1910,42 @@ var File_agent_api_agent_proto protoreflect.FileDescriptor
 
 const file_agent_api_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15agent/api/agent.proto\x12\x11credence.agent.v1\"$\n" +
+	"\x15agent/api/agent.proto\x12\x11credence.agent.v1\"X\n" +
+	"\x0eExplainRequest\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x1c\n" +
+	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\"\x87\x06\n" +
+	"\x0fExplainResponse\x12\x18\n" +
+	"\agranted\x18\x01 \x01(\bR\agranted\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x16\n" +
+	"\x06record\x18\x04 \x01(\tR\x06record\x12K\n" +
+	"\n" +
+	"identities\x18\x05 \x03(\v2+.credence.agent.v1.ExplainResponse.IdentityR\n" +
+	"identities\x12;\n" +
+	"\x04near\x18\x06 \x03(\v2'.credence.agent.v1.ExplainResponse.NearR\x04near\x12C\n" +
+	"\x05facts\x18\a \x03(\v2-.credence.agent.v1.ExplainResponse.FactsEntryR\x05facts\x12\x18\n" +
+	"\aunknown\x18\b \x03(\tR\aunknown\x12=\n" +
+	"\x03why\x18\t \x03(\v2+.credence.agent.v1.ExplainResponse.WhyEntryR\x03why\x12\x12\n" +
+	"\x04note\x18\n" +
+	" \x01(\tR\x04note\x1aS\n" +
+	"\n" +
+	"FactsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x01\x1a6\n" +
+	"\bWhyEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aW\n" +
+	"\bIdentity\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04ends\x18\x03 \x01(\x03R\x04ends\x1ax\n" +
+	"\x04Near\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04item\x18\x02 \x01(\rR\x04item\x12\x18\n" +
+	"\amissing\x18\x03 \x03(\tR\amissing\x12\x12\n" +
+	"\x04when\x18\x04 \x01(\bR\x04when\x12\x12\n" +
+	"\x04code\x18\x05 \x01(\tR\x04code\"$\n" +
 	"\n" +
 	"TryRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\"\x99\x01\n" +
@@ -1705,27 +2060,33 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\rAttestRequest\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\" \n" +
 	"\x06Values\x12\x16\n" +
-	"\x06values\x18\x01 \x03(\tR\x06values\"\xd7\x01\n" +
+	"\x06values\x18\x01 \x03(\tR\x06values\"\xcd\x02\n" +
 	"\x0eAttestResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12B\n" +
 	"\x05facts\x18\x02 \x03(\v2,.credence.agent.v1.AttestResponse.FactsEntryR\x05facts\x12\x18\n" +
-	"\aunknown\x18\x03 \x03(\tR\aunknown\x1aS\n" +
+	"\aunknown\x18\x03 \x03(\tR\aunknown\x12<\n" +
+	"\x03why\x18\x04 \x03(\v2*.credence.agent.v1.AttestResponse.WhyEntryR\x03why\x1aS\n" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x012\xf1\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.credence.agent.v1.ValuesR\x05value:\x028\x01\x1a6\n" +
+	"\bWhyEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\xf1\x01\n" +
 	"\vCredentials\x12J\n" +
 	"\x05Fetch\x12\x1f.credence.agent.v1.FetchRequest\x1a .credence.agent.v1.FetchResponse\x12J\n" +
 	"\x04Wait\x12\x1f.credence.agent.v1.FetchRequest\x1a\x1f.credence.agent.v1.WaitResponse0\x01\x12J\n" +
-	"\x05Token\x12\x1f.credence.agent.v1.TokenRequest\x1a .credence.agent.v1.TokenResponse2N\n" +
+	"\x05Token\x12\x1f.credence.agent.v1.TokenRequest\x1a .credence.agent.v1.TokenResponse2\xa0\x01\n" +
 	"\x06Checks\x12D\n" +
-	"\x03Try\x12\x1d.credence.agent.v1.TryRequest\x1a\x1e.credence.agent.v1.TryResponse2\xaa\x01\n" +
+	"\x03Try\x12\x1d.credence.agent.v1.TryRequest\x1a\x1e.credence.agent.v1.TryResponse\x12P\n" +
+	"\aExplain\x12!.credence.agent.v1.ExplainRequest\x1a\".credence.agent.v1.ExplainResponse2\xaa\x01\n" +
 	"\x05SVIDs\x12Q\n" +
 	"\x04X509\x12#.credence.agent.v1.SVIDsX509Request\x1a$.credence.agent.v1.SVIDsX509Response\x12N\n" +
-	"\x03JWT\x12\".credence.agent.v1.SVIDsJWTRequest\x1a#.credence.agent.v1.SVIDsJWTResponse2\xa5\x01\n" +
+	"\x03JWT\x12\".credence.agent.v1.SVIDsJWTRequest\x1a#.credence.agent.v1.SVIDsJWTResponse2\xf7\x01\n" +
 	"\x05Admin\x12M\n" +
 	"\x06Attest\x12 .credence.agent.v1.AttestRequest\x1a!.credence.agent.v1.AttestResponse\x12M\n" +
-	"\x06Status\x12 .credence.agent.v1.StatusRequest\x1a!.credence.agent.v1.StatusResponseB+Z)github.com/credence-id/credence/agent/apib\x06proto3"
+	"\x06Status\x12 .credence.agent.v1.StatusRequest\x1a!.credence.agent.v1.StatusResponse\x12P\n" +
+	"\aExplain\x12!.credence.agent.v1.ExplainRequest\x1a\".credence.agent.v1.ExplainResponseB+Z)github.com/credence-id/credence/agent/apib\x06proto3"
 
 var (
 	file_agent_api_agent_proto_rawDescOnce sync.Once
@@ -1739,67 +2100,84 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_agent_api_agent_proto_goTypes = []any{
-	(*TryRequest)(nil),             // 0: credence.agent.v1.TryRequest
-	(*TryResponse)(nil),            // 1: credence.agent.v1.TryResponse
-	(*Refusal)(nil),                // 2: credence.agent.v1.Refusal
-	(*FetchRequest)(nil),           // 3: credence.agent.v1.FetchRequest
-	(*WaitResponse)(nil),           // 4: credence.agent.v1.WaitResponse
-	(*Progress)(nil),               // 5: credence.agent.v1.Progress
-	(*TokenRequest)(nil),           // 6: credence.agent.v1.TokenRequest
-	(*TokenResponse)(nil),          // 7: credence.agent.v1.TokenResponse
-	(*FetchResponse)(nil),          // 8: credence.agent.v1.FetchResponse
-	(*AWS)(nil),                    // 9: credence.agent.v1.AWS
-	(*Bearer)(nil),                 // 10: credence.agent.v1.Bearer
-	(*SVIDsX509Request)(nil),       // 11: credence.agent.v1.SVIDsX509Request
-	(*SVIDsX509Response)(nil),      // 12: credence.agent.v1.SVIDsX509Response
-	(*SVIDsJWTRequest)(nil),        // 13: credence.agent.v1.SVIDsJWTRequest
-	(*SVIDsJWTResponse)(nil),       // 14: credence.agent.v1.SVIDsJWTResponse
-	(*StatusRequest)(nil),          // 15: credence.agent.v1.StatusRequest
-	(*StatusResponse)(nil),         // 16: credence.agent.v1.StatusResponse
-	(*AttestRequest)(nil),          // 17: credence.agent.v1.AttestRequest
-	(*Values)(nil),                 // 18: credence.agent.v1.Values
-	(*AttestResponse)(nil),         // 19: credence.agent.v1.AttestResponse
-	nil,                            // 20: credence.agent.v1.SVIDsX509Response.BundlesEntry
-	(*SVIDsX509Response_SVID)(nil), // 21: credence.agent.v1.SVIDsX509Response.SVID
-	(*SVIDsJWTResponse_SVID)(nil),  // 22: credence.agent.v1.SVIDsJWTResponse.SVID
-	(*StatusResponse_Held)(nil),    // 23: credence.agent.v1.StatusResponse.Held
-	nil,                            // 24: credence.agent.v1.AttestResponse.FactsEntry
+	(*ExplainRequest)(nil),           // 0: credence.agent.v1.ExplainRequest
+	(*ExplainResponse)(nil),          // 1: credence.agent.v1.ExplainResponse
+	(*TryRequest)(nil),               // 2: credence.agent.v1.TryRequest
+	(*TryResponse)(nil),              // 3: credence.agent.v1.TryResponse
+	(*Refusal)(nil),                  // 4: credence.agent.v1.Refusal
+	(*FetchRequest)(nil),             // 5: credence.agent.v1.FetchRequest
+	(*WaitResponse)(nil),             // 6: credence.agent.v1.WaitResponse
+	(*Progress)(nil),                 // 7: credence.agent.v1.Progress
+	(*TokenRequest)(nil),             // 8: credence.agent.v1.TokenRequest
+	(*TokenResponse)(nil),            // 9: credence.agent.v1.TokenResponse
+	(*FetchResponse)(nil),            // 10: credence.agent.v1.FetchResponse
+	(*AWS)(nil),                      // 11: credence.agent.v1.AWS
+	(*Bearer)(nil),                   // 12: credence.agent.v1.Bearer
+	(*SVIDsX509Request)(nil),         // 13: credence.agent.v1.SVIDsX509Request
+	(*SVIDsX509Response)(nil),        // 14: credence.agent.v1.SVIDsX509Response
+	(*SVIDsJWTRequest)(nil),          // 15: credence.agent.v1.SVIDsJWTRequest
+	(*SVIDsJWTResponse)(nil),         // 16: credence.agent.v1.SVIDsJWTResponse
+	(*StatusRequest)(nil),            // 17: credence.agent.v1.StatusRequest
+	(*StatusResponse)(nil),           // 18: credence.agent.v1.StatusResponse
+	(*AttestRequest)(nil),            // 19: credence.agent.v1.AttestRequest
+	(*Values)(nil),                   // 20: credence.agent.v1.Values
+	(*AttestResponse)(nil),           // 21: credence.agent.v1.AttestResponse
+	nil,                              // 22: credence.agent.v1.ExplainResponse.FactsEntry
+	nil,                              // 23: credence.agent.v1.ExplainResponse.WhyEntry
+	(*ExplainResponse_Identity)(nil), // 24: credence.agent.v1.ExplainResponse.Identity
+	(*ExplainResponse_Near)(nil),     // 25: credence.agent.v1.ExplainResponse.Near
+	nil,                              // 26: credence.agent.v1.SVIDsX509Response.BundlesEntry
+	(*SVIDsX509Response_SVID)(nil),   // 27: credence.agent.v1.SVIDsX509Response.SVID
+	(*SVIDsJWTResponse_SVID)(nil),    // 28: credence.agent.v1.SVIDsJWTResponse.SVID
+	(*StatusResponse_Held)(nil),      // 29: credence.agent.v1.StatusResponse.Held
+	nil,                              // 30: credence.agent.v1.AttestResponse.FactsEntry
+	nil,                              // 31: credence.agent.v1.AttestResponse.WhyEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
-	2,  // 0: credence.agent.v1.TryResponse.refusal:type_name -> credence.agent.v1.Refusal
-	5,  // 1: credence.agent.v1.WaitResponse.progress:type_name -> credence.agent.v1.Progress
-	8,  // 2: credence.agent.v1.WaitResponse.credential:type_name -> credence.agent.v1.FetchResponse
-	9,  // 3: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
-	10, // 4: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
-	21, // 5: credence.agent.v1.SVIDsX509Response.svids:type_name -> credence.agent.v1.SVIDsX509Response.SVID
-	20, // 6: credence.agent.v1.SVIDsX509Response.bundles:type_name -> credence.agent.v1.SVIDsX509Response.BundlesEntry
-	22, // 7: credence.agent.v1.SVIDsJWTResponse.svids:type_name -> credence.agent.v1.SVIDsJWTResponse.SVID
-	23, // 8: credence.agent.v1.StatusResponse.held:type_name -> credence.agent.v1.StatusResponse.Held
-	24, // 9: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
-	18, // 10: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	3,  // 11: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
-	3,  // 12: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
-	6,  // 13: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
-	0,  // 14: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
-	11, // 15: credence.agent.v1.SVIDs.X509:input_type -> credence.agent.v1.SVIDsX509Request
-	13, // 16: credence.agent.v1.SVIDs.JWT:input_type -> credence.agent.v1.SVIDsJWTRequest
-	17, // 17: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
-	15, // 18: credence.agent.v1.Admin.Status:input_type -> credence.agent.v1.StatusRequest
-	8,  // 19: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
-	4,  // 20: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
-	7,  // 21: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
-	1,  // 22: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
-	12, // 23: credence.agent.v1.SVIDs.X509:output_type -> credence.agent.v1.SVIDsX509Response
-	14, // 24: credence.agent.v1.SVIDs.JWT:output_type -> credence.agent.v1.SVIDsJWTResponse
-	19, // 25: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
-	16, // 26: credence.agent.v1.Admin.Status:output_type -> credence.agent.v1.StatusResponse
-	19, // [19:27] is the sub-list for method output_type
-	11, // [11:19] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	24, // 0: credence.agent.v1.ExplainResponse.identities:type_name -> credence.agent.v1.ExplainResponse.Identity
+	25, // 1: credence.agent.v1.ExplainResponse.near:type_name -> credence.agent.v1.ExplainResponse.Near
+	22, // 2: credence.agent.v1.ExplainResponse.facts:type_name -> credence.agent.v1.ExplainResponse.FactsEntry
+	23, // 3: credence.agent.v1.ExplainResponse.why:type_name -> credence.agent.v1.ExplainResponse.WhyEntry
+	4,  // 4: credence.agent.v1.TryResponse.refusal:type_name -> credence.agent.v1.Refusal
+	7,  // 5: credence.agent.v1.WaitResponse.progress:type_name -> credence.agent.v1.Progress
+	10, // 6: credence.agent.v1.WaitResponse.credential:type_name -> credence.agent.v1.FetchResponse
+	11, // 7: credence.agent.v1.FetchResponse.aws:type_name -> credence.agent.v1.AWS
+	12, // 8: credence.agent.v1.FetchResponse.bearer:type_name -> credence.agent.v1.Bearer
+	27, // 9: credence.agent.v1.SVIDsX509Response.svids:type_name -> credence.agent.v1.SVIDsX509Response.SVID
+	26, // 10: credence.agent.v1.SVIDsX509Response.bundles:type_name -> credence.agent.v1.SVIDsX509Response.BundlesEntry
+	28, // 11: credence.agent.v1.SVIDsJWTResponse.svids:type_name -> credence.agent.v1.SVIDsJWTResponse.SVID
+	29, // 12: credence.agent.v1.StatusResponse.held:type_name -> credence.agent.v1.StatusResponse.Held
+	30, // 13: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
+	31, // 14: credence.agent.v1.AttestResponse.why:type_name -> credence.agent.v1.AttestResponse.WhyEntry
+	20, // 15: credence.agent.v1.ExplainResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	20, // 16: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	5,  // 17: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
+	5,  // 18: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
+	8,  // 19: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
+	2,  // 20: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
+	0,  // 21: credence.agent.v1.Checks.Explain:input_type -> credence.agent.v1.ExplainRequest
+	13, // 22: credence.agent.v1.SVIDs.X509:input_type -> credence.agent.v1.SVIDsX509Request
+	15, // 23: credence.agent.v1.SVIDs.JWT:input_type -> credence.agent.v1.SVIDsJWTRequest
+	19, // 24: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
+	17, // 25: credence.agent.v1.Admin.Status:input_type -> credence.agent.v1.StatusRequest
+	0,  // 26: credence.agent.v1.Admin.Explain:input_type -> credence.agent.v1.ExplainRequest
+	10, // 27: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
+	6,  // 28: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
+	9,  // 29: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
+	3,  // 30: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
+	1,  // 31: credence.agent.v1.Checks.Explain:output_type -> credence.agent.v1.ExplainResponse
+	14, // 32: credence.agent.v1.SVIDs.X509:output_type -> credence.agent.v1.SVIDsX509Response
+	16, // 33: credence.agent.v1.SVIDs.JWT:output_type -> credence.agent.v1.SVIDsJWTResponse
+	21, // 34: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
+	18, // 35: credence.agent.v1.Admin.Status:output_type -> credence.agent.v1.StatusResponse
+	1,  // 36: credence.agent.v1.Admin.Explain:output_type -> credence.agent.v1.ExplainResponse
+	27, // [27:37] is the sub-list for method output_type
+	17, // [17:27] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -1807,11 +2185,11 @@ func file_agent_api_agent_proto_init() {
 	if File_agent_api_agent_proto != nil {
 		return
 	}
-	file_agent_api_agent_proto_msgTypes[4].OneofWrappers = []any{
+	file_agent_api_agent_proto_msgTypes[6].OneofWrappers = []any{
 		(*WaitResponse_Progress)(nil),
 		(*WaitResponse_Credential)(nil),
 	}
-	file_agent_api_agent_proto_msgTypes[8].OneofWrappers = []any{
+	file_agent_api_agent_proto_msgTypes[10].OneofWrappers = []any{
 		(*FetchResponse_Aws)(nil),
 		(*FetchResponse_Bearer)(nil),
 	}
@@ -1821,7 +2199,7 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -223,7 +223,8 @@ var Credentials_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Checks_Try_FullMethodName = "/credence.agent.v1.Checks/Try"
+	Checks_Try_FullMethodName     = "/credence.agent.v1.Checks/Try"
+	Checks_Explain_FullMethodName = "/credence.agent.v1.Checks/Explain"
 )
 
 // ChecksClient is the client API for Checks service.
@@ -236,6 +237,9 @@ type ChecksClient interface {
 	// Try makes one exchange at a target that the caller's identity lists, now,
 	// whatever is held, and says how it ended. The credential stays here.
 	Try(ctx context.Context, in *TryRequest, opts ...grpc.CallOption) (*TryResponse, error)
+	// Explain tells the caller, and nobody else, what it gets, or what the nearest
+	// identities miss of it. A pid is not taken.
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 }
 
 type checksClient struct {
@@ -256,6 +260,16 @@ func (c *checksClient) Try(ctx context.Context, in *TryRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *checksClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainResponse)
+	err := c.cc.Invoke(ctx, Checks_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ChecksServer is the server API for Checks service.
 // All implementations must embed UnimplementedChecksServer
 // for forward compatibility.
@@ -266,6 +280,9 @@ type ChecksServer interface {
 	// Try makes one exchange at a target that the caller's identity lists, now,
 	// whatever is held, and says how it ended. The credential stays here.
 	Try(context.Context, *TryRequest) (*TryResponse, error)
+	// Explain tells the caller, and nobody else, what it gets, or what the nearest
+	// identities miss of it. A pid is not taken.
+	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	mustEmbedUnimplementedChecksServer()
 }
 
@@ -278,6 +295,9 @@ type UnimplementedChecksServer struct{}
 
 func (UnimplementedChecksServer) Try(context.Context, *TryRequest) (*TryResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Try not implemented")
+}
+func (UnimplementedChecksServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
 }
 func (UnimplementedChecksServer) mustEmbedUnimplementedChecksServer() {}
 func (UnimplementedChecksServer) testEmbeddedByValue()                {}
@@ -318,6 +338,24 @@ func _Checks_Try_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Checks_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ChecksServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Checks_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ChecksServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Checks_ServiceDesc is the grpc.ServiceDesc for Checks service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -328,6 +366,10 @@ var Checks_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Try",
 			Handler:    _Checks_Try_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _Checks_Explain_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
@@ -485,8 +527,9 @@ var SVIDs_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Admin_Attest_FullMethodName = "/credence.agent.v1.Admin/Attest"
-	Admin_Status_FullMethodName = "/credence.agent.v1.Admin/Status"
+	Admin_Attest_FullMethodName  = "/credence.agent.v1.Admin/Attest"
+	Admin_Status_FullMethodName  = "/credence.agent.v1.Admin/Status"
+	Admin_Explain_FullMethodName = "/credence.agent.v1.Admin/Explain"
 )
 
 // AdminClient is the client API for Admin service.
@@ -499,6 +542,8 @@ type AdminClient interface {
 	Attest(ctx context.Context, in *AttestRequest, opts ...grpc.CallOption) (*AttestResponse, error)
 	// Status tells how the agent does, and for how long without a broker.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// Explain is Checks.Explain about any process on this node.
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 }
 
 type adminClient struct {
@@ -529,6 +574,16 @@ func (c *adminClient) Status(ctx context.Context, in *StatusRequest, opts ...grp
 	return out, nil
 }
 
+func (c *adminClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainResponse)
+	err := c.cc.Invoke(ctx, Admin_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -539,6 +594,8 @@ type AdminServer interface {
 	Attest(context.Context, *AttestRequest) (*AttestResponse, error)
 	// Status tells how the agent does, and for how long without a broker.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// Explain is Checks.Explain about any process on this node.
+	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -554,6 +611,9 @@ func (UnimplementedAdminServer) Attest(context.Context, *AttestRequest) (*Attest
 }
 func (UnimplementedAdminServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedAdminServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -612,6 +672,24 @@ func _Admin_Status_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -626,6 +704,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _Admin_Status_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _Admin_Explain_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -21,15 +21,19 @@ type Tryer interface {
 type Checks struct {
 	api.UnsafeChecksServer
 	agent Tryer
+	why   Explainer
 	log   *slog.Logger
 }
 
 // NewChecks returns a Checks; a nil log discards.
-func NewChecks(a Tryer, log *slog.Logger) *Checks {
+func NewChecks(a interface {
+	Tryer
+	Explainer
+}, log *slog.Logger) *Checks {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Checks{agent: a, log: log}
+	return &Checks{agent: a, why: a, log: log}
 }
 
 // Try says how an exchange ended. A provider's refusal is an answer; what else

@@ -3,6 +3,8 @@ package local_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -36,6 +38,53 @@ func (r tryer) Try(_ context.Context, p *caller.Process, target string) (exchang
 	}
 	return exchangers.Credential{Expires: time.Unix(1800000000, 0), RequestID: "q-1",
 		Bearer: &exchangers.Bearer{Token: exchangers.NewSecret("secret-1")}}, spiffeid.RequireFromString(id), nil
+}
+
+func (r tryer) Explain(_ context.Context, p *caller.Process, _ []string, target string) (agent.Explained, error) {
+	failed := []agent.Failure{{Attestor: "workload.docker", Err: errors.New("words of docker's own")}}
+	return agent.Explained{Refusal: r[target], Note: fmt.Sprint(p.PID()), Attestation: agent.Attestation{
+		Facts: map[string][]string{"workload.unix.uid": {"33"}, "workload.docker.labels.x": {"secret"}}, Unknown: []string{"workload.docker"}, Failed: failed,
+	}}, nil
+}
+
+// A workload is told about itself: of nobody else, and of itself no label.
+func TestExplainSelf(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "workload.sock")
+	l, err := caller.Listen(path, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.Creds(caller.Credentials()))
+	api.RegisterChecksServer(server, local.NewChecks(tryer{"t": &agent.Denied{Record: "r-1", Code: agent.TargetNotListed}}, nil))
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Stop(); <-done })
+	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	client := api.NewChecksClient(conn)
+	got, err := client.Explain(t.Context(), &api.ExplainRequest{Target: "t"})
+	want := &api.ExplainResponse{
+		Code: agent.TargetNotListed, Record: "r-1", Text: got.GetText(), Note: fmt.Sprint(os.Getpid()), Unknown: []string{"workload.docker"},
+		Facts: map[string]*api.Values{"workload.unix.uid": {Values: []string{"33"}}}, Why: map[string]string{"workload.docker": "the agent's log says why"},
+	}
+	if diff := cmp.Diff(want, got, protocmp.Transform()); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	for name, r := range map[string]*api.ExplainRequest{
+		"another":     {Pid: 1},
+		"itself too":  {Pid: int32(os.Getpid())},
+		"no audience": {Audiences: []string{""}},
+		"too many":    {Audiences: make([]string, 17)},
+		"a long one":  {Audiences: []string{strings.Repeat("a", 1025)}},
+		"a target":    {Target: strings.Repeat("a", 254)},
+	} {
+		if _, err := client.Explain(t.Context(), r); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v, want InvalidArgument", name, err)
+		}
+	}
 }
 
 // A refusal arrives with all that it says, a credential does not arrive at all.

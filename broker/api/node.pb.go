@@ -2138,6 +2138,126 @@ func (x *RefreshBundleResponse) GetKnown() bool {
 	return false
 }
 
+type NodeExplainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Workload      *Workload              `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Audiences     []string               `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"` // of a JWT-SVID; with neither, of the X509-SVID
+	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeExplainRequest) Reset() {
+	*x = NodeExplainRequest{}
+	mi := &file_broker_api_node_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeExplainRequest) ProtoMessage() {}
+
+func (x *NodeExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeExplainRequest.ProtoReflect.Descriptor instead.
+func (*NodeExplainRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *NodeExplainRequest) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *NodeExplainRequest) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *NodeExplainRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type NodeExplainResponse struct {
+	state         protoimpl.MessageState      `protogen:"open.v1"`
+	Granted       bool                        `protobuf:"varint,1,opt,name=granted,proto3" json:"granted,omitempty"`
+	Denial        *Denial                     `protobuf:"bytes,2,opt,name=denial,proto3" json:"denial,omitempty"`
+	Near          []*NodeExplainResponse_Near `protobuf:"bytes,3,rep,name=near,proto3" json:"near,omitempty"` // at most three
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeExplainResponse) Reset() {
+	*x = NodeExplainResponse{}
+	mi := &file_broker_api_node_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeExplainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeExplainResponse) ProtoMessage() {}
+
+func (x *NodeExplainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeExplainResponse.ProtoReflect.Descriptor instead.
+func (*NodeExplainResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *NodeExplainResponse) GetGranted() bool {
+	if x != nil {
+		return x.Granted
+	}
+	return false
+}
+
+func (x *NodeExplainResponse) GetDenial() *Denial {
+	if x != nil {
+		return x.Denial
+	}
+	return nil
+}
+
+func (x *NodeExplainResponse) GetNear() []*NodeExplainResponse_Near {
+	if x != nil {
+		return x.Near
+	}
+	return nil
+}
+
 type JoinRequest_Start struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Method        string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
@@ -2151,7 +2271,7 @@ type JoinRequest_Start struct {
 
 func (x *JoinRequest_Start) Reset() {
 	*x = JoinRequest_Start{}
-	mi := &file_broker_api_node_proto_msgTypes[30]
+	mi := &file_broker_api_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2283,7 @@ func (x *JoinRequest_Start) String() string {
 func (*JoinRequest_Start) ProtoMessage() {}
 
 func (x *JoinRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[30]
+	mi := &file_broker_api_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2346,7 @@ type IssueX509Request_Item struct {
 
 func (x *IssueX509Request_Item) Reset() {
 	*x = IssueX509Request_Item{}
-	mi := &file_broker_api_node_proto_msgTypes[33]
+	mi := &file_broker_api_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2358,7 @@ func (x *IssueX509Request_Item) String() string {
 func (*IssueX509Request_Item) ProtoMessage() {}
 
 func (x *IssueX509Request_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[33]
+	mi := &file_broker_api_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2414,7 @@ type IssueX509Response_Result struct {
 
 func (x *IssueX509Response_Result) Reset() {
 	*x = IssueX509Response_Result{}
-	mi := &file_broker_api_node_proto_msgTypes[34]
+	mi := &file_broker_api_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2426,7 @@ func (x *IssueX509Response_Result) String() string {
 func (*IssueX509Response_Result) ProtoMessage() {}
 
 func (x *IssueX509Response_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[34]
+	mi := &file_broker_api_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2479,7 @@ type WatchRequest_Since struct {
 
 func (x *WatchRequest_Since) Reset() {
 	*x = WatchRequest_Since{}
-	mi := &file_broker_api_node_proto_msgTypes[37]
+	mi := &file_broker_api_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2371,7 +2491,7 @@ func (x *WatchRequest_Since) String() string {
 func (*WatchRequest_Since) ProtoMessage() {}
 
 func (x *WatchRequest_Since) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[37]
+	mi := &file_broker_api_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,6 +2512,82 @@ func (x *WatchRequest_Since) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+type NodeExplainResponse_Near struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Item          uint32                 `protobuf:"varint,2,opt,name=item,proto3" json:"item,omitempty"`      // of its match
+	Missing       []string               `protobuf:"bytes,3,rep,name=missing,proto3" json:"missing,omitempty"` // names of workload facts that are not as they must be
+	When          bool                   `protobuf:"varint,4,opt,name=when,proto3" json:"when,omitempty"`      // its when does not hold
+	Code          string                 `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"`       // where its match holds: what of the request it does not list
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeExplainResponse_Near) Reset() {
+	*x = NodeExplainResponse_Near{}
+	mi := &file_broker_api_node_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeExplainResponse_Near) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeExplainResponse_Near) ProtoMessage() {}
+
+func (x *NodeExplainResponse_Near) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeExplainResponse_Near.ProtoReflect.Descriptor instead.
+func (*NodeExplainResponse_Near) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{31, 0}
+}
+
+func (x *NodeExplainResponse_Near) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *NodeExplainResponse_Near) GetItem() uint32 {
+	if x != nil {
+		return x.Item
+	}
+	return 0
+}
+
+func (x *NodeExplainResponse_Near) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *NodeExplainResponse_Near) GetWhen() bool {
+	if x != nil {
+		return x.When
+	}
+	return false
+}
+
+func (x *NodeExplainResponse_Near) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
 }
 
 var File_broker_api_node_proto protoreflect.FileDescriptor
@@ -2601,7 +2797,21 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\"-\n" +
 	"\x15RefreshBundleResponse\x12\x14\n" +
-	"\x05known\x18\x01 \x01(\bR\x05known2\xd6\x04\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\"\x84\x01\n" +
+	"\x12NodeExplainRequest\x128\n" +
+	"\bworkload\x18\x01 \x01(\v2\x1c.credence.broker.v1.WorkloadR\bworkload\x12\x1c\n" +
+	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\"\x9f\x02\n" +
+	"\x13NodeExplainResponse\x12\x18\n" +
+	"\agranted\x18\x01 \x01(\bR\agranted\x122\n" +
+	"\x06denial\x18\x02 \x01(\v2\x1a.credence.broker.v1.DenialR\x06denial\x12@\n" +
+	"\x04near\x18\x03 \x03(\v2,.credence.broker.v1.NodeExplainResponse.NearR\x04near\x1ax\n" +
+	"\x04Near\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04item\x18\x02 \x01(\rR\x04item\x12\x18\n" +
+	"\amissing\x18\x03 \x03(\tR\amissing\x12\x12\n" +
+	"\x04when\x18\x04 \x01(\bR\x04when\x12\x12\n" +
+	"\x04code\x18\x05 \x01(\tR\x04code2\xb2\x05\n" +
 	"\x04Node\x12M\n" +
 	"\x04Join\x12\x1f.credence.broker.v1.JoinRequest\x1a .credence.broker.v1.JoinResponse(\x010\x01\x12E\n" +
 	"\x05Renew\x12 .credence.broker.v1.RenewRequest\x1a\x1a.credence.broker.v1.Joined\x12X\n" +
@@ -2609,7 +2819,8 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\bIssueJWT\x12#.credence.broker.v1.IssueJWTRequest\x1a$.credence.broker.v1.IssueJWTResponse\x12P\n" +
 	"\x05Watch\x12 .credence.broker.v1.WatchRequest\x1a!.credence.broker.v1.WatchResponse(\x010\x01\x12O\n" +
 	"\x06Report\x12!.credence.broker.v1.ReportRequest\x1a\".credence.broker.v1.ReportResponse\x12d\n" +
-	"\rRefreshBundle\x12(.credence.broker.v1.RefreshBundleRequest\x1a).credence.broker.v1.RefreshBundleResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"\rRefreshBundle\x12(.credence.broker.v1.RefreshBundleRequest\x1a).credence.broker.v1.RefreshBundleResponse\x12Z\n" +
+	"\aExplain\x12&.credence.broker.v1.NodeExplainRequest\x1a'.credence.broker.v1.NodeExplainResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_node_proto_rawDescOnce sync.Once
@@ -2623,7 +2834,7 @@ func file_broker_api_node_proto_rawDescGZIP() []byte {
 	return file_broker_api_node_proto_rawDescData
 }
 
-var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_broker_api_node_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: credence.broker.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: credence.broker.v1.JoinResponse
@@ -2655,32 +2866,35 @@ var file_broker_api_node_proto_goTypes = []any{
 	(*Exchange)(nil),                 // 27: credence.broker.v1.Exchange
 	(*RefreshBundleRequest)(nil),     // 28: credence.broker.v1.RefreshBundleRequest
 	(*RefreshBundleResponse)(nil),    // 29: credence.broker.v1.RefreshBundleResponse
-	(*JoinRequest_Start)(nil),        // 30: credence.broker.v1.JoinRequest.Start
-	nil,                              // 31: credence.broker.v1.Workload.FactsEntry
-	nil,                              // 32: credence.broker.v1.Workload.ProofsEntry
-	(*IssueX509Request_Item)(nil),    // 33: credence.broker.v1.IssueX509Request.Item
-	(*IssueX509Response_Result)(nil), // 34: credence.broker.v1.IssueX509Response.Result
-	nil,                              // 35: credence.broker.v1.X509SVID.DependsEntry
-	nil,                              // 36: credence.broker.v1.JWTSVID.DependsEntry
-	(*WatchRequest_Since)(nil),       // 37: credence.broker.v1.WatchRequest.Since
-	nil,                              // 38: credence.broker.v1.HandOut.FactsEntry
-	nil,                              // 39: credence.broker.v1.Refusal.FactsEntry
+	(*NodeExplainRequest)(nil),       // 30: credence.broker.v1.NodeExplainRequest
+	(*NodeExplainResponse)(nil),      // 31: credence.broker.v1.NodeExplainResponse
+	(*JoinRequest_Start)(nil),        // 32: credence.broker.v1.JoinRequest.Start
+	nil,                              // 33: credence.broker.v1.Workload.FactsEntry
+	nil,                              // 34: credence.broker.v1.Workload.ProofsEntry
+	(*IssueX509Request_Item)(nil),    // 35: credence.broker.v1.IssueX509Request.Item
+	(*IssueX509Response_Result)(nil), // 36: credence.broker.v1.IssueX509Response.Result
+	nil,                              // 37: credence.broker.v1.X509SVID.DependsEntry
+	nil,                              // 38: credence.broker.v1.JWTSVID.DependsEntry
+	(*WatchRequest_Since)(nil),       // 39: credence.broker.v1.WatchRequest.Since
+	nil,                              // 40: credence.broker.v1.HandOut.FactsEntry
+	nil,                              // 41: credence.broker.v1.Refusal.FactsEntry
+	(*NodeExplainResponse_Near)(nil), // 42: credence.broker.v1.NodeExplainResponse.Near
 }
 var file_broker_api_node_proto_depIdxs = []int32{
-	30, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
+	32, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
 	3,  // 1: credence.broker.v1.JoinResponse.joined:type_name -> credence.broker.v1.Joined
-	31, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
-	32, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
-	33, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
-	34, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
+	33, // 2: credence.broker.v1.Workload.facts:type_name -> credence.broker.v1.Workload.FactsEntry
+	34, // 3: credence.broker.v1.Workload.proofs:type_name -> credence.broker.v1.Workload.ProofsEntry
+	35, // 4: credence.broker.v1.IssueX509Request.items:type_name -> credence.broker.v1.IssueX509Request.Item
+	36, // 5: credence.broker.v1.IssueX509Response.results:type_name -> credence.broker.v1.IssueX509Response.Result
 	11, // 6: credence.broker.v1.X509SVID.targets:type_name -> credence.broker.v1.Target
-	35, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
+	37, // 7: credence.broker.v1.X509SVID.depends:type_name -> credence.broker.v1.X509SVID.DependsEntry
 	10, // 8: credence.broker.v1.X509SVID.jwt_uses:type_name -> credence.broker.v1.AudienceUse
 	5,  // 9: credence.broker.v1.IssueJWTRequest.workload:type_name -> credence.broker.v1.Workload
 	14, // 10: credence.broker.v1.IssueJWTResponse.svids:type_name -> credence.broker.v1.JWTSVID
 	15, // 11: credence.broker.v1.IssueJWTResponse.denial:type_name -> credence.broker.v1.Denial
-	36, // 12: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
-	37, // 13: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
+	38, // 12: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
+	39, // 13: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
 	20, // 14: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
 	19, // 15: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
 	18, // 16: credence.broker.v1.WatchResponse.cutoffs:type_name -> credence.broker.v1.Cutoff
@@ -2689,36 +2903,41 @@ var file_broker_api_node_proto_depIdxs = []int32{
 	24, // 19: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
 	25, // 20: credence.broker.v1.ReportRequest.gaps:type_name -> credence.broker.v1.Gap
 	23, // 21: credence.broker.v1.ReportRequest.hand_outs:type_name -> credence.broker.v1.HandOut
-	38, // 22: credence.broker.v1.HandOut.facts:type_name -> credence.broker.v1.HandOut.FactsEntry
-	39, // 23: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
-	4,  // 24: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
-	5,  // 25: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
-	7,  // 26: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
-	9,  // 27: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
-	15, // 28: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
-	4,  // 29: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 30: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 31: credence.broker.v1.HandOut.FactsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 32: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
-	0,  // 33: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
-	2,  // 34: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
-	6,  // 35: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
-	12, // 36: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
-	16, // 37: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
-	22, // 38: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
-	28, // 39: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
-	1,  // 40: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
-	3,  // 41: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
-	8,  // 42: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
-	13, // 43: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
-	17, // 44: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
-	26, // 45: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
-	29, // 46: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
-	40, // [40:47] is the sub-list for method output_type
-	33, // [33:40] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	40, // 22: credence.broker.v1.HandOut.facts:type_name -> credence.broker.v1.HandOut.FactsEntry
+	41, // 23: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
+	5,  // 24: credence.broker.v1.NodeExplainRequest.workload:type_name -> credence.broker.v1.Workload
+	15, // 25: credence.broker.v1.NodeExplainResponse.denial:type_name -> credence.broker.v1.Denial
+	42, // 26: credence.broker.v1.NodeExplainResponse.near:type_name -> credence.broker.v1.NodeExplainResponse.Near
+	4,  // 27: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
+	5,  // 28: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
+	7,  // 29: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
+	9,  // 30: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
+	15, // 31: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
+	4,  // 32: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 33: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 34: credence.broker.v1.HandOut.FactsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 35: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
+	0,  // 36: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
+	2,  // 37: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
+	6,  // 38: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
+	12, // 39: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
+	16, // 40: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
+	22, // 41: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
+	28, // 42: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
+	30, // 43: credence.broker.v1.Node.Explain:input_type -> credence.broker.v1.NodeExplainRequest
+	1,  // 44: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
+	3,  // 45: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
+	8,  // 46: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
+	13, // 47: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
+	17, // 48: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
+	26, // 49: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
+	29, // 50: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
+	31, // 51: credence.broker.v1.Node.Explain:output_type -> credence.broker.v1.NodeExplainResponse
+	44, // [44:52] is the sub-list for method output_type
+	36, // [36:44] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_node_proto_init() }
@@ -2744,7 +2963,7 @@ func file_broker_api_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_node_proto_rawDesc), len(file_broker_api_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	Node_Watch_FullMethodName         = "/credence.broker.v1.Node/Watch"
 	Node_Report_FullMethodName        = "/credence.broker.v1.Node/Report"
 	Node_RefreshBundle_FullMethodName = "/credence.broker.v1.Node/RefreshBundle"
+	Node_Explain_FullMethodName       = "/credence.broker.v1.Node/Explain"
 )
 
 // NodeClient is the client API for Node service.
@@ -47,6 +48,10 @@ type NodeClient interface {
 	// RefreshBundle has a peer asked out of turn, for a key that an agent met
 	// and does not know: once in ten seconds for all of a trust domain.
 	RefreshBundle(ctx context.Context, in *RefreshBundleRequest, opts ...grpc.CallOption) (*RefreshBundleResponse, error)
+	// Explain tells a node what one of its workloads misses, of what the node
+	// could get by its word alone: names of facts, no rule and no Deny. It is
+	// rate limited, and recorded as the denial that it is about.
+	Explain(ctx context.Context, in *NodeExplainRequest, opts ...grpc.CallOption) (*NodeExplainResponse, error)
 }
 
 type nodeClient struct {
@@ -133,6 +138,16 @@ func (c *nodeClient) RefreshBundle(ctx context.Context, in *RefreshBundleRequest
 	return out, nil
 }
 
+func (c *nodeClient) Explain(ctx context.Context, in *NodeExplainRequest, opts ...grpc.CallOption) (*NodeExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NodeExplainResponse)
+	err := c.cc.Invoke(ctx, Node_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -152,6 +167,10 @@ type NodeServer interface {
 	// RefreshBundle has a peer asked out of turn, for a key that an agent met
 	// and does not know: once in ten seconds for all of a trust domain.
 	RefreshBundle(context.Context, *RefreshBundleRequest) (*RefreshBundleResponse, error)
+	// Explain tells a node what one of its workloads misses, of what the node
+	// could get by its word alone: names of facts, no rule and no Deny. It is
+	// rate limited, and recorded as the denial that it is about.
+	Explain(context.Context, *NodeExplainRequest) (*NodeExplainResponse, error)
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -182,6 +201,9 @@ func (UnimplementedNodeServer) Report(context.Context, *ReportRequest) (*ReportR
 }
 func (UnimplementedNodeServer) RefreshBundle(context.Context, *RefreshBundleRequest) (*RefreshBundleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RefreshBundle not implemented")
+}
+func (UnimplementedNodeServer) Explain(context.Context, *NodeExplainRequest) (*NodeExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -308,6 +330,24 @@ func _Node_RefreshBundle_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NodeExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Explain(ctx, req.(*NodeExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -334,6 +374,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RefreshBundle",
 			Handler:    _Node_RefreshBundle_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _Node_Explain_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -184,8 +184,10 @@ func (s *Set) check(r *Request) error {
 
 // A refusal says why an identity whose conditions hold is not granted.
 type refusal struct {
-	field, msg string
-	most       time.Duration // that it gives, where more was asked for; else 0
+	field, msg, code string
+	id               spiffeid.ID // where it is known
+	deny             string
+	most             time.Duration // that it gives, where more was asked for; else 0
 }
 
 // decide makes the decision on the identity at place owner, whose conditions
@@ -200,15 +202,19 @@ func (s *Set) decide(j *judgement, owner int) (Decision, *refusal) {
 	}
 	switch {
 	case err != nil && name != "":
-		return Decision{}, &refusal{field: "spiffe_id", msg: name + " " + err.Error()}
+		return Decision{}, &refusal{field: "spiffe_id", msg: name + " " + err.Error(), code: CodeTemplate}
 	case err != nil:
-		return Decision{}, &refusal{field: "spiffe_id", msg: err.Error()}
+		return Decision{}, &refusal{field: "spiffe_id", msg: err.Error(), code: CodeReserved}
 	case !j.r.SPIFFEID.IsZero() && j.r.SPIFFEID != id:
-		return Decision{}, &refusal{field: "spiffe_id", msg: "another SPIFFE ID was asked for"}
+		return Decision{}, &refusal{field: "spiffe_id", msg: "another SPIFFE ID was asked for", code: CodeSPIFFEID, id: id}
 	}
 	for _, h := range j.hits {
 		if d := &s.denies[h.owner]; d.withholds(id) {
-			return Decision{}, &refusal{field: "", msg: "withheld by Deny " + d.Name}
+			code := CodeDenied
+			if h.truth == isUnknown {
+				code = CodeDeniedUnknown
+			}
+			return Decision{}, &refusal{msg: "withheld by Deny " + d.Name, code: code, id: id, deny: d.Name}
 		}
 	}
 	g := Grant{id: id, by: i.Name, revision: i.Revision, node: j.r.NodeID, made: j.r.Time}
@@ -216,6 +222,7 @@ func (s *Set) decide(j *judgement, owner int) (Decision, *refusal) {
 	if j.r.Target != "" || len(j.r.Audiences) > 0 {
 		var refused *refusal
 		if life, refused = s.grantJWT(&g, i, j.r); refused != nil {
+			refused.id = id
 			return Decision{}, refused
 		}
 		if field = "jwt.ttl"; j.r.Target != "" {
@@ -225,7 +232,7 @@ func (s *Set) decide(j *judgement, owner int) (Decision, *refusal) {
 		g.subject, g.dnsNames = i.X509.Subject, i.X509.DNSNames
 	}
 	if j.r.TTL > life {
-		return Decision{}, &refusal{field, fmt.Sprintf("a life of %s was asked for, and this one gives %s", j.r.TTL, life), life}
+		return Decision{}, &refusal{field: field, msg: fmt.Sprintf("a life of %s was asked for, and this one gives %s", j.r.TTL, life), most: life, code: CodeLife, id: id}
 	}
 	if j.r.TTL > 0 {
 		life = j.r.TTL
@@ -260,7 +267,7 @@ func (d *deny) withholds(id spiffeid.ID) bool {
 // grantJWT fills in what a JWT-SVID has, and returns its life.
 func (s *Set) grantJWT(g *Grant, i *identity, r *Request) (time.Duration, *refusal) {
 	if !s.config.JWT {
-		return 0, &refusal{field: "issuer", msg: "the broker has no issuer, so it makes no JWT-SVID"}
+		return 0, &refusal{field: "issuer", msg: "the broker has no issuer, so it makes no JWT-SVID", code: CodeIssuer}
 	}
 	if i.JWT != nil {
 		g.claims = i.JWT.Claims
@@ -272,17 +279,17 @@ func (s *Set) grantJWT(g *Grant, i *identity, r *Request) (time.Duration, *refus
 		return s.grantTarget(g, i, r)
 	}
 	if len(i.audiences) == 0 { // or no jwt at all
-		return 0, &refusal{field: "jwt.audiences", msg: "none are listed"}
+		return 0, &refusal{field: "jwt.audiences", msg: "none are listed", code: CodeAudience}
 	}
 	for _, a := range r.Audiences {
 		if !matchAny(i.audiences, a) {
-			return 0, &refusal{field: "jwt.audiences", msg: fmt.Sprintf("%q is not listed", a)}
+			return 0, &refusal{field: "jwt.audiences", msg: fmt.Sprintf("%q is not listed", a), code: CodeAudience}
 		}
 	}
 	life := i.jwtTTL
 	if s.isEvidence(r.Audiences) {
 		if r.exchange() || len(r.Audiences) > 1 {
-			return 0, &refusal{field: "jwt.audiences", msg: "a token for the token endpoint has no other audience, and no exchange gives it"}
+			return 0, &refusal{field: "jwt.audiences", msg: "a token for the token endpoint has no other audience, and no exchange gives it", code: CodeAudience}
 		}
 		life = min(life, EvidenceTTL)
 	}
@@ -308,11 +315,11 @@ func algFor(audiences []string) string {
 
 func (s *Set) grantTarget(g *Grant, i *identity, r *Request) (time.Duration, *refusal) {
 	if !slices.Contains(i.Targets, r.Target) {
-		return 0, &refusal{field: "targets", msg: fmt.Sprintf("%q is not listed", r.Target)}
+		return 0, &refusal{field: "targets", msg: fmt.Sprintf("%q is not listed", r.Target), code: CodeTarget}
 	}
 	t := s.targets[r.Target]
 	if t.Audience == "" {
-		return 0, &refusal{field: "targets", msg: fmt.Sprintf("%q takes an X509-SVID, no JWT-SVID", r.Target)}
+		return 0, &refusal{field: "targets", msg: fmt.Sprintf("%q takes an X509-SVID, no JWT-SVID", r.Target), code: CodeTargetX509}
 	}
 	life := s.config.TargetTTL
 	if r.ToFile {
@@ -324,7 +331,7 @@ func (s *Set) grantTarget(g *Grant, i *identity, r *Request) (time.Duration, *re
 	g.audiences, g.alg = []string{t.Audience}, algRS256
 	if s.isEvidence(g.audiences) {
 		if r.exchange() {
-			return 0, &refusal{field: "targets", msg: fmt.Sprintf("%q is our own token endpoint, and no exchange gives a token for it", r.Target)}
+			return 0, &refusal{field: "targets", msg: fmt.Sprintf("%q is our own token endpoint, and no exchange gives a token for it", r.Target), code: CodeTarget}
 		}
 		life = min(life, EvidenceTTL)
 	}

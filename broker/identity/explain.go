@@ -14,10 +14,31 @@ const (
 	maxFoundText = 256
 )
 
+// Codes of an Explanation: what became of the request, by one word.
+const (
+	CodeGranted        = "granted"
+	CodeNoIdentity     = "no_identity"           // of every Identity a term is false
+	CodeAttestorFailed = "attestor_failed"       // the nearest fails on what is unknown
+	CodeWhen           = "when_no_answer"        // the nearest has a when that can't tell
+	CodeDenied         = "denied"                // a Deny holds
+	CodeDeniedUnknown  = "denied_unknown"        // a Deny holds, as a fact that it reads is unknown
+	CodeTemplate       = "spiffe_id_no_value"    // a fact in spiffe_id has not the one value that it takes
+	CodeReserved       = "spiffe_id_refused"     // what spiffe_id gives is reserved, or no SPIFFE ID
+	CodeSPIFFEID       = "spiffe_id_not_granted" // another was asked for
+	CodeAudience       = "audience_not_listed"
+	CodeTarget         = "target_not_listed"
+	CodeTargetX509     = "target_takes_x509"
+	CodeIssuer         = "no_issuer"   // so no JWT-SVID at all
+	CodeLife           = "ttl_refused" // longer than it gives
+	CodeMalformed      = "malformed"   // the request was refused unseen
+)
+
 // An Explanation says why a request was granted or not. It names rules and
 // facts, so it is for the operator alone, never for the caller.
 type Explanation struct {
+	Code      string    `json:"code"`
 	Malformed string    `json:"malformed,omitempty"` // why the request was refused unseen
+	Withheld  string    `json:"withheld,omitempty"`  // what outside of policy keeps it back, in words; whoever knows sets it
 	Granted   []Granted `json:"granted,omitempty"`
 	Denies    []DenyHit `json:"denies,omitempty"`  // that hold, whether they withheld anything or not
 	Refused   []Refused `json:"refused,omitempty"` // Identities whose match holds, and what refused then
@@ -26,24 +47,31 @@ type Explanation struct {
 
 // Granted is an Identity that the caller has.
 type Granted struct {
-	Identity string `json:"identity"`
-	Item     int    `json:"item"` // of its match, the first that holds
-	SPIFFEID string `json:"spiffe_id"`
+	Identity string    `json:"identity"`
+	Item     int       `json:"item"` // of its match, the first that holds
+	SPIFFEID string    `json:"spiffe_id"`
+	Holding  []Holding `json:"holding,omitempty"`
+	Note     string    `json:"note,omitempty"` // what two Identities have alike
 }
 
 // A DenyHit is a Deny that holds.
 type DenyHit struct {
-	Deny    string `json:"deny"`
-	Item    int    `json:"item"`
-	Reason  string `json:"reason,omitempty"`
-	Unknown bool   `json:"unknown,omitempty"` // it holds only since a fact that it reads is unknown
+	Deny    string    `json:"deny"`
+	Item    int       `json:"item"`
+	Reason  string    `json:"reason,omitempty"`
+	Unknown bool      `json:"unknown,omitempty"` // it holds only since a fact that it reads is unknown
+	Holding []Holding `json:"holding,omitempty"`
+	Failing []Failing `json:"failing,omitempty"` // what is unknown
 }
 
 // Refused is an Identity whose match holds, but which isn't granted.
 type Refused struct {
 	Identity string `json:"identity"`
 	Item     int    `json:"item"`
+	Code     string `json:"code"`
+	SPIFFEID string `json:"spiffe_id,omitempty"`
 	Field    string `json:"field,omitempty"` // of the Identity; empty: a Deny
+	Deny     string `json:"deny,omitempty"`
 	Why      string `json:"why"`
 }
 
@@ -52,7 +80,15 @@ type Miss struct {
 	Identity string    `json:"identity"`
 	Item     int       `json:"item"`
 	Held     int       `json:"held"` // how many terms hold
+	Holding  []Holding `json:"holding,omitempty"`
 	Failing  []Failing `json:"failing"`
+}
+
+// A Holding is a term, or an item's when, that holds.
+type Holding struct {
+	Fact  string   `json:"fact,omitempty"` // empty: it is the when
+	Want  string   `json:"want"`
+	Found []string `json:"found,omitempty"`
 }
 
 // A Failing is a term, or an item's when, that doesn't hold.
@@ -61,7 +97,7 @@ type Failing struct {
 	Want    string   `json:"want"`
 	Found   []string `json:"found,omitempty"` // none: the fact is absent
 	Unknown bool     `json:"unknown,omitempty"`
-	Why     string   `json:"why,omitempty"` // a when that gave no answer
+	Why     string   `json:"why,omitempty"` // it is unknown
 }
 
 // Explain finds the reasons for what Decide answers. Unlike Decide it looks at
@@ -76,48 +112,127 @@ func (s *Set) explain(r *Request, only string) Explanation {
 	var x Explanation
 	j, err := s.judge(r)
 	if err != nil {
-		x.Malformed = strings.TrimPrefix(err.Error(), ErrDenied.Error()+": ")
+		x.Code, x.Malformed = CodeMalformed, strings.TrimPrefix(err.Error(), ErrDenied.Error()+": ")
 		return x
 	}
 	for _, h := range j.hits {
 		d := &s.denies[h.owner]
-		x.Denies = append(x.Denies, DenyHit{d.Name, h.item, d.Reason, h.truth == isUnknown})
+		hit := DenyHit{Deny: d.Name, Item: h.item, Reason: d.Reason, Unknown: h.truth == isUnknown, Holding: h.holding(j.e)}
+		if hit.Unknown {
+			hit.Failing = h.failing(j.e)
+		}
+		x.Denies = append(x.Denies, hit)
 	}
 	holding := map[int]bool{}
+	var decided []Decision
 	for _, a := range j.granting {
 		holding[a.owner] = true
 		i := &s.identities[a.owner]
 		if only != "" && i.Name != only {
 			continue
 		}
-		if d, refused := s.decide(j, a.owner); refused != nil {
-			x.Refused = append(x.Refused, Refused{i.Name, a.item, refused.field, refused.msg})
-		} else {
-			x.Granted = append(x.Granted, Granted{i.Name, a.item, d.ID.String()})
+		d, refused := s.decide(j, a.owner)
+		if refused != nil {
+			x.Refused = append(x.Refused, refused.of(i.Name, a.item))
+			continue
 		}
+		x.Granted = append(x.Granted, Granted{Identity: i.Name, Item: a.item, SPIFFEID: d.ID.String(), Holding: a.holding(j.e), Note: alike(decided, d)})
+		decided = append(decided, d)
 	}
 	if len(x.Granted) == 0 {
 		x.Misses = s.misses(j.e, holding, only)
 	}
+	x.Code = x.code()
 	return x
+}
+
+func (r *refusal) of(identity string, item int) Refused {
+	out := Refused{Identity: identity, Item: item, Code: r.code, Field: r.field, Deny: r.deny, Why: r.msg}
+	if !r.id.IsZero() {
+		out.SPIFFEID = r.id.String()
+	}
+	return out
+}
+
+// alike says what an Identity has in common with those before it, which a
+// workload sees.
+func alike(before []Decision, d Decision) string {
+	for _, o := range before {
+		switch {
+		case o.ID == d.ID:
+			return fmt.Sprintf("it has the SPIFFE ID of Identity %s: the workload gets two SVIDs of it", o.Identity)
+		case d.Hint != "" && o.Hint == d.Hint:
+			return fmt.Sprintf("its hint %q is that of Identity %s, and is left out", d.Hint, o.Identity)
+		}
+	}
+	return ""
+}
+
+func (x *Explanation) code() string {
+	if len(x.Granted) > 0 {
+		return CodeGranted
+	}
+	for _, r := range x.Refused {
+		if r.Deny != "" {
+			return r.Code
+		}
+	}
+	if len(x.Refused) > 0 {
+		return x.Refused[0].Code
+	}
+	if len(x.Misses) == 0 {
+		return CodeNoIdentity
+	}
+	code := CodeNoIdentity
+	for _, f := range x.Misses[0].Failing {
+		switch {
+		case !f.Unknown:
+			return CodeNoIdentity
+		case f.Fact == "":
+			code = CodeWhen
+		default:
+			return CodeAttestorFailed
+		}
+	}
+	return code
+}
+
+// Because tells of what is unknown why it is, by the names or prefixes that the
+// Request has as Unknown.
+func (x *Explanation) Because(why map[string]string) {
+	tell := func(all []Failing) {
+		for i := range all {
+			for prefix, text := range why {
+				if all[i].Fact != "" && all[i].Unknown && under(all[i].Fact, prefix) {
+					all[i].Why = shorten([]string{text})[0]
+				}
+			}
+		}
+	}
+	for i := range x.Misses {
+		tell(x.Misses[i].Failing)
+	}
+	for i := range x.Denies {
+		tell(x.Denies[i].Failing)
+	}
 }
 
 // misses returns the nearest: those of which something holds, then those of
 // which least fails.
 func (s *Set) misses(e *evidence, holding map[int]bool, only string) []Miss {
-	var near []*miss
+	near := make([]miss, 0, maxMisses+1)
 	for owner := range s.identities {
 		i := &s.identities[owner]
 		if holding[owner] || only != "" && i.Name != only {
 			continue
 		}
 		for _, a := range i.alternatives {
-			near = addMiss(near, newMiss(a, e))
+			near = addMiss(near, newMiss(a, e), maxMisses)
 		}
 	}
 	var misses []Miss
 	for _, m := range near {
-		misses = append(misses, Miss{s.identities[m.owner].Name, m.item, m.held, m.explain(e)})
+		misses = append(misses, Miss{s.identities[m.owner].Name, m.item, m.held, m.holding(e), m.failing(e)})
 	}
 	return misses
 }
@@ -125,58 +240,78 @@ func (s *Set) misses(e *evidence, holding map[int]bool, only string) []Miss {
 // A miss counts how near an alternative came.
 type miss struct {
 	*alternative
-	held, failing int
+	held, fails int
 }
 
-func newMiss(a *alternative, e *evidence) *miss {
-	m := &miss{alternative: a}
+func newMiss(a *alternative, e *evidence) miss {
+	m := miss{alternative: a}
 	for i := range a.terms {
 		if a.terms[i].eval(e) == isTrue {
 			m.held++
 		} else {
-			m.failing++
+			m.fails++
 		}
 	}
 	return m
 }
 
-func (m *miss) compare(o *miss) int {
+func (m miss) compare(o miss) int {
 	return cmp.Or(
 		cmp.Compare(min(o.held, 1), min(m.held, 1)),
-		cmp.Compare(m.failing, o.failing),
+		cmp.Compare(m.fails, o.fails),
 		cmp.Compare(o.held, m.held),
 		cmp.Compare(m.owner, o.owner),
 		cmp.Compare(m.item, o.item),
 	)
 }
 
-// addMiss keeps the nearest maxMisses.
-func addMiss(near []*miss, m *miss) []*miss {
-	at, _ := slices.BinarySearchFunc(near, m, (*miss).compare)
-	if at == maxMisses {
-		return near
+// addMiss keeps the nearest, at most so many.
+func addMiss(near []miss, m miss, most int) []miss {
+	if len(near) == most && near[most-1].compare(m) <= 0 {
+		return near // as most are
 	}
+	at, _ := slices.BinarySearchFunc(near, m, miss.compare)
 	near = slices.Insert(near, at, m)
-	return near[:min(len(near), maxMisses)]
+	return near[:min(len(near), most)]
 }
 
-func (m *miss) explain(e *evidence) []Failing {
+// holding are the terms that hold, and the when if it does.
+func (a *alternative) holding(e *evidence) []Holding {
+	var all []Holding
+	for i := range a.terms {
+		if t := &a.terms[i]; t.eval(e) == isTrue {
+			all = append(all, Holding{t.name, t.text, shorten(e.get(t.name))})
+		}
+	}
+	if a.when != nil && len(all) == len(a.terms) {
+		if truth, _ := a.when.eval(e); truth == isTrue {
+			all = append(all, Holding{Want: a.when.text})
+		}
+	}
+	return all
+}
+
+// failing are the terms that don't hold; or, where all do, the when.
+func (a *alternative) failing(e *evidence) []Failing {
 	var all []Failing
-	for i := range m.terms {
-		t := &m.terms[i]
+	for i := range a.terms {
+		t := &a.terms[i]
 		if truth := t.eval(e); truth != isTrue {
 			all = append(all, Failing{Fact: t.name, Want: t.text, Found: shorten(e.get(t.name)), Unknown: truth == isUnknown})
 		}
 	}
-	if m.when != nil && len(all) == 0 {
-		f := Failing{Want: m.when.text}
-		truth, err := m.when.eval(e)
-		if f.Unknown = truth == isUnknown; err != nil {
-			f.Why = err.Error()
-		}
-		all = append(all, f)
+	if a.when == nil || len(all) > 0 {
+		return all
 	}
-	return all
+	truth, err := a.when.eval(e)
+	if truth == isTrue {
+		return all
+	}
+	f := Failing{Want: a.when.text, Unknown: truth == isUnknown}
+	if err != nil {
+		f.Why = err.Error()
+	}
+	return append(all, f)
 }
 
 // shorten bounds what an explanation repeats of a fact.
@@ -192,54 +327,4 @@ func shorten(values []string) []string {
 		short = append(short, fmt.Sprintf("... and %d more", n))
 	}
 	return short
-}
-
-// String renders the explanation for people, a line for each part.
-func (x Explanation) String() string {
-	var b strings.Builder
-	if x.Malformed != "" {
-		fmt.Fprintf(&b, "refused unseen: %s\n", x.Malformed)
-	}
-	for _, g := range x.Granted {
-		fmt.Fprintf(&b, "granted: %s by Identity %s, match[%d]\n", g.SPIFFEID, g.Identity, g.Item)
-	}
-	for _, d := range x.Denies {
-		fmt.Fprintf(&b, "deny holds: %s, match[%d]", d.Deny, d.Item)
-		if d.Unknown {
-			b.WriteString(", since a fact that it reads is unknown")
-		}
-		if d.Reason != "" {
-			fmt.Fprintf(&b, ": %q", d.Reason)
-		}
-		b.WriteByte('\n')
-	}
-	for _, r := range x.Refused {
-		fmt.Fprintf(&b, "not granted: Identity %s: match[%d] holds, but %s\n", r.Identity, r.Item, strings.TrimPrefix(r.Field+": "+r.Why, ": "))
-	}
-	for _, m := range x.Misses {
-		fmt.Fprintf(&b, "not matched: Identity %s, match[%d], where %d terms hold:\n", m.Identity, m.Item, m.Held)
-		for _, f := range m.Failing {
-			fmt.Fprintf(&b, "  %s\n", f)
-		}
-	}
-	if b.Len() == 0 {
-		return "nothing granted: there are no Identities\n"
-	}
-	return b.String()
-}
-
-// String renders the failing term on one line.
-func (f Failing) String() string {
-	switch {
-	case f.Fact == "" && f.Why != "":
-		return fmt.Sprintf("when %q gives no answer: %q", f.Want, f.Why)
-	case f.Fact == "":
-		return fmt.Sprintf("when %q is false", f.Want)
-	case f.Unknown:
-		return fmt.Sprintf("%s wants %q, and is unknown: its attestor failed", f.Fact, f.Want)
-	case len(f.Found) == 0:
-		return fmt.Sprintf("%s wants %q, and is absent", f.Fact, f.Want)
-	default:
-		return fmt.Sprintf("%s wants %q, and is %q", f.Fact, f.Want, f.Found)
-	}
 }

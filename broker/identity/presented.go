@@ -18,6 +18,9 @@ func (s *Set) isEvidence(audiences []string) bool {
 	return s.config.TokenEndpoint != "" && slices.Contains(audiences, s.config.TokenEndpoint)
 }
 
+// MakesJWT says whether there is an issuer, and so any JWT-SVID.
+func (s *Set) MakesJWT() bool { return s.config.JWT }
+
 // TargetAudience is the audience of the JWT-SVID that a target's exchange
 // presents, empty where it presents an X509-SVID, and whether there is such a
 // target.

@@ -198,29 +198,6 @@ func (a adminService) AllowNode(ctx context.Context, r *api.AllowNodeRequest) (*
 	return &api.AllowNodeResponse{}, nil
 }
 
-// Explain says why a workload gets what it gets, or what was nearest.
-func (a adminService) Explain(ctx context.Context, r *api.ExplainRequest) (*api.ExplainResponse, error) {
-	request := identity.Request{Unknown: r.GetUnknown(), Audiences: r.GetAudiences(), Target: r.GetTarget(), Time: a.s.cfg.Now()}
-	facts, err := identity.NewFacts("workload", plain(r.GetFacts()))
-	if err != nil {
-		return nil, a.fail(ctx, fmt.Errorf("%w: %w", broker.ErrRequest, err))
-	}
-	request.Workload = facts
-	if r.GetNode() != "" {
-		node, err := a.findNode(r.GetNode())
-		if err != nil {
-			return nil, a.fail(ctx, err)
-		}
-		request.NodeID, request.Node = node.ID, node.Facts
-	}
-	explanation := a.s.state.Load().policy.Set.Explain(request)
-	text, err := json.Marshal(explanation)
-	if err != nil {
-		return nil, a.fail(ctx, err)
-	}
-	return &api.ExplainResponse{Text: explanation.String(), Json: text, Granted: len(explanation.Granted) > 0}, nil
-}
-
 func (a adminService) findNode(id string) (broker.Node, error) {
 	for _, n := range a.s.cfg.Broker.Nodes() {
 		if n.ID == id || n.Name == id {

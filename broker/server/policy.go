@@ -121,7 +121,7 @@ func (s *Server) current(ctx context.Context) (*state, error) {
 // adopt swaps the policy, tells every stream, and sets the peers. If that fails
 // the rest is in force.
 func (s *Server) adopt(ctx context.Context, next *state) error {
-	s.state.Store(next)
+	s.gone.note(s.state.Swap(next), next, s.cfg.Now())
 	s.cfg.Broker.SetPolicy(next.policy)
 	s.changed.ring()
 	return s.cfg.Peers.SetPeers(ctx, next.peers)

@@ -153,6 +153,8 @@ type Server struct {
 	exchanging                chan struct{} // as many as are under way
 	learners                  chan struct{} // as many as wait for a peer's bundle
 	sources, callers, domains *limits       // of the token endpoint
+	whys, allWhys             *limits       // of what nodes are told
+	gone                      gone
 	changed                   bell
 	workers                   *workers
 	closing                   chan struct{}
@@ -175,6 +177,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
 	s.exchanging, s.learners = make(chan struct{}, maxExchanges), make(chan struct{}, maxLearners)
+	s.whys, s.allWhys = newLimits(whyBurst, whyRate, cfg.Now), newLimits(allWhyBurst, allWhyRate, cfg.Now)
 	s.sources, s.callers, s.domains = newLimits(sourceBurst, sourceRate, cfg.Now), newLimits(callerBurst, callerRate, cfg.Now), newLimits(domainBurst, domainRate, cfg.Now)
 	if err := s.handlers(); err != nil {
 		return nil, err

@@ -184,11 +184,21 @@ func (a admin) Attest(ctx context.Context, r *agentapi.AttestRequest) (*agentapi
 	if err != nil {
 		return nil, err
 	}
-	out := &agentapi.AttestResponse{Node: a.agent.NodeID(), Unknown: t.Unknown, Facts: map[string]*agentapi.Values{}}
+	out := &agentapi.AttestResponse{Node: a.agent.NodeID(), Unknown: t.Unknown, Why: t.Why(true), Facts: map[string]*agentapi.Values{}}
 	for name, values := range t.Facts {
 		out.Facts[name] = &agentapi.Values{Values: values}
 	}
 	return out, nil
+}
+
+// Explain says what a process gets, or what it misses.
+func (a admin) Explain(ctx context.Context, r *agentapi.ExplainRequest) (*agentapi.ExplainResponse, error) {
+	process, err := caller.Open(int(r.GetPid()))
+	if err != nil {
+		return nil, err
+	}
+	defer process.Close()
+	return local.Explain(ctx, a.agent, process, r, true)
 }
 
 // Status tells how the agent does.

@@ -23,15 +23,22 @@ import (
 // credentialsClient connects to the agent's credential service on the
 // workload socket.
 func credentialsClient(cmd *cobra.Command) (agentapi.CredentialsClient, io.Closer, error) {
-	where := workloadSocket(cmd)
-	if where == "" {
-		return nil, nil, cli.BadInput(fmt.Errorf("which agent? set %s to unix:///path of its workload socket, or give --socket", cli.WorkloadVariable))
-	}
-	conn, err := cli.DialSocket(where)
+	conn, _, err := Dial(cmd)
 	if err != nil {
 		return nil, nil, err
 	}
 	return agentapi.NewCredentialsClient(Conn(conn)), conn, nil
+}
+
+// Dial connects to the workload socket that --socket or the environment names,
+// and says where that is. Conn makes calls of it.
+func Dial(cmd *cobra.Command) (conn *grpc.ClientConn, where string, err error) {
+	where = workloadSocket(cmd)
+	if where == "" {
+		return nil, "", cli.BadInput(fmt.Errorf("which agent? set %s to unix:///path of its workload socket, or give --socket", cli.WorkloadVariable))
+	}
+	conn, err = cli.DialSocket(where)
+	return conn, where, err
 }
 
 func workloadSocket(cmd *cobra.Command) string {
