@@ -20,7 +20,6 @@ const (
 	EventExchanged = "exchanged" // with a provider; Subject is the target, Detail its flow
 	EventDelivered = "delivered" // a credential to a caller; Subject is the target, Detail its flow
 	EventCalled    = "called"    // the broker answered a call, or not: Subject is the method, Outcome the code of gRPC, Took its time
-	EventJWT       = "jwt"       // the broker was asked for JWT-SVIDs
 	EventRefused   = "refused"   // a caller by this agent, the broker unasked
 	EventWatched   = "watched"   // a Watch stream began, or could not, or ended
 )

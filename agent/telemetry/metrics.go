@@ -37,7 +37,7 @@ type Metrics struct {
 	cfg      MetricsConfig
 	registry *prometheus.Registry
 
-	node, svids, jwt, refusals, watch, asked           *prometheus.CounterVec
+	node, svids, refusals, watch, asked                *prometheus.CounterVec
 	attestations, exchanges, delivered, calls, outputs *prometheus.CounterVec
 	attestTime, callTime, askTime                      *prometheus.HistogramVec
 	streams                                            *prometheus.GaugeVec
@@ -49,7 +49,6 @@ func NewMetrics(cfg MetricsConfig) *Metrics {
 	m := &Metrics{cfg: cfg, registry: prometheus.NewRegistry()}
 	m.node = m.counter("node_renewals_total", "Tries to join or to renew the node's SVID.", "outcome")
 	m.svids = m.counter("svid_renewals_total", "Answers of the broker about the X509-SVIDs of one workload.", "outcome")
-	m.jwt = m.counter("jwt_svids_total", "Answers of the broker about JWT-SVIDs.", "outcome")
 	m.refusals = m.counter("refusals_total", "Callers that this agent refused by itself.", "code")
 	m.watch = m.counter("watch_streams_total", "Watch streams to a broker: ok began, failed ended or could not begin.", "outcome")
 	m.attestations = m.counter("attestations_total", "Attestations of processes.", "attestor", "outcome")
@@ -99,8 +98,6 @@ func (m *Metrics) Observe(e agent.Event) {
 		m.node.WithLabelValues(e.Outcome).Inc()
 	case agent.EventSVIDs:
 		m.svids.WithLabelValues(e.Outcome).Inc()
-	case agent.EventJWT:
-		m.jwt.WithLabelValues(e.Outcome).Inc()
 	case agent.EventRefused:
 		m.refusals.WithLabelValues(e.Outcome).Inc()
 	case agent.EventWatched:

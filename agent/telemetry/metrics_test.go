@@ -39,7 +39,7 @@ func busy(t *testing.T, cfg telemetry.MetricsConfig) *telemetry.Metrics {
 	t.Helper()
 	m := telemetry.NewMetrics(cfg)
 	m.Of(everything())
-	for _, what := range []string{agent.EventNode, agent.EventSVIDs, agent.EventJWT, agent.EventRefused, agent.EventWatched, agent.EventAttested, agent.EventExchanged, agent.EventDelivered, agent.EventCalled} {
+	for _, what := range []string{agent.EventNode, agent.EventSVIDs, agent.EventRefused, agent.EventWatched, agent.EventAttested, agent.EventExchanged, agent.EventDelivered, agent.EventCalled} {
 		m.Observe(agent.Event{What: what, Subject: "s", Detail: "d", Outcome: agent.OutcomeOK, Took: time.Second})
 	}
 	m.Output("web")("write", nil)
@@ -81,7 +81,6 @@ credence_agent_calls_total counter code,method | gRPC calls on the agent's socke
 credence_agent_credential_sessions gauge  | Sessions with providers that are kept fresh.
 credence_agent_credentials_delivered_total counter flow,outcome,target | Credentials that callers asked for; those beyond exchanges were held.
 credence_agent_exchanges_total counter flow,outcome,target | Exchanges with providers: ok, or the class of the failure.
-credence_agent_jwt_svids_total counter outcome | Answers of the broker about JWT-SVIDs.
 credence_agent_kept_timestamp_seconds gauge  | When what goes on over a restart was last written.
 credence_agent_live gauge  | 1 while none of the agent's own loops hangs.
 credence_agent_node_renewals_total counter outcome | Tries to join or to renew the node's SVID.
