@@ -167,8 +167,10 @@ func (a *Agent) newToken() string {
 // that has not ended, this node was revoked, evicted or lost: what it holds may
 // be withdrawn, and nobody could tell it.
 func (a *Agent) waitForPerson(ctx context.Context, why, person error) {
+	left := "serving what is valid"
 	if errors.Is(why, errDisowned) {
 		a.withdraw()
+		left = "what it held is erased"
 	}
 	a.contact.stream(false, person)
 	need := person.Error()
@@ -176,7 +178,7 @@ func (a *Agent) waitForPerson(ctx context.Context, why, person error) {
 		need = a.newToken()
 	}
 	if a.contact.need(need) {
-		a.cfg.Log.ErrorContext(ctx, "this node cannot join again by itself; serving what is valid", "reason", why, "error", person, "needs", need)
+		a.cfg.Log.ErrorContext(ctx, "this node cannot join again by itself; "+left, "reason", why, "error", person, "needs", need)
 	}
 }
 

@@ -21,6 +21,9 @@ import (
 	"github.com/credence-id/credence/broker/join"
 )
 
+// ErrEvicted says that a node was evicted.
+var ErrEvicted = errors.New("it is evicted")
+
 // MaxEvidence bounds the evidence of a join, in bytes.
 const MaxEvidence = 16 << 10
 
@@ -290,7 +293,8 @@ func (b *Broker) keep(n Node) {
 
 // Node returns the node that may act under a certificate: it stands in the
 // table, is not evicted, and serial number and public key are those of its last
-// SVID or the last but one. The error wraps ErrNotFound otherwise.
+// SVID or the last but one. The error wraps ErrNotFound otherwise, and ErrEvicted
+// where that is why.
 //
 // The Serial of the returned node is the one shown, for Renew: an agent that
 // never got its last SVID keeps the one it has, however often answers are
@@ -301,7 +305,7 @@ func (b *Broker) Node(id spiffeid.ID, serial *big.Int, key identity.KeyDigest) (
 	case !ok:
 		return Node{}, fmt.Errorf("node %s: %w: it has not joined", id, ErrNotFound)
 	case !n.EvictedAt.IsZero():
-		return Node{}, fmt.Errorf("node %s: %w: it is evicted", id, ErrNotFound)
+		return Node{}, fmt.Errorf("node %s: %w: %w", id, ErrNotFound, ErrEvicted)
 	case len(shown) == 0: // or it would equal a previous one that there is not
 		return Node{}, fmt.Errorf("node %s: %w: its SVID has no serial", id, ErrNotFound)
 	case slices.Equal(n.Serial, shown):

@@ -1277,13 +1277,14 @@ type StatusResponse struct {
 	Connected     bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
 	HeardAt       int64                  `protobuf:"varint,4,opt,name=heard_at,json=heardAt,proto3" json:"heard_at,omitempty"` // when a broker last answered; 0: never in this run
 	Trouble       string                 `protobuf:"bytes,5,opt,name=trouble,proto3" json:"trouble,omitempty"`                 // why it is not connected
-	Seal          string                 `protobuf:"bytes,6,opt,name=seal,proto3" json:"seal,omitempty"`                       // of what is kept for a restart: "keyring" or "plain"
+	Seal          string                 `protobuf:"bytes,6,opt,name=seal,proto3" json:"seal,omitempty"`                       // of what is kept for a restart: "tpm", "keyring" or "plain"
 	Backlog       uint64                 `protobuf:"varint,7,opt,name=backlog,proto3" json:"backlog,omitempty"`                // reports that the broker's record does not have
 	Lost          uint64                 `protobuf:"varint,8,opt,name=lost,proto3" json:"lost,omitempty"`                      // reports, ever
 	SpoolTrouble  string                 `protobuf:"bytes,9,opt,name=spool_trouble,json=spoolTrouble,proto3" json:"spool_trouble,omitempty"`
 	Held          []*StatusResponse_Held `protobuf:"bytes,10,rep,name=held,proto3" json:"held,omitempty"`
 	Hung          []string               `protobuf:"bytes,11,rep,name=hung,proto3" json:"hung,omitempty"`       // loops that hang, in words; none: it lives
 	Unready       []string               `protobuf:"bytes,12,rep,name=unready,proto3" json:"unready,omitempty"` // why it is not ready, in words; none: it is
+	Needs         string                 `protobuf:"bytes,13,opt,name=needs,proto3" json:"needs,omitempty"`     // what a person has to do for it to be connected; empty: time will do
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1400,6 +1401,13 @@ func (x *StatusResponse) GetUnready() []string {
 		return x.Unready
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetNeeds() string {
+	if x != nil {
+		return x.Needs
+	}
+	return ""
 }
 
 type AttestRequest struct {
@@ -2036,7 +2044,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x14\n" +
 	"\x05token\x18\x03 \x01(\tR\x05token\x12\x18\n" +
 	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\x0f\n" +
-	"\rStatusRequest\"\xed\x03\n" +
+	"\rStatusRequest\"\x83\x04\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
 	"\tnode_ends\x18\x02 \x01(\x03R\bnodeEnds\x12\x1c\n" +
@@ -2050,7 +2058,8 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04held\x18\n" +
 	" \x03(\v2&.credence.agent.v1.StatusResponse.HeldR\x04held\x12\x12\n" +
 	"\x04hung\x18\v \x03(\tR\x04hung\x12\x18\n" +
-	"\aunready\x18\f \x03(\tR\aunready\x1a\x85\x01\n" +
+	"\aunready\x18\f \x03(\tR\aunready\x12\x14\n" +
+	"\x05needs\x18\r \x01(\tR\x05needs\x1a\x85\x01\n" +
 	"\x04Held\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x12\n" +

@@ -264,7 +264,7 @@ func TestWhatCannotBeRecordedIsNotDone(t *testing.T) {
 	if _, err := e.admin().EvictNode(t.Context(), &api.EvictNodeRequest{Id: n.id}); err == nil || !strings.Contains(err.Error(), "it is out") {
 		t.Errorf("eviction: %v", err)
 	}
-	wantRefused(t, n)
+	wantRefusals(t, n, true)
 }
 
 func TestAdministrativeActsStandInTheRecord(t *testing.T) {

@@ -66,7 +66,11 @@ func (s *Server) authenticate(ctx context.Context) (context.Context, error) {
 	node, err := s.node(ctx)
 	if err != nil {
 		s.cfg.Log.InfoContext(ctx, "caller refused", "reason", err)
-		return nil, status.Error(codes.Unauthenticated, "a node's SVID is required; join first")
+		refusal := status.Error(codes.Unauthenticated, "a node's SVID is required; join first")
+		if errors.Is(err, broker.ErrEvicted) {
+			return nil, evicted{refusal}
+		}
+		return nil, refusal
 	}
 	return context.WithValue(ctx, nodeKey{}, node), nil
 }
@@ -118,11 +122,21 @@ func (s *Server) streamAuth(srv any, stream grpc.ServerStream, info *grpc.Stream
 		return next(srv, stream)
 	}
 	ctx, err := s.authenticate(stream.Context())
+	if errors.As(err, new(evicted)) {
+		// As a stream that is open is told: on it the agent erases what it holds.
+		return errEvicted
+	}
 	if err != nil {
 		return err
 	}
 	return next(srv, &authenticated{stream, ctx})
 }
+
+// evicted is the refusal of a node that was evicted.
+type evicted struct{ error }
+
+// GRPCStatus is the refusal's.
+func (e evicted) GRPCStatus() *status.Status { return status.Convert(e.error) }
 
 type authenticated struct {
 	grpc.ServerStream

@@ -110,6 +110,9 @@ type watcher struct {
 	step     int
 }
 
+// errEvicted ends the stream of a node that was evicted.
+var errEvicted = status.Error(codes.PermissionDenied, "this node has been evicted")
+
 func (w *watcher) run(ctx context.Context, ended <-chan error) error {
 	for {
 		ring := w.s.changed.wait() // before looking: nothing is missed
@@ -118,7 +121,7 @@ func (w *watcher) run(ctx context.Context, ended <-chan error) error {
 			return err
 		}
 		if evicted {
-			return status.Error(codes.PermissionDenied, "this node has been evicted")
+			return errEvicted
 		}
 		if w.session.Stale() {
 			return status.Error(codes.Unavailable, "the SVID under which this stream was opened is revoked; show a newer one")

@@ -48,6 +48,10 @@ type Daemon struct {
 	log      *slog.Logger
 }
 
+// spread is over how long agents that start, or lose their broker, at one time
+// go to a broker.
+const spread = 5 * time.Second
+
 // New puts an agent together. evidence nil proves the node as the file says.
 func New(f File, evidence func(context.Context) ([]byte, error), now func() time.Time, log *slog.Logger) (_ *Daemon, err error) {
 	p := &Daemon{sds: f.SDS, now: now, log: log}
@@ -76,6 +80,10 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 			return nil, fmt.Errorf("trust.bundle: %w", err)
 		}
 	}
+	apart := time.Duration(0)
+	if evidence == nil { // it is an agent of its own
+		apart = spread
+	}
 	if p.watched, err = f.watched(); err != nil {
 		return nil, err
 	}
@@ -91,7 +99,8 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 	p.watch = watch
 	p.Agent, err = agent.New(agent.Config{
 		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
-		Join:      f.Join.join(evidence),
+		Join: f.Join.join(evidence),
+		Seal: f.Seal, Spread: apart,
 		Attestors: attestors,
 		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Observe: p.watched.metrics.Observe, Now: now, Log: log,
 	})
@@ -205,7 +214,7 @@ func (a admin) Explain(ctx context.Context, r *agentapi.ExplainRequest) (*agenta
 func (a admin) Status(context.Context, *agentapi.StatusRequest) (*agentapi.StatusResponse, error) {
 	s := a.agent.Status()
 	out := &agentapi.StatusResponse{
-		Node: s.Node, Connected: s.Connected, Trouble: s.Trouble, Seal: s.Seal,
+		Node: s.Node, Connected: s.Connected, Trouble: s.Trouble, Needs: s.Needs, Seal: s.Seal,
 		Backlog: s.Spool.Backlog, Lost: s.Spool.Lost, SpoolTrouble: s.Spool.Trouble,
 		Hung: a.agent.Hung(), Unready: a.agent.Unready(),
 	}

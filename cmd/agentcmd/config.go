@@ -24,6 +24,7 @@ type File struct {
 	Socket string   `yaml:"socket"` // of the Workload API; default DATA/run/workload.sock
 	Admin  string   `yaml:"admin"`  // default DATA/run/admin.sock
 
+	Seal    string       `yaml:"seal"`    // of what is kept for a restart: tpm, keyring or plain; default auto, the best that is there
 	SDS     sdsFile      `yaml:"sds"`     // for Envoy, on the same socket
 	Attest  attestFile   `yaml:"attest"`  // workloads, besides by the kernel's facts
 	Outputs []outputFile `yaml:"outputs"` // what is written for processes that call nothing
@@ -59,6 +60,9 @@ func (f *File) Complete() error {
 		}
 	}
 	if err := f.Join.complete(f.TrustDomain); err != nil {
+		return err
+	}
+	if err := agent.CheckSeal(f.Seal); err != nil {
 		return err
 	}
 	if err := f.Attest.complete(); err != nil {

@@ -45,6 +45,7 @@ type statusView struct {
 	Connected    bool       `json:"connected"`
 	Heard        cli.Moment `json:"heard"`
 	Trouble      string     `json:"trouble"`
+	Needs        string     `json:"needs"`
 	Seal         string     `json:"seal"`
 	Reports      uint64     `json:"reports"`
 	Lost         uint64     `json:"lost"`
@@ -60,8 +61,10 @@ func (p *verbs) statusCommand() *cobra.Command {
 		Long: `Status asks the agent of this machine for its node, its broker, and the SVIDs that
 it serves: each goes on until it ENDS, a restart of the agent included, though no
 broker answers. The node's own end is when a broker must have answered, else it
-joins again. SEAL is what keeps SVIDs on disk from who has the disk alone: keyring
-or plain, a file beside them. It exits 1 while no broker is connected; with --ready
+joins again; where it can't by itself, NEEDS is the command that helps, for the
+broker's machine, without the --label flags that the node had. SEAL is what keeps
+SVIDs on disk from who has the disk alone: tpm, keyring, or plain, a file beside
+them. It exits 1 while no broker is connected; with --ready
 while it isn't ready instead: before the node has joined, and when less than a
 quarter of an SVID's life is left and its renewal failed.`,
 		Example: "  " + p.name + " status\n  " + p.name + " status --ready",
@@ -92,7 +95,7 @@ quarter of an SVID's life is left and its renewal failed.`,
 
 func (p *verbs) tell(cmd *cobra.Command, r *agentapi.StatusResponse) error {
 	v := statusView{
-		Node: r.GetNode(), NodeEnds: cli.Moment(r.GetNodeEnds()), Connected: r.GetConnected(), Heard: cli.Moment(r.GetHeardAt()), Trouble: r.GetTrouble(),
+		Node: r.GetNode(), NodeEnds: cli.Moment(r.GetNodeEnds()), Connected: r.GetConnected(), Heard: cli.Moment(r.GetHeardAt()), Trouble: r.GetTrouble(), Needs: r.GetNeeds(),
 		Seal: r.GetSeal(), Reports: r.GetBacklog(), Lost: r.GetLost(), SpoolTrouble: r.GetSpoolTrouble(),
 		Hung: append([]string{}, r.GetHung()...), Unready: append([]string{}, r.GetUnready()...), Held: []heldView{},
 	}
@@ -126,6 +129,9 @@ func (v statusView) fields() [][2]string {
 	all := [][2]string{{"node", node}, {"node ends", cli.When(int64(v.NodeEnds))}, {"broker", broker}}
 	if v.Trouble != "" {
 		all = append(all, [2]string{"trouble", v.Trouble})
+	}
+	if v.Needs != "" {
+		all = append(all, [2]string{"needs", v.Needs})
 	}
 	for _, why := range v.Hung {
 		all = append(all, [2]string{"not live", why})

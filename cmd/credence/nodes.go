@@ -21,16 +21,18 @@ JoinRule for it. The labels become facts of the node, node.token.K, that
 Identities can match.
 
 It prints an agent.yaml that has the broker's address and the pin of its root;
-the token stands in a comment and belongs into the file that token_file names.`,
+the token stands in a comment and belongs into the file that token_file names.
+With -o token it prints the token alone, such as for a node that lost its SVID:
+its agent takes up what the file holds by itself.`,
 		Example: `  credence token create --node web-1 --label env=prod > agent.yaml
-  credence token create --node web-1 --ttl 5m -o json`,
+  credence token create --node web-1 -o token > agent.token`,
 		RunE: p.createToken,
 	}
 	create.Flags().String("node", "", "name of the node (node.name)")
 	create.Flags().StringToString("label", nil, "K=V, a fact node.token.K of the node; may be repeated")
 	create.Flags().Duration("ttl", 10*time.Minute, "life of the token, at most 1h")
 	_ = create.MarkFlagRequired("node")
-	return cli.Group("token", "Join tokens", cli.AddOutput(addAdmin(create), "agent"))
+	return cli.Group("token", "Join tokens", cli.AddOutput(addAdmin(create), "agent", "token"))
 }
 
 type tokenView struct {
@@ -53,7 +55,11 @@ func (p *program) createToken(cmd *cobra.Command, _ []string) error {
 		}
 		v := tokenView{r.GetToken(), cli.Moment(r.GetExpires()), node, r.GetTrustDomain(), r.GetAgentsAddress(), r.GetCaPin()}
 		return p.Show(cmd, v, func() error {
-			if cli.OutputOf(cmd) == "table" {
+			switch cli.OutputOf(cmd) {
+			case "token":
+				_, err := fmt.Fprintln(p.Out, v.Token)
+				return err
+			case "table":
 				return p.Fields([][2]string{
 					{"token", v.Token}, {"ends", cli.When(r.GetExpires())}, {"node", v.Node}, {"trust domain", v.TrustDomain}, {"broker", v.Broker}, {"pin", v.CAPin},
 				})
