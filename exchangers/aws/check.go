@@ -54,8 +54,10 @@ func checkDuration(w *exchangers.Walk, d exchangers.Duration) bool {
 	return true
 }
 
+const maxTagValue = 256 // characters
+
 var (
-	tagValue       = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]{0,256}$`)
+	tagValue       = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]*$`) // at most maxTagValue: a count in here would take 11 MB in each agent
 	sourceIdentity = regexp.MustCompile(`^[\w+=,.@-]{2,64}$`)
 )
 
@@ -75,7 +77,7 @@ func checkSubjects(w *exchangers.Walk) bool {
 			if strings.EqualFold(strings.TrimSpace(name), "CN") {
 				cn = value
 			}
-			if !tagValue.MatchString(value) {
+			if !tagValue.MatchString(value) || utf8.RuneCountInString(value) > maxTagValue {
 				return w.Fail(step, "subject_tag", field, fmt.Sprintf("%s of the subject is %q, which is no session tag: letters, digits, spaces and _.:/=+-@ are", name, exchangers.Clean(value)), change)
 			}
 		}
