@@ -26,10 +26,12 @@ const (
 	agentPeriod = 24 * time.Second
 )
 
-// What an agent is given to come back, and a change of policy to arrive.
+// What all are given to begin, an agent to come back, and a change of policy to
+// arrive.
 const (
-	agentBack  = 3 * time.Second
-	agentHeeds = 3 * time.Second
+	agentBegins = 10 // seconds
+	agentBack   = 3 * time.Second
+	agentHeeds  = 3 * time.Second
 )
 
 // TestDrillAgent has an agent serve 20 workloads while the broker is away for
@@ -304,7 +306,7 @@ func (d *agentDrill) judge(w *held) {
 		if has && now.Sub(d.denied) > agentHeeds {
 			d.fault(w, "it has an SVID though it is denied")
 		}
-	case has || d.at < int(agentHeeds/time.Second):
+	case has || d.at < agentBegins:
 	case w.kind == "caller" && now.Sub(d.restarted) < agentBack:
 	default:
 		d.fault(w, fmt.Sprintf("it has none: %s, silent: %t", w.why, silent))

@@ -39,6 +39,9 @@ until_there "$dir/agent/run/workload.sock"
 sed "s/uid: 0/uid: $(id -u)/" "$here/identities.yaml" | credence apply -f -
 credence svid x509 --out svid
 openssl verify -x509_strict -CAfile svid/svid_bundle.pem -untrusted svid/svid.pem svid/svid.pem
+if command -v grpc-health-probe >/dev/null; then
+  grpc-health-probe -addr "$SPIFFE_ENDPOINT_SOCKET" -connect-timeout 10s -rpc-timeout 10s
+fi
 credence node list
 
 credence apply -f - <<DENY
