@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 		"agent/output", "agent/output/files", "agent/output/awscredentials", "agent/output/sdk",
 		"exchangers", "federation", "cmd/cli", "cmd/flows", "cmd/workloadcmd",
 	},
-	"cmd/workloadcmd":                        {"agent/api", "agent/local", "cmd/cli"},
+	"cmd/workloadcmd":                        {"agent", "agent/api", "agent/local", "agent/output", "cmd/cli"},
 	"cmd/flows":                              {"exchangers", "exchangers/aws", "exchangers/gcp", "exchangers/azure", "exchangers/oauth"},
 	"cmd/cli":                                {"agent", "agent/caller", "broker/resource/strict"},
 	"broker":                                 {"broker/identity", "broker/join", "broker/audit"},

@@ -2,6 +2,7 @@ package workloadcmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,11 +11,17 @@ import (
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
-	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/credence-id/credence/cmd/cli"
 )
+
+const waitAndWatch = `
+
+--ttl asks for a life: at most the identity's, else it exits 4 and names that. It
+needs an agent of ours; such an SVID is made for this call and kept nowhere.
+--wait waits for so long while the agent or the broker is not there yet, or
+nothing is granted yet, and ends with what it was told last.
+`
 
 func (p *verbs) svidCommand() *cobra.Command {
 	x := &cobra.Command{
@@ -22,147 +29,149 @@ func (p *verbs) svidCommand() *cobra.Command {
 		Long: `X509 fetches from the Workload API what it gives to this process: this program,
 as the user that runs it. With --out the first identity is written to svid.pem
 (leaf and chain), svid_key.pem and svid_bundle.pem. Where nothing is granted it
-exits 4, with the number of the record that tells the operator why.`,
-		Example: "  " + p.name + " svid x509\n  " + p.name + " svid x509 -o json\n  " + p.name + " svid x509 --out ./tls",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return p.svidX509(cmd) },
+exits 4, with the number of the record that tells the operator why.` + waitAndWatch + `
+--watch goes on until SIGINT or SIGTERM, and rewrites the files of --out at each
+rotation, all at once: they are links into ..data, which one rename replaces.
+What is withdrawn is erased. Each change is a line on standard error; with
+-o json, of JSON on standard output.`,
+		Example: "  " + p.name + " svid x509\n  " + p.name + " svid x509 -o json\n  " + p.name + " svid x509 --out ./tls --ttl 12m --wait 30s",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return p.svid(cmd, x509Kind{}) },
 	}
-	x.Flags().String("out", "", "a directory to write to")
 	j := &cobra.Command{
 		Use: "jwt --audience A", Short: "Fetch a JWT-SVID of this process", Args: cobra.NoArgs,
 		Long: `Jwt fetches from the Workload API a JWT-SVID of this process: this program, as
 the user that runs it, for audiences that its Identity lists (jwt.audiences). It
-prints the token of the first identity, or with -o all of them. Where nothing is
-granted it exits 4.`,
-		Example: "  " + p.name + " svid jwt --audience orders\n  " + p.name + " svid jwt --audience orders -o json",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return p.svidJWT(cmd) },
+prints the token of the first identity, or with -o all of them; --out writes the
+first to jwt_svid.token. Where nothing is granted it exits 4.` + waitAndWatch + `
+--watch goes on until SIGINT or SIGTERM: it rewrites the file of --out at half of
+each token's life. What is withdrawn is erased. Each change is a line on standard
+error; with -o json, of JSON on standard output.`,
+		Example: "  " + p.name + " svid jwt --audience orders\n  " + p.name + " svid jwt --audience orders -o json\n  " + p.name + " svid jwt --audience orders --ttl 2m --wait 30s",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			audiences, _ := cmd.Flags().GetStringArray("audience")
+			return p.svid(cmd, jwtKind{audiences})
+		},
 	}
 	j.Flags().StringArray("audience", nil, "whom the token is for; may be repeated")
 	_ = j.MarkFlagRequired("audience")
 	for _, c := range []*cobra.Command{x, j} {
+		c.Flags().String("out", "", "a directory to write to")
+		c.Flags().Duration("ttl", 0, "the life to ask for, such as 12m (default: the identity's)")
+		c.Flags().Duration("wait", 0, "how long to wait for the agent, the broker and a grant")
+		c.Flags().Bool("watch", false, "go on, and rewrite the files of --out")
 		c.Flags().String("socket", "", "the Workload API (default $"+cli.WorkloadVariable+")")
 	}
 	return cli.Group("svid", "SVIDs of this process", cli.AddOutput(x), cli.AddOutput(j, "token"))
 }
 
-// workloadAPI calls do with a client of the Workload API.
-func workloadAPI(cmd *cobra.Command, do func(context.Context, *workloadapi.Client) error) error {
-	where, _ := cmd.Flags().GetString("socket")
-	if where == "" {
-		where = os.Getenv(cli.WorkloadVariable)
-	}
-	if where == "" {
-		return cli.BadInput(fmt.Errorf("which Workload API? set %s to unix:///path of the agent's socket, or give --socket", cli.WorkloadVariable))
-	}
-	path, err := cli.SocketPath(where)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), 15*time.Second)
-	defer cancel()
-	client, err := workloadapi.New(ctx, workloadapi.WithAddr("unix://"+path))
-	if err != nil {
-		return cli.BadInput(err)
-	}
-	defer client.Close()
-	if _, err := os.Stat(path); err != nil {
-		return cli.WithCode(cli.ExitUnreachable, fmt.Errorf("no Workload API at %s: is the agent running?", path))
-	}
-	if err := do(ctx, client); err != nil {
-		return cli.Reached("agent", where, err)
-	}
-	return nil
+// An svidKind is what svid x509 and svid jwt have of their own.
+type svidKind interface {
+	// fetch asks the Workload API or, with a life, the agent's own service.
+	fetch(ctx context.Context, from *asked) (fetched, error)
+	// follow tells of each newer state until ctx ends. The first is had already.
+	follow(ctx context.Context, from *asked, first fetched, tell func(fetched, error)) error
 }
 
-func (p *verbs) svidX509(cmd *cobra.Command) error {
-	dir, _ := cmd.Flags().GetString("out")
-	return workloadAPI(cmd, func(ctx context.Context, c *workloadapi.Client) error {
-		x, err := c.FetchX509Context(ctx)
-		if err != nil {
-			return err
-		}
-		if dir != "" {
-			return p.writeSVID(cmd, dir, x)
-		}
-		all, rows := []x509View{}, [][]string{}
-		for _, s := range x.SVIDs {
-			leaf := s.Certificates[0]
-			r := x509View{s.ID.String(), s.Hint, cli.SerialText(leaf), cli.Moment(leaf.NotAfter.Unix())}
-			all = append(all, r)
-			rows = append(rows, []string{r.SPIFFEID, r.Hint, r.Serial, cli.When(int64(r.NotAfter))})
-		}
-		return p.Show(cmd, all, func() error { return p.Table("SPIFFE ID|HINT|SERIAL|ENDS", rows) })
-	})
+// fetched is what one answer gave.
+type fetched interface {
+	print(p *verbs, cmd *cobra.Command) error
+	files() ([]svidFile, error) // the first identity's
+	about() svidAbout           // the first identity
 }
 
-type x509View struct {
-	SPIFFEID string     `json:"spiffe_id"`
-	Hint     string     `json:"hint"`
-	Serial   string     `json:"serial"`
-	NotAfter cli.Moment `json:"not_after"`
+// A svidFile is one of --out.
+type svidFile struct {
+	name string
+	text []byte
+	mode os.FileMode
 }
 
-// writeSVID writes the first identity's three files, each replaced whole; the
-// key first, so that a reader never finds a chain newer than its key for long.
-func (p *verbs) writeSVID(cmd *cobra.Command, dir string, x *workloadapi.X509Context) error {
-	svid := x.DefaultSVID()
-	bundle, err := x.Bundles.GetX509BundleForTrustDomain(svid.ID.TrustDomain())
+type svidAbout struct {
+	id   string
+	ends time.Time
+}
+
+// asked is what the flags say.
+type asked struct {
+	*verbs
+	cmd    *cobra.Command
+	socket string
+	out    string
+	ttl    time.Duration
+	wait   time.Duration
+	watch  bool
+}
+
+func (p *verbs) asked(cmd *cobra.Command) (*asked, error) {
+	a := &asked{verbs: p, cmd: cmd, socket: workloadSocket(cmd)}
+	a.out, _ = cmd.Flags().GetString("out")
+	a.ttl, _ = cmd.Flags().GetDuration("ttl")
+	a.wait, _ = cmd.Flags().GetDuration("wait")
+	a.watch, _ = cmd.Flags().GetBool("watch")
+	var err error
+	switch {
+	case a.socket == "":
+		err = fmt.Errorf("which Workload API? set %s to unix:///path of the agent's socket, or give --socket", cli.WorkloadVariable)
+	case cmd.Flags().Changed("ttl") && (a.ttl <= 0 || a.ttl%time.Second != 0):
+		err = fmt.Errorf("--ttl %s: whole seconds are wanted, such as 12m", a.ttl)
+	case a.wait < 0:
+		err = fmt.Errorf("--wait %s: a time is wanted, such as 2m", a.wait)
+	case a.watch && a.out == "":
+		err = errors.New("--watch keeps files fresh: say where with --out DIR")
+	}
+	if err != nil {
+		return nil, cli.BadInput(err)
+	}
+	path, err := cli.SocketPath(a.socket)
+	if err != nil {
+		return nil, err
+	}
+	a.socket = path
+	return a, nil
+}
+
+func (p *verbs) svid(cmd *cobra.Command, kind svidKind) error {
+	a, err := p.asked(cmd)
 	if err != nil {
 		return err
 	}
-	chain, key, err := svid.Marshal()
-	if err != nil {
-		return err
-	}
-	roots, err := bundle.Marshal()
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	files := []string{}
-	for _, f := range []struct {
-		name string
-		text []byte
-		mode os.FileMode
-	}{{"svid_key.pem", key, 0o600}, {"svid.pem", chain, 0o644}, {"svid_bundle.pem", roots, 0o644}} {
-		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.text, f.mode, renameio.WithTempDir(dir)); err != nil {
-			return err
-		}
-		files = append(files, filepath.Join(dir, f.name))
-	}
-	ends := svid.Certificates[0].NotAfter.Unix()
-	v := map[string]any{"spiffe_id": svid.ID.String(), "not_after": cli.Moment(ends), "files": files}
-	return p.Show(cmd, v, func() error {
-		_, err := fmt.Fprintf(p.Out, "wrote svid.pem, svid_key.pem and svid_bundle.pem of %s to %s; they end at %s\n", svid.ID, dir, cli.When(ends))
+	var got fetched
+	err = a.patiently(cmd.Context(), func(ctx context.Context) (err error) {
+		got, err = kind.fetch(ctx, a)
 		return err
 	})
+	switch {
+	case err != nil:
+		return err
+	case a.watch:
+		return a.keepFresh(cmd.Context(), kind, got)
+	case a.out != "":
+		return a.writeOnce(got)
+	}
+	return got.print(p, cmd)
 }
 
-type jwtView struct {
-	SPIFFEID string     `json:"spiffe_id"`
-	Hint     string     `json:"hint"`
-	Audience []string   `json:"audience"`
-	Expires  cli.Moment `json:"expires"`
-	Token    string     `json:"token"`
-}
-
-func (p *verbs) svidJWT(cmd *cobra.Command) error {
-	audiences, _ := cmd.Flags().GetStringArray("audience")
-	return workloadAPI(cmd, func(ctx context.Context, c *workloadapi.Client) error {
-		svids, err := c.FetchJWTSVIDs(ctx, jwtsvid.Params{Audience: audiences[0], ExtraAudiences: audiences[1:]})
-		if err != nil {
+// writeOnce writes the first identity's files, each replaced whole; the key
+// first, so that a reader never finds a chain newer than its key for long.
+func (a *asked) writeOnce(got fetched) error {
+	all, err := got.files()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(a.out, 0o755); err != nil {
+		return err
+	}
+	names, paths := []string{}, []string{}
+	for _, f := range all {
+		if err := renameio.WriteFile(filepath.Join(a.out, f.name), f.text, f.mode, renameio.WithTempDir(a.out)); err != nil {
 			return err
 		}
-		if cli.OutputOf(cmd) == "token" {
-			_, err := fmt.Fprintln(p.Out, svids[0].Marshal())
-			return err
-		}
-		all, rows := []jwtView{}, [][]string{}
-		for _, s := range svids {
-			all = append(all, jwtView{s.ID.String(), s.Hint, s.Audience, cli.Moment(s.Expiry.Unix()), s.Marshal()})
-			rows = append(rows, []string{s.ID.String(), s.Hint, strings.Join(s.Audience, ","), cli.When(s.Expiry.Unix())})
-		}
-		return p.Show(cmd, all, func() error { return p.Table("SPIFFE ID|HINT|AUDIENCE|ENDS", rows) })
+		names, paths = append(names, f.name), append(paths, filepath.Join(a.out, f.name))
+	}
+	about := got.about()
+	v := map[string]any{"spiffe_id": about.id, "not_after": cli.Moment(about.ends.Unix()), "files": paths}
+	return a.Show(a.cmd, v, func() error {
+		_, err := fmt.Fprintf(a.Out, "wrote %s of %s to %s, which ends at %s\n", strings.Join(names, ", "), about.id, a.out, cli.When(about.ends.Unix()))
+		return err
 	})
 }
