@@ -39,3 +39,21 @@ var PlainKey = plainKey
 
 // MaxProving is how many are attested at once.
 const MaxProving = maxProving
+
+// A Pause is pause, for schedules.
+type Pause struct{ p pause }
+
+// Longer is how long to wait after another failure, among agents that are spread.
+func (p *Pause) Longer(now time.Time, spread time.Duration) time.Duration {
+	p.p.apart(spread)
+	p.p.longer(now, maxPause)
+	return p.p.until.Sub(now)
+}
+
+// SpreadOver is how long to wait before a contact that others make too.
+func SpreadOver(now time.Time, d time.Duration) time.Duration {
+	return spreadOver(now, d).until.Sub(now)
+}
+
+// HalfLife is halfLife.
+var HalfLife = halfLife

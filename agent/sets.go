@@ -102,6 +102,10 @@ func (p *pause) longer(now time.Time, most time.Duration) {
 	p.until = now.Add(d/2 + rand.N(d/2+1))
 }
 
+// apart has a first pause fit what contacts are spread over: a broker that many
+// wait for is not asked ten times by each.
+func (p *pause) apart(spread time.Duration) { p.length = max(p.length, spread/10) }
+
 // spreadOver is a pause of up to d.
 func spreadOver(now time.Time, d time.Duration) pause {
 	return pause{until: now.Add(rand.N(d))}

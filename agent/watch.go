@@ -81,6 +81,7 @@ func (a *Agent) watch(ctx context.Context) error {
 			continue
 		}
 		if all {
+			p.apart(a.cfg.Spread)
 			p.longer(a.cfg.Now(), maxPause)
 			a.rest(ctx, p)
 		}
