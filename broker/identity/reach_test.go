@@ -76,7 +76,7 @@ func TestWhatANodeIsTold(t *testing.T) {
 	secret := "workload.unix.uid"
 	s := requireSet(t, identity.Resources{
 		Identities: []identity.Identity{
-			{Name: "audience", SPIFFEID: "/audience", JWT: &identity.JWT{Audiences: []string{"s3cret"}}, Match: items("node.name", "n1", "workload.unix.gid", "1000")},
+			{Name: "audience", SPIFFEID: "/audience", JWT: &identity.JWT{Audiences: []identity.Audience{{Pattern: "s3cret"}}}, Match: items("node.name", "n1", "workload.unix.gid", "1000")},
 			{Name: "denied-s3cret", SPIFFEID: "/denied", Match: items("node.name", "n1")},
 			{Name: "denied-too-s3cret", SPIFFEID: "/denied/too", Match: items("node.name", "n1", "workload.x", "y")},
 			{Name: "mine", SPIFFEID: "/mine", Match: items("node.name", "n1", secret, "s3cret")},

@@ -64,6 +64,10 @@ func (a *audience) UnmarshalYAML(node ast.Node) error {
 	return nil
 }
 
+// Text is a string of YAML, or a decimal integer as its text: what else could be
+// meant is told to be quoted.
+func Text(node ast.Node) (string, error) { return textOf(node) }
+
 // textOf reads a scalar that stands for its text.
 func textOf(node ast.Node) (string, error) {
 	switch n := node.(type) {

@@ -122,6 +122,12 @@ func hasKey(text []byte, key string) bool {
 // broker already: peers and targets that are not in the files are taken as
 // there; without broker.yaml, any DNS name and subject may be asked for.
 func crossCheck(all []resource.Resource, with validFile) error {
+	_, err := compile(all, with)
+	return err
+}
+
+// compile makes the policy that crossCheck holds resources against.
+func compile(all []resource.Resource, with validFile) (*identity.Set, error) {
 	config := identity.Config{JWT: true, Subjects: []string{"CN=*", "O=**", "OU=**", "C=**", "L=**", "ST=**", "STREET=**", "UID=**"}}
 	var set identity.Resources
 	peers, targets := map[string]bool{}, map[string]bool{}
@@ -146,24 +152,34 @@ func crossCheck(all []resource.Resource, with validFile) error {
 		set.Peers = append(set.Peers, name)
 	}
 	for name := range targets {
-		set.Targets = append(set.Targets, identity.Target{Name: name, Audience: "any"})
+		set.Targets = append(set.Targets, identity.Target{Name: name, Audience: audienceOf(all, name)})
 	}
 	td, err := trustDomainOf(all)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	config.TrustDomain = td
 	if broker := with.broker; broker != nil {
 		if err := needIssuer(all, with); err != nil {
-			return err
+			return nil, err
 		}
 		config.DNSSuffixes, config.Subjects, config.JWT = broker.DNSSuffixes, broker.Subjects, broker.Issuer != ""
 		if config.TrustDomain, err = identity.ParseTrustDomain(broker.TrustDomain); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	_, err = identity.NewSet(config, set)
-	return err
+	return identity.NewSet(config, set)
+}
+
+// audienceOf is what a target takes, as far as the files tell: "any" where it
+// stands in none.
+func audienceOf(all []resource.Resource, target string) string {
+	for _, r := range all {
+		if r.Target != nil && r.Name == target {
+			return r.Target.Settings.Audience()
+		}
+	}
+	return "any"
 }
 
 // needIssuer refuses what would never get a JWT-SVID.
