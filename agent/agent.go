@@ -92,6 +92,7 @@ type Agent struct {
 	cutoffs atomic.Pointer[Cutoffs]
 	lessons lessons
 	wanted  atomic.Pointer[map[string]bool]
+	serving chan struct{} // closed once the node has an SVID
 	ready   chan struct{}
 	once    sync.Once
 	poke    chan struct{}  // of capacity 1, see rest
@@ -121,7 +122,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Patience <= 0 {
 		cfg.Patience = patience
 	}
-	a := &Agent{cfg: cfg, ready: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1), proving: make(chan struct{}, maxProving)}
+	a := &Agent{cfg: cfg, serving: make(chan struct{}), ready: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1), proving: make(chan struct{}, maxProving)}
 	a.brokers.list = cfg.Broker
 	a.node.due = make(chan struct{}, 1)
 	a.contact.init(cfg.Now)
@@ -141,6 +142,10 @@ func New(cfg Config) (*Agent, error) {
 	}
 	return a, nil
 }
+
+// Joined is closed once the node has an SVID, kept or new: from then on what is
+// kept is served, whether a broker answers or not.
+func (a *Agent) Joined() <-chan struct{} { return a.serving }
 
 // Ready is closed once the node has joined and knows all bundles.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
@@ -164,6 +169,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.establish(ctx); err != nil {
 		return a.end(ctx, err)
 	}
+	close(a.serving)
 	for _, loop := range []func(context.Context) error{a.keepNode, a.watch, a.tend, a.ship, a.home} {
 		running.Go(func() {
 			if err := loop(ctx); err != nil {

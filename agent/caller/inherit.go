@@ -35,13 +35,13 @@ func inherit(file *os.File, path string) (*net.UnixListener, error) {
 	if err := listening(file); err != nil {
 		return nil, err
 	}
-	any, err := net.FileListener(file)
+	made, err := net.FileListener(file)
 	if err != nil {
 		return nil, fmt.Errorf("what is handed over is no Unix stream socket: %w", err)
 	}
-	l, ok := any.(*net.UnixListener)
+	l, ok := made.(*net.UnixListener)
 	if !ok || l.Addr().Network() != "unix" {
-		return nil, errors.Join(fmt.Errorf("what is handed over is no Unix stream socket, but %s %s: ListenStream= wants that path", any.Addr().Network(), any.Addr()), any.Close())
+		return nil, errors.Join(fmt.Errorf("what is handed over is no Unix stream socket, but %s %s: ListenStream= wants that path", made.Addr().Network(), made.Addr()), made.Close())
 	}
 	l.SetUnlinkOnClose(false)
 	abs, err := filepath.Abs(path)

@@ -44,6 +44,8 @@ type Daemon struct {
 	outputs  []delivered
 	watch    []func(context.Context) error // what attestors watch
 	watched  *watched
+	service  *service // who manages us; nil: nobody
+	lock     *os.File // of the data directory
 	now      func() time.Time
 	log      *slog.Logger
 }
@@ -92,6 +94,9 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 	if err := os.MkdirAll(f.Data, 0o711); err != nil {
 		return nil, err
 	}
+	if p.lock, err = lockData(f.Data); err != nil {
+		return nil, err
+	}
 	attestors, watch, err := attestors(f.Attest, log)
 	if err != nil {
 		return nil, err
@@ -111,10 +116,10 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 	if p.outputs, err = f.deliveries(now, log); err != nil {
 		return nil, err
 	}
-	if p.workload, err = caller.Listen(f.Socket, 0o666); err != nil {
+	if p.workload, err = f.handed.listen("workload", f.Socket, 0o666); err != nil {
 		return nil, err
 	}
-	p.admin, err = caller.Listen(f.Admin, 0o600)
+	p.admin, err = f.handed.listen("admin", f.Admin, 0o600)
 	return p, err
 }
 
@@ -135,6 +140,9 @@ func (p *Daemon) Run(ctx context.Context) error {
 	running.Go(func() { errs <- p.Agent.Run(ctx); cancel() })
 	running.Go(func() { errs <- workload.Serve(p.workload); cancel() })
 	running.Go(func() { errs <- p.serveAdmin(ctx, admin); cancel() })
+	if p.service != nil {
+		running.Go(func() { p.service.run(ctx, p.Agent) })
+	}
 	for _, d := range p.outputs {
 		running.Go(func() { errs <- d.run(ctx, p.Agent, p.watched.metrics.Output(d.output.Name), p.now, p.log) })
 	}
@@ -155,11 +163,15 @@ func (p *Daemon) Run(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
+// Close lets the sockets and the data directory go.
 func (p *Daemon) Close() {
 	for _, l := range []net.Listener{p.workload, p.admin} {
 		if l != nil {
 			_ = l.Close() // it may be closed already
 		}
+	}
+	if p.lock != nil {
+		_ = p.lock.Close() // nothing was written
 	}
 }
 

@@ -29,7 +29,11 @@ serves the Workload API, Envoy's SDS and cloud credentials, and writes its
 outputs, until it is told to stop (SIGINT, SIGTERM). A joined agent needs no token
 to start again. It prints the SPIFFE_ENDPOINT_SOCKET to set. While the broker is
 away it waits and serves what it holds; what only a person can mend ends it with
-one line (2).`,
+one line (2).
+
+Under systemd it takes over the sockets that are handed to it, by the names workload
+and admin, tells when it is ready (Type=notify) and, where WatchdogSec= is set, that
+none of its loops hangs.`,
 		Example: `  credence token create --node here > agent.yaml   # and put the token into its token_file
   ` + p.name + ` run -c agent.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -40,10 +44,15 @@ one line (2).`,
 			if err := cli.CheckClock(p.Now()); err != nil {
 				return cli.BadInput(err)
 			}
+			if f.handed, err = handed(); err != nil {
+				return cli.BadInput(err)
+			}
+			defer func() { _ = f.handed.close() }()
 			a, err := New(f, nil, p.Now, p.Logger())
 			if err != nil {
 				return cli.BadInput(err)
 			}
+			a.service = newService(p.Logger())
 			fmt.Fprintf(p.Err, "agent of %s: export %s=%s\n", f.TrustDomain, cli.WorkloadVariable, cli.ShellWord("unix://"+cli.Absolute(f.Socket)))
 			if err := cli.CheckTraversable(f.Socket); err != nil {
 				fmt.Fprintln(p.Err, "warning:", err)

@@ -33,6 +33,8 @@ type File struct {
 	Health  healthFile  `yaml:"health"`  // for probes
 	Metrics metricsFile `yaml:"metrics"` // for Prometheus
 	Pprof   bool        `yaml:"pprof"`   // GET /debug/pprof/ on the admin socket, and nowhere else; default off
+
+	handed sockets // that the service manager listens on already
 }
 
 // Complete fills defaults in and holds the file's fields against each other.

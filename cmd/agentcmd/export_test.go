@@ -1,4 +1,20 @@
 package agentcmd
 
+import (
+	"context"
+	"log/slog"
+
+	"github.com/credence-id/credence/agent"
+)
+
 // NewAdmin serves the operator on the node.
 var NewAdmin = newAdmin
+
+// Tell tells the service manager of an agent, until ctx ends.
+func Tell(ctx context.Context, a interface {
+	Hung() []string
+	Joined() <-chan struct{}
+	Status() agent.Status
+}, log *slog.Logger) {
+	newService(log).run(ctx, a)
+}
