@@ -277,7 +277,7 @@ func TestScripts(t *testing.T) {
 			"code": scriptCode, "until": scriptUntil, "oneline": scriptOneLine, "start": scriptStart, "await": scriptAwait, "finish": scriptFinish,
 			"crash": scriptCrash, "ends": scriptEnds, "signal": scriptSignal, "joinfiles": scriptJoinFiles, "big": scriptBig,
 			"append": scriptAppend, "subst": scriptSubst, "lines": scriptLines, "sql": scriptSQL, "fromjson": scriptFromJSON, "empty": scriptEmpty,
-			"tokenfile": scriptTokenFile,
+			"tokenfile": scriptTokenFile, "sed": scriptSed,
 		},
 	})
 }
@@ -439,6 +439,24 @@ func scriptBig(ts *testscript.TestScript, neg bool, args []string) {
 func scriptAppend(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 2, "append FILE LINE...")
 	text := ts.ReadFile(args[0]) + strings.Join(args[1:], "\n") + "\n"
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}
+
+func scriptSed(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 2, "sed FILE s,PATTERN,TEXT,...")
+	text := ts.ReadFile(args[0])
+	for _, arg := range args[1:] {
+		parts := strings.Split(arg, ",")
+		if len(parts) != 4 {
+			ts.Fatalf("%s: s,PATTERN,TEXT, is wanted", arg)
+		}
+		re, err := regexp.Compile("(?m)" + parts[1])
+		ts.Check(err)
+		if !re.MatchString(text) {
+			ts.Fatalf("%s: nothing is like that in:\n%s", arg, text)
+		}
+		text = re.ReplaceAllString(text, parts[2])
+	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
 }
 
