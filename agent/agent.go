@@ -128,7 +128,7 @@ func New(cfg Config) (*Agent, error) {
 	a.contact.init(cfg.Now)
 	a.wanted.Store(&map[string]bool{})
 	a.sets.init(&a.kept)
-	a.tokens.init()
+	a.tokens.init(&a.kept)
 	a.sources.init(a)
 	if err := a.node.load(cfg); err != nil {
 		return nil, fmt.Errorf("making an agent: %w", err)
@@ -170,7 +170,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return a.end(ctx, err)
 	}
 	close(a.serving)
-	for _, loop := range []func(context.Context) error{a.keepNode, a.watch, a.tend, a.ship, a.home} {
+	for _, loop := range []func(context.Context) error{a.keepNode, a.watch, a.tend, a.prefetch, a.ship, a.home} {
 		running.Go(func() {
 			if err := loop(ctx); err != nil {
 				cancel(err)

@@ -224,6 +224,7 @@ func (a *Agent) settle(q question, next []*SVID, denied *Denied) {
 		a.observe(Event{What: EventSVIDs, Outcome: OutcomeOK})
 		a.sources.retain(st.id, next)
 	}
+	a.tokens.nudge()
 	a.kept.nudge(denied != nil)
 	st.changed.ring()
 }
@@ -284,6 +285,12 @@ func (a *Agent) bare(m *api.X509SVID) (*SVID, error) {
 	v := &SVID{
 		Identity: m.GetIdentity(), ID: id, Hint: m.GetHint(), FederatesWith: m.GetFederatesWith(),
 		JWTAudiences: m.GetJwtAudiences(), digest: m.GetDigest(), depends: m.GetDepends(),
+	}
+	for _, u := range m.GetJwtUses() {
+		if v.JWTUses == nil {
+			v.JWTUses = make(map[string]string)
+		}
+		v.JWTUses[u.GetAudience()] = strictest(v.JWTUses[u.GetAudience()], u.GetUse())
 	}
 	for _, t := range m.GetTargets() {
 		v.Targets = append(v.Targets, Target{t.GetName(), t.GetRevision(), t.GetProvider(), t.GetSettings()})

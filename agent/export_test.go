@@ -57,3 +57,36 @@ func SpreadOver(now time.Time, d time.Duration) time.Duration {
 
 // HalfLife is halfLife.
 var HalfLife = halfLife
+
+// Tokens is how many JWT-SVIDs are held.
+func (a *Agent) Tokens() int {
+	a.tokens.mu.Lock()
+	defer a.tokens.mu.Unlock()
+	return a.tokens.count
+}
+
+// FillTokens fills the cache with tokens of others, from now on of such a life.
+func (a *Agent) FillTokens(life time.Duration) {
+	t, ends := &a.tokens, time.Now().Add(life)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, held := range t.all {
+		for k, e := range held {
+			if k.target == "filler" {
+				e.ends = ends
+			}
+		}
+	}
+	for n := 0; t.count < maxTokens; n++ {
+		k := tokenKey{target: "filler", revision: uint64(n)}
+		k.set[0] = byte(n % 64)
+		if t.all[k.set] == nil {
+			t.all[k.set] = make(map[tokenKey]*tokenEntry)
+		}
+		t.all[k.set][k] = &tokenEntry{ends: ends, renewAt: ends, stage: former}
+		t.count++
+	}
+}
+
+// Wake has reports shipped that wait.
+func (a *Agent) Wake() { a.reports.Nudge() }

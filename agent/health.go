@@ -26,7 +26,7 @@ func (p *pulse) work(now time.Time) { p.since.Store(&now) }
 func (p *pulse) rest()              { p.since.Store(nil) }
 
 // pulses are of the loops that Run starts.
-type pulses struct{ node, watch, tend, ship, keeping, clock, home pulse }
+type pulses struct{ node, watch, tend, prefetch, ship, keeping, clock, home pulse }
 
 // Hung says which of the agent's own loops hang, in words; none: it lives. What
 // a broker that is away causes is no hang. It takes no lock.
@@ -37,7 +37,7 @@ func (a *Agent) Hung() (words []string) {
 		*pulse
 	}{
 		{"renewing the node's SVID", &a.pulses.node}, {"following the broker", &a.pulses.watch}, {"renewing workloads' SVIDs", &a.pulses.tend},
-		{"shipping reports", &a.pulses.ship}, {"keeping on disk what is served", &a.pulses.keeping},
+		{"making JWT-SVIDs ahead", &a.pulses.prefetch}, {"shipping reports", &a.pulses.ship}, {"keeping on disk what is served", &a.pulses.keeping},
 		{"minding the clock", &a.pulses.clock}, {"looking for earlier brokers", &a.pulses.home},
 	} {
 		// By the monotonic clock, which stands while the machine sleeps.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,12 +27,13 @@ import (
 
 const (
 	maxKeptFile = 64 << 20
-	keepEvery   = time.Second // what is granted is on disk by then; what is erased, at once
+	keepEvery   = time.Second     // what is granted is on disk by then; what is erased, at once
+	keepTokens  = 5 * time.Second // and a token by then: there are many, and each is soon replaced
 )
 
 // kept is what this agent serves, sealed on disk, so that it goes on after a
 // restart though the broker is away (decision 12): still-valid SVIDs with their
-// keys and what each was decided on, and the peers' bundles. What an earlier run
+// keys and what each was decided on, JWT-SVIDs, and the peers' bundles. What an earlier run
 // kept is lent to a process attested anew with equal facts, until this run has
 // heard the broker: from then on the broker is asked.
 type kept struct {
@@ -39,6 +41,7 @@ type kept struct {
 	seal    seal
 	changed chan struct{} // of capacity 1
 	erased  chan struct{} // of capacity 1
+	token   chan struct{} // of capacity 1
 
 	mu    sync.Mutex // guards what follows
 	svids []*SVID    // of an earlier run; nil once the broker was heard
@@ -47,8 +50,9 @@ type kept struct {
 
 // keptFile is what is sealed. Messages are protobuf's.
 type keptFile struct {
-	SVIDs []keptSVID `json:"svids"`
-	Peers [][]byte   `json:"peers"` // api.Bundle
+	SVIDs  []keptSVID  `json:"svids"`
+	Peers  [][]byte    `json:"peers"` // api.Bundle
+	Tokens []keptToken `json:"tokens,omitempty"`
 }
 
 type keptSVID struct {
@@ -65,7 +69,7 @@ var noSet [sha256.Size]byte
 func (a *Agent) openKept() error {
 	k := &a.kept
 	k.path, k.peers = filepath.Join(a.cfg.Data, "svids.sealed"), make(map[spiffeid.TrustDomain]*api.Bundle)
-	k.changed, k.erased = make(chan struct{}, 1), make(chan struct{}, 1)
+	k.changed, k.erased, k.token = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	var err error
 	if k.seal, err = openSeal(a.cfg); err != nil {
 		return fmt.Errorf("sealing what is served: %w", err)
@@ -80,6 +84,7 @@ func (a *Agent) openKept() error {
 	if err != nil {
 		a.cfg.Log.Warn("what an earlier run served is not taken up", "file", k.path, "seal", k.seal.where, "error", err)
 		k.svids = nil
+		a.tokens.init(k)
 		return k.remove()
 	}
 	return nil
@@ -127,7 +132,7 @@ func (a *Agent) restore(text []byte) error {
 			return err
 		}
 	}
-	return nil
+	return a.restoreTokens(f.Tokens)
 }
 
 // restored reads an SVID, which must verify by our own bundle as it is now.
@@ -214,6 +219,24 @@ func (k *kept) nudge(erased bool) {
 	}
 }
 
+// nudgeLater has the file written soon.
+func (k *kept) nudgeLater() {
+	select {
+	case k.token <- struct{}{}:
+	default:
+	}
+}
+
+// linger waits for more of what is not urgent.
+func (k *kept) linger(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-k.changed:
+	case <-k.erased:
+	case <-time.After(keepTokens):
+	}
+}
+
 // keeping writes the file after each change, until ctx ends: erasures at once.
 func (a *Agent) keeping(ctx context.Context) error {
 	k := &a.kept
@@ -224,6 +247,8 @@ func (a *Agent) keeping(ctx context.Context) error {
 			return nil
 		case <-k.changed:
 		case <-k.erased:
+		case <-k.token:
+			k.linger(ctx)
 		}
 		a.storeNow(ctx)
 		select {
@@ -293,7 +318,8 @@ func (a *Agent) snapshot() (f keptFile, err error) {
 		}
 		f.SVIDs = append(f.SVIDs, keptSVID{raw, v.KeyDER, v.renewAt.Unix()})
 	}
-	return f, nil
+	f.Tokens, err = a.tokens.snapshot(now)
+	return f, err
 }
 
 // granted are the SVIDs of all sets, but those that are lent.
@@ -313,6 +339,9 @@ func (v *SVID) message() *api.X509SVID {
 	m := &api.X509SVID{
 		Identity: v.Identity, SpiffeId: v.ID.String(), Hint: v.Hint, Digest: v.digest, FederatesWith: v.FederatesWith,
 		JwtAudiences: v.JWTAudiences, Depends: v.depends,
+	}
+	for _, name := range slices.Sorted(maps.Keys(v.JWTUses)) {
+		m.JwtUses = append(m.JwtUses, &api.AudienceUse{Audience: name, Use: v.JWTUses[name]})
 	}
 	for _, c := range v.Certificates {
 		m.Chain = append(m.Chain, c.Raw)

@@ -100,10 +100,11 @@ func (a *Agent) JWTOnce(ctx context.Context, p *caller.Process, audiences []stri
 }
 
 func (a *Agent) jwtOnce(ctx context.Context, request *api.IssueJWTRequest, ttl time.Duration) ([]JWTSVID, error) {
-	svids, _, err := a.issueJWT(ctx, request)
+	got, err := a.issueJWT(ctx, request, nil) // which the broker records, audited or not
 	if err != nil {
 		return nil, err
 	}
+	svids := got.told()
 	for _, v := range svids {
 		if err := a.asShort(v.ID, v.Expires, ttl); err != nil {
 			return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"regexp"
 	"slices"
@@ -257,7 +258,7 @@ func (d *Delivery) unavailable(st *set) error {
 // adds what it may ask for.
 func (u Update) equal(o Update) bool {
 	return u.same(o) && slices.EqualFunc(u.SVIDs, o.SVIDs, func(v, w *SVID) bool {
-		return slices.Equal(v.JWTAudiences, w.JWTAudiences) && slices.EqualFunc(v.Targets, w.Targets, func(s, t Target) bool {
+		return slices.Equal(v.JWTAudiences, w.JWTAudiences) && maps.Equal(v.JWTUses, w.JWTUses) && slices.EqualFunc(v.Targets, w.Targets, func(s, t Target) bool {
 			return s.Name == t.Name && s.Revision == t.Revision
 		})
 	})
@@ -283,11 +284,22 @@ func (d *Delivery) JWT(ctx context.Context, audiences []string, id spiffeid.ID) 
 	if err != nil {
 		return JWTSVID{}, err
 	}
-	svids, err := d.agent.jwt(ctx, st, audiences, id)
+	if usesOf(d.agent.sets.held(st), audiences, id) == useSingle {
+		return JWTSVID{}, singleUse(audiences)
+	}
+	got, err := d.agent.jwt(ctx, st, audiences, id)
 	if err != nil {
 		return JWTSVID{}, err
 	}
-	return svids[0], nil
+	if got.use == useSingle {
+		return JWTSVID{}, singleUse(audiences)
+	}
+	return got.svids[0].JWTSVID, nil
+}
+
+// singleUse refuses to keep in a file what nobody may keep.
+func singleUse(audiences []string) error {
+	return &Denied{Code: AudienceSingleUse, Reason: fmt.Sprintf("a JWT-SVID for %q is used once, and no file holds it: call the Workload API for each", audiences)}
 }
 
 // Exchange is Agent.Exchange for an output.

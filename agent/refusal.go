@@ -27,6 +27,7 @@ const (
 	NodeEvicted         = "NODE_EVICTED"          // nobody on this node gets anything
 	Withdrawn           = "WITHDRAWN"             // by a Deny, a revocation or a change of policy
 	AudienceNotListed   = "AUDIENCE_NOT_LISTED"   // by an identity of the caller
+	AudienceSingleUse   = "AUDIENCE_SINGLE_USE"   // no file holds its tokens
 	TargetNotListed     = "TARGET_NOT_LISTED"     // likewise
 	TargetTakesX509     = "TARGET_TAKES_X509"     // so it has no token
 	SPIFFEIDNotGranted  = "SPIFFE_ID_NOT_GRANTED" // another one was asked for than those that are

@@ -41,6 +41,7 @@ type SVID struct {
 	KeyDER        []byte // the key in PKCS #8
 	FederatesWith []string
 	JWTAudiences  []string
+	JWTUses       map[string]string // of those that have another than the default
 	Targets       []Target
 
 	digest  []byte

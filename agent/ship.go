@@ -106,7 +106,7 @@ func (a *Agent) add(request *api.ReportRequest, r spool.Record) {
 		return
 	}
 	one := &api.ReportRequest{}
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(r.Data, one); err != nil || len(one.Exchanges)+len(one.Refusals) != 1 {
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(r.Data, one); err != nil || len(one.Exchanges)+len(one.Refusals)+len(one.HandOuts) != 1 {
 		// Of another version, perhaps: it is told as lost, in its place.
 		request.Gaps = append(request.Gaps, &api.Gap{Id: id, Since: a.cfg.Now().Unix(), Lost: 1, Why: spool.LostDamaged})
 		return
@@ -114,6 +114,10 @@ func (a *Agent) add(request *api.ReportRequest, r spool.Record) {
 	for _, e := range one.Exchanges {
 		e.Id = id
 		request.Exchanges = append(request.Exchanges, e)
+	}
+	for _, h := range one.HandOuts {
+		h.Id = id
+		request.HandOuts = append(request.HandOuts, h)
 	}
 	for _, f := range one.Refusals {
 		f.Id = id

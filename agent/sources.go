@@ -312,11 +312,11 @@ func (p presented) X509(context.Context) (*x509svid.SVID, error) {
 
 // JWT asks the broker for a token for the target.
 func (p presented) JWT(ctx context.Context) (string, error) {
-	svids, _, err := p.sources.agent.issueJWT(ctx, &api.IssueJWTRequest{
+	got, err := p.sources.agent.issueJWT(ctx, &api.IssueJWTRequest{
 		Workload: p.set().workload, Target: p.target, SpiffeId: p.id.String(),
-	})
+	}, nil)
 	if err != nil {
 		return "", err
 	}
-	return svids[0].Token, nil
+	return got.svids[0].Token, nil
 }

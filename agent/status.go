@@ -111,8 +111,9 @@ type Holding struct {
 	ID        spiffeid.ID
 	Identity  string
 	Ends      time.Time
-	Workloads int  // sets of facts that have it; 0: an earlier run's, which nobody has asked for
-	Lent      bool // by other facts or an earlier run, as the broker is away
+	Workloads int          // sets of facts that have it; 0: an earlier run's, which nobody has asked for
+	Lent      bool         // by other facts or an earlier run, as the broker is away
+	JWT       []JWTHolding // of each listed audience
 }
 
 // Status tells how the agent does. It waits for nobody.
@@ -142,6 +143,7 @@ func (a *Agent) Status() Status {
 			s.Held = append(s.Held, Holding{ID: v.ID, Identity: v.Identity, Ends: v.Certificates[0].NotAfter, Lent: true})
 		}
 	}
+	a.tellTokens(s.Held)
 	slices.SortFunc(s.Held, func(x, y Holding) int {
 		return cmp.Or(cmp.Compare(x.ID.String(), y.ID.String()), x.Ends.Compare(y.Ends))
 	})

@@ -1,25 +1,34 @@
 package agent
 
 import (
-	"context"
+	"bytes"
 	"crypto/sha256"
-	"errors"
-	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
-	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/broker/api"
-	"github.com/credence-id/credence/federation"
 )
 
-// maxTokens bounds the cache of JWT-SVIDs.
-const maxTokens = 4096
+// Bounds of the JWT-SVIDs that are held. Those made ahead leave room for those
+// that are asked for, and these push out none of another set's: where there is
+// no room, a token is handed out and not kept.
+const (
+	maxTokens   = 4096
+	maxAheadAll = 3072
+	maxOwn      = 64 // of a set, not made ahead
+	maxAhead    = 16 // audiences of one identity that are made ahead
+)
+
+// Uses of an audience, besides the default. What else a broker says is taken
+// for the strictest.
+const (
+	useAudited = "audited"
+	useSingle  = "single_use"
+)
 
 // A JWTSVID is a token and whom it names.
 type JWTSVID struct {
@@ -40,210 +49,323 @@ type tokenKey struct {
 	toFile   bool
 }
 
-type tokenEntry struct {
-	svids         []JWTSVID
-	renewAt, ends time.Time
+// heldJWT is a token, and what it was granted on.
+type heldJWT struct {
+	JWTSVID
+	identity string
+	depends  map[string]*api.Values
+	digest   []byte // of the X509-SVID that its set held of the same identity
 }
 
-// tokens are the JWT-SVIDs of the Workload API, each served until half of its
-// life.
+// isOf says whether an SVID is of the same identity.
+func (h heldJWT) isOf(v *SVID) bool { return v.Identity == h.identity && v.ID == h.ID }
+
+// tokenEntry is one answer of the broker. It is immutable, but for what the
+// cache guards.
+type tokenEntry struct {
+	audiences               []string // none: for a target
+	svids                   []heldJWT
+	use                     string
+	obtained, renewAt, ends time.Time
+	ahead                   bool // renewed as long as the set is in use
+
+	// Guarded by tokens.mu.
+	asked time.Time
+	stage stage
+}
+
+// stage is where an entry of an earlier run of the agent is.
+type stage int
+
+const (
+	current  stage = iota
+	former         // of a run before: served until the broker is heard
+	unproven       // since then: served no more, unless it proves to hold
+)
+
+// lives fills in when an entry ends, and when it is renewed.
+func (e *tokenEntry) lives() {
+	for n, v := range e.svids {
+		if n == 0 || v.Expires.Before(e.ends) {
+			e.ends = v.Expires
+		}
+	}
+	e.renewAt = halfLife(e.obtained, e.ends)
+}
+
+// told is what a caller gets of an entry.
+func (e tokenEntry) told() (all []JWTSVID) {
+	for _, v := range e.svids {
+		all = append(all, v.JWTSVID)
+	}
+	return all
+}
+
+// fits says whether what a set holds is what the tokens were granted with: the
+// digest covers what an identity may ask for, and what was revoked.
+func (e *tokenEntry) fits(svids []*SVID) bool {
+	for _, h := range e.svids {
+		if !h.fits(svids) {
+			return false
+		}
+	}
+	return len(e.svids) > 0
+}
+
+func (h heldJWT) fits(svids []*SVID) bool {
+	return len(h.digest) > 0 && slices.ContainsFunc(svids, func(v *SVID) bool { return h.isOf(v) && bytes.Equal(v.digest, h.digest) })
+}
+
+// only is the part of an entry that is of one ID.
+func (e tokenEntry) only(id spiffeid.ID) (tokenEntry, bool) {
+	var of []heldJWT
+	for _, v := range e.svids {
+		if v.ID == id {
+			of = append(of, v)
+		}
+	}
+	e.svids = of
+	return e, len(of) > 0
+}
+
+// tokens are the JWT-SVIDs that this node holds, each served until it ends.
 type tokens struct {
-	mu  sync.Mutex // guards all and generation
-	all map[tokenKey]tokenEntry
+	wake chan struct{} // of capacity 1: look after those that are made ahead
+	back chan struct{} // of capacity 1: the broker answers
+	kept *kept         // learns of changes
+
+	mu    sync.Mutex // guards what follows
+	all   map[[sha256.Size]byte]map[tokenKey]*tokenEntry
+	count int // in all
+	made  int // of these, ahead
+	// turns are when the audiences that lack a token are asked for.
+	turns map[tokenKey]time.Time
 	// generation counts what was forgotten: an answer asked for before is not
 	// kept.
 	generation uint64
+	turnedAway uint64 // tokens that were not kept, for there was no room
 }
 
-func (t *tokens) init() { t.all = make(map[tokenKey]tokenEntry) }
+func (t *tokens) init(k *kept) {
+	t.kept, t.wake, t.back = k, make(chan struct{}, 1), make(chan struct{}, 1)
+	t.all, t.turns = make(map[[sha256.Size]byte]map[tokenKey]*tokenEntry), make(map[tokenKey]time.Time)
+}
 
-// forget drops the tokens of a set of facts; an empty id means all.
+func (t *tokens) nudge() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// now is the present generation.
+func (t *tokens) now() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.generation
+}
+
+// forget drops the tokens of a set of facts, from the disk too; an empty id
+// means all.
 func (t *tokens) forget(set []byte) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.generation++
-	if len(set) == 0 {
-		clear(t.all)
-		return
-	}
-	for k := range t.all {
-		if string(k.set[:]) == string(set) {
-			delete(t.all, k)
+	for id := range t.all {
+		if len(set) == 0 || bytes.Equal(id[:], set) {
+			t.drop(id, func(tokenKey, *tokenEntry) bool { return true })
 		}
 	}
+	for k := range t.turns {
+		if len(set) == 0 || bytes.Equal(k.set[:], set) {
+			delete(t.turns, k)
+		}
+	}
+	t.mu.Unlock()
+	t.kept.nudge(true)
+	t.nudge()
 }
 
-// get returns what is held and still valid, and whether it is time to ask for
-// newer ones.
-func (t *tokens) get(k tokenKey, now time.Time) (held []JWTSVID, due bool, generation uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e, ok := t.all[k]
-	if !ok || !now.Before(e.ends) {
-		return nil, true, t.generation
+// drop must be called with mu held.
+func (t *tokens) drop(set [sha256.Size]byte, which func(tokenKey, *tokenEntry) bool) {
+	for k, e := range t.all[set] {
+		if !which(k, e) {
+			continue
+		}
+		delete(t.all[set], k)
+		t.count--
+		if e.ahead {
+			t.made--
+		}
 	}
-	return e.svids, !now.Before(e.renewAt), t.generation
+	if len(t.all[set]) == 0 {
+		delete(t.all, set)
+	}
 }
 
-// put keeps tokens, if nothing was forgotten since they were asked for.
-func (t *tokens) put(k tokenKey, svids []JWTSVID, now time.Time, generation uint64) {
+// get returns what is held for a set with these SVIDs and still valid, and
+// whether it is time to ask for newer ones. Who asks for one identity is served
+// from what was made ahead for all.
+func (t *tokens) get(k tokenKey, svids []*SVID, now time.Time) (e tokenEntry, ok, due bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if generation != t.generation {
-		return
+	every := k
+	every.id = spiffeid.ID{}
+	for _, other := range []tokenKey{every, k} {
+		held := t.all[k.set][other]
+		if held == nil || other != k && !held.ahead || held.stage == unproven || !now.Before(held.ends) || !held.fits(svids) {
+			continue
+		}
+		held.asked = now
+		if e, ok = *held, true; other != k {
+			e, ok = e.only(k.id)
+		}
+		if ok {
+			return e, true, !now.Before(e.renewAt)
+		}
 	}
-	if len(t.all) >= maxTokens {
-		for old, e := range t.all {
-			if !now.Before(e.renewAt) || len(t.all) >= maxTokens {
-				delete(t.all, old)
+	return tokenEntry{}, false, true
+}
+
+// lend is what other sets hold, or an earlier run held, for the same audiences
+// on facts that hold for this workload too: of those identities alone whose
+// SVIDs it has.
+func (t *tokens) lend(k tokenKey, w *api.Workload, svids []*SVID, now time.Time) (tokenEntry, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	found := tokenEntry{}
+	if k.target != "" {
+		return found, false
+	}
+	for _, held := range t.all {
+		for other, e := range held {
+			if other.target != "" || other.audiences != k.audiences || e.stage == unproven || !now.Before(e.ends) {
+				continue
+			}
+			for _, v := range e.svids {
+				if (k.id.IsZero() || v.ID == k.id) && covers(v.depends, w) && v.fits(svids) {
+					found.svids = append(found.svids, v)
+					found.use = strictest(found.use, e.use)
+				}
 			}
 		}
 	}
-	least := svids[0].Expires
-	for _, v := range svids[1:] {
-		if v.Expires.Before(least) {
-			least = v.Expires
+	slices.SortFunc(found.svids, func(x, y heldJWT) int {
+		if c := strings.Compare(x.identity, y.identity); c != 0 {
+			return c
+		}
+		return y.Expires.Compare(x.Expires)
+	})
+	found.svids = slices.CompactFunc(found.svids, func(x, y heldJWT) bool { return x.identity == y.identity })
+	found.lives()
+	return found, len(found.svids) > 0
+}
+
+// put keeps an answer, if its use permits that, nothing was forgotten since it
+// was asked for, and there is room. It says whether it did.
+func (t *tokens) put(k tokenKey, e tokenEntry, now time.Time, generation uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if generation != t.generation || e.use == useSingle || slices.ContainsFunc(e.svids, func(h heldJWT) bool { return len(h.digest) == 0 }) {
+		return false
+	}
+	t.drop(k.set, func(old tokenKey, _ *tokenEntry) bool { return old == k })
+	if !t.room(k.set, e.ahead, now) {
+		t.turnedAway++
+		return false
+	}
+	if t.all[k.set] == nil {
+		t.all[k.set] = make(map[tokenKey]*tokenEntry)
+	}
+	e.asked, e.stage = now, current
+	t.all[k.set][k] = &e
+	t.count++
+	if e.ahead {
+		t.made++
+	}
+	delete(t.turns, k)
+	t.kept.nudgeLater()
+	return true
+}
+
+// room makes room for one more, if that takes none that is in use from another
+// set. It must be called with mu held.
+func (t *tokens) room(set [sha256.Size]byte, ahead bool, now time.Time) bool {
+	if ahead && t.made >= maxAheadAll {
+		return false
+	}
+	if !ahead {
+		t.shedOwn(set)
+	}
+	if t.count < maxTokens {
+		return true
+	}
+	for id := range t.all { // what would be asked for again in any case
+		t.drop(id, func(_ tokenKey, e *tokenEntry) bool {
+			return !now.Before(e.ends) || !e.ahead && !now.Before(e.renewAt)
+		})
+	}
+	return t.count < maxTokens
+}
+
+// shedOwn drops the token of a set that was asked for least recently, if it has
+// as many as it may. It must be called with mu held.
+func (t *tokens) shedOwn(set [sha256.Size]byte) {
+	var oldest *tokenEntry
+	n := 0
+	for _, e := range t.all[set] {
+		if e.ahead {
+			continue
+		}
+		if n++; oldest == nil || e.asked.Before(oldest.asked) {
+			oldest = e
 		}
 	}
-	t.all[k] = tokenEntry{svids, now.Add(least.Sub(now) / 2), least}
+	if n >= maxOwn {
+		t.drop(set, func(_ tokenKey, e *tokenEntry) bool { return e == oldest })
+	}
 }
 
-// JWT returns JWT-SVIDs of a caller, attested afresh, for audiences: of one
-// identity, or with a zero id of all that may have them. The error is
-// ErrDenied where none may. While the broker is away, those that are held are
-// served until they end.
-func (a *Agent) JWT(ctx context.Context, p *caller.Process, audiences []string, id spiffeid.ID) ([]JWTSVID, error) {
-	st, _, err := a.granted(ctx, p)
-	if err != nil {
-		return nil, err
+// strictest is the stricter of two uses.
+func strictest(x, y string) string {
+	order := []string{"", useAudited, useSingle}
+	n := max(slices.Index(order, x), slices.Index(order, y))
+	if !slices.Contains(order, x) || !slices.Contains(order, y) {
+		return useSingle
 	}
-	defer func() { a.sets.release(st, a.cfg.Now()) }()
-	svids, err := a.jwt(ctx, st, audiences, id)
-	if err == nil && p.Check() != nil {
-		a.reports.refused(st, notTheSame, "")
-		return nil, errChanged()
-	}
-	return svids, err
+	return order[n]
 }
 
-// jwt is JWT of a set that is held.
-func (a *Agent) jwt(ctx context.Context, st *set, audiences []string, id spiffeid.ID) ([]JWTSVID, error) {
-	request := &api.IssueJWTRequest{Workload: st.workload, Audiences: audiences}
-	if !id.IsZero() {
-		request.SpiffeId = id.String()
-	}
-	return a.token(ctx, tokenKey{set: st.id, audiences: joined(audiences...), id: id}, request)
-}
-
-// TargetToken returns the JWT-SVID of a caller, attested afresh, for a target,
-// for an SDK that makes the exchange by itself; toFile makes it live longer. It
-// is kept as those of JWT are. The broker's record has it: nothing of it is an
-// exchange to report. The error is ErrDenied where no identity of the caller
-// lists the target, or the target takes the X509-SVID.
-func (a *Agent) TargetToken(ctx context.Context, p *caller.Process, target string, toFile bool) (JWTSVID, Target, error) {
-	st, u, err := a.granted(ctx, p)
-	if err != nil {
-		return JWTSVID{}, Target{}, err
-	}
-	defer func() { a.sets.release(st, a.cfg.Now()) }()
-	token, t, err := a.targetToken(ctx, st, u, target, toFile)
-	if err == nil && p.Check() != nil {
-		a.reports.refused(st, notTheSame, target)
-		return JWTSVID{}, Target{}, errChanged()
-	}
-	return token, t, err
-}
-
-// targetToken is TargetToken on what a set holds.
-func (a *Agent) targetToken(ctx context.Context, st *set, u Update, target string, toFile bool) (JWTSVID, Target, error) {
-	v, t, err := a.listed(st, u, target)
-	if err != nil {
-		return JWTSVID{}, Target{}, err
-	}
-	svids, err := a.token(ctx, tokenKey{set: st.id, id: v.ID, target: t.Name, revision: t.Revision, toFile: toFile},
-		&api.IssueJWTRequest{Workload: st.workload, Target: t.Name, SpiffeId: v.ID.String(), ToFile: toFile})
-	if err != nil {
-		return JWTSVID{}, Target{}, err
-	}
-	if len(svids) != 1 || svids[0].ID != v.ID {
-		return JWTSVID{}, Target{}, fmt.Errorf("the broker answered with %d JWT-SVIDs for %s, want one of %s", len(svids), target, v.ID)
-	}
-	return svids[0], t, nil
-}
-
-// token serves what is held under k, or asks the broker.
-func (a *Agent) token(ctx context.Context, k tokenKey, request *api.IssueJWTRequest) ([]JWTSVID, error) {
-	held, due, generation := a.tokens.get(k, a.cfg.Now())
-	if !due {
-		return held, nil
-	}
-	svids, single, err := a.issueJWT(ctx, request)
-	if errors.Is(err, ErrUnavailable) && held != nil {
-		// It may have been forgotten meanwhile.
-		if held, _, _ = a.tokens.get(k, a.cfg.Now()); held != nil {
-			return held, nil
+// usesOf is the strictest use that these SVIDs are known to have for these
+// audiences; of a pattern only the broker knows what it matches.
+func usesOf(svids []*SVID, audiences []string, id spiffeid.ID) (use string) {
+	for _, v := range svids {
+		if !id.IsZero() && v.ID != id {
+			continue
+		}
+		for _, a := range audiences {
+			use = strictest(use, v.JWTUses[a])
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	if !single {
-		a.tokens.put(k, svids, a.cfg.Now(), generation)
-	}
-	return svids, nil
+	return use
 }
 
-// issueJWT asks the broker, and reads the answer.
-func (a *Agent) issueJWT(ctx context.Context, request *api.IssueJWTRequest) (svids []JWTSVID, single bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	response, err := api.NewNodeClient(a.link.Load().conn).IssueJWT(ctx, request)
-	if err != nil {
-		s := status.Convert(err)
-		if s.Code() == codes.InvalidArgument {
-			return nil, false, &Denied{Reason: "the broker refuses what is asked for: " + s.Message(), Code: RequestRefused}
+// listedAhead are the audiences whose tokens may be made before anybody asks:
+// those that are listed by name, the first of each identity, and by none for a
+// single use.
+func listedAhead(svids []*SVID) (all []string) {
+	for _, v := range svids {
+		n := 0
+		for _, a := range v.JWTAudiences {
+			if n == maxAhead {
+				break
+			}
+			if strings.Contains(a, "*") || usesOf(svids, []string{a}, spiffeid.ID{}) == useSingle {
+				continue
+			}
+			if n++; !slices.Contains(all, a) {
+				all = append(all, a)
+			}
 		}
-		return nil, false, a.unavailable(err)
 	}
-	if d := response.GetDenial(); d != nil {
-		return nil, false, notListed(request, d)
-	}
-	if len(response.GetSvids()) == 0 {
-		return nil, false, fmt.Errorf("%w: the broker answered with nothing", ErrUnavailable)
-	}
-	for _, m := range response.GetSvids() {
-		id, err := federation.ParseID(m.GetSpiffeId())
-		if err != nil || id.TrustDomain() != a.cfg.TrustDomain || m.GetToken() == "" {
-			return nil, false, fmt.Errorf("the broker answered with a JWT-SVID of %q and %d bytes", m.GetSpiffeId(), len(m.GetToken()))
-		}
-		single = single || m.GetSingleUse()
-		svids = append(svids, JWTSVID{id, m.GetHint(), m.GetToken(), time.Unix(m.GetExpires(), 0)})
-	}
-	return svids, single, nil
-}
-
-// notListed names the field of an Identity that would have to grant a token.
-func notListed(r *api.IssueJWTRequest, d *api.Denial) *Denied {
-	if denied := lifeDenied(d, time.Duration(r.GetTtl())*time.Second); denied != nil {
-		return denied
-	}
-	who := bearer(r.GetWorkload())
-	denied := &Denied{Record: d.GetRecord(), Code: strings.ToUpper(d.GetCode())}
-	switch denied.Code {
-	case AudienceNotListed:
-		denied.Reason = "no identity of " + who + " lists the audience in jwt.audiences"
-	case TargetNotListed:
-		denied.Reason = "no identity of " + who + " lists the target in targets"
-	case TargetTakesX509:
-		denied.Reason = "the target takes the X509-SVID of " + who + ", and has no token"
-	case SPIFFEIDNotGranted:
-		denied.Reason = "the SPIFFE ID asked for is not granted to " + who
-	case NoIssuer:
-		denied.Reason = "the broker has no issuer, so it makes no JWT-SVID"
-	case RequestRefused:
-		denied.Reason = "the broker takes no such request"
-	default:
-		denied.Code, denied.Reason = NoIdentity, "no identity is granted to "+who
-	}
-	return denied
+	return all
 }

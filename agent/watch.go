@@ -135,6 +135,7 @@ func (a *Agent) out(err error) error {
 func (a *Agent) heard() {
 	a.contact.hear(a.cfg.Now())
 	a.sets.back()
+	a.tokens.heard()
 	a.wanting()
 }
 
@@ -210,10 +211,12 @@ func (a *Agent) heed(ctx context.Context, m *api.WatchResponse, first bool) {
 		a.contact.stream(true, nil)
 		a.observe(Event{What: EventWatched, Outcome: OutcomeOK})
 		a.kept.forget()
+		a.tokens.doubt()
 		// The broker remembers per stream what it decided: tell it what we
 		// hold by asking for everything again.
 		a.sets.askAgain(nil)
 		a.sets.back()
+		a.tokens.heard()
 		a.reports.Nudge()
 		a.once.Do(func() { close(a.ready) })
 	}
@@ -240,4 +243,5 @@ func (a *Agent) erase(set []byte) {
 		a.sources.drop(id)
 	}
 	a.sources.drop(set)
+	a.kept.nudge(true)
 }

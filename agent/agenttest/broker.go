@@ -50,6 +50,7 @@ type Broker struct {
 	reports  []*api.Exchange
 	refusals []*api.Refusal
 	gaps     []*api.Gap
+	handOuts []*api.HandOut
 	acked    uint64
 	bundles  []*api.Bundle
 	wanted   []string
@@ -208,6 +209,13 @@ func (b *Broker) Refusals() []*api.Refusal {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.refusals)
+}
+
+// HandOuts are those reported.
+func (b *Broker) HandOuts() []*api.HandOut {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.handOuts)
 }
 
 // Gaps are those reported.
@@ -521,6 +529,7 @@ func (b *Broker) Report(_ context.Context, r *api.ReportRequest) (*api.ReportRes
 	b.reports = append(b.reports, r.GetExchanges()...)
 	b.refusals = append(b.refusals, r.GetRefusals()...)
 	b.gaps = append(b.gaps, r.GetGaps()...)
+	b.handOuts = append(b.handOuts, r.GetHandOuts()...)
 	b.note()
 	return &api.ReportResponse{Accepted: uint64(len(r.GetExchanges()) + len(r.GetRefusals()) + len(r.GetGaps()))}, nil
 }

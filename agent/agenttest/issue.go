@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"maps"
 	"slices"
 	"time"
 
@@ -27,6 +28,8 @@ type Grant struct {
 	Hint          string
 	FederatesWith []string
 	Audiences     []string
+	Uses          map[string]string // of audiences: "audited", "single_use"
+	JWTTTL        time.Duration     // 0: five minutes
 	Targets       []*api.Target
 	Depends       []string // names of facts; empty: workload.unix.uid
 	Deaf          bool     // to a life that is asked for
@@ -92,6 +95,9 @@ func (b *Broker) result(item *api.IssueX509Request_Item) (*api.IssueX509Response
 		svid := &api.X509SVID{
 			Identity: g.Identity, SpiffeId: spiffeid.RequireFromPath(b.TrustDomain, g.Path).String(), Hint: g.Hint, Digest: g.digest(),
 			FederatesWith: g.FederatesWith, Targets: g.Targets, JwtAudiences: g.Audiences, Depends: g.depends(item.GetWorkload()),
+		}
+		for _, name := range slices.Sorted(maps.Keys(g.Uses)) {
+			svid.JwtUses = append(svid.JwtUses, &api.AudienceUse{Audience: name, Use: g.Uses[name]})
 		}
 		switch {
 		case holds(item.GetHeld(), svid):
@@ -170,16 +176,27 @@ func (b *Broker) IssueJWT(_ context.Context, r *api.IssueJWTRequest) (*api.Issue
 		if r.GetTarget() != "" {
 			audiences = []string{"target:" + r.GetTarget()}
 		}
-		expires := time.Now().Add(5 * time.Minute)
+		life := g.JWTTTL
+		if life == 0 {
+			life = 5 * time.Minute
+		}
+		expires := time.Now().Add(life)
 		if r.GetTtl() > 0 && !g.Deaf {
 			expires = time.Now().Add(time.Duration(r.GetTtl()) * time.Second)
 		}
 		if r.GetToFile() {
 			expires = time.Now().Add(time.Hour)
 		}
+		use := ""
+		for _, a := range r.GetAudiences() {
+			if u := g.Uses[a]; u != "" && use != "single_use" {
+				use = u
+			}
+		}
 		response.Svids = append(response.Svids, &api.JWTSVID{
+			Use:      map[bool]string{true: use}[use == "audited"],
 			Identity: g.Identity, SpiffeId: id, Hint: g.Hint, Expires: expires.Unix(), Depends: g.depends(r.GetWorkload()),
-			SingleUse: slices.Contains(audiences, Once),
+			SingleUse: slices.Contains(audiences, Once) || use == "single_use" || use == "audited" && !r.GetAudits(),
 			Token:     b.JWT(map[string]any{"sub": id, "aud": audiences, "exp": expires.Unix(), "jti": serial().String()}),
 		})
 	}

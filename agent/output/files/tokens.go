@@ -73,7 +73,7 @@ func (w *Writer) get(file string, fetch func() (agent.JWTSVID, error)) error {
 // recheck has all tokens asked for anew where the identity may ask for others
 // than before, and drops those of another identity.
 func (w *Writer) recheck(v *agent.SVID) {
-	may := fmt.Sprintf("%s %q", v.ID, v.JWTAudiences)
+	may := fmt.Sprintf("%s %q %q", v.ID, v.JWTAudiences, v.JWTUses)
 	for _, t := range v.Targets {
 		may += fmt.Sprintf(" %s %d", t.Name, t.Revision)
 	}
