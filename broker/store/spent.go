@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"fmt"
 	"time"
@@ -17,25 +18,56 @@ const forgetSpent = 64
 // exactly one succeeds, and the others' error wraps broker.ErrSpent. It is kept
 // until it ends. It is no change in the sense of Revision: nobody watches it.
 func (s *Store) SpendEvidence(ctx context.Context, digest [32]byte, ends, now time.Time) error {
-	const (
-		forget = `DELETE FROM spent_evidence WHERE digest IN (SELECT digest FROM spent_evidence WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)`
-		insert = `INSERT INTO spent_evidence (digest, expires_at) VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING`
-	)
+	return s.spend(ctx, ends, now, func(tx *sql.Tx) error {
+		fresh, err := insertSpent(ctx, tx, digest, ends)
+		if err == nil && !fresh {
+			err = broker.ErrSpent
+		}
+		return err
+	})
+}
+
+// SpendEvidenceFor spends what a digest stands for on a holder: for that one it
+// succeeds again and again until it ends, for anybody else the error wraps
+// broker.ErrSpent. What SpendEvidence spent is spent here, and the other way
+// round.
+func (s *Store) SpendEvidenceFor(ctx context.Context, digest [32]byte, holder string, ends, now time.Time) error {
+	held := sha256.Sum256(append(append([]byte("held by"), digest[:]...), holder...))
+	return s.spend(ctx, ends, now, func(tx *sql.Tx) error {
+		fresh, err := insertSpent(ctx, tx, digest, ends)
+		if err != nil {
+			return err
+		}
+		another, err := insertSpent(ctx, tx, held, ends)
+		if err == nil && !fresh && another { // what was inserted just now is rolled back
+			err = broker.ErrSpent
+		}
+		return err
+	})
+}
+
+// spend does so after some of what has ended is forgotten.
+func (s *Store) spend(ctx context.Context, ends, now time.Time, do func(*sql.Tx) error) error {
+	const forget = `DELETE FROM spent_evidence WHERE digest IN (SELECT digest FROM spent_evidence WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)`
 	err := s.inTx(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, forget, millis(now), forgetSpent); err != nil {
 			return err
 		}
-		result, err := tx.ExecContext(ctx, insert, digest[:], millis(ends))
-		if err != nil {
-			return err
-		}
-		if n, err := result.RowsAffected(); err != nil || n == 1 {
-			return err
-		}
-		return broker.ErrSpent
+		return do(tx)
 	})
 	if err != nil {
 		return fmt.Errorf("spending evidence: %w", err)
 	}
 	return nil
+}
+
+// insertSpent says whether a digest was not there yet.
+func insertSpent(ctx context.Context, tx *sql.Tx, digest [32]byte, ends time.Time) (fresh bool, err error) {
+	const insert = `INSERT INTO spent_evidence (digest, expires_at) VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING`
+	result, err := tx.ExecContext(ctx, insert, digest[:], millis(ends))
+	if err != nil {
+		return false, err
+	}
+	n, err := result.RowsAffected()
+	return n == 1, err
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/oidc"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/resource"
@@ -25,6 +26,7 @@ import (
 // registry names the join methods that need a JoinRule, and the flows.
 func registry() resource.Registry {
 	r := resource.Registry{Methods: map[string]func() join.Settings{}, Flows: flows.All()}
+	r.Methods[kubernetes.Method] = func() join.Settings { return &kubernetes.Settings{} }
 	for _, name := range oidc.Methods() {
 		r.Methods[name] = func() join.Settings { return oidc.NewSettings(name) }
 	}
@@ -71,6 +73,8 @@ func (m *joinMethods) of(r join.Rule) (join.Method, error) {
 
 func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 	switch s := r.Settings.(type) {
+	case *kubernetes.Settings:
+		return kubernetes.New(kubernetes.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidenceFor, Spent: spent, Now: m.now})
 	case *oidc.Settings:
 		return oidc.New(oidc.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidence, Spent: spent, Now: m.now})
 	}

@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"broker/resource/strict":                 {},
 	"broker/join":                            {"broker/identity"},
 	"broker/join/*":                          {"broker/identity", "broker/join", "broker/join/bearer"},
+	"broker/join/kubernetes/clustertest":     {"exchangers/sandbox/issuertest"}, // a cluster for tests
 	"broker/authority":                       {"broker/identity"},
 	"broker/authority/upstream":              {},
 	"broker/authority/upstream/disk":         {"broker/authority/upstream"},

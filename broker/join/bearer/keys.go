@@ -33,13 +33,19 @@ const (
 // of an issuer that an operator named, or of its discovery document.
 type Get func(ctx context.Context, url string) ([]byte, error)
 
-// unavailable says that keys could not be had: it may be tried again.
+// unavailable says that a token could not be judged: it may be tried again.
 type unavailable struct{ err error }
 
-func (e *unavailable) Error() string {
-	return fmt.Sprintf("the issuer's keys are not to be had: %v", e.err)
-}
+func (e *unavailable) Error() string { return e.err.Error() }
 func (e *unavailable) Unwrap() error { return e.err }
+
+// Unavailable makes the error of a set of keys that could not judge a token, which
+// is not the token's fault.
+func Unavailable(err error) error { return &unavailable{err} }
+
+func noKeys(err error) error {
+	return Unavailable(fmt.Errorf("the issuer's keys are not to be had: %w", err))
+}
 
 // keySet are keys by their ID.
 type keySet map[string]jose.JSONWebKey
@@ -171,7 +177,7 @@ func (r *Remote) current(ctx context.Context, more bool) (keySet, error) {
 		r.mu.Unlock()
 		select {
 		case <-ctx.Done():
-			return nil, &unavailable{ctx.Err()}
+			return nil, noKeys(ctx.Err())
 		case <-asking:
 		}
 		r.mu.Lock()
@@ -183,7 +189,7 @@ func (r *Remote) current(ctx context.Context, more bool) (keySet, error) {
 		r.ask(ctx, now)
 	}
 	if r.keys == nil || now.Sub(r.fetched) >= keysLast {
-		return nil, &unavailable{r.failed}
+		return nil, noKeys(r.failed)
 	}
 	return r.keys, nil
 }

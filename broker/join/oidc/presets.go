@@ -3,6 +3,8 @@ package oidc
 import (
 	"errors"
 	"fmt"
+
+	"github.com/credence-id/credence/broker/join/bearer"
 )
 
 // A preset is what is known of an issuer.
@@ -105,7 +107,10 @@ func (p preset) issuer(s *Settings) (string, error) {
 		if s.Issuer == "" {
 			return "", errors.New("issuer: is required: whose tokens are taken, as they say it in iss")
 		}
-		return s.Issuer, checkIssuer(s.Issuer)
+		if err := bearer.CheckIssuer(s.Issuer); err != nil {
+			return "", fmt.Errorf("issuer: %w", err)
+		}
+		return s.Issuer, nil
 	}
 	if p.organizations && !segmentPattern.MatchString(s.Organization) {
 		return "", fmt.Errorf("organization: %.80q: its ID is required", s.Organization)

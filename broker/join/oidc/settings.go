@@ -4,11 +4,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/credence-id/credence/broker/join/bearer"
 )
@@ -34,7 +32,7 @@ type Settings struct {
 	// Algorithms that tokens may be signed by; default: all that are asymmetric.
 	Algorithms []string `yaml:"algorithms,omitempty"`
 	// MaxAge since a token was issued; default 1h.
-	MaxAge Duration `yaml:"max_age,omitempty"`
+	MaxAge bearer.Duration `yaml:"max_age,omitempty"`
 	// JWKS are the issuer's keys, where it can't be asked: a JWK Set.
 	JWKS string `yaml:"jwks,omitempty"`
 	// CA certificates (PEM) that the issuer's is of, where it isn't a public one's.
@@ -46,23 +44,6 @@ type Settings struct {
 
 // NewSettings returns the empty settings of a method.
 func NewSettings(method string) *Settings { return &Settings{method: method} }
-
-// A Duration is written as in 90s or 10m.
-type Duration time.Duration
-
-// UnmarshalText reads it.
-func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
-	*d = Duration(v)
-	return err
-}
-
-// MarshalText writes it.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
-
-// maxAge is what max_age may be: a token that is good for longer is a secret
-// to be kept.
-const maxAge = 24 * time.Hour
 
 // Validate holds settings against what their method takes.
 func (s *Settings) Validate() error {
@@ -94,11 +75,11 @@ func (s *Settings) Validate() error {
 			return fmt.Errorf("algorithms: %q: some of %s are taken", alg, strings.Join(bearer.Algorithms, ", "))
 		}
 	}
-	if d := time.Duration(s.MaxAge); d < 0 || d > maxAge {
-		return fmt.Errorf("max_age: %s: at most %s is taken", d, maxAge)
+	if err := bearer.CheckMaxAge(s.MaxAge); err != nil {
+		return err
 	}
-	if s.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(s.CA)) {
-		return errors.New("ca: no certificate in PEM is in it")
+	if _, err := bearer.ParseRoots(s.CA); err != nil {
+		return fmt.Errorf("ca: %w", err)
 	}
 	if s.JWKS != "" {
 		if _, err := bearer.NewStatic([]byte(s.JWKS)); err != nil {
@@ -110,26 +91,11 @@ func (s *Settings) Validate() error {
 
 // Roots are what the issuer's certificate is verified by; nil: the system's.
 func (s *Settings) Roots() *x509.CertPool {
-	if s.CA == "" {
-		return nil
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM([]byte(s.CA))
-	return pool
+	roots, _ := bearer.ParseRoots(s.CA)
+	return roots
 }
 
 var (
 	hostPattern    = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$`)
 	segmentPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$`)
 )
-
-// checkIssuer takes an https URL as an issuer may be (OpenID Connect Core §2),
-// in the spelling that nothing would change.
-func checkIssuer(text string) error {
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery || strings.Contains(text, "#") ||
-		!hostPattern.MatchString(u.Host) || u.String() != text {
-		return fmt.Errorf("issuer: %.200q: https://host/path is wanted, as tokens say it", text)
-	}
-	return nil
-}

@@ -36,3 +36,38 @@ func spendEvidence(e *env) {
 	e.refusedSpent(e.SpendEvidence(e.Context(), a, ends, ends.Add(-time.Millisecond)))
 	e.must(e.SpendEvidence(e.Context(), a, ends.Add(time.Hour), ends)) // what has ended is kept no longer
 }
+
+func spendEvidenceFor(e *env) {
+	a, b, c, ends := sha256.Sum256([]byte("a")), sha256.Sum256([]byte("b")), sha256.Sum256([]byte("c")), e.time.Add(5*time.Minute)
+	spend := func(digest [32]byte, holder string) error {
+		return e.SpendEvidenceFor(e.Context(), digest, holder, ends, e.time)
+	}
+	e.must(spend(a, "x"))
+	e.must(spend(a, "x"))
+	for range 2 { // the first refusal leaves nothing that the second would take for a holder
+		e.refusedSpent(spend(a, "y"))
+	}
+	e.reopen()
+	e.must(spend(a, "x"))
+	e.refusedSpent(spend(a, ""))
+	e.must(spend(b, "y"))
+	e.refusedSpent(e.SpendEvidence(e.Context(), a, ends, e.time))
+	e.must(e.SpendEvidence(e.Context(), c, ends, e.time))
+	e.refusedSpent(spend(c, "x"))
+	e.must(e.SpendEvidenceFor(e.Context(), a, "y", ends.Add(time.Hour), ends)) // what has ended is kept no longer
+	var won atomic.Int32
+	var all sync.WaitGroup
+	d := sha256.Sum256([]byte("d"))
+	for n := range 20 {
+		all.Go(func() {
+			switch err := spend(d, string(rune('a'+n%5))); {
+			case err == nil:
+				won.Add(1)
+			case !errors.Is(err, broker.ErrSpent):
+				e.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	e.equal(won.Load(), int32(4))
+}

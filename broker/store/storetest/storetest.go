@@ -45,6 +45,7 @@ func Run(t *testing.T, open Open) {
 		"facts that cannot be read back":        oversizedFacts,
 		"a token is spent once":                 spendOnce,
 		"evidence is spent once":                spendEvidence,
+		"evidence is spent on one holder":       spendEvidenceFor,
 		"a token that will not do":              badTokens,
 		"a token's hash is unique":              sameToken,
 		"authorities come back":                 authorities,
