@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/evidence/kubernetes"
 	"github.com/credence-id/credence/agent/evidence/oidc"
 	"github.com/credence-id/credence/cmd/cli"
 )
@@ -14,38 +15,53 @@ import (
 // joinFile is how the node proves itself. The comments of its fields are their
 // manual.
 type joinFile struct {
-	Method string `yaml:"method"` // token; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
+	Method string `yaml:"method"` // token; kubernetes; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
 	Rule   string `yaml:"rule"`   // the JoinRule, where the broker has several of the method
 
-	TokenFile    string   `yaml:"token_file"`    // holds the join token, or the issuer's; read anew each time
-	TokenEnv     string   `yaml:"token_env"`     // not for token: the variable that holds the issuer's
-	TokenCommand []string `yaml:"token_command"` // not for token: prints the issuer's
+	TokenFile    string   `yaml:"token_file"`    // holds the join token, the issuer's, or the pod's (default /var/run/secrets/tokens/credence); read anew each time
+	TokenEnv     string   `yaml:"token_env"`     // the issuer's: the variable that holds it
+	TokenCommand []string `yaml:"token_command"` // the issuer's: what prints it
 	Audience     string   `yaml:"audience"`      // asked for, where the issuer lets one choose; default credence://TRUST DOMAIN/join
 }
 
 const tokenMethod = "token"
 
+// kubernetesMethod is that of pods.
+const kubernetesMethod = "kubernetes"
+
 func (f *joinFile) complete(trustDomain string) error {
-	if f.Method != tokenMethod {
-		cli.SetDefault(&f.Audience, "credence://"+trustDomain+"/join")
-		if !oidc.Known(f.Method) {
-			return fmt.Errorf("join.method: %q is none that this program has", f.Method)
+	switch f.Method {
+	case kubernetesMethod:
+		cli.SetDefault(&f.TokenFile, kubernetes.DefaultFile)
+		return f.only(false)
+	case tokenMethod:
+		if err := f.only(f.Rule != ""); err != nil {
+			return err
 		}
-		if err := f.issuers().Check(); err != nil {
-			return fmt.Errorf("join.%w", err)
+		if f.TokenFile == "" {
+			return errors.New("join.token_file: is required: a file that holds what credence token create printed")
 		}
 		return nil
 	}
+	cli.SetDefault(&f.Audience, "credence://"+trustDomain+"/join")
+	if !oidc.Known(f.Method) {
+		return fmt.Errorf("join.method: %q is none that this program has", f.Method)
+	}
+	if err := f.issuers().Check(); err != nil {
+		return fmt.Errorf("join.%w", err)
+	}
+	return nil
+}
+
+// only refuses what is not of a method whose token is in a file.
+func (f *joinFile) only(rule bool) error {
 	for _, other := range []struct {
 		field string
 		set   bool
-	}{{"rule", f.Rule != ""}, {"token_env", f.TokenEnv != ""}, {"token_command", f.TokenCommand != nil}, {"audience", f.Audience != ""}} {
+	}{{"rule", rule}, {"token_env", f.TokenEnv != ""}, {"token_command", f.TokenCommand != nil}, {"audience", f.Audience != ""}} {
 		if other.set {
-			return fmt.Errorf("join.%s: is not of join method token", other.field)
+			return fmt.Errorf("join.%s: is not of join method %s", other.field, f.Method)
 		}
-	}
-	if f.TokenFile == "" {
-		return errors.New("join.token_file: is required: a file that holds what credence token create printed")
 	}
 	return nil
 }
@@ -66,6 +82,8 @@ func (f *joinFile) join(evidence func(context.Context) ([]byte, error)) agent.Jo
 			text, err := cli.ReadSmall(f.TokenFile)
 			return []byte(strings.TrimSpace(string(text))), err
 		}
+	case f.Method == kubernetesMethod:
+		j.Evidence, j.File = kubernetes.Config{File: f.TokenFile}.Evidence, "" // it is replaced by the kubelet, not by a person
 	default:
 		j.Evidence = f.issuers().Evidence
 	}

@@ -133,7 +133,7 @@ func TestReviewsThatFail(t *testing.T) {
 		"202":           {status(202), "answers 202", 0},
 		"401":           {status(401), "doesn't take our own token", 0},
 		"403":           {status(403), "system:auth-delegator", 0},
-		"a redirect":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, 307) }, "answers 307", 0},
+		"a redirect":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect) }, "answers 307", 0},
 		"huge":          {text("application/json", `{"kind":"TokenReview","x":"`+strings.Repeat("a", 300<<10)+`"}`), "more than 262144 bytes", 0},
 		"cut off":       {text("application/json", `{"kind":"TokenReview","status":{"authenticated":tr`), "no TokenReview", 0},
 		"another kind":  {text("application/json", `{"kind":"Status","status":{"authenticated":true}}`), "no TokenReview", 0},
