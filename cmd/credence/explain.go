@@ -42,7 +42,7 @@ the agent does not answer, 4 where a Deny withholds it or the node was evicted.`
 		Example: `  credence explain --pid $$
   credence explain --pid $$ --target gcp -o json
   credence explain --node dev
-  credence explain --identity demo-$(id -u)
+  credence explain --identity demo
   credence explain --self
   echo '{"workload.unix.uid": ["4711"]}' > facts.json
   credence explain --node dev --facts facts.json || echo 'nothing for uid 4711'`,

@@ -44,7 +44,8 @@ A file of cases:
 
 Callers that are no workloads have user: or peer: in place of node: and workload:.`,
 		Example: `  credence get identity -o yaml > policy.yaml
-  echo '{resources: [policy.yaml], cases: [{name: nobody, node: {node.name: nowhere}, denied: any}]}' > cases.yaml
+  echo 'resources: [policy.yaml]' > cases.yaml
+  echo 'cases: [{name: nobody, node: {node.name: nowhere}, denied: any}]' >> cases.yaml
   credence test -f cases.yaml
   credence test -f cases.yaml -o json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
