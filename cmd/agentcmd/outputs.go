@@ -14,6 +14,7 @@ import (
 	"github.com/credence-id/credence/agent/output"
 	"github.com/credence-id/credence/agent/output/awscredentials"
 	"github.com/credence-id/credence/agent/output/files"
+	"github.com/credence-id/credence/agent/output/kubernetessecret"
 	"github.com/credence-id/credence/agent/output/sdk"
 	"github.com/credence-id/credence/cmd/cli"
 )
@@ -28,9 +29,10 @@ type outputFile struct {
 	Name  string      `yaml:"name"`  // required
 	UID   *uint32     `yaml:"uid"`   // required; whose files they are
 	GID   *uint32     `yaml:"gid"`   // of the files; default: the agent's
-	Files *filesFile  `yaml:"files"` // this, aws_credentials or sdk, or more of them
+	Files *filesFile  `yaml:"files"` // this, aws_credentials, sdk or kubernetes_secret, or more of them
 	AWS   *awsFile    `yaml:"aws_credentials"`
 	SDK   *sdkFile    `yaml:"sdk"`
+	K8s   *secretFile `yaml:"kubernetes_secret"`
 	After *outputHook `yaml:"after"` // what to do after each write
 }
 
@@ -48,6 +50,19 @@ type sdkFile struct {
 	Dir     string   `yaml:"dir"`     // required; absolute, of its own; the agent makes it
 	Targets []string `yaml:"targets"` // required; the first of each cloud is its default
 	Listen  string   `yaml:"listen"`  // 127.0.0.1:PORT; default: a free port, the same while it is free
+}
+
+// secretFile is a Secret of Kubernetes: one that is not there, or is labelled
+// app.kubernetes.io/managed-by: credence. It is one agent's: of several that had
+// it, each would put its own SVID there.
+type secretFile struct {
+	Namespace string `yaml:"namespace"`  // required
+	Name      string `yaml:"name"`       // required
+	Type      string `yaml:"type"`       // default kubernetes.io/tls: tls.crt, tls.key, ca.crt; or Opaque: svid.pem, svid_key.pem, ...
+	Hint      string `yaml:"hint"`       // of the identity to write; default: the first
+	API       string `yaml:"api"`        // https://HOST:PORT; default: as a pod is told
+	CAFile    string `yaml:"ca_file"`    // default: a pod's
+	TokenFile string `yaml:"token_file"` // default: a pod's; its account may get and patch this Secret, and create one
 }
 
 // filesFile is an output's directory of files. A name of "none" leaves a file
@@ -104,7 +119,7 @@ func (f *File) completeOutputs() error {
 	if len(f.Outputs) > maxOutputs {
 		return fmt.Errorf("outputs: %d, at most %d are taken", len(f.Outputs), maxOutputs)
 	}
-	names, ports := make(map[string]bool), make(map[string]string)
+	names, ports, secrets := make(map[string]bool), make(map[string]string), make(map[string]string)
 	places := map[string]string{}
 	if abs, err := filepath.Abs(f.Data); err == nil {
 		places[filepath.Join(abs, "node")] = "the agent's own"
@@ -124,6 +139,13 @@ func (f *File) completeOutputs() error {
 				return fmt.Errorf("%s.sdk.listen: output %s listens there", at, other)
 			}
 			ports[o.SDK.Listen] = o.Name
+		}
+		if s := o.K8s; s != nil {
+			where := s.API + " " + s.Namespace + "/" + s.Name
+			if other, taken := secrets[where]; taken {
+				return fmt.Errorf("%s.kubernetes_secret.name: it is output %s's already", at, other)
+			}
+			secrets[where] = o.Name
 		}
 		for _, p := range o.places() {
 			for other, whose := range places {
@@ -165,8 +187,14 @@ func (o *outputFile) complete() error {
 	if o.GID != nil && *o.GID == ^uint32(0) {
 		return errors.New(".gid: is nobody's")
 	}
-	if o.Files == nil && o.AWS == nil && o.SDK == nil {
-		return errors.New(": files, aws_credentials or sdk is wanted: what to write, and where")
+	if o.Files == nil && o.AWS == nil && o.SDK == nil && o.K8s == nil {
+		return errors.New(": files, aws_credentials, sdk or kubernetes_secret is wanted: what to write, and where")
+	}
+	if o.K8s != nil {
+		c := o.secret()
+		if err := c.Complete(); err != nil {
+			return fmt.Errorf(".kubernetes_secret.%w", err)
+		}
 	}
 	if o.Files != nil {
 		if _, err := o.files(); err != nil {
@@ -229,6 +257,14 @@ func (o *outputFile) aws() awscredentials.Config {
 
 func (o *outputFile) sdk() sdk.Config {
 	return sdk.Config{Dir: o.SDK.Dir, Owner: o.owner(), Targets: o.SDK.Targets, Listen: o.SDK.Listen}
+}
+
+func (o *outputFile) secret() kubernetessecret.Config {
+	s := o.K8s
+	return kubernetessecret.Config{
+		Namespace: s.Namespace, Name: s.Name, Type: s.Type, Hint: s.Hint, Output: o.Name, Getenv: os.Getenv,
+		Server: kubernetessecret.Server{URL: s.API, TokenFile: s.TokenFile, CAFile: s.CAFile},
+	}
 }
 
 // hooks are what follows a write.
@@ -320,6 +356,15 @@ func (f *File) deliveries(now func() time.Time, log *slog.Logger) (all []deliver
 				return nil, err
 			}
 			all = append(all, delivered{what, "sdk", w, w.Check, hooks, w})
+		}
+		if o.K8s != nil {
+			c := o.secret()
+			c.Now = now
+			w, err := kubernetessecret.New(c)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, delivered{what, "kubernetes_secret", w, w.Check, hooks, nil})
 		}
 	}
 	return all, nil
