@@ -12,6 +12,9 @@ var errLinux = errors.New("outputs are written on Linux only")
 // Replace is for Linux only.
 func (s *Set) Replace([]File) (uint64, error) { return 0, errLinux }
 
+// Remove is for Linux only.
+func (s *Set) Remove() error { return errLinux }
+
 // Check is for Linux only.
 func (s *Set) Check() error { return errLinux }
 

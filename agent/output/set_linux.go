@@ -59,6 +59,27 @@ func (s *Set) Replace(files []File) (uint64, error) {
 	return next, errors.Join(d.links(files), d.clean(name, old), d.f.Sync())
 }
 
+// Remove takes away every version, and the links that lead there; what else is in
+// the directory stays, and so does the directory. Where there is no Set it has
+// nothing to do. The error is fs.ErrNotExist where there is no directory.
+func (s *Set) Remove() error {
+	d, err := OpenDir(s.path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Lock(); err != nil {
+		return fmt.Errorf("locking %s: %w", s.path, err)
+	}
+	if !isVersion(d.readlink(current)) {
+		return nil // another made it
+	}
+	if err := unix.Unlinkat(d.fd(), current, 0); err != nil {
+		return fmt.Errorf("removing %s in %s: %w", current, s.path, err)
+	}
+	return errors.Join(d.clean(), d.f.Sync())
+}
+
 // Check says whether Replace would find the directory, or make it.
 func (s *Set) Check() error {
 	d, err := makeAndOpen(s.path)

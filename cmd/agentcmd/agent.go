@@ -116,6 +116,9 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 	if p.outputs, err = f.deliveries(now, log); err != nil {
 		return nil, err
 	}
+	if err := f.eraseLeftovers(context.Background(), log); err != nil {
+		return nil, err
+	}
 	if p.workload, err = f.handed.listen("workload", f.Socket, 0o666); err != nil {
 		return nil, err
 	}

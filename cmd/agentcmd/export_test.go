@@ -10,6 +10,9 @@ import (
 // NewAdmin serves the operator on the node.
 var NewAdmin = newAdmin
 
+// EraseLeftovers is what a start does first.
+var EraseLeftovers = (*File).eraseLeftovers
+
 // Tell tells the service manager of an agent, until ctx ends.
 func Tell(ctx context.Context, a interface {
 	Hung() []string

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/credence-id/credence/agent"
@@ -160,6 +161,12 @@ func (f *File) completeOutputs() error {
 }
 
 type outputPlace struct{ field, path string }
+
+// kind is the field of agent.yaml that names it.
+func (p outputPlace) kind() string {
+	kind, _, _ := strings.Cut(p.field, ".")
+	return kind
+}
 
 // places are where an output writes.
 func (o *outputFile) places() (all []outputPlace) {
@@ -350,7 +357,7 @@ func (f *File) deliveries(now func() time.Time, log *slog.Logger) (all []deliver
 		}
 		if o.SDK != nil {
 			c := o.sdk()
-			c.State, c.Now, c.Log = filepath.Join(f.Data, "node", "sdk-"+o.Name+".json"), now, log.With("output", o.Name)
+			c.State, c.Now, c.Log = f.sdkState(o.Name), now, log.With("output", o.Name)
 			w, err := sdk.New(c)
 			if err != nil {
 				return nil, err

@@ -19,6 +19,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -279,4 +280,32 @@ func (w *Writer) Check() error {
 		return err
 	}
 	return local.CheckKept(w.cfg.Dir, int(w.cfg.Owner.UID))
+}
+
+// Remove takes away what a Writer left in a directory, with its state, where no
+// output is to have it any more.
+func Remove(dir, state string) error {
+	above, err := output.OpenDir(filepath.Dir(dir))
+	if err == nil {
+		above.Close()
+		err = eraseDir(dir)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Remove(state); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func eraseDir(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is no directory, and no link is followed", dir)
+	}
+	return local.Erase(dir)
 }
