@@ -1839,12 +1839,13 @@ func (x *SVIDsJWTResponse_SVID) GetExpires() int64 {
 }
 
 type StatusResponse_Held struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
-	Ends          int64                  `protobuf:"varint,3,opt,name=ends,proto3" json:"ends,omitempty"`
-	Workloads     uint32                 `protobuf:"varint,4,opt,name=workloads,proto3" json:"workloads,omitempty"` // sets of facts that have it
-	Lent          bool                   `protobuf:"varint,5,opt,name=lent,proto3" json:"lent,omitempty"`           // as the broker is away
+	state         protoimpl.MessageState     `protogen:"open.v1"`
+	SpiffeId      string                     `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Identity      string                     `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	Ends          int64                      `protobuf:"varint,3,opt,name=ends,proto3" json:"ends,omitempty"`
+	Workloads     uint32                     `protobuf:"varint,4,opt,name=workloads,proto3" json:"workloads,omitempty"` // sets of facts that have it
+	Lent          bool                       `protobuf:"varint,5,opt,name=lent,proto3" json:"lent,omitempty"`           // as the broker is away
+	Jwt           []*StatusResponse_Held_JWT `protobuf:"bytes,6,rep,name=jwt,proto3" json:"jwt,omitempty"`              // of each audience that its identity lists
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1912,6 +1913,73 @@ func (x *StatusResponse_Held) GetLent() bool {
 		return x.Lent
 	}
 	return false
+}
+
+func (x *StatusResponse_Held) GetJwt() []*StatusResponse_Held_JWT {
+	if x != nil {
+		return x.Jwt
+	}
+	return nil
+}
+
+type StatusResponse_Held_JWT struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Audience      string                 `protobuf:"bytes,1,opt,name=audience,proto3" json:"audience,omitempty"` // or a pattern
+	Use           string                 `protobuf:"bytes,2,opt,name=use,proto3" json:"use,omitempty"`           // "", "audited" or "single_use"
+	Ends          int64                  `protobuf:"varint,3,opt,name=ends,proto3" json:"ends,omitempty"`        // of the token that ends first; 0: some workload has none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusResponse_Held_JWT) Reset() {
+	*x = StatusResponse_Held_JWT{}
+	mi := &file_agent_api_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse_Held_JWT) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse_Held_JWT) ProtoMessage() {}
+
+func (x *StatusResponse_Held_JWT) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse_Held_JWT.ProtoReflect.Descriptor instead.
+func (*StatusResponse_Held_JWT) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{18, 0, 0}
+}
+
+func (x *StatusResponse_Held_JWT) GetAudience() string {
+	if x != nil {
+		return x.Audience
+	}
+	return ""
+}
+
+func (x *StatusResponse_Held_JWT) GetUse() string {
+	if x != nil {
+		return x.Use
+	}
+	return ""
+}
+
+func (x *StatusResponse_Held_JWT) GetEnds() int64 {
+	if x != nil {
+		return x.Ends
+	}
+	return 0
 }
 
 var File_agent_api_agent_proto protoreflect.FileDescriptor
@@ -2044,7 +2112,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x14\n" +
 	"\x05token\x18\x03 \x01(\tR\x05token\x12\x18\n" +
 	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\x0f\n" +
-	"\rStatusRequest\"\x83\x04\n" +
+	"\rStatusRequest\"\x8a\x05\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
 	"\tnode_ends\x18\x02 \x01(\x03R\bnodeEnds\x12\x1c\n" +
@@ -2059,13 +2127,18 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	" \x03(\v2&.credence.agent.v1.StatusResponse.HeldR\x04held\x12\x12\n" +
 	"\x04hung\x18\v \x03(\tR\x04hung\x12\x18\n" +
 	"\aunready\x18\f \x03(\tR\aunready\x12\x14\n" +
-	"\x05needs\x18\r \x01(\tR\x05needs\x1a\x85\x01\n" +
+	"\x05needs\x18\r \x01(\tR\x05needs\x1a\x8c\x02\n" +
 	"\x04Held\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x12\n" +
 	"\x04ends\x18\x03 \x01(\x03R\x04ends\x12\x1c\n" +
 	"\tworkloads\x18\x04 \x01(\rR\tworkloads\x12\x12\n" +
-	"\x04lent\x18\x05 \x01(\bR\x04lent\"!\n" +
+	"\x04lent\x18\x05 \x01(\bR\x04lent\x12<\n" +
+	"\x03jwt\x18\x06 \x03(\v2*.credence.agent.v1.StatusResponse.Held.JWTR\x03jwt\x1aG\n" +
+	"\x03JWT\x12\x1a\n" +
+	"\baudience\x18\x01 \x01(\tR\baudience\x12\x10\n" +
+	"\x03use\x18\x02 \x01(\tR\x03use\x12\x12\n" +
+	"\x04ends\x18\x03 \x01(\x03R\x04ends\"!\n" +
 	"\rAttestRequest\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\" \n" +
 	"\x06Values\x12\x16\n" +
@@ -2109,7 +2182,7 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_agent_api_agent_proto_goTypes = []any{
 	(*ExplainRequest)(nil),           // 0: credence.agent.v1.ExplainRequest
 	(*ExplainResponse)(nil),          // 1: credence.agent.v1.ExplainResponse
@@ -2141,8 +2214,9 @@ var file_agent_api_agent_proto_goTypes = []any{
 	(*SVIDsX509Response_SVID)(nil),   // 27: credence.agent.v1.SVIDsX509Response.SVID
 	(*SVIDsJWTResponse_SVID)(nil),    // 28: credence.agent.v1.SVIDsJWTResponse.SVID
 	(*StatusResponse_Held)(nil),      // 29: credence.agent.v1.StatusResponse.Held
-	nil,                              // 30: credence.agent.v1.AttestResponse.FactsEntry
-	nil,                              // 31: credence.agent.v1.AttestResponse.WhyEntry
+	(*StatusResponse_Held_JWT)(nil),  // 30: credence.agent.v1.StatusResponse.Held.JWT
+	nil,                              // 31: credence.agent.v1.AttestResponse.FactsEntry
+	nil,                              // 32: credence.agent.v1.AttestResponse.WhyEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
 	24, // 0: credence.agent.v1.ExplainResponse.identities:type_name -> credence.agent.v1.ExplainResponse.Identity
@@ -2158,35 +2232,36 @@ var file_agent_api_agent_proto_depIdxs = []int32{
 	26, // 10: credence.agent.v1.SVIDsX509Response.bundles:type_name -> credence.agent.v1.SVIDsX509Response.BundlesEntry
 	28, // 11: credence.agent.v1.SVIDsJWTResponse.svids:type_name -> credence.agent.v1.SVIDsJWTResponse.SVID
 	29, // 12: credence.agent.v1.StatusResponse.held:type_name -> credence.agent.v1.StatusResponse.Held
-	30, // 13: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
-	31, // 14: credence.agent.v1.AttestResponse.why:type_name -> credence.agent.v1.AttestResponse.WhyEntry
+	31, // 13: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
+	32, // 14: credence.agent.v1.AttestResponse.why:type_name -> credence.agent.v1.AttestResponse.WhyEntry
 	20, // 15: credence.agent.v1.ExplainResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	20, // 16: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	5,  // 17: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
-	5,  // 18: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
-	8,  // 19: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
-	2,  // 20: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
-	0,  // 21: credence.agent.v1.Checks.Explain:input_type -> credence.agent.v1.ExplainRequest
-	13, // 22: credence.agent.v1.SVIDs.X509:input_type -> credence.agent.v1.SVIDsX509Request
-	15, // 23: credence.agent.v1.SVIDs.JWT:input_type -> credence.agent.v1.SVIDsJWTRequest
-	19, // 24: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
-	17, // 25: credence.agent.v1.Admin.Status:input_type -> credence.agent.v1.StatusRequest
-	0,  // 26: credence.agent.v1.Admin.Explain:input_type -> credence.agent.v1.ExplainRequest
-	10, // 27: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
-	6,  // 28: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
-	9,  // 29: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
-	3,  // 30: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
-	1,  // 31: credence.agent.v1.Checks.Explain:output_type -> credence.agent.v1.ExplainResponse
-	14, // 32: credence.agent.v1.SVIDs.X509:output_type -> credence.agent.v1.SVIDsX509Response
-	16, // 33: credence.agent.v1.SVIDs.JWT:output_type -> credence.agent.v1.SVIDsJWTResponse
-	21, // 34: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
-	18, // 35: credence.agent.v1.Admin.Status:output_type -> credence.agent.v1.StatusResponse
-	1,  // 36: credence.agent.v1.Admin.Explain:output_type -> credence.agent.v1.ExplainResponse
-	27, // [27:37] is the sub-list for method output_type
-	17, // [17:27] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	30, // 16: credence.agent.v1.StatusResponse.Held.jwt:type_name -> credence.agent.v1.StatusResponse.Held.JWT
+	20, // 17: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	5,  // 18: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
+	5,  // 19: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
+	8,  // 20: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
+	2,  // 21: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
+	0,  // 22: credence.agent.v1.Checks.Explain:input_type -> credence.agent.v1.ExplainRequest
+	13, // 23: credence.agent.v1.SVIDs.X509:input_type -> credence.agent.v1.SVIDsX509Request
+	15, // 24: credence.agent.v1.SVIDs.JWT:input_type -> credence.agent.v1.SVIDsJWTRequest
+	19, // 25: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
+	17, // 26: credence.agent.v1.Admin.Status:input_type -> credence.agent.v1.StatusRequest
+	0,  // 27: credence.agent.v1.Admin.Explain:input_type -> credence.agent.v1.ExplainRequest
+	10, // 28: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
+	6,  // 29: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
+	9,  // 30: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
+	3,  // 31: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
+	1,  // 32: credence.agent.v1.Checks.Explain:output_type -> credence.agent.v1.ExplainResponse
+	14, // 33: credence.agent.v1.SVIDs.X509:output_type -> credence.agent.v1.SVIDsX509Response
+	16, // 34: credence.agent.v1.SVIDs.JWT:output_type -> credence.agent.v1.SVIDsJWTResponse
+	21, // 35: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
+	18, // 36: credence.agent.v1.Admin.Status:output_type -> credence.agent.v1.StatusResponse
+	1,  // 37: credence.agent.v1.Admin.Explain:output_type -> credence.agent.v1.ExplainResponse
+	28, // [28:38] is the sub-list for method output_type
+	18, // [18:28] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -2208,7 +2283,7 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

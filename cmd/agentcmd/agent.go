@@ -240,10 +240,21 @@ func (a admin) Status(context.Context, *agentapi.StatusRequest) (*agentapi.Statu
 	}
 	for _, h := range s.Held {
 		out.Held = append(out.Held, &agentapi.StatusResponse_Held{
-			SpiffeId: h.ID.String(), Identity: h.Identity, Ends: h.Ends.Unix(), Workloads: uint32(h.Workloads), Lent: h.Lent,
+			SpiffeId: h.ID.String(), Identity: h.Identity, Ends: h.Ends.Unix(), Workloads: uint32(h.Workloads), Lent: h.Lent, Jwt: audiences(h.JWT),
 		})
 	}
 	return out, nil
+}
+
+func audiences(all []agent.JWTHolding) (out []*agentapi.StatusResponse_Held_JWT) {
+	for _, j := range all {
+		one := &agentapi.StatusResponse_Held_JWT{Audience: j.Audience, Use: j.Use}
+		if !j.Ends.IsZero() {
+			one.Ends = j.Ends.Unix()
+		}
+		out = append(out, one)
+	}
+	return out
 }
 
 // exchanger builds the exchanger of a target.

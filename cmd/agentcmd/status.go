@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -37,6 +38,14 @@ type heldView struct {
 	Ends      cli.Moment `json:"ends"`
 	Workloads uint32     `json:"workloads"`
 	Lent      bool       `json:"lent"`
+	JWT       []jwtView  `json:"jwt"` // of each audience that its identity lists
+}
+
+// jwtView is how long an audience goes on without a broker.
+type jwtView struct {
+	Audience string     `json:"audience"`
+	Use      string     `json:"use"`  // "", "audited" or "single_use"
+	Ends     cli.Moment `json:"ends"` // null: some workload has no token
 }
 
 type statusView struct {
@@ -60,7 +69,9 @@ func (p *verbs) statusCommand() *cobra.Command {
 		Use: "status", Short: "How the agent does, and for how long it goes on without a broker", Args: cobra.NoArgs,
 		Long: `Status asks the agent of this machine for its node, its broker, and the SVIDs that
 it serves: each goes on until it ENDS, a restart of the agent included, though no
-broker answers. The node's own end is when a broker must have answered, else it
+broker answers. Below each are the audiences of its JWT-SVIDs, each with the end of
+the token that is held for it; where none is, a broker must make it when it is asked
+for. The node's own end is when a broker must have answered, else it
 joins again; where it can't by itself, NEEDS is the command that helps, for the
 broker's machine, without the --label flags that the node had. SEAL is what keeps
 SVIDs on disk from who has the disk alone: tpm, keyring, or plain, a file beside
@@ -101,12 +112,17 @@ func (p *verbs) tell(cmd *cobra.Command, r *agentapi.StatusResponse) error {
 	}
 	rows := [][]string{}
 	for _, h := range r.GetHeld() {
-		v.Held = append(v.Held, heldView{h.GetSpiffeId(), h.GetIdentity(), cli.Moment(h.GetEnds()), h.GetWorkloads(), h.GetLent()})
+		one := heldView{h.GetSpiffeId(), h.GetIdentity(), cli.Moment(h.GetEnds()), h.GetWorkloads(), h.GetLent(), []jwtView{}}
 		note := ""
 		if h.GetLent() {
 			note = "decided before the broker went away"
 		}
 		rows = append(rows, []string{h.GetSpiffeId(), strconv.FormatUint(uint64(h.GetWorkloads()), 10), cli.When(h.GetEnds()), note})
+		for _, j := range h.GetJwt() {
+			one.JWT = append(one.JWT, jwtView{j.GetAudience(), j.GetUse(), cli.Moment(j.GetEnds())})
+			rows = append(rows, []string{"  jwt " + j.GetAudience(), "", cli.When(j.GetEnds()), jwtNote(j)})
+		}
+		v.Held = append(v.Held, one)
 	}
 	return p.Show(cmd, v, func() error {
 		if err := p.Fields(v.fields()); err != nil || len(rows) == 0 {
@@ -115,6 +131,19 @@ func (p *verbs) tell(cmd *cobra.Command, r *agentapi.StatusResponse) error {
 		fmt.Fprintln(p.Out)
 		return p.Table("SPIFFE ID|WORKLOADS|ENDS|", rows)
 	})
+}
+
+// jwtNote says what an end of a token, or its absence, comes to.
+func jwtNote(j *agentapi.StatusResponse_Held_JWT) string {
+	switch {
+	case j.GetUse() == "single_use":
+		return "single_use: made for each call"
+	case j.GetEnds() != 0:
+		return j.GetUse()
+	case strings.Contains(j.GetAudience(), "*"):
+		return "a pattern: made when asked for"
+	}
+	return "none is held yet"
 }
 
 func (v statusView) fields() [][2]string {
