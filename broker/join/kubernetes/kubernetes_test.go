@@ -299,7 +299,12 @@ func TestHostile(t *testing.T) {
 		},
 		"claims of another namespace": func(w *world) string { return inner(w, map[string]any{"namespace": "kube-system"}) },
 		"a namespace with a colon":    func(w *world) string { return inner(w, map[string]any{"namespace": "credence:agent"}) },
-		"no namespace":                func(w *world) string { return inner(w, map[string]any{"namespace": nil}) },
+		"a namespace with a path": func(w *world) string {
+			c := w.Claims(pod, audience)
+			c["kubernetes.io"].(map[string]any)["namespace"], c["sub"] = "../a", "system:serviceaccount:../a:agent"
+			return w.Sign(c)
+		},
+		"no namespace": func(w *world) string { return inner(w, map[string]any{"namespace": nil}) },
 		"an account without a UID": func(w *world) string {
 			return inner(w, map[string]any{"serviceaccount": map[string]any{"name": "agent"}})
 		},
@@ -399,6 +404,11 @@ func TestUnbound(t *testing.T) {
 		}
 		if p.Name != "agent" || p.DurableKey != `["prod","service_account","`+pod.AccountUID+`"]` || p.Instance != "" || p.Facts.Get("node.kubernetes.pod") != nil {
 			t.Errorf("%s: %+v", way, p)
+		}
+		half := w.Claims(pod, audience)
+		delete(half["kubernetes.io"].(map[string]any)["pod"].(map[string]any), "uid")
+		if p, err := joinBy(t, w.method(s), w.Sign(half)); !errors.Is(err, join.ErrEvidence) {
+			t.Errorf("%s: one of a pod without a UID: %+v, %v", way, p, err)
 		}
 		if p, err := joinBy(t, w.method(s), w.Token(pod, audience)); err != nil || p.Instance != pod.UID {
 			t.Errorf("%s: one of a pod: %+v, %v", way, p, err)

@@ -1,6 +1,7 @@
 package kubernetes_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -127,21 +129,26 @@ func TestReviewsThatFail(t *testing.T) {
 		want     string
 		patience time.Duration // where there is no end
 	}{
-		"500":           {status(500), "answers 500", 0},
-		"503":           {status(503), "answers 503", 0},
-		"429":           {status(429), "answers 429", 0},
-		"202":           {status(202), "answers 202", 0},
-		"401":           {status(401), "doesn't take our own token", 0},
-		"403":           {status(403), "system:auth-delegator", 0},
-		"a redirect":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect) }, "answers 307", 0},
-		"huge":          {text("application/json", `{"kind":"TokenReview","x":"`+strings.Repeat("a", 300<<10)+`"}`), "more than 262144 bytes", 0},
-		"cut off":       {text("application/json", `{"kind":"TokenReview","status":{"authenticated":tr`), "no TokenReview", 0},
-		"another kind":  {text("application/json", `{"kind":"Status","status":{"authenticated":true}}`), "no TokenReview", 0},
-		"a page":        {text("text/html", `{"kind":"TokenReview"}`), "text/html", 0},
-		"nothing":       {text("application/json", ""), "no TokenReview", 0},
-		"another type":  {text("application/json", `{"kind":"TokenReview","status":{"authenticated":"true"}}`), "no TokenReview", 0},
-		"a long header": {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("a", 128<<10)) }, "", 0},
-		"it hangs up":   {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "", 0},
+		"500": {status(500), "answers 500", 0},
+		"503": {status(503), "answers 503", 0},
+		"429": {status(429), "answers 429", 0},
+		"202": {status(202), "answers 202", 0},
+		"401": {status(401), "doesn't take our own token", 0},
+		"403": {status(403), "system:auth-delegator", 0},
+		"a redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+		}, "answers 307", 0},
+		"huge":         {text("application/json", `{"kind":"TokenReview","x":"`+strings.Repeat("a", 300<<10)+`"}`), "more than 262144 bytes", 0},
+		"cut off":      {text("application/json", `{"kind":"TokenReview","status":{"authenticated":tr`), "no TokenReview", 0},
+		"another kind": {text("application/json", `{"kind":"Status","status":{"authenticated":true}}`), "no TokenReview", 0},
+		"a page":       {text("text/html", `{"kind":"TokenReview"}`), "text/html", 0},
+		"nothing":      {text("application/json", ""), "no TokenReview", 0},
+		"another type": {text("application/json", `{"kind":"TokenReview","status":{"authenticated":"true"}}`), "no TokenReview", 0},
+		"a long header": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X", strings.Repeat("a", 128<<10))
+			text("application/json", `{"kind":"TokenReview","status":{"authenticated":false}}`)(w, r)
+		}, "", 0},
+		"it hangs up": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "", 0},
 		"it never ends": {func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(201)
 			w.(http.Flusher).Flush()
@@ -233,5 +240,40 @@ func TestReviewOfNoToken(t *testing.T) {
 	}
 	if n := w.Reviews(); n != 0 {
 		t.Errorf("%d reviews", n)
+	}
+}
+
+// Strangers have tokens reviewed, and so do not say how many at once.
+func TestReviewsAtOnce(t *testing.T) {
+	w := newWorld(t)
+	m := w.method(w.ways()["token_review"])
+	arrived, leave := make(chan struct{}, 64), make(chan struct{})
+	w.Instead(func(w http.ResponseWriter, _ *http.Request) {
+		arrived <- struct{}{}
+		<-leave
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	token := w.Token(pod, audience)
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			if _, err := joinBy(t, m, token); err == nil || errors.Is(err, join.ErrEvidence) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	for range 16 {
+		<-arrived
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := m.Join(ctx, []byte(token), noChallenge); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, join.ErrEvidence) || w.Reviews() != 16 {
+		t.Errorf("one more: %d reviews, %v", w.Reviews(), err)
+	}
+	close(leave)
+	all.Wait()
+	w.Instead(nil)
+	if _, err := joinBy(t, m, token); err != nil {
+		t.Errorf("afterwards: %v", err)
 	}
 }

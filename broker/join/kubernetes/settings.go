@@ -19,7 +19,10 @@ type Settings struct {
 	Cluster string `yaml:"cluster"`
 
 	// Issuer is what tokens say in iss, byte for byte. It publishes its keys, unless
-	// JWKS or TokenReview stands beside it; with these it may be left out.
+	// JWKS or TokenReview stands beside it; with these it may be left out. Where it is
+	// the API server itself, that has to show them to strangers (the ClusterRole
+	// system:service-account-issuer-discovery), and the broker's allow_networks has to
+	// name its network.
 	Issuer string `yaml:"issuer,omitempty"`
 	// CA certificates (PEM) that the issuer's is of, where it isn't a public one's.
 	CA string `yaml:"ca,omitempty"`
