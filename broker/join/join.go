@@ -10,6 +10,7 @@ package join
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/credence-id/credence/broker/identity"
 )
@@ -52,4 +53,17 @@ type Proof struct {
 	// Instance tells nodes apart that have one durable key, such as the jobs of a
 	// repository: one that is banned bans all. Empty: there is one.
 	Instance string
+}
+
+// NodeName is what people call a node: some text of its proof, as far as a name
+// can hold it (SPIFFE-ID §2.2: one segment of a path), and at most 63 bytes.
+func NodeName(text string) string {
+	name := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '.', r == '-', r == '_':
+			return r
+		}
+		return '-'
+	}, text)
+	return name[:min(len(name), 63)]
 }

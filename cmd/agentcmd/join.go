@@ -4,42 +4,75 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/evidence/kubernetes"
 	"github.com/credence-id/credence/agent/evidence/oidc"
+	"github.com/credence-id/credence/agent/evidence/x509"
 	"github.com/credence-id/credence/cmd/cli"
 )
 
 // joinFile is how the node proves itself. The comments of its fields are their
 // manual.
 type joinFile struct {
-	Method string `yaml:"method"` // token; kubernetes; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
+	Method string `yaml:"method"` // token; kubernetes; x509; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
 	Rule   string `yaml:"rule"`   // the JoinRule, where the broker has several of the method
 
 	TokenFile    string   `yaml:"token_file"`    // holds the join token, the issuer's, or the pod's (default /var/run/secrets/tokens/credence); read anew each time
 	TokenEnv     string   `yaml:"token_env"`     // the issuer's: the variable that holds it
 	TokenCommand []string `yaml:"token_command"` // the issuer's: what prints it
 	Audience     string   `yaml:"audience"`      // asked for, where the issuer lets one choose; default credence://TRUST DOMAIN/join
+	Cert         string   `yaml:"cert"`          // x509: the chain in PEM, leaf first; read anew each time
+	Key          string   `yaml:"key"`           // x509: its key in PEM
 }
 
-const tokenMethod = "token"
+// Methods that are none of an OpenID issuer.
+const (
+	tokenMethod      = "token"
+	kubernetesMethod = "kubernetes"
+	x509Method       = "x509"
+)
 
-// kubernetesMethod is that of pods.
-const kubernetesMethod = "kubernetes"
+// fields are those besides method that a method takes.
+func (f *joinFile) fields() []string {
+	switch f.Method {
+	case tokenMethod:
+		return []string{"token_file"}
+	case kubernetesMethod:
+		return []string{"rule", "token_file"}
+	case x509Method:
+		return []string{"rule", "cert", "key"}
+	}
+	return []string{"rule", "token_file", "token_env", "token_command", "audience"}
+}
 
 func (f *joinFile) complete(trustDomain string) error {
-	switch f.Method {
-	case kubernetesMethod:
-		cli.SetDefault(&f.TokenFile, kubernetes.DefaultFile)
-		return f.only(false)
-	case tokenMethod:
-		if err := f.only(f.Rule != ""); err != nil {
-			return err
+	takes := f.fields()
+	for _, given := range []struct {
+		field string
+		set   bool
+	}{
+		{"rule", f.Rule != ""}, {"token_file", f.TokenFile != ""}, {"token_env", f.TokenEnv != ""}, {"token_command", f.TokenCommand != nil},
+		{"audience", f.Audience != ""}, {"cert", f.Cert != ""}, {"key", f.Key != ""},
+	} {
+		if given.set && !slices.Contains(takes, given.field) {
+			return fmt.Errorf("join.%s: is not of join method %s", given.field, f.Method)
 		}
+	}
+	switch f.Method {
+	case tokenMethod:
 		if f.TokenFile == "" {
 			return errors.New("join.token_file: is required: a file that holds what credence token create printed")
+		}
+		return nil
+	case kubernetesMethod:
+		cli.SetDefault(&f.TokenFile, kubernetes.DefaultFile)
+		return nil
+	case x509Method:
+		if f.Cert == "" || f.Key == "" {
+			return errors.New("join.cert: cert and key are required: files that hold this machine's certificate and its key")
 		}
 		return nil
 	}
@@ -53,19 +86,6 @@ func (f *joinFile) complete(trustDomain string) error {
 	return nil
 }
 
-// only refuses what is not of a method whose token is in a file.
-func (f *joinFile) only(rule bool) error {
-	for _, other := range []struct {
-		field string
-		set   bool
-	}{{"rule", rule}, {"token_env", f.TokenEnv != ""}, {"token_command", f.TokenCommand != nil}, {"audience", f.Audience != ""}} {
-		if other.set {
-			return fmt.Errorf("join.%s: is not of join method %s", other.field, f.Method)
-		}
-	}
-	return nil
-}
-
 // issuers are where an issuer's token is.
 func (f *joinFile) issuers() oidc.Config {
 	return oidc.Config{Method: f.Method, Audience: f.Audience, File: f.TokenFile, Env: f.TokenEnv, Command: f.TokenCommand}
@@ -73,7 +93,7 @@ func (f *joinFile) issuers() oidc.Config {
 
 // join is how the agent proves itself. evidence, if it is not nil, stands for
 // what the file says.
-func (f *joinFile) join(evidence func(context.Context) ([]byte, error)) agent.Join {
+func (f *joinFile) join(trustDomain string, evidence func(context.Context) ([]byte, error)) agent.Join {
 	j := agent.Join{Method: f.Method, Rule: f.Rule, Evidence: evidence, File: f.TokenFile}
 	switch {
 	case evidence != nil:
@@ -84,6 +104,9 @@ func (f *joinFile) join(evidence func(context.Context) ([]byte, error)) agent.Jo
 		}
 	case f.Method == kubernetesMethod:
 		j.Evidence, j.File = kubernetes.Config{File: f.TokenFile}.Evidence, "" // it is replaced by the kubelet, not by a person
+	case f.Method == x509Method:
+		c := x509.Config{TrustDomain: trustDomain, Cert: f.Cert, Key: f.Key}
+		j.Evidence, j.Answer = c.Evidence, c.Answer
 	default:
 		j.Evidence = f.issuers().Evidence
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/oidc"
 	"github.com/credence-id/credence/broker/join/token"
+	joinx509 "github.com/credence-id/credence/broker/join/x509"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/cmd/flows"
@@ -27,6 +28,7 @@ import (
 func registry() resource.Registry {
 	r := resource.Registry{Methods: map[string]func() join.Settings{}, Flows: flows.All()}
 	r.Methods[kubernetes.Method] = func() join.Settings { return &kubernetes.Settings{} }
+	r.Methods[joinx509.Method] = func() join.Settings { return new(joinx509.Settings) }
 	for _, name := range oidc.Methods() {
 		r.Methods[name] = func() join.Settings { return oidc.NewSettings(name) }
 	}
@@ -75,6 +77,8 @@ func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 	switch s := r.Settings.(type) {
 	case *kubernetes.Settings:
 		return kubernetes.New(kubernetes.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidenceFor, Spent: spent, Now: m.now})
+	case *joinx509.Settings:
+		return joinx509.New(joinx509.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Now: m.now})
 	case *oidc.Settings:
 		return oidc.New(oidc.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidence, Spent: spent, Now: m.now})
 	}

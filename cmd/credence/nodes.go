@@ -102,9 +102,9 @@ again.`,
 				return p.Show(cmd, views, func() error {
 					var rows [][]string
 					for i, n := range all {
-						rows = append(rows, []string{n.GetId(), n.GetMethod(), views[i].State, cli.When(n.GetJoinedAt()), cli.When(n.GetExpiresAt())})
+						rows = append(rows, []string{n.GetId(), n.GetName(), n.GetMethod(), views[i].State, cli.When(n.GetJoinedAt()), cli.When(n.GetExpiresAt())})
 					}
-					return p.Table("NODE|METHOD|STATE|JOINED|SVID ENDS", rows)
+					return p.Table("NODE|NAME|METHOD|STATE|JOINED|SVID ENDS", rows)
 				})
 			})
 		},

@@ -22,7 +22,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/credence-id/credence/broker/join"
@@ -122,17 +121,5 @@ func (m method) proof(token bearer.Token) (join.Proof, error) {
 	if err != nil {
 		return join.Proof{}, err
 	}
-	return join.Proof{Name: name(token.Subject), Facts: facts, DurableKey: string(durable), Instance: hex.EncodeToString(token.Digest[:])}, nil
-}
-
-// name is what people call a node: its subject, as far as a name can hold it.
-func name(subject string) string {
-	text := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '.', r == '-', r == '_':
-			return r
-		}
-		return '-'
-	}, subject)
-	return text[:min(len(text), 63)]
+	return join.Proof{Name: join.NodeName(token.Subject), Facts: facts, DurableKey: string(durable), Instance: hex.EncodeToString(token.Digest[:])}, nil
 }
