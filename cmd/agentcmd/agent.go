@@ -126,8 +126,11 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 	return p, err
 }
 
-// Run serves until ctx ends or the agent cannot go on.
+// Run serves until ctx ends or the agent cannot go on, and then closes p.
 func (p *Daemon) Run(ctx context.Context) error {
+	// It also keeps the lock's file from being collected, and the lock with it,
+	// while nothing else knows of p any more.
+	defer p.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	counted := p.watched.metrics.ServerOptions()
@@ -166,7 +169,7 @@ func (p *Daemon) Run(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
-// Close lets the sockets and the data directory go.
+// Close lets the sockets and the data directory go. It may be called more than once.
 func (p *Daemon) Close() {
 	for _, l := range []net.Listener{p.workload, p.admin} {
 		if l != nil {
