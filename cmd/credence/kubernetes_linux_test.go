@@ -17,8 +17,9 @@ import (
 // has is the same node again by the same token, two pods of a machine are two
 // nodes, and are banned together.
 func TestPodsJoin(t *testing.T) {
-	s := newSide(t, "pods.example")
+	s := newSide(t, "pods.example", func(s *side) { s.more = "allow_networks: [127.0.0.0/8]\n" })
 	c := clustertest.New(t, "prod", time.Now)
+	c.Issuer = c.URL
 	pod := clustertest.Pod{
 		Namespace: "credence", Account: "agent", AccountUID: "11111111-1111-4111-8111-111111111111",
 		Name: "agent-a", UID: "22222222-2222-4222-8222-222222222222", Node: "machine-1", NodeUID: "33333333-3333-4333-8333-333333333333",
@@ -34,6 +35,11 @@ kubernetes:
   token_review: {url: %q, ca: %q, token_file: %s}
   max_age: 2h
 allow: [{node.kubernetes.namespace: credence, node.kubernetes.service_account: agent}]
+---
+kind: JoinRule
+name: asked
+kubernetes: {cluster: asked, issuer: %[1]q, ca: %[2]q}
+allow: [{node.kubernetes.cluster: asked, node.kubernetes.namespace: credence}]
 `, c.URL, c.CA, c.TokenFile))
 	s.credence("", "validate", rule)
 	s.credence("", "apply", "-f", rule)
@@ -47,10 +53,10 @@ allow: [{node.kubernetes.namespace: credence, node.kubernetes.service_account: a
 	if err := json.Unmarshal([]byte(s.credence("", "token", "create", "--node", "unused", "-o", "json")), &made); err != nil {
 		t.Fatal(err)
 	}
-	agent := func(name string, p clustertest.Pod) *process {
+	agent := func(name, rule string, p clustertest.Pod) *process {
 		file := s.write(name+".token", c.Token(p, "credence://pods.example/join")+"\n")
-		config := s.write(name+".yaml", fmt.Sprintf("trust_domain: pods.example\ndata: %s\nbroker: [\"127.0.0.1:%s\"]\ntrust: {ca_pin: [%q]}\njoin: {method: kubernetes, token_file: %s}\n",
-			s.path(name), s.ports[0], made.CAPin, file))
+		config := s.write(name+".yaml", fmt.Sprintf("trust_domain: pods.example\ndata: %s\nbroker: [\"127.0.0.1:%s\"]\ntrust: {ca_pin: [%q]}\njoin: {method: kubernetes, rule: %s, token_file: %s}\n",
+			s.path(name), s.ports[0], made.CAPin, rule, file))
 		s.credence("", "validate", config)
 		return start(t, "credence", "agent", "run", "-c", config)
 	}
@@ -73,7 +79,7 @@ allow: [{node.kubernetes.namespace: credence, node.kubernetes.service_account: a
 		}
 		return all
 	}
-	first := agent("a", pod)
+	first := agent("a", "prod", pod)
 	joined(first)
 	before := nodes()
 	first.kill()
@@ -88,7 +94,7 @@ allow: [{node.kubernetes.namespace: credence, node.kubernetes.service_account: a
 	if d := cmp.Diff(before[0].ID, nodes()[0].ID); d != "" {
 		t.Errorf("the same pod is another node: %s", d)
 	}
-	joined(agent("b", beside))
+	joined(agent("b", "prod", beside))
 	if all := nodes(); len(all) != 2 {
 		t.Errorf("nodes: %+v", all)
 	}
@@ -96,12 +102,16 @@ allow: [{node.kubernetes.namespace: credence, node.kubernetes.service_account: a
 	third := pod
 	third.Name, third.UID = "agent-c", "55555555-5555-4555-8555-555555555555"
 	c.Start(third)
-	if _, err := agent("c", third).await("(?i)refus|denied|evicted|conflict", 0); err != nil {
+	if _, err := agent("c", "prod", third).await("(?i)refus|denied|evicted|conflict", 0); err != nil {
 		t.Errorf("a new pod of a machine that was banned: %v", err)
 	}
 	for _, n := range nodes() {
 		if n.Evicted == "" {
 			t.Errorf("%s is not banned", n.ID)
 		}
+	}
+	joined(agent("d", "asked", pod)) // by another rule another node, which is not banned: its cluster has another name
+	if all := nodes(); len(all) != 3 {
+		t.Errorf("nodes: %+v", all)
 	}
 }

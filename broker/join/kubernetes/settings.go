@@ -15,7 +15,8 @@ import (
 // keys that Issuer publishes, by JWKS, or by TokenReview.
 type Settings struct {
 	// Cluster is what the fact node.kubernetes.cluster says of nodes that join by
-	// this rule: no token names its cluster. Required.
+	// this rule: no token names its cluster. Required. Rules of one cluster give it one
+	// name: who is banned is so in the cluster of that name.
 	Cluster string `yaml:"cluster"`
 
 	// Issuer is what tokens say in iss, byte for byte. It publishes its keys, unless

@@ -40,7 +40,7 @@ type Pod struct {
 
 // A Cluster is an API server.
 type Cluster struct {
-	Issuer    string
+	Issuer    string // may be set to URL before its first use, so that anybody finds it
 	URL       string // of the API server
 	CA        string // PEM
 	TokenFile string // holds what an account may review tokens by
@@ -205,7 +205,8 @@ func (c *Cluster) Get(ctx context.Context, url string) ([]byte, error) {
 }
 
 func (c *Cluster) serve(w http.ResponseWriter, r *http.Request) {
-	path := "/" + strings.TrimPrefix(strings.TrimPrefix(c.Issuer, "https://example.com/")+"/", "/")
+	_, path, _ := strings.Cut(strings.TrimPrefix(c.Issuer, "https://"), "/")
+	path = strings.TrimSuffix("/"+path, "/") + "/"
 	switch r.Method + " " + r.URL.Path {
 	case "GET " + path + ".well-known/openid-configuration":
 		answer(w, http.StatusOK, "application/json", fmt.Sprintf(`{"issuer":%q,"jwks_uri":%q,"response_types_supported":["id_token"],"subject_types_supported":["public"],"id_token_signing_alg_values_supported":["RS256"]}`,
