@@ -181,8 +181,9 @@ func TestLeftoversThatAreNone(t *testing.T) {
 	e.must(e.start(filesOutput))
 	e.must(os.Mkdir(e.path("tls"), 0o755))
 	e.put("tls/svid_key.pem", "theirs")
+	e.must(os.Symlink("..2026_theirs", e.path("tls/..data")))
 	e.must(e.start(""))
-	if e.read("tls/svid_key.pem") != "theirs" {
+	if e.read("tls/svid_key.pem") != "theirs" || e.gone("tls/..data") {
 		t.Error("another's file is erased")
 	}
 }
