@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/evidence/awsiam"
 	"github.com/credence-id/credence/agent/evidence/kubernetes"
 	"github.com/credence-id/credence/agent/evidence/oidc"
 	"github.com/credence-id/credence/agent/evidence/x509"
@@ -17,7 +18,7 @@ import (
 // joinFile is how the node proves itself. The comments of its fields are their
 // manual.
 type joinFile struct {
-	Method string `yaml:"method"` // token; kubernetes; x509; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
+	Method string `yaml:"method"` // token; kubernetes; x509; aws_iam; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
 	Rule   string `yaml:"rule"`   // the JoinRule, where the broker has several of the method
 
 	TokenFile    string   `yaml:"token_file"`    // holds the join token, the issuer's, or the pod's (default /var/run/secrets/tokens/credence); read anew each time
@@ -33,6 +34,7 @@ const (
 	tokenMethod      = "token"
 	kubernetesMethod = "kubernetes"
 	x509Method       = "x509"
+	awsIAMMethod     = "aws_iam"
 )
 
 // fields are those besides method that a method takes.
@@ -44,6 +46,8 @@ func (f *joinFile) fields() []string {
 		return []string{"rule", "token_file"}
 	case x509Method:
 		return []string{"rule", "cert", "key"}
+	case awsIAMMethod: // credentials and region are AWS' SDK's to find
+		return []string{"rule"}
 	}
 	return []string{"rule", "token_file", "token_env", "token_command", "audience"}
 }
@@ -74,6 +78,8 @@ func (f *joinFile) complete(trustDomain string) error {
 		if f.Cert == "" || f.Key == "" {
 			return errors.New("join.cert: cert and key are required: files that hold this machine's certificate and its key")
 		}
+		return nil
+	case awsIAMMethod:
 		return nil
 	}
 	cli.SetDefault(&f.Audience, "credence://"+trustDomain+"/join")
@@ -106,6 +112,9 @@ func (f *joinFile) join(trustDomain string, evidence func(context.Context) ([]by
 		j.Evidence, j.File = kubernetes.Config{File: f.TokenFile}.Evidence, "" // it is replaced by the kubelet, not by a person
 	case f.Method == x509Method:
 		c := x509.Config{TrustDomain: trustDomain, Cert: f.Cert, Key: f.Key}
+		j.Evidence, j.Answer = c.Evidence, c.Answer
+	case f.Method == awsIAMMethod:
+		c := awsiam.Config{TrustDomain: trustDomain}
 		j.Evidence, j.Answer = c.Evidence, c.Answer
 	default:
 		j.Evidence = f.issuers().Evidence

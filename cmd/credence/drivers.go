@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/join/awsiam"
 	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/oidc"
 	"github.com/credence-id/credence/broker/join/token"
@@ -29,6 +31,7 @@ func registry() resource.Registry {
 	r := resource.Registry{Methods: map[string]func() join.Settings{}, Flows: flows.All()}
 	r.Methods[kubernetes.Method] = func() join.Settings { return &kubernetes.Settings{} }
 	r.Methods[joinx509.Method] = func() join.Settings { return new(joinx509.Settings) }
+	r.Methods[awsiam.Method] = func() join.Settings { return new(awsiam.Settings) }
 	for _, name := range oidc.Methods() {
 		r.Methods[name] = func() join.Settings { return oidc.NewSettings(name) }
 	}
@@ -79,6 +82,8 @@ func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 		return kubernetes.New(kubernetes.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidenceFor, Spent: spent, Now: m.now})
 	case *joinx509.Settings:
 		return joinx509.New(joinx509.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Now: m.now})
+	case *awsiam.Settings:
+		return awsiam.New(awsiam.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Post: m.post(s.Roots()), Now: m.now})
 	case *oidc.Settings:
 		return oidc.New(oidc.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidence, Spent: spent, Now: m.now})
 	}
@@ -104,6 +109,19 @@ func (m *joinMethods) get(roots *x509.CertPool) func(context.Context, string) ([
 	return func(ctx context.Context, url string) ([]byte, error) {
 		answer, err := client.Fetch(ctx, federation.Request{URL: url, HTTPSWeb: &federation.HTTPSWeb{}})
 		return answer.Document, err
+	}
+}
+
+// post asks a cloud about evidence, under the same rules.
+func (m *joinMethods) post(roots *x509.CertPool) awsiam.Post {
+	config := m.fetch
+	if roots != nil {
+		config.Roots = roots
+	}
+	client := fetch.New(config)
+	return func(ctx context.Context, url string, header http.Header, body []byte) (int, string, []byte, error) {
+		answer, err := client.Post(ctx, url, header, body)
+		return answer.Status, answer.ContentType, answer.Body, err
 	}
 }
 

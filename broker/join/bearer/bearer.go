@@ -124,7 +124,7 @@ func (v *Verifier) Verify(ctx context.Context, token []byte) (Token, error) {
 	if err != nil {
 		return Token{}, fmt.Errorf("%w: %w", join.ErrEvidence, err)
 	}
-	claims, err := object(text)
+	claims, err := Object(text)
 	if err != nil {
 		return Token{}, fmt.Errorf("%w: its claims: %w", join.ErrEvidence, err)
 	}
@@ -148,7 +148,7 @@ func (v *Verifier) form(token []byte) ([]byte, error) {
 	if err != nil {
 		return nil, errors.New("its header is not in base64url")
 	}
-	header, err := object(text)
+	header, err := Object(text)
 	if err != nil {
 		return nil, fmt.Errorf("its header: %w", err)
 	}

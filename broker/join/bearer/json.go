@@ -8,10 +8,10 @@ import (
 	"io"
 )
 
-// object reads one JSON object strictly: every name once (RFC 8725 §2.4), bounded
+// Object reads one JSON object strictly: every name once (RFC 8725 §2.4), bounded
 // in depth and in how much it holds, and nothing after it. Numbers stay as they
 // are written.
-func object(text []byte) (map[string]any, error) {
+func Object(text []byte) (map[string]any, error) {
 	r := reader{d: json.NewDecoder(bytes.NewReader(text))}
 	r.d.UseNumber()
 	v, err := r.value(0)

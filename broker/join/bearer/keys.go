@@ -53,7 +53,7 @@ type keySet map[string]jose.JSONWebKey
 // parseKeys reads a JWK Set (RFC 7517 §5). Keys that are not for signatures or
 // too weak are left out, as are those without an ID: no token could name them.
 func parseKeys(text []byte) (keySet, error) {
-	if _, err := object(text); err != nil {
+	if _, err := Object(text); err != nil {
 		return nil, fmt.Errorf("reading a JWK Set: %w", err)
 	}
 	var set jose.JSONWebKeySet
@@ -216,7 +216,7 @@ func (r *Remote) fetch(ctx context.Context) (keySet, error) {
 	if err != nil {
 		return nil, err
 	}
-	document, err := object(text)
+	document, err := Object(text)
 	if err != nil {
 		return nil, fmt.Errorf("reading its discovery document: %w", err)
 	}

@@ -20,13 +20,18 @@ const (
 
 // STS is the endpoint of STS: AssumeRoleWithWebIdentity, unsigned, and AssumeRole
 // and GetCallerIdentity, signed with what either service issued. Both take POST with
-// a form, and GET with the same query.
+// a form, and GET with the same query. GetCallerIdentity answers in JSON whom that
+// is all that is accepted.
 func (c *Cloud) STS() http.Handler {
 	return c.STSFaults.Wrap(sandbox.Serve("sts", c.cfg.Now, c.cfg.Log, func(w http.ResponseWriter, r *http.Request, e *sandbox.Entry) {
 		w.Header().Set("X-Amzn-Requestid", e.ID)
 		out, err := c.serveSTS(r, e)
 		if err != nil {
 			writeSTSError(w, asRefusal(err), e)
+			return
+		}
+		if caller, ok := out.(callerResponse); ok && r.Header.Get("Accept") == "application/json" {
+			writeJSON(w, http.StatusOK, caller)
 			return
 		}
 		writeXML(w, http.StatusOK, out)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"net/http"
@@ -36,6 +37,14 @@ type callerResponse struct {
 	UserID    string   `xml:"GetCallerIdentityResult>UserId"`
 	Account   string   `xml:"GetCallerIdentityResult>Account"`
 	RequestID string   `xml:"ResponseMetadata>RequestId"`
+}
+
+// MarshalJSON writes it as the service does for who accepts application/json.
+func (r callerResponse) MarshalJSON() ([]byte, error) {
+	return json.Marshal(map[string]any{"GetCallerIdentityResponse": map[string]any{
+		"GetCallerIdentityResult": map[string]string{"Arn": r.Arn, "UserId": r.UserID, "Account": r.Account},
+		"ResponseMetadata":        map[string]string{"RequestId": r.RequestID},
+	}})
 }
 
 // authenticateHMAC verifies a request signed with SigV4 in its headers, and
