@@ -259,13 +259,15 @@ func (g *gone) explain(config identity.Config, r identity.Request, now time.Time
 	if err != nil {
 		return "", ""
 	}
-	for _, granted := range set.Explain(r).Granted {
-		f := recent[granted.Identity]
-		ago := now.Sub(f.at).Round(time.Second)
-		if f.changed {
-			return codeChanged, fmt.Sprintf("Identity %s gave it %s until it was changed %s ago", granted.Identity, granted.SPIFFEID, ago)
-		}
-		return codeDeleted, fmt.Sprintf("Identity %s gave it %s until it was deleted %s ago", granted.Identity, granted.SPIFFEID, ago)
+	all := set.Explain(r).Granted
+	if len(all) == 0 {
+		return "", ""
 	}
-	return "", ""
+	granted := all[0]
+	f := recent[granted.Identity]
+	ago := now.Sub(f.at).Round(time.Second)
+	if f.changed {
+		return codeChanged, fmt.Sprintf("Identity %s gave it %s until it was changed %s ago", granted.Identity, granted.SPIFFEID, ago)
+	}
+	return codeDeleted, fmt.Sprintf("Identity %s gave it %s until it was deleted %s ago", granted.Identity, granted.SPIFFEID, ago)
 }

@@ -376,13 +376,11 @@ func TestNameFrom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf := root.issue("build 7", key.Public(), func(c *stdx509.Certificate) { c.URIs = []*url.URL{spiffe} })
 	for from, want := range map[string]string{"": "build-7.acme.example", "cn": "build-7", "uri": "spiffe---acme.example-host-7"} {
 		s := settings(root)
 		s.NameFrom = from
-		if from == "" {
-			leaf = root.issue("build-7", key.Public())
-		} else {
+		leaf := root.issue("build-7", key.Public())
+		if from != "" {
 			leaf = root.issue("build 7", key.Public(), func(c *stdx509.Certificate) { c.URIs = []*url.URL{spiffe} })
 		}
 		proof, err := joinAs(t, method(t, s), node(t, key, leaf))
