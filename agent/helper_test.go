@@ -3,10 +3,13 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,7 +22,15 @@ import (
 	"github.com/credence-id/credence/broker/api"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// Tests here wait far more than they compute: more of them run at once than
+// there are processors, unless -parallel says how many. Fuzzing reads the same
+// flag as its number of processes.
+func TestMain(m *testing.M) {
+	if !slices.ContainsFunc(os.Args, func(arg string) bool { return strings.HasPrefix(arg, "-test.fuzz") }) {
+		_ = flag.Set("test.parallel", "8")
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const domain = "example.org"
 
