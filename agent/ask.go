@@ -206,6 +206,7 @@ func (a *Agent) settle(q question, next []*SVID, denied *Denied) {
 	a.sets.mu.Lock()
 	st.asking, st.failed, st.partial, st.pause = false, nil, nil, pause{}
 	taken := st.erased == q.erased && (denied == nil || st.changes == q.changes) && a.sets.final == nil
+	had := len(st.svids) > 0
 	if taken {
 		st.svids, st.keys, st.lenders = next, len(next), nil
 		if st.denied = denied; denied != nil {
@@ -225,7 +226,9 @@ func (a *Agent) settle(q question, next []*SVID, denied *Denied) {
 		a.sources.retain(st.id, next)
 	}
 	a.tokens.nudge()
-	a.kept.nudge(denied != nil)
+	if had || denied == nil { // strangers that are denied cost no write
+		a.kept.nudge(denied != nil)
+	}
 	st.changed.ring()
 }
 

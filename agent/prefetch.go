@@ -18,12 +18,13 @@ import (
 // Tokens are made ahead one after the other, with a pause between: one agent
 // never asks for two at once, and what it asks for does not hold up an X509-SVID.
 const (
-	aheadSpread = 3 * time.Second       // after which a new audience is asked for, at most: agents that begin together spread
-	aheadPause  = 20 * time.Millisecond // between two calls, on average
-	aheadBatch  = 5 * time.Second       // what is due so soon is renewed with what is due
-	aheadDenied = 10 * time.Minute      // until one that was listed and not given is tried again, if nothing changes
-	aheadFailed = 10 * time.Second      // until one that the broker fails at is
-	aheadLook   = time.Minute           // until tokens that nobody uses are looked for, at most
+	aheadSpread = 3 * time.Second        // after which a new audience is asked for, at most: agents that begin together spread
+	aheadPause  = 20 * time.Millisecond  // between two calls, on average
+	aheadBatch  = 5 * time.Second        // what is due so soon is renewed with what is due
+	aheadDenied = 10 * time.Minute       // until one that was listed and not given is tried again, if nothing changes
+	aheadFailed = 10 * time.Second       // until one that the broker fails at is
+	aheadLook   = time.Minute            // until tokens that nobody uses are looked for, at most
+	aheadRest   = 100 * time.Millisecond // between two looks at all that is in use, however many workloads come
 )
 
 // A want is one token that is to be made ahead: one audience each, as callers
@@ -62,12 +63,21 @@ func (a *Agent) prefetch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-a.tokens.wake:
+			a.linger(ctx)
 		case <-a.tokens.back: // the broker answers again: not all agents at once
 			if p.length > 0 {
 				p = pause{until: a.cfg.Now().Add(rand.N(aheadSpread))}
 			}
 		case <-time.After(wait):
 		}
+	}
+}
+
+// linger waits for more that has changed: to look at all takes time.
+func (a *Agent) linger(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(aheadRest):
 	}
 }
 
@@ -134,7 +144,7 @@ func (t *tokens) retain(live map[[sha256.Size]byte]bool, now time.Time) {
 		}
 	}
 	if dropped {
-		t.kept.nudge(true)
+		t.kept.nudgeLater() // nobody took them back
 	}
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"container/list"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
@@ -77,7 +78,8 @@ type set struct {
 	keys     int    // to send at the next ask
 	users    int
 	lastUsed time.Time
-	pause    pause // after an answer that could not be used
+	idle     *list.Element // of sets.idle; nil: it has users
+	pause    pause         // after an answer that could not be used
 }
 
 // sets are all sets of facts that this node serves.
@@ -87,8 +89,10 @@ type sets struct {
 
 	mu    sync.Mutex // guards what follows, and the sets' fields
 	all   map[[sha256.Size]byte]*set
-	pause pause // while the broker is away
-	final error // nobody is served any more; nil: the agent runs
+	idle  list.List                  // of sets without users, the one first that was used least recently
+	busy  map[[sha256.Size]byte]*set // with users, or to be asked about; due drops the others
+	pause pause                      // while the broker is away
+	final error                      // nobody is served any more; nil: the agent runs
 }
 
 // pause is how long to wait after failures, longer each time.
@@ -121,7 +125,7 @@ func (p *pause) atMost(now time.Time, d time.Duration) {
 
 func (s *sets) init(k *kept) {
 	s.kept = k
-	s.all = make(map[[sha256.Size]byte]*set)
+	s.all, s.busy = make(map[[sha256.Size]byte]*set), make(map[[sha256.Size]byte]*set)
 	s.wake = make(chan struct{}, 1)
 }
 
@@ -153,7 +157,7 @@ func (s *sets) use(w *api.Workload, now time.Time) (st *set, after uint64, err e
 		st = &set{id: id, workload: w}
 		s.all[id] = st
 	}
-	st.users++
+	s.take(st)
 	st.lastUsed = now
 	if !st.valid(now) {
 		st.due = true
@@ -167,27 +171,56 @@ func (s *sets) use(w *api.Workload, now time.Time) (st *set, after uint64, err e
 // shed drops what nobody has used for a while, and at least the one that
 // nobody has used for longest. It must be called with mu held.
 func (s *sets) shed(now time.Time) {
-	var oldest *set
-	for id, st := range s.all {
-		if st.users > 0 {
-			continue
+	for e := s.idle.Front(); e != nil; e = s.idle.Front() {
+		st := e.Value.(*set)
+		if len(s.all) < maxSets && now.Sub(st.lastUsed) <= idleLife/10 {
+			break
 		}
-		if now.Sub(st.lastUsed) > idleLife/10 {
-			delete(s.all, id)
-		} else if oldest == nil || st.lastUsed.Before(oldest.lastUsed) {
-			oldest = st
+		s.remove(st)
+	}
+	s.kept.nudge(false)
+}
+
+// sweep drops the sets that nobody has used for idleLife, unless the broker is
+// asked about them just now. It must be called with mu held.
+func (s *sets) sweep(now time.Time) {
+	for e := s.idle.Front(); e != nil; {
+		st := e.Value.(*set)
+		if now.Sub(st.lastUsed) <= idleLife {
+			break
+		}
+		e = e.Next()
+		if !st.asking {
+			s.remove(st)
+			s.kept.nudge(false)
 		}
 	}
-	if oldest != nil && len(s.all) >= maxSets {
-		delete(s.all, oldest.id)
+}
+
+// take notes one more user. It must be called with mu held.
+func (s *sets) take(st *set) {
+	if st.users++; st.idle != nil {
+		s.idle.Remove(st.idle)
+		st.idle = nil
 	}
+	s.busy[st.id] = st
+}
+
+// remove must be called with mu held.
+func (s *sets) remove(st *set) {
+	if st.idle != nil {
+		s.idle.Remove(st.idle)
+		st.idle = nil
+	}
+	delete(s.all, st.id)
+	delete(s.busy, st.id)
 }
 
 // hold takes a set once more, for one who has it already.
 func (s *sets) hold(st *set) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st.users++
+	s.take(st)
 }
 
 // release lets a set go.
@@ -196,6 +229,9 @@ func (s *sets) release(st *set, now time.Time) {
 	defer s.mu.Unlock()
 	st.users--
 	st.lastUsed = now
+	if st.users == 0 && s.all[st.id] == st {
+		st.idle = s.idle.PushBack(st)
+	}
 	s.forget(st, now)
 }
 
@@ -204,7 +240,7 @@ func (s *sets) release(st *set, now time.Time) {
 // held.
 func (s *sets) forget(st *set, now time.Time) {
 	if st.users == 0 && !st.asking && !st.valid(now) && s.all[st.id] == st {
-		delete(s.all, st.id)
+		s.remove(st)
 	}
 }
 
@@ -256,6 +292,7 @@ func (s *sets) each(id []byte, do func(*set)) {
 		borrowed := func(from [sha256.Size]byte) bool { return bytes.Equal(id, from[:]) }
 		if len(id) == 0 || bytes.Equal(id, st.id[:]) || slices.ContainsFunc(st.lenders, borrowed) {
 			do(st)
+			s.busy[st.id] = st
 			st.changed.ring()
 		}
 	}
@@ -292,10 +329,10 @@ func (s *sets) due(now time.Time) (ask []*set, wait time.Duration) {
 	if away := s.pause.until.Sub(now); away > 0 {
 		return nil, min(wait, away)
 	}
-	for id, st := range s.all {
-		if st.users == 0 && !st.asking && now.Sub(st.lastUsed) > idleLife {
-			delete(s.all, id)
-			s.kept.nudge(false)
+	s.sweep(now)
+	for id, st := range s.busy {
+		if st.users == 0 && !st.due && !st.asking {
+			delete(s.busy, id)
 			continue
 		}
 		if st.asking {

@@ -170,6 +170,7 @@ func (t *tokens) now() uint64 {
 func (t *tokens) forget(set []byte) {
 	t.mu.Lock()
 	t.generation++
+	before := t.count
 	for id := range t.all {
 		if len(set) == 0 || bytes.Equal(id[:], set) {
 			t.drop(id, func(tokenKey, *tokenEntry) bool { return true })
@@ -180,8 +181,11 @@ func (t *tokens) forget(set []byte) {
 			delete(t.turns, k)
 		}
 	}
+	dropped := t.count < before
 	t.mu.Unlock()
-	t.kept.nudge(true)
+	if dropped {
+		t.kept.nudge(true)
+	}
 	t.nudge()
 }
 

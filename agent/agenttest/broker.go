@@ -46,7 +46,8 @@ type Broker struct {
 	before   map[string]func(context.Context) error
 	calls    map[string]int
 	joined   []*api.JoinRequest_Start
-	serials  []string // of the node's SVID, the last two
+	serials  []string                     // of the node's SVID, the last two
+	leaves   map[string]*x509.Certificate // by ID, see Grant.Cheap
 	reports  []*api.Exchange
 	refusals []*api.Refusal
 	gaps     []*api.Gap
@@ -68,6 +69,7 @@ func NewBroker(t testing.TB, td string) *Broker {
 	t.Helper()
 	b := &Broker{
 		CA: NewCA(t, td), Token: "token-1", t: t, name: "n1", decide: func(*api.Workload) []Grant { return nil },
+		leaves: make(map[string]*x509.Certificate),
 		before: make(map[string]func(context.Context) error), calls: make(map[string]int),
 		streams: make(map[chan *api.WatchResponse]bool), gone: make(chan struct{}), changed: make(chan struct{}),
 	}
