@@ -90,3 +90,6 @@ func (a *Agent) FillTokens(life time.Duration) {
 
 // Wake has reports shipped that wait.
 func (a *Agent) Wake() { a.reports.Nudge() }
+
+// Close ends an agent that has not run.
+func Close(a *Agent) { a.reports.end() }
