@@ -156,7 +156,7 @@ func (p *Daemon) Run(ctx context.Context) error {
 		running.Go(func() { errs <- watch(ctx) })
 	}
 	<-ctx.Done()
-	workload.Stop()
+	end(workload)
 	admin.Stop()
 	running.Wait()
 	close(errs)
@@ -167,6 +167,17 @@ func (p *Daemon) Run(ctx context.Context) error {
 		}
 	}
 	return errors.Join(all...)
+}
+
+// lastWords is how long open streams have to tell why they end: who is entitled no
+// more, as on a node that was evicted, learns that by PermissionDenied (SPIFFE
+// Workload API §5.2.1), and is not told that the agent is away.
+const lastWords = time.Second
+
+func end(workload *grpc.Server) {
+	late := time.AfterFunc(lastWords, workload.Stop)
+	defer late.Stop()
+	workload.GracefulStop()
 }
 
 // Close lets the sockets and the data directory go. It may be called more than once.

@@ -3,6 +3,7 @@ package agentcmd_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -26,7 +27,9 @@ import (
 // A node is an agent that serves, as agent.yaml has it.
 type node struct {
 	*agenttest.Broker
-	file agentcmd.File
+	file  agentcmd.File
+	fatal error  // that it ends with
+	quit  func() // stops it
 }
 
 func serve(t *testing.T, change func(*agentcmd.File)) *node {
@@ -51,12 +54,16 @@ func serve(t *testing.T, change func(*agentcmd.File)) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
+	n.quit = cancel
 	done := make(chan error)
 	go func() { done <- d.Run(ctx) }()
 	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
+		if n.fatal == nil {
+			cancel()
+		}
+		defer cancel()
+		if err := <-done; !errors.Is(err, n.fatal) {
 			t.Error(err)
 		}
 	})
