@@ -56,7 +56,7 @@ func TestAWSRoleJoins(t *testing.T) {
 		return cmd
 	}
 	const one, two = "i-0abcdef0123456789", "i-0abcdef012345678a"
-	if _, err := startCmd(t, instance("one", "web", one)).await("agent of example.org", 0); err != nil {
+	if _, err := startCmd(t, instance("one", "web", one)).await("joined", 0); err != nil {
 		t.Fatal(err)
 	}
 	var nodes []struct {
@@ -77,7 +77,7 @@ func TestAWSRoleJoins(t *testing.T) {
 	if out, err := instance("again", "web", one).CombinedOutput(); err == nil {
 		t.Errorf("an evicted instance: %s", out)
 	}
-	if _, err := startCmd(t, instance("two", "web", two)).await("agent of example.org", 0); err != nil {
+	if _, err := startCmd(t, instance("two", "web", two)).await("joined", 0); err != nil {
 		t.Errorf("another instance: %v", err)
 	}
 }

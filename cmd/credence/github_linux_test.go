@@ -87,7 +87,7 @@ match: [{node.github.repository: acme/checkout, node.github.environment: product
 		return cmd
 	}
 	for _, name := range []string{"one", "two"} {
-		if _, err := startCmd(t, job(name, "acme/checkout")).await("agent of example.org", 0); err != nil {
+		if _, err := startCmd(t, job(name, "acme/checkout")).await("joined", 0); err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.Command("credence", "svid", "x509", "-o", "json")

@@ -64,7 +64,7 @@ func TestJoinByCertificate(t *testing.T) {
 			"trust_domain: example.org\ndata: %s\nbroker: [\"127.0.0.1:%s\"]\ntrust: {ca_pin: [%q]}\njoin: {method: x509, cert: %s, key: %s}\n",
 			s.path(name), s.ports[0], pin[1], s.path(name+".crt"), s.path(name+".key"))))
 	}
-	if _, err := startCmd(t, run("n7")).await("agent of example.org", 0); err != nil {
+	if _, err := startCmd(t, run("n7")).await("joined", 0); err != nil {
 		t.Fatal(err)
 	}
 	if out := s.credence("", "node", "list"); !strings.Contains(out, "n7.acme.example") {

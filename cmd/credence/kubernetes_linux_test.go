@@ -62,7 +62,7 @@ allow: [{node.kubernetes.cluster: asked, node.kubernetes.namespace: credence}]
 	}
 	joined := func(p *process) {
 		t.Helper()
-		if _, err := p.await("agent of pods.example", 0); err != nil {
+		if _, err := p.await("joined", 0); err != nil {
 			t.Fatal(err)
 		}
 	}

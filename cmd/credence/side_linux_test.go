@@ -149,7 +149,7 @@ func (s *side) agentFile(name, more string) string {
 
 func (s *side) runAgent(config string) *process {
 	p := start(s.t, "credence", "agent", "run", "-c", config)
-	if _, err := p.await("agent of "+s.domain, 0); err != nil {
+	if _, err := p.await("joined", 0); err != nil {
 		s.t.Fatal(err)
 	}
 	return p
