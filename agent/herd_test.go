@@ -94,3 +94,12 @@ func TestRenewalsAreSpread(t *testing.T) {
 		t.Errorf("%d renewals in a second", peak)
 	}
 }
+
+// A timer's clock stands still while the machine is suspended: what is due then
+// is known by the other.
+func TestWhatIsDueGoesByTheWallClock(t *testing.T) {
+	t.Parallel()
+	if due := agent.HalfLife(time.Now(), time.Now().Add(time.Hour)); due != due.Round(0) {
+		t.Errorf("due at %s", due)
+	}
+}

@@ -94,6 +94,7 @@ func (a *Agent) tellTurnedAway(ctx context.Context, before uint64) uint64 {
 // those of sets that nobody uses.
 func (a *Agent) wants(now time.Time) (due []want, wait time.Duration) {
 	used := a.sets.inUse(now)
+	now = now.Round(0) // turns go by the wall clock, as the tokens do
 	t := &a.tokens
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -254,7 +255,7 @@ func (a *Agent) makeOne(ctx context.Context, w want) error {
 func (t *tokens) later(k tokenKey, at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.turns[k] = at
+	t.turns[k] = at.Round(0)
 }
 
 // usedSet is a set of facts that a live workload holds.
