@@ -99,7 +99,7 @@ type Status struct {
 	Needs     string    // what a person has to do about that; empty: time will do
 	Seal      string    // of what is kept for a restart: "tpm", "keyring" or "plain"
 	Spool     spool.Stats
-	Held      []Holding            // by SPIFFE ID, then end
+	Held      []Holding            // by SPIFFE ID, then end, then Identity
 	Bundles   map[string]time.Time // by trust domain: when the broker last told of it, in this run
 	Sets      int                  // different sets of facts that workloads have, or had shortly ago
 	Sessions  int                  // with providers of credentials, kept fresh
@@ -137,35 +137,44 @@ func (a *Agent) Status() Status {
 	if info, err := os.Stat(a.kept.path); err == nil {
 		s.Kept = info.ModTime()
 	}
-	s.Held = a.sets.holdings()
+	held := a.sets.holdings()
 	for _, v := range a.kept.all() {
-		if !slices.ContainsFunc(s.Held, func(h Holding) bool { return h.is(v) }) {
-			s.Held = append(s.Held, Holding{ID: v.ID, Identity: v.Identity, Ends: v.Certificates[0].NotAfter, Lent: true})
+		if k := v.holding(); held[k] == nil {
+			held[k] = &Holding{ID: v.ID, Identity: v.Identity, Ends: v.Certificates[0].NotAfter, Lent: true}
 		}
 	}
-	a.tellTokens(s.Held)
+	a.tellTokens(held)
+	for _, h := range held {
+		s.Held = append(s.Held, *h)
+	}
 	slices.SortFunc(s.Held, func(x, y Holding) int {
-		return cmp.Or(cmp.Compare(x.ID.String(), y.ID.String()), x.Ends.Compare(y.Ends))
+		return cmp.Or(cmp.Compare(x.ID.String(), y.ID.String()), x.Ends.Compare(y.Ends), cmp.Compare(x.Identity, y.Identity))
 	})
 	return s
 }
 
-func (h Holding) is(v *SVID) bool {
-	return h.ID == v.ID && h.Identity == v.Identity && h.Ends.Equal(v.Certificates[0].NotAfter)
+// holding tells Holdings apart.
+type holding struct {
+	id       spiffeid.ID
+	identity string
+	ends     int64
 }
 
-func (s *sets) holdings() (all []Holding) {
+func (v *SVID) holding() holding { return holding{v.ID, v.Identity, v.Certificates[0].NotAfter.Unix()} }
+
+func (s *sets) holdings() map[holding]*Holding {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	all := make(map[holding]*Holding)
 	for _, st := range s.all {
 		for _, v := range st.svids {
-			n := slices.IndexFunc(all, func(h Holding) bool { return h.is(v) })
-			if n < 0 {
-				n = len(all)
-				all = append(all, Holding{ID: v.ID, Identity: v.Identity, Ends: v.Certificates[0].NotAfter})
+			h := all[v.holding()]
+			if h == nil {
+				h = &Holding{ID: v.ID, Identity: v.Identity, Ends: v.Certificates[0].NotAfter}
+				all[v.holding()] = h
 			}
-			all[n].Workloads++
-			all[n].Lent = all[n].Lent || len(st.lenders) > 0
+			h.Workloads++
+			h.Lent = h.Lent || len(st.lenders) > 0
 		}
 	}
 	return all

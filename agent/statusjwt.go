@@ -15,21 +15,22 @@ type JWTHolding struct {
 
 // tellTokens fills in the audiences of what is held. A pattern has no end: what
 // it matches is known when it is asked for.
-func (a *Agent) tellTokens(all []Holding) {
+func (a *Agent) tellTokens(held map[holding]*Holding) {
 	now := a.cfg.Now()
 	used := a.sets.inUse(now)
 	kept := a.kept.all()
 	a.tokens.mu.Lock()
 	defer a.tokens.mu.Unlock()
-	for n := range all {
-		h := &all[n]
-		for _, u := range used {
-			if i := slices.IndexFunc(u.svids, h.is); i >= 0 {
-				h.tell(u.svids[i], a.tokens.endOf(u, u.svids[i], now))
+	for _, u := range used {
+		for _, v := range u.svids {
+			if h := held[v.holding()]; h != nil {
+				h.tell(v, a.tokens.endOf(u, v, now))
 			}
 		}
-		if i := slices.IndexFunc(kept, h.is); i >= 0 && h.Workloads == 0 {
-			h.tell(kept[i], a.tokens.endOf(usedSet{svids: kept, lent: true}, kept[i], now))
+	}
+	for _, v := range kept {
+		if h := held[v.holding()]; h != nil && h.Workloads == 0 {
+			h.tell(v, a.tokens.endOf(usedSet{svids: kept, lent: true}, v, now))
 		}
 	}
 }
