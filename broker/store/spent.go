@@ -32,7 +32,7 @@ func (s *Store) SpendEvidence(ctx context.Context, digest [32]byte, ends, now ti
 // broker.ErrSpent. What SpendEvidence spent is spent here, and the other way
 // round.
 func (s *Store) SpendEvidenceFor(ctx context.Context, digest [32]byte, holder string, ends, now time.Time) error {
-	held := sha256.Sum256(append(append([]byte("held by"), digest[:]...), holder...))
+	held := heldBy(digest, holder)
 	return s.spend(ctx, ends, now, func(tx *sql.Tx) error {
 		fresh, err := insertSpent(ctx, tx, digest, ends)
 		if err != nil {
@@ -44,6 +44,21 @@ func (s *Store) SpendEvidenceFor(ctx context.Context, digest [32]byte, holder st
 		}
 		return err
 	})
+}
+
+// HoldsEvidence says whether a holder has what a digest stands for, by
+// SpendEvidenceFor, and it has not ended.
+func (s *Store) HoldsEvidence(ctx context.Context, digest [32]byte, holder string, now time.Time) (held bool, err error) {
+	digest = heldBy(digest, holder)
+	row := s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM spent_evidence WHERE digest = $1 AND expires_at > $2)`, digest[:], millis(now))
+	if err := row.Scan(&held); err != nil {
+		return false, fmt.Errorf("asking who holds evidence: %w", err)
+	}
+	return held, nil
+}
+
+func heldBy(digest [32]byte, holder string) [32]byte {
+	return sha256.Sum256(append(append([]byte("held by"), digest[:]...), holder...))
 }
 
 // spend does so after some of what has ended is forgotten.

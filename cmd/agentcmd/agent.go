@@ -104,7 +104,7 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 	p.watch = watch
 	p.Agent, err = agent.New(agent.Config{
 		TrustDomain: td, Broker: f.Broker, CAPins: f.Trust.CAPin, Bundle: bundle, Data: filepath.Join(f.Data, "node"),
-		Join: f.Join.join(td.Name(), evidence),
+		Join: f.Join.join(td.Name(), f.Data, evidence),
 		Seal: f.Seal, Spread: apart,
 		Attestors: attestors,
 		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Observe: p.watched.metrics.Observe, Now: now, Log: log,

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/evidence/awsec2"
 	"github.com/credence-id/credence/agent/evidence/awsiam"
 	"github.com/credence-id/credence/agent/evidence/kubernetes"
 	"github.com/credence-id/credence/agent/evidence/oidc"
@@ -18,7 +21,7 @@ import (
 // joinFile is how the node proves itself. The comments of its fields are their
 // manual.
 type joinFile struct {
-	Method string `yaml:"method"` // token; kubernetes; x509; aws_iam; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
+	Method string `yaml:"method"` // token; kubernetes; x509; aws_iam; aws_ec2; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
 	Rule   string `yaml:"rule"`   // the JoinRule, where the broker has several of the method
 
 	TokenFile    string   `yaml:"token_file"`    // holds the join token, the issuer's, or the pod's (default /var/run/secrets/tokens/credence); read anew each time
@@ -35,6 +38,7 @@ const (
 	kubernetesMethod = "kubernetes"
 	x509Method       = "x509"
 	awsIAMMethod     = "aws_iam"
+	awsEC2Method     = "aws_ec2"
 )
 
 // fields are those besides method that a method takes.
@@ -46,7 +50,7 @@ func (f *joinFile) fields() []string {
 		return []string{"rule", "token_file"}
 	case x509Method:
 		return []string{"rule", "cert", "key"}
-	case awsIAMMethod: // credentials and region are AWS' SDK's to find
+	case awsIAMMethod, awsEC2Method: // what they need is AWS' SDK's and instance metadata's to find
 		return []string{"rule"}
 	}
 	return []string{"rule", "token_file", "token_env", "token_command", "audience"}
@@ -79,7 +83,7 @@ func (f *joinFile) complete(trustDomain string) error {
 			return errors.New("join.cert: cert and key are required: files that hold this machine's certificate and its key")
 		}
 		return nil
-	case awsIAMMethod:
+	case awsIAMMethod, awsEC2Method:
 		return nil
 	}
 	cli.SetDefault(&f.Audience, "credence://"+trustDomain+"/join")
@@ -97,9 +101,9 @@ func (f *joinFile) issuers() oidc.Config {
 	return oidc.Config{Method: f.Method, Audience: f.Audience, File: f.TokenFile, Env: f.TokenEnv, Command: f.TokenCommand}
 }
 
-// join is how the agent proves itself. evidence, if it is not nil, stands for
+// join is how the agent, which keeps what it has in data, proves itself. evidence, if it is not nil, stands for
 // what the file says.
-func (f *joinFile) join(trustDomain string, evidence func(context.Context) ([]byte, error)) agent.Join {
+func (f *joinFile) join(trustDomain, data string, evidence func(context.Context) ([]byte, error)) agent.Join {
 	j := agent.Join{Method: f.Method, Rule: f.Rule, Evidence: evidence, File: f.TokenFile}
 	switch {
 	case evidence != nil:
@@ -115,6 +119,9 @@ func (f *joinFile) join(trustDomain string, evidence func(context.Context) ([]by
 		j.Evidence, j.Answer = c.Evidence, c.Answer
 	case f.Method == awsIAMMethod:
 		c := awsiam.Config{TrustDomain: trustDomain}
+		j.Evidence, j.Answer = c.Evidence, c.Answer
+	case f.Method == awsEC2Method:
+		c := awsec2.Config{TrustDomain: trustDomain, KeyFile: filepath.Join(data, "aws_ec2.key"), Metadata: os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")}
 		j.Evidence, j.Answer = c.Evidence, c.Answer
 	default:
 		j.Evidence = f.issuers().Evidence

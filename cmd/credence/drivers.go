@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/join/awsec2"
 	"github.com/credence-id/credence/broker/join/awsiam"
 	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/oidc"
@@ -32,6 +34,7 @@ func registry() resource.Registry {
 	r.Methods[kubernetes.Method] = func() join.Settings { return &kubernetes.Settings{} }
 	r.Methods[joinx509.Method] = func() join.Settings { return new(joinx509.Settings) }
 	r.Methods[awsiam.Method] = func() join.Settings { return new(awsiam.Settings) }
+	r.Methods[awsec2.Method] = func() join.Settings { return new(awsec2.Settings) }
 	for _, name := range oidc.Methods() {
 		r.Methods[name] = func() join.Settings { return oidc.NewSettings(name) }
 	}
@@ -45,6 +48,7 @@ type joinMethods struct {
 	store       *store.Store
 	fetch       fetch.Config // of what an issuer publishes
 	now         func() time.Time
+	log         *slog.Logger
 
 	mu    sync.Mutex // guards built
 	built map[string]builtMethod
@@ -84,6 +88,8 @@ func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 		return joinx509.New(joinx509.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Now: m.now})
 	case *awsiam.Settings:
 		return awsiam.New(awsiam.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Post: m.post(s.Roots()), Now: m.now})
+	case *awsec2.Settings:
+		return awsec2.New(awsec2.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Hold: m.store.SpendEvidenceFor, Held: m.store.HoldsEvidence, Taken: spent, Now: m.now, Log: m.log})
 	case *oidc.Settings:
 		return oidc.New(oidc.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidence, Spent: spent, Now: m.now})
 	}

@@ -50,6 +50,12 @@ func spendEvidenceFor(e *env) {
 	e.reopen()
 	e.must(spend(a, "x"))
 	e.refusedSpent(spend(a, ""))
+	holds := func(digest [32]byte, holder string, now time.Time) bool {
+		ok, err := e.HoldsEvidence(e.Context(), digest, holder, now)
+		e.must(err)
+		return ok
+	}
+	e.equal([]bool{holds(a, "x", e.time), holds(a, "y", e.time), holds(a, "", e.time), holds(b, "x", e.time), holds(a, "x", ends)}, []bool{true, false, false, false, false})
 	e.must(spend(b, "y"))
 	e.refusedSpent(e.SpendEvidence(e.Context(), a, ends, e.time))
 	e.must(e.SpendEvidence(e.Context(), c, ends, e.time))
