@@ -8,7 +8,9 @@ import (
 )
 
 // WorkloadDigest names what was attested of a workload: broker and agent
-// compute the same for the same facts and unknowns, in whatever order.
+// compute the same for the same facts and unknowns, in whatever order. Of proofs
+// their attestors' names count and no more: a token is replaced every hour by one
+// that proves the same.
 func WorkloadDigest(w *Workload) [sha256.Size]byte {
 	b := make([]byte, 0, 1<<10)
 	for _, name := range slices.Sorted(maps.Keys(w.GetFacts())) {
@@ -21,6 +23,12 @@ func WorkloadDigest(w *Workload) [sha256.Size]byte {
 	b = appendText(b, "")
 	for _, name := range slices.Sorted(slices.Values(w.GetUnknown())) {
 		b = appendText(b, name)
+	}
+	if len(w.GetProofs()) > 0 {
+		b = appendText(b, "") // no unknown is called so
+		for _, name := range slices.Sorted(maps.Keys(w.GetProofs())) {
+			b = appendText(b, name)
+		}
 	}
 	return sha256.Sum256(b)
 }

@@ -35,6 +35,9 @@ func TestDifferentWorkloadsHaveDifferentDigests(t *testing.T) {
 		"known, not unknown":  workload(nil, map[string]*api.Values{"a": values("b"), "b": values("")}),
 		"two facts":           workload(nil, map[string]*api.Values{"a": values("b"), "b": values("b")}),
 		"name and value swap": workload(nil, map[string]*api.Values{"b": values("a")}),
+		"a proof":             {Proofs: map[string][]byte{"a": []byte("b")}},
+		"a proof and unknown": {Proofs: map[string][]byte{"b": []byte("b")}, Unknown: []string{"a"}},
+		"two proofs":          {Proofs: map[string][]byte{"a": nil, "b": nil}},
 	}
 	seen := map[[32]byte]string{}
 	for name, w := range all {
@@ -77,5 +80,15 @@ func TestTheDigestIsOfWhatWasAttested(t *testing.T) {
 	got := api.WorkloadDigest(workload([]string{"workload.docker"}, map[string]*api.Values{"workload.unix.uid": values("33")}))
 	if text := hex.EncodeToString(got[:]); text != "ff0c059107c429cf19c05ac0df271c9ac2f0e882fd3b174a2b76782e8f2c6377" {
 		t.Errorf("digest %s", text)
+	}
+	proven := workload([]string{"workload.docker"}, map[string]*api.Values{"workload.unix.uid": values("33")})
+	proven.Proofs = map[string][]byte{"kubernetes": []byte("x")}
+	got = api.WorkloadDigest(proven)
+	if text := hex.EncodeToString(got[:]); text != "cfbf6bf7c3507fe5fb22230c9c39da10ae21abe2ac6193b2f7cf71437917ac19" {
+		t.Errorf("digest %s with a proof", text)
+	}
+	proven.Proofs["kubernetes"] = []byte("the next")
+	if api.WorkloadDigest(proven) != got {
+		t.Error("the next token makes another set of the workload")
 	}
 }

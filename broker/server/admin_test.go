@@ -59,7 +59,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 		"the second is malformed":    {web + "---\nkind: Deny\n", "test.yaml:7:1: name: is missing"},
 		"the second names no target": {web + "---\n" + linked, `test.yaml:15:5: Identity linked: targets[0]: there is no Target "t1"`},
 		"a Peer that is ours":        {web + "---\nkind: Peer\nname: example.org\nurl: https://example.org/b\nhttps_web: {}\n", "test.yaml:7:1: Peer example.org: peer example.org"},
-		"a method that is not built": {web + "---\nkind: JoinRule\nname: r\ntpm: {}\nallow: [{node.tpm.ek: a}]\n", `"tpm" is neither a field of a JoinRule nor a join method that this program has (fake)`},
+		"a method that is not built": {web + "---\nkind: JoinRule\nname: r\ntpm: {}\nallow: [{node.tpm.ek: a}]\n", `"tpm" is neither a field of a JoinRule nor a join method that this program has (fake, kubernetes)`},
 		"a flow that is not built":   {web + "---\nkind: Target\nname: t\noauth: {}\n", `"oauth" is neither a field of a Target nor a flow that this program has (cloud, mtls)`},
 		"a reserved path":            {strings.ReplaceAll(web, "/web", "/credence/broker"), "/credence/"},
 		"nothing":                    {"", "no resource"},

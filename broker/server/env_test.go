@@ -41,6 +41,7 @@ import (
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/keys/disk"
 	"github.com/credence-id/credence/broker/oidc"
@@ -101,6 +102,7 @@ type env struct {
 	t         testing.TB
 	dir       string
 	ahead     atomic.Int64                       // by which its clock is ahead
+	building  sync.Mutex                         // guards clusters
 	leaving   atomic.Pointer[context.CancelFunc] // hangs up the next operator
 	recording atomic.Pointer[func()]             // called at the next record
 	panicking atomic.Bool                        // instead of naming the caller
@@ -113,6 +115,7 @@ type env struct {
 	method    func(join.Rule) join.Method // of the rules' method fake
 	trust     func(server.Authority) server.Authority
 	exchanger func(broker.Target, time.Duration, []string) (exchangers.Exchanger, error)
+	clusters  map[uint64]*kubernetes.Cluster // by the rule's revision; nil: no rule is of one
 	store     *store.Store
 	audit     *audit.Log
 	authority *authority.Authority
@@ -251,6 +254,9 @@ func (e *env) open() {
 		JoinStart:        e.joinStart, Log: log, Now: e.now,
 	}
 	e.config.Places, e.config.Exchanger = e.places, e.exchanger
+	if e.clusters != nil {
+		e.config.Proofs = e.pod
+	}
 	if e.polled {
 		e.config.Listen["spiffe"] = e.listeners.SPIFFE.Addr().String()
 	}
@@ -290,7 +296,7 @@ func (*noSettings) Validate() error { return nil }
 
 func registry() resource.Registry {
 	return resource.Registry{
-		Methods: map[string]func() join.Settings{"fake": func() join.Settings { return new(noSettings) }},
+		Methods: map[string]func() join.Settings{"fake": func() join.Settings { return new(noSettings) }, "kubernetes": func() join.Settings { return new(kubernetes.Settings) }},
 		Flows:   map[string]func() exchangers.Settings{"cloud": func() exchangers.Settings { return new(settings) }, "mtls": func() exchangers.Settings { return new(mtlsSettings) }},
 	}
 }
@@ -299,6 +305,9 @@ func registry() resource.Registry {
 func (e *env) methodOf(r join.Rule) (join.Method, error) {
 	if r.Method == "fake" && e.method != nil {
 		return e.method(r), nil
+	}
+	if s, ok := r.Settings.(*kubernetes.Settings); ok {
+		return e.cluster(r.Revision, s)
 	}
 	return tokenMethod(e.store, e.now)(r)
 }

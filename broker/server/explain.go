@@ -165,6 +165,9 @@ func (n nodeService) Explain(ctx context.Context, r *api.NodeExplainRequest) (*a
 	if !ok {
 		return nil, withReason(codes.ResourceExhausted, fmt.Sprintf("asked too often why: again in %s", wait.Round(time.Second)), "TOO_MANY")
 	}
+	if err := n.prove(ctx, shows(&w, r.GetWorkload())...); err != nil {
+		return nil, n.fail(ctx, err)
+	}
 	why, err := n.s.cfg.Broker.Explain(ctx, node, broker.JWTRequest{Workload: w, Set: set, Audiences: r.GetAudiences(), Target: r.GetTarget()})
 	if err != nil {
 		return nil, n.fail(ctx, err)

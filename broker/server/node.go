@@ -159,12 +159,17 @@ func (n nodeService) IssueX509(ctx context.Context, r *api.IssueX509Request) (*a
 		return nil, n.fail(ctx, fmt.Errorf("%w: %d items, at most %d are taken", broker.ErrRequest, len(r.GetItems()), broker.MaxItems))
 	}
 	items := make([]broker.X509Item, len(r.GetItems()))
+	var proofs []shown
 	for i, m := range r.GetItems() {
 		item, err := x509Item(m)
 		if err != nil {
 			return nil, n.fail(ctx, fmt.Errorf("item %d: %w", i, err))
 		}
 		items[i] = item
+		proofs = append(proofs, shows(&items[i].Workload, m.GetWorkload())...)
+	}
+	if err := n.prove(ctx, proofs...); err != nil {
+		return nil, n.fail(ctx, err)
 	}
 	results, err := n.s.cfg.Broker.IssueX509(ctx, callerNode(ctx), items)
 	if err != nil {
@@ -243,6 +248,9 @@ func (n nodeService) IssueJWT(ctx context.Context, r *api.IssueJWTRequest) (*api
 		if id, err = identity.ParseID(r.GetSpiffeId()); err != nil {
 			return nil, n.fail(ctx, fmt.Errorf("%w: %w", broker.ErrRequest, err))
 		}
+	}
+	if err := n.prove(ctx, shows(&w, r.GetWorkload())...); err != nil {
+		return nil, n.fail(ctx, err)
 	}
 	svids, refused, err := n.s.cfg.Broker.IssueJWT(ctx, callerNode(ctx), broker.JWTRequest{
 		Workload: w, Set: set, Audiences: r.GetAudiences(), SPIFFEID: id, Target: r.GetTarget(), ToFile: r.GetToFile(), TTL: ttl,
@@ -387,8 +395,8 @@ func workload(m *api.Workload) (broker.Workload, [sha256.Size]byte, error) {
 	if err != nil {
 		return broker.Workload{}, [sha256.Size]byte{}, fmt.Errorf("%w: %w", broker.ErrRequest, err)
 	}
-	if len(m.GetProofs()) > 0 {
-		return broker.Workload{}, [sha256.Size]byte{}, fmt.Errorf("%w: proofs of attestors are not taken by this broker", broker.ErrRequest)
+	if err := checkProofs(m); err != nil {
+		return broker.Workload{}, [sha256.Size]byte{}, err
 	}
 	if len(m.GetUnknown()) > maxUnknown {
 		return broker.Workload{}, [sha256.Size]byte{}, fmt.Errorf("%w: more than %d unknown", broker.ErrRequest, maxUnknown)
@@ -402,6 +410,11 @@ func workload(m *api.Workload) (broker.Workload, [sha256.Size]byte, error) {
 		}
 	}
 	return broker.Workload{Facts: facts, Unknown: m.GetUnknown()}, api.WorkloadDigest(m), nil
+}
+
+// prove has proofs verified by the policy as it is now.
+func (n nodeService) prove(ctx context.Context, all ...shown) error {
+	return n.s.proofs.prove(ctx, callerNode(ctx), n.s.state.Load().policy, all...)
 }
 
 func plain(m map[string]*api.Values) map[string][]string {

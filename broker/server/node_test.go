@@ -97,7 +97,11 @@ func TestMalformedRequestsOfNodesAreRefused(t *testing.T) {
 		"65 unknown":                {items(1, workload(&api.Workload{Unknown: unknown})), "more than 64 unknown"},
 		"an unknown of no name":     {items(1, workload(&api.Workload{Unknown: []string{""}})), "unknown"},
 		"an unknown of no kind":     {items(1, workload(&api.Workload{Unknown: []string{"unix"}})), "unknown"},
-		"a proof that nobody reads": {items(1, workload(&api.Workload{Proofs: map[string][]byte{"kubernetes": []byte("x")}})), "proofs"},
+		"a proof that nobody reads": {items(1, workload(&api.Workload{Proofs: map[string][]byte{"docker": []byte("x")}})), "proofs"},
+		"an empty proof":            {items(1, workload(&api.Workload{Proofs: map[string][]byte{"kubernetes": {}}})), "a proof of 0 bytes"},
+		"a long proof":              {items(1, workload(&api.Workload{Proofs: map[string][]byte{"kubernetes": make([]byte, 16<<10+1)}})), "16385"},
+		"that it is proven":         {items(1, workload(facts(map[string]*api.Values{"workload.kubernetes.proven": values("true")}))), "broker's own"},
+		"a part of that":            {items(1, workload(facts(map[string]*api.Values{"workload.kubernetes.proven.x": values("true")}))), "broker's own"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := n.IssueX509(t.Context(), c.request)
@@ -117,6 +121,7 @@ func TestMalformedRequestsOfNodesAreRefused(t *testing.T) {
 		"an ID that is none":        {Workload: process("33"), Audiences: []string{"orders"}, SpiffeId: "spiffe://EXAMPLE.org/a"},
 		"a node's fact":             {Workload: facts(map[string]*api.Values{"node.name": values("n1")}), Audiences: []string{"orders"}},
 		"a life before now":         {Workload: process("33"), Audiences: []string{"orders"}, Ttl: -1},
+		"that it is proven":         {Workload: facts(map[string]*api.Values{"workload.kubernetes.proven": values("true")}), Audiences: []string{"orders"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := n.IssueJWT(t.Context(), r)

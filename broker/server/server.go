@@ -38,6 +38,7 @@ import (
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/broker/store"
@@ -46,9 +47,9 @@ import (
 	"github.com/credence-id/credence/federation/endpoint"
 )
 
-// maxMessage bounds a message to the broker: 64 items of 64 KiB of facts, and
-// their keys.
-const maxMessage = 5 << 20
+// maxMessage bounds a message to the broker: 64 items of 64 KiB of facts, their
+// proofs and their keys.
+const maxMessage = 6 << 20
 
 // How much an agent sends before it is read.
 const (
@@ -106,6 +107,11 @@ type Config struct {
 	// scopes, if any: the error wraps exchangers.ErrLife or ErrScope where that
 	// cannot be. Nil: no target is exchanged here.
 	Exchanger func(t broker.Target, life time.Duration, scopes []string) (exchangers.Exchanger, error)
+	// Proofs says to which pod a token is bound that a workload shows on a node of a
+	// cluster, by those of the rules that are of that cluster. An error that wraps
+	// join.ErrEvidence means that it proves nothing; any other, that it could not be
+	// judged. Nil: workloads prove nothing.
+	Proofs    func(ctx context.Context, rules []join.Rule, cluster string, token []byte) (Pod, error)
 	JoinStart time.Duration    // how long a caller of Join may take to begin; 0: 3 s
 	Log       *slog.Logger     // nil discards
 	Now       func() time.Time // nil means time.Now
@@ -155,6 +161,7 @@ type Server struct {
 	sources, callers, domains *limits       // of the token endpoint
 	whys, allWhys             *limits       // of what nodes are told
 	gone                      gone
+	proofs                    *proofs
 	changed                   bell
 	workers                   *workers
 	closing                   chan struct{}
@@ -177,6 +184,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
 	s.exchanging, s.learners = make(chan struct{}, maxExchanges), make(chan struct{}, maxLearners)
+	s.proofs = newProofs(&s.cfg)
 	s.whys, s.allWhys = newLimits(whyBurst, whyRate, cfg.Now), newLimits(allWhyBurst, allWhyRate, cfg.Now)
 	s.sources, s.callers, s.domains = newLimits(sourceBurst, sourceRate, cfg.Now), newLimits(callerBurst, callerRate, cfg.Now), newLimits(domainBurst, domainRate, cfg.Now)
 	if err := s.handlers(); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/credence-id/credence/broker/join/token"
 	joinx509 "github.com/credence-id/credence/broker/join/x509"
 	"github.com/credence-id/credence/broker/resource"
+	"github.com/credence-id/credence/broker/server"
 	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/cmd/flows"
 	"github.com/credence-id/credence/exchangers"
@@ -98,6 +99,15 @@ func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 
 // joinAudience is whom a token is for that proves a node to us.
 func joinAudience(td spiffeid.TrustDomain) string { return "credence://" + td.Name() + "/join" }
+
+// workloadAudience is whom a token is for that proves a pod's workload to us.
+func workloadAudience(td spiffeid.TrustDomain) string { return "credence://" + td.Name() + "/workload" }
+
+// pod says to which pod of a cluster a workload's token is bound.
+func (m *joinMethods) pod(ctx context.Context, rules []join.Rule, cluster string, token []byte) (server.Pod, error) {
+	p, err := kubernetes.PodOf(ctx, rules, cluster, m.of, token, workloadAudience(m.trustDomain))
+	return server.Pod(p), err
+}
 
 // spent tells evidence that will never do from a store that failed.
 func spent(err error) bool {

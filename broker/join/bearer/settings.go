@@ -35,6 +35,18 @@ func CheckMaxAge(d Duration) error {
 	return nil
 }
 
+// CheckAudience says what is wrong with a rule's audience, its name first. Empty,
+// it is the default.
+func CheckAudience(text string) error {
+	if len(text) > 512 {
+		return errors.New("audience: more than 512 bytes")
+	}
+	if strings.HasPrefix(text, "credence://") && strings.HasSuffix(text, "/workload") {
+		return fmt.Errorf("audience: %q is that of workloads' tokens, which let no node in", text)
+	}
+	return nil
+}
+
 // ParseRoots reads CA certificates in PEM; of an empty text there are none, which
 // means the system's.
 func ParseRoots(text string) (*x509.CertPool, error) {

@@ -62,7 +62,8 @@ type Config struct {
 	Now      func() time.Time
 }
 
-type method struct {
+// A Cluster is the join method of one rule.
+type Cluster struct {
 	cfg      Config
 	keys     oidc.KeySet // nil: tokens are reviewed
 	reviewer *reviewer
@@ -70,7 +71,7 @@ type method struct {
 
 // New returns the method of a rule. It keeps the issuer's keys, and connections to
 // the API server, so one rule has one method for as long as it stands.
-func New(cfg Config) (join.Method, error) {
+func New(cfg Config) (*Cluster, error) {
 	s := cfg.Settings
 	if err := s.Validate(); err != nil {
 		return nil, err
@@ -81,7 +82,7 @@ func New(cfg Config) (join.Method, error) {
 	if cfg.Audience == "" {
 		return nil, errors.New("joining by kubernetes: an audience is required")
 	}
-	m := &method{cfg: cfg}
+	m := &Cluster{cfg: cfg}
 	var err error
 	switch {
 	case s.TokenReview != nil:
@@ -97,7 +98,7 @@ func New(cfg Config) (join.Method, error) {
 }
 
 // Join takes a token.
-func (m *method) Join(ctx context.Context, evidence []byte, _ join.Challenge) (join.Proof, error) {
+func (m *Cluster) Join(ctx context.Context, evidence []byte, _ join.Challenge) (join.Proof, error) {
 	token, who, err := m.verify(ctx, evidence, m.cfg.Audience)
 	if err != nil {
 		return join.Proof{}, err
@@ -122,8 +123,67 @@ func (m *method) Join(ctx context.Context, evidence []byte, _ join.Challenge) (j
 	return proof, nil
 }
 
+// A Pod is what a token says that is bound to one.
+type Pod struct {
+	Namespace, ServiceAccount, Name, UID string
+	Node, NodeUID                        string // empty: it names none
+	Ends                                 time.Time
+}
+
+// Pod says to which pod a token for an audience is bound, by the same rules as a
+// node's. It spends nothing: who shows one of a workload shows it again. Errors are
+// as of Join.
+func (m *Cluster) Pod(ctx context.Context, token []byte, audience string) (Pod, error) {
+	t, who, err := m.verify(ctx, token, audience)
+	if err != nil {
+		return Pod{}, err
+	}
+	if who.pod.uid == "" {
+		return Pod{}, fmt.Errorf("%w: it is bound to no pod", join.ErrEvidence)
+	}
+	return Pod{
+		Namespace: who.namespace, ServiceAccount: who.account.name, Name: who.pod.name, UID: who.pod.uid,
+		Node: who.node.name, NodeUID: who.node.uid, Ends: t.Expires,
+	}, nil
+}
+
+// PodOf is Pod by those of the rules that are of a cluster: they are all the
+// operator's word about it, so one that takes the token is enough. of gives the
+// method of a rule.
+func PodOf(ctx context.Context, rules []join.Rule, cluster string, of func(join.Rule) (join.Method, error), token []byte, audience string) (Pod, error) {
+	refused := fmt.Errorf("%w: no JoinRule is of cluster %.80q", join.ErrEvidence, cluster)
+	var away error
+	for _, r := range rules {
+		if s, ok := r.Settings.(*Settings); !ok || s.Cluster != cluster {
+			continue
+		}
+		m, err := of(r)
+		if err != nil {
+			away = err
+			continue
+		}
+		c, ok := m.(*Cluster)
+		if !ok {
+			return Pod{}, fmt.Errorf("join rule %s: %T is no method of this package", r.Name, m)
+		}
+		pod, err := c.Pod(ctx, token, audience)
+		switch {
+		case err == nil:
+			return pod, nil
+		case errors.Is(err, join.ErrEvidence):
+			refused = fmt.Errorf("by rule %s: %w", r.Name, err)
+		default:
+			away = fmt.Errorf("by rule %s: %w", r.Name, err)
+		}
+	}
+	if away != nil {
+		return Pod{}, away
+	}
+	return Pod{}, refused
+}
+
 // verify is whom a token for an audience is of. Errors are as of bearer's Verify.
-func (m *method) verify(ctx context.Context, token []byte, audience string) (bearer.Token, subject, error) {
+func (m *Cluster) verify(ctx context.Context, token []byte, audience string) (bearer.Token, subject, error) {
 	var review *review
 	keys := m.keys
 	if m.reviewer != nil {
@@ -152,7 +212,7 @@ func (m *method) verify(ctx context.Context, token []byte, audience string) (bea
 }
 
 // proof is what being that subject proves.
-func (m *method) proof(s subject) (join.Proof, error) {
+func (m *Cluster) proof(s subject) (join.Proof, error) {
 	cluster := m.cfg.Settings.Cluster
 	facts := map[string][]string{}
 	for name, value := range map[string]string{

@@ -65,8 +65,8 @@ func (s *Settings) Validate() error {
 	if err := s.judge(); err != nil {
 		return err
 	}
-	if len(s.Audience) > 512 {
-		return errors.New("audience: more than 512 bytes")
+	if err := bearer.CheckAudience(s.Audience); err != nil {
+		return err
 	}
 	return bearer.CheckMaxAge(s.MaxAge)
 }

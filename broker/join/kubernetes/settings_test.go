@@ -37,6 +37,7 @@ func TestSettings(t *testing.T) {
 		{"{cluster: a, token_review: {url: 'https://10.0.0.1', ca: x, token_file: /t}}", "token_review.ca:"},
 		{"{cluster: a, issuer: 'https://a.example', max_age: 48h}", "max_age:"},
 		{"{cluster: a, issuer: 'https://a.example', audience: '" + strings.Repeat("a", 513) + "'}", "audience:"},
+		{"{cluster: a, issuer: 'https://a.example', audience: 'credence://example.org/workload'}", "audience:"},
 	} {
 		err := settings(t, row.text).Validate()
 		if err == nil || !strings.HasPrefix(err.Error(), row.want) {

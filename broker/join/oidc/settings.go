@@ -2,7 +2,6 @@ package oidc
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -67,8 +66,8 @@ func (s *Settings) Validate() error {
 	if p.audience && s.Audience == "" {
 		return fmt.Errorf("audience: is required: %s chooses it, not its user", s.method)
 	}
-	if len(s.Audience) > 512 {
-		return errors.New("audience: more than 512 bytes")
+	if err := bearer.CheckAudience(s.Audience); err != nil {
+		return err
 	}
 	for _, alg := range s.Algorithms {
 		if !slices.Contains(bearer.Algorithms, alg) {
