@@ -238,6 +238,7 @@ func TestSignatures(t *testing.T) {
 		"no content":                            with(func(m *message) { m.content = nil }),
 		"content of another type":               with(func(m *message) { m.contentOID = oid(7, 2) }),
 		"a revocation list":                     with(func(m *message) { m.lists = tlv(0x30) }),
+		"something after the signers":           with(func(m *message) { m.after = noParams }),
 		"another version":                       with(func(m *message) { m.version = 3 }),
 		"another digest named first":            with(func(m *message) { m.digests = [][]byte{tlv(0x30, sha1OID, noParams)} }),
 		"two digests named": with(func(m *message) {

@@ -82,6 +82,7 @@ type message struct {
 	bag                 []byte   // contents of [0]; nil: none
 	lists               []byte   // contents of [1]
 	signers             [][]byte
+	after               []byte // them
 	version             byte
 }
 
@@ -157,7 +158,7 @@ func (m message) der() []byte {
 	if m.lists != nil {
 		parts = append(parts, tlv(0xa1, m.lists))
 	}
-	parts = append(parts, tlv(0x31, m.signers...))
+	parts = append(parts, tlv(0x31, m.signers...), m.after)
 	return tlv(0x30, oid(7, 2), tlv(0xa0, tlv(0x30, parts...)))
 }
 

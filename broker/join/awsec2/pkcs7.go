@@ -70,8 +70,8 @@ func parse(text []byte) (m message, err error) {
 	if data.next(tagZero) {
 		m.certificates = data.inner(tagZero).rest
 	}
-	signers := data.inner(tagSet)
-	data.end() // no revocation lists
+	signers := data.inner(tagSet) // no revocation lists before it
+	data.end()
 	m.signer(signers)
 	signers.end() // and no second signer
 	for _, r := range []*reader{&outer, info, explicit, data, algorithms, encapsulated, within, signers} {
