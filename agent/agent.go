@@ -42,6 +42,13 @@ type Attestor interface {
 	Attest(ctx context.Context, p *caller.Process, wanted func(name string) bool) (facts map[string][]string, unknown []string, err error)
 }
 
+// A Prover is an Attestor that hands on what a workload itself has to prove the
+// facts with, for the broker to judge: a token, or nil where it has none. It is
+// asked of those alone for whom there are facts, and must end with ctx.
+type Prover interface {
+	Prove(ctx context.Context, p *caller.Process) ([]byte, error)
+}
+
 // A Join is how this node proves itself.
 type Join struct {
 	Method   string

@@ -76,7 +76,7 @@ func (a *Agent) ask(ctx context.Context, ask []*set) {
 	request := &api.IssueX509Request{}
 	questions := make([]question, 0, len(ask))
 	for _, st := range ask {
-		q, item, err := a.question(st)
+		q, item, err := a.question(ctx, st)
 		if err != nil {
 			a.failed(ctx, ask, err)
 			return
@@ -126,13 +126,13 @@ func (a *Agent) issueX509(ctx context.Context, request *api.IssueX509Request) (*
 	return response, err
 }
 
-func (a *Agent) question(st *set) (question, *api.IssueX509Request_Item, error) {
+func (a *Agent) question(ctx context.Context, st *set) (question, *api.IssueX509Request_Item, error) {
 	now := a.cfg.Now()
 	a.sets.mu.Lock()
 	q := question{set: st, held: slices.Concat(st.partial, st.svids), asks: st.asks, changes: st.changes, erased: st.erased}
 	n := min(max(st.keys, len(st.svids), spareKeys), mostKeys)
 	a.sets.mu.Unlock()
-	item := &api.IssueX509Request_Item{Workload: st.workload}
+	item := &api.IssueX509Request_Item{Workload: a.asks(ctx, st)}
 	for _, v := range q.held {
 		if now.Before(v.renewAt) {
 			item.Held = append(item.Held, &api.Held{Identity: v.Identity, Digest: v.digest, NotAfter: v.Certificates[0].NotAfter.Unix()})

@@ -25,7 +25,8 @@ const maxProving = 256
 type Attestation struct {
 	Facts   map[string][]string
 	Unknown []string
-	Failed  []Failure // attestors: all under their prefixes is unknown
+	Failed  []Failure         // attestors: all under their prefixes is unknown
+	Proofs  map[string][]byte `json:"-"` // by attestor, as it had them to show: secrets
 }
 
 // Attest proves facts about a process, afresh, its attestors side by side. One
@@ -49,6 +50,10 @@ func (a *Agent) Attest(ctx context.Context, p *caller.Process) (Attestation, err
 			out.Facts[name] = values
 		}
 		out.Unknown = append(out.Unknown, f.unknown...)
+		out.show(f)
+		if f.unproven != nil {
+			a.cfg.Log.WarnContext(ctx, "proof of a workload not read", "attestor", f.prefix, "pid", p.PID(), "error", f.unproven)
+		}
 	}
 	slices.Sort(out.Unknown)
 	// Attesting took a while: it must still be the same process.
@@ -65,6 +70,9 @@ type finding struct {
 	facts   map[string][]string
 	unknown []string
 	err     error
+
+	proof    []byte // that it has, of the facts
+	unproven error  // why that is not known
 }
 
 // inTurn is attestAll when there is room for it.
@@ -89,6 +97,9 @@ func (a *Agent) attestAll(ctx context.Context, p *caller.Process) []finding {
 	ask := func(f *finding) {
 		began := a.cfg.Now()
 		f.facts, f.unknown, f.err = a.cfg.Attestors[f.prefix].Attest(ctx, p, func(name string) bool { return wanted[name] })
+		if prover, ok := a.cfg.Attestors[f.prefix].(Prover); ok && f.err == nil && len(f.facts) > 0 {
+			f.proof, f.unproven = prover.Prove(ctx, p)
+		}
 		a.observe(Event{What: EventAttested, Subject: strings.TrimPrefix(f.prefix, "workload."), Outcome: outcomeOf(f.err), Took: a.cfg.Now().Sub(began)})
 	}
 	var others sync.WaitGroup

@@ -52,7 +52,7 @@ func (a *Agent) Explain(ctx context.Context, p *caller.Process, audiences []stri
 func (a *Agent) near(ctx context.Context, st *set, audiences []string, target string, out *Explained) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	r, err := api.NewNodeClient(a.fresh().conn).Explain(ctx, &api.NodeExplainRequest{Workload: st.workload, Audiences: audiences, Target: target})
+	r, err := api.NewNodeClient(a.fresh().conn).Explain(ctx, &api.NodeExplainRequest{Workload: a.asks(ctx, st), Audiences: audiences, Target: target})
 	switch {
 	case err != nil && InfoOf(err) == nil && out.Refusal == nil:
 		out.Refusal = a.unavailable(err)

@@ -22,7 +22,7 @@ const (
 )
 
 func (t Attestation) workload() *api.Workload {
-	w := &api.Workload{Facts: make(map[string]*api.Values, len(t.Facts)), Unknown: t.Unknown}
+	w := &api.Workload{Facts: make(map[string]*api.Values, len(t.Facts)), Unknown: t.Unknown, Proofs: t.Proofs}
 	for name, values := range t.Facts {
 		w.Facts[name] = &api.Values{Values: values}
 	}
@@ -62,6 +62,7 @@ func (a *Agent) Identities(p *caller.Process) *Identities {
 // Close lets the caller's set of facts go.
 func (i *Identities) Close() {
 	if i.set != nil {
+		i.agent.sets.leave(i.set, i)
 		i.agent.sets.release(i.set, i.agent.cfg.Now())
 		i.set = nil
 	}
@@ -168,6 +169,7 @@ func (i *Identities) attest(ctx context.Context) error {
 	}
 	i.Close()
 	i.set, i.after, i.wanted, i.proven = next, after, wanted, t
+	i.agent.sets.attend(next, i)
 	return nil
 }
 
@@ -257,5 +259,6 @@ func (a *Agent) granted(ctx context.Context, p *caller.Process) (*set, Update, e
 		i.Close()
 		return nil, Update{}, err
 	}
+	a.sets.leave(i.set, i)
 	return i.set, u, nil
 }

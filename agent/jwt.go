@@ -37,11 +37,11 @@ func (a *Agent) JWT(ctx context.Context, p *caller.Process, audiences []string, 
 
 // jwt is JWT of a set that is held.
 func (a *Agent) jwt(ctx context.Context, st *set, audiences []string, id spiffeid.ID) (tokenEntry, error) {
-	return a.token(ctx, st, tokenKey{set: st.id, audiences: joined(audiences...), id: id}, askFor(st, audiences, id))
+	return a.token(ctx, st, tokenKey{set: st.id, audiences: joined(audiences...), id: id}, askFor(a.asks(ctx, st), audiences, id))
 }
 
-func askFor(st *set, audiences []string, id spiffeid.ID) *api.IssueJWTRequest {
-	request := &api.IssueJWTRequest{Workload: st.workload, Audiences: audiences, Audits: true}
+func askFor(w *api.Workload, audiences []string, id spiffeid.ID) *api.IssueJWTRequest {
+	request := &api.IssueJWTRequest{Workload: w, Audiences: audiences, Audits: true}
 	if !id.IsZero() {
 		request.SpiffeId = id.String()
 	}
@@ -74,7 +74,7 @@ func (a *Agent) targetToken(ctx context.Context, st *set, u Update, target strin
 		return JWTSVID{}, Target{}, err
 	}
 	got, err := a.token(ctx, st, tokenKey{set: st.id, id: v.ID, target: t.Name, revision: t.Revision, toFile: toFile},
-		&api.IssueJWTRequest{Workload: st.workload, Target: t.Name, SpiffeId: v.ID.String(), ToFile: toFile})
+		&api.IssueJWTRequest{Workload: a.asks(ctx, st), Target: t.Name, SpiffeId: v.ID.String(), ToFile: toFile})
 	if err != nil {
 		return JWTSVID{}, Target{}, err
 	}

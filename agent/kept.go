@@ -309,7 +309,7 @@ func (a *Agent) snapshot() (f keptFile, err error) {
 	}
 	k.mu.Unlock()
 	for _, v := range append(all, a.sets.granted()...) {
-		if !v.current(now) || len(v.depends) == 0 {
+		if !v.current(now) || len(v.depends) == 0 || isProof(v.depends) {
 			continue
 		}
 		raw, err := proto.Marshal(v.message())

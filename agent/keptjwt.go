@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -31,7 +32,7 @@ func (t *tokens) snapshot(now time.Time) (all []keptToken, err error) {
 	defer t.mu.Unlock()
 	for _, held := range t.all {
 		for k, e := range held {
-			if k.target != "" || e.stage == unproven || e.use == useSingle || !now.Before(e.ends) {
+			if k.target != "" || e.stage == unproven || e.use == useSingle || !now.Before(e.ends) || slices.ContainsFunc(e.svids, func(h heldJWT) bool { return isProof(h.depends) }) {
 				continue
 			}
 			one := keptToken{Set: k.set[:], Audiences: e.audiences, Use: e.use, Obtained: e.obtained.Unix(), Ahead: e.ahead}

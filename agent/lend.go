@@ -75,6 +75,9 @@ func distinct(all []*SVID) []*SVID {
 
 // covers says whether what was decided on these facts holds for a workload.
 func covers(depends map[string]*api.Values, w *api.Workload) bool {
+	if isProof(depends) {
+		return false
+	}
 	for name, values := range depends {
 		if !strings.HasPrefix(name, "workload.") {
 			continue // the node's: the same for all on it

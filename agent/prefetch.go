@@ -233,7 +233,7 @@ func (a *Agent) makeOne(ctx context.Context, w want) error {
 		return nil // meanwhile
 	}
 	known := usesOf(svids, []string{w.audience}, spiffeid.ID{})
-	got, err := a.issueJWT(ctx, askFor(w.set, []string{w.audience}, spiffeid.ID{}), svids)
+	got, err := a.issueJWT(ctx, askFor(a.asks(ctx, w.set), []string{w.audience}, spiffeid.ID{}), svids)
 	got.use = strictest(got.use, known)
 	switch {
 	case errors.Is(err, ErrDenied) || err == nil && got.use == useSingle:

@@ -80,6 +80,8 @@ type set struct {
 	lastUsed time.Time
 	idle     *list.Element // of sets.idle; nil: it has users
 	pause    pause         // after an answer that could not be used
+
+	showing // proofs, if its workloads have any
 }
 
 // sets are all sets of facts that this node serves.
@@ -154,11 +156,12 @@ func (s *sets) use(w *api.Workload, now time.Time) (st *set, after uint64, err e
 		if len(s.all) >= maxSets {
 			return nil, 0, fmt.Errorf("%w: it serves %d different workloads, and takes no more", ErrUnavailable, maxSets)
 		}
-		st = &set{id: id, workload: w}
+		st = &set{id: id, workload: &api.Workload{Facts: w.GetFacts(), Unknown: w.GetUnknown()}}
 		s.all[id] = st
 	}
 	s.take(st)
 	st.lastUsed = now
+	st.show(w, now)
 	if !st.valid(now) {
 		st.due = true
 		s.pause.atMost(now, hungryPause)

@@ -313,7 +313,7 @@ func (p presented) X509(context.Context) (*x509svid.SVID, error) {
 // JWT asks the broker for a token for the target.
 func (p presented) JWT(ctx context.Context) (string, error) {
 	got, err := p.sources.agent.issueJWT(ctx, &api.IssueJWTRequest{
-		Workload: p.set().workload, Target: p.target, SpiffeId: p.id.String(),
+		Workload: p.sources.agent.asks(ctx, p.set()), Target: p.target, SpiffeId: p.id.String(),
 	}, nil)
 	if err != nil {
 		return "", err

@@ -48,5 +48,8 @@ func (p *Process) Path() (string, error) { return "", errSystem }
 // Executable refuses: it needs Linux.
 func (p *Process) Executable() (path string, f *os.File, err error) { return "", nil, errSystem }
 
+// Root refuses: it needs Linux.
+func (p *Process) Root() (*os.File, error) { return nil, errSystem }
+
 // Close does nothing.
 func (p *Process) Close() error { return nil }

@@ -69,6 +69,7 @@ type kubernetesFile struct {
 	Node      string        `yaml:"node"`       // this node's name in the cluster; default $NODE_NAME, which a pod has from spec.nodeName
 	TokenFile string        `yaml:"token_file"` // default a pod's own
 	CAFile    string        `yaml:"ca_file"`    // by which the server is verified: a CA's certificate or its own; default with in-cluster a pod's own, with api the system's
+	Proof     string        `yaml:"proof"`      // a path in workloads, of a token for credence://TRUST DOMAIN/workload that is bound to their pod; default none
 	Wait      time.Duration `yaml:"wait"`       // for a container that isn't known yet; default 2s
 }
 
@@ -88,6 +89,8 @@ func (f *kubernetesFile) check() error {
 		return errors.New("either api or kubelet is wanted")
 	case f.Kubelet != nil && f.Kubelet.SkipVerify == (f.CAFile != ""):
 		return errors.New("kubelet: ca_file is wanted, the kubelet's own certificate will do; or skip_verify: true, and whoever answers is believed")
+	case f.Proof != "" && (!filepath.IsAbs(f.Proof) || filepath.Clean(f.Proof) != f.Proof || f.Proof == "/"):
+		return fmt.Errorf("proof: %q: an absolute path is wanted, in its shortest form", f.Proof)
 	case f.Wait < 0 || f.Wait > 2500*time.Millisecond:
 		return errors.New("wait: 2.5s is the most, for attestors have 3s in all")
 	}
@@ -106,7 +109,7 @@ func (f *kubernetesFile) check() error {
 
 // attestor makes one. getenv is a pod's environment.
 func (f *kubernetesFile) attestor(getenv func(string) string, log *slog.Logger) (*kubernetes.Attestor, error) {
-	c := kubernetes.Config{Node: f.Node, Wait: f.Wait, Log: log}
+	c := kubernetes.Config{Node: f.Node, Proof: f.Proof, Wait: f.Wait, Log: log}
 	cli.SetDefault(&c.Node, getenv("NODE_NAME"))
 	server := kubernetes.Server{URL: f.API, TokenFile: f.TokenFile, CAFile: f.CAFile}
 	cli.SetDefault(&server.TokenFile, kubernetes.DefaultToken)

@@ -12,15 +12,25 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
-const waits = "ATTEST_TEST_WAITS"
+const (
+	waits = "ATTEST_TEST_WAITS"
+	roots = "ATTEST_TEST_ROOT"
+)
 
 // Main is a package's TestMain: it lets the test program be started again as a
 // process that waits.
 func Main(m *testing.M) {
 	if os.Getenv(waits) != "" {
+		if root := os.Getenv(roots); root != "" {
+			if err := syscall.Chroot(root); err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+		}
 		fmt.Println("ready")
 		_, _ = io.Copy(io.Discard, os.Stdin) // until the test closes it
 		os.Exit(0)
@@ -31,8 +41,23 @@ func Main(m *testing.M) {
 // Process starts one that waits until the test ends.
 func Process(t *testing.T) int {
 	t.Helper()
+	return start(t, "")
+}
+
+// Rooted starts one whose root directory is another. It skips the test where that
+// cannot be.
+func Rooted(t *testing.T, root string) int {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("who is not root has no other root directory")
+	}
+	return start(t, root)
+}
+
+func start(t *testing.T, root string) int {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), waits+"=1")
+	cmd.Env = append(os.Environ(), waits+"=1", roots+"="+root)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -48,8 +73,8 @@ func Process(t *testing.T) int {
 		_ = in.Close()
 		_ = cmd.Wait()
 	})
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatal(err)
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatal(line, err)
 	}
 	return cmd.Process.Pid
 }

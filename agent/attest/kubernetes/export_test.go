@@ -41,3 +41,6 @@ func Events(r io.Reader) (n int) {
 		}
 	}
 }
+
+// Meanwhile has f called while a proof is read.
+func (a *Attestor) Meanwhile(f func()) { a.prover.meanwhile = f }

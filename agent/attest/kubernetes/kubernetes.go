@@ -23,8 +23,9 @@
 // who may make pods in it.
 //
 // A process that is in no container has no such facts; where it cannot be told,
-// and of a container in no pod known here, all are unknown. It leaves to the
-// broker what a token bound to the pod proves.
+// and of a container in no pod known here, all are unknown. A token that is bound
+// to the pod, which a workload has in a file, is handed on: the broker judges what
+// it proves.
 package kubernetes
 
 import (
@@ -47,6 +48,7 @@ type Config struct {
 	Kubelet *Server       // the kubelet, which is asked for its pods
 	Node    string        // this node's name in the cluster; required with API, and held against the kubelet's word
 	Wait    time.Duration // for a container that the source doesn't know yet; 0 means 2 s
+	Proof   string        // a path in workloads, of the token that proves their pod; empty: none is looked for
 	Fresh   time.Duration // for how long the kubelet's answer counts without asking again; 0 means 5 s
 	Pause   time.Duration // the first before another attempt to watch, and between two questions to the kubelet; 0 means 500 ms
 	Log     *slog.Logger  // nil discards
@@ -57,6 +59,7 @@ type Config struct {
 type Attestor struct {
 	source source
 	run    func(context.Context) error
+	prover prover
 }
 
 // A source knows the pods of this node.
@@ -83,14 +86,14 @@ func New(c Config) (*Attestor, error) {
 		if err != nil {
 			return nil, fmt.Errorf("attesting pods: the kubelet: %w", err)
 		}
-		return &Attestor{source: newKubelet(c, api)}, nil
+		return &Attestor{source: newKubelet(c, api), prover: newProver(c.Proof)}, nil
 	}
 	api, err := newClient(*c.API)
 	if err != nil {
 		return nil, fmt.Errorf("attesting pods: the API server: %w", err)
 	}
 	w := newWatch(c, api)
-	return &Attestor{source: w, run: w.run}, nil
+	return &Attestor{source: w, run: w.run, prover: newProver(c.Proof)}, nil
 }
 
 func (c *Config) complete() {
