@@ -80,7 +80,10 @@ func ofPods(t *testing.T, change ...func(*agent.Config)) (*agenttest.Broker, *ru
 		anybody.Depends, proven.Depends = []string{"workload.kubernetes.pod"}, []string{"workload.kubernetes.proven"}
 		anybody.Audiences = []string{"orders"}
 		proven.Audiences = anybody.Audiences
-		if strings.HasPrefix(string(w.GetProofs()["kubernetes"]), "good") {
+		switch proof := string(w.GetProofs()["kubernetes"]); {
+		case proof == "good.alone":
+			return []agenttest.Grant{proven}
+		case strings.HasPrefix(proof, "good"):
 			return []agenttest.Grant{anybody, proven}
 		}
 		return []agenttest.Grant{anybody}
@@ -202,10 +205,28 @@ func TestWhatIsProvenIsNotLent(t *testing.T) {
 	cfg.Data, cfg.Seal, cfg.Attestors = dir, agent.SealPlain, map[string]agent.Attestor{"workload.kubernetes": p}
 	next := run(t, cfg)
 	<-next.Joined()
+	if n := next.Tokens(); n != 0 {
+		t.Errorf("after a restart there are %d answers with tokens", n)
+	}
 	if d := cmp.Diff([]string{"/any"}, paths(next.view(t).next())); d != "" {
 		t.Errorf("after a restart: %s", d)
 	}
 	if got, err := next.JWT(t.Context(), process(t), []string{"orders"}, spiffeid.ID{}); err == nil && len(got) > 1 {
 		t.Errorf("after a restart there are tokens of %s", fmt.Sprint(got))
+	}
+}
+
+// Where all rests on a proof, nothing is on disk.
+func TestWhatIsProvenIsNotKept(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "data")
+	_, a, p, _ := ofPods(t, func(c *agent.Config) { c.Data, c.Seal = dir, agent.SealPlain })
+	p.show("good.alone", nil)
+	if d := cmp.Diff([]string{"/proven"}, paths(a.view(t).next())); d != "" {
+		t.Fatal(d)
+	}
+	a.end()
+	if _, err := os.Stat(filepath.Join(dir, "svids.sealed")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is kept: %v", err)
 	}
 }
