@@ -1,6 +1,8 @@
 package telemetry_test
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -47,15 +49,18 @@ func TestParsePlace(t *testing.T) {
 	}
 }
 
-// free is a port that nobody has.
+// free is a port that nobody has, below those that outgoing connections of this
+// machine get.
 func free(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 200 {
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(18000))); err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 func place(t *testing.T, text string) *telemetry.Place {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -378,6 +379,19 @@ func TestAChangedTargetIsServedAnew(t *testing.T) {
 	}
 }
 
+// listenBelow listens at a port below those that outgoing connections of this
+// machine get, so that it is free again once it is closed.
+func listenBelow(t *testing.T) net.Listener {
+	t.Helper()
+	for range 200 {
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(18000))); err == nil {
+			return l
+		}
+	}
+	t.Fatal("no port is free")
+	return nil
+}
+
 func TestAPortThatIsTaken(t *testing.T) {
 	t.Parallel()
 	s := start(t, nil)
@@ -386,17 +400,18 @@ func TestAPortThatIsTaken(t *testing.T) {
 	s.close()
 	s.w = nil
 	host := strings.Split(uri, "/")[2]
-	other, err := net.Listen("tcp", host)
-	if err != nil {
-		t.Fatal(err)
+	if other, err := net.Listen("tcp", host); err == nil { // else somebody on this machine was faster, which will do
+		defer other.Close()
 	}
-	defer other.Close()
 	s.restart()
 	s.write(true)
 	if moved := s.service(); strings.Contains(moved["AWS_CONTAINER_CREDENTIALS_FULL_URI"], host) || s.ask(moved, s.read("aws.container")) != http.StatusOK {
 		t.Error(moved)
 	}
 	// One that agent.yaml names is waited for.
+	other := listenBelow(t)
+	defer other.Close()
+	host = other.Addr().String()
 	s.cfg.Listen = host
 	w, err := sdk.New(s.cfg)
 	if err != nil {
