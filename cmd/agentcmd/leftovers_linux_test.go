@@ -31,7 +31,7 @@ func newEstate(t *testing.T) *estate {
 			t.Fatal(err)
 		}
 	}
-	for _, d := range []string{"data/node", "home", "sdk", "tmp"} {
+	for _, d := range []string{"data/node", "home", "sdk", "open"} {
 		if err := os.MkdirAll(filepath.Join(e.dir, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -196,10 +196,10 @@ func TestLeftoversThatAreNotOurs(t *testing.T) {
 		write  func(*estate)
 		stands string
 	}{
-		"a link among files of others": {"{name: web, uid: UID, files: {dir: DIR/tmp/tls}}", func(e *estate) {
+		"a link among files of others": {"{name: web, uid: UID, files: {dir: DIR/open/tls}}", func(e *estate) {
 			e.set("victim")
-			e.must(os.Chmod(e.path("tmp"), 0o777|os.ModeSticky))
-			e.must(os.Symlink(e.path("victim"), e.path("tmp/tls")))
+			e.must(os.Chmod(e.path("open"), 0o777|os.ModeSticky))
+			e.must(os.Symlink(e.path("victim"), e.path("open/tls")))
 		}, "victim/svid_key.pem"},
 		"a link to a credentials file": {awsOutput, func(e *estate) {
 			e.put("victim", profile)
