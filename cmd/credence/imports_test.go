@@ -78,6 +78,9 @@ var mayImport = map[string][]string{
 	"agent/evidence/*":              {},
 	"agent/attest":                  {"agent/caller"},
 	"agent/attest/*":                {"agent/attest", "agent/caller"},
+	"agent/attest/kubernetes":       {"agent/attest", "agent/caller", "agent/kubeaccess"},
+	"agent/kubeaccess":              {},
+	"agent/output/kubernetessecret": {"agent", "agent/output", "exchangers", "agent/kubeaccess"},
 	"agent/attest/attesttest":       {}, // processes and cgroups for tests
 	"agent/attest/*/*":              {}, // the services' fakes
 	"agent/workloadapi":             {"agent", "agent/api", "agent/caller", "federation"},

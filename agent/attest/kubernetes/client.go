@@ -7,19 +7,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
-)
 
-const (
-	maxToken = 16 << 10
-	maxCA    = 1 << 20
+	"github.com/credence-id/credence/agent/kubeaccess"
 )
 
 // A Server is an API server or a kubelet. It is asked over TLS only, at no
@@ -97,7 +92,7 @@ func (c *client) get(ctx context.Context, path string, query url.Values) (*http.
 	if err != nil {
 		return nil, err
 	}
-	token, err := c.token()
+	token, err := kubeaccess.Token(c.server.TokenFile)
 	if err != nil {
 		return nil, err
 	}
@@ -126,39 +121,22 @@ func (c *client) get(ctx context.Context, path string, query url.Values) (*http.
 	return nil, &refusal{response.StatusCode, hint}
 }
 
-func (c *client) token() (string, error) {
-	text, err := readUpTo(c.server.TokenFile, maxToken)
-	if err != nil {
-		return "", fmt.Errorf("reading its token: %w", err)
-	}
-	token := strings.TrimSpace(string(text))
-	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "", fmt.Errorf("reading its token: %s holds none", c.server.TokenFile)
-	}
-	return token, nil
-}
-
 // connection is a new one whenever the CA is.
 func (c *client) connection() (*http.Client, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var ca []byte
+	var roots *x509.CertPool // nil: the system's
 	if c.server.CAFile != "" {
 		var err error
-		if ca, err = readUpTo(c.server.CAFile, maxCA); err != nil {
-			return nil, fmt.Errorf("reading its CA: %w", err)
+		if ca, roots, err = kubeaccess.CA(c.server.CAFile); err != nil {
+			return nil, err
 		}
 	}
 	if c.http != nil && bytes.Equal(ca, c.ca) {
 		return c.http, nil
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.server.ServerName, InsecureSkipVerify: c.server.SkipVerify}
-	if c.server.CAFile != "" {
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(ca) {
-			return nil, fmt.Errorf("reading its CA: %s holds no certificate", c.server.CAFile)
-		}
-	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, ServerName: c.server.ServerName, InsecureSkipVerify: c.server.SkipVerify}
 	if c.http != nil {
 		c.http.CloseIdleConnections()
 	}
@@ -174,17 +152,4 @@ func (c *client) connection() (*http.Client, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c.http, nil
-}
-
-func readUpTo(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(text)) > most {
-		err = fmt.Errorf("%s: more than %d bytes", path, most)
-	}
-	return text, err
 }

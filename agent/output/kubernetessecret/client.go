@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,11 +11,11 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/credence-id/credence/agent/kubeaccess"
 	"github.com/credence-id/credence/agent/output"
 )
 
@@ -37,9 +36,7 @@ const (
 // Bounds of what is asked.
 const (
 	askTime   = 10 * time.Second
-	maxAnswer = 2 << 20 // a Secret has a MiB, and a third more in base64
-	maxToken  = 16 << 10
-	maxCA     = 1 << 20
+	maxAnswer = 2 << 20     // a Secret has a MiB, and a third more in base64
 	maxPause  = time.Minute // that a server may ask for
 )
 
@@ -173,13 +170,9 @@ func (c *client) request(ctx context.Context, method, path, kind string, in any)
 	if err != nil {
 		return nil, err
 	}
-	text, err := readUpTo(c.server.TokenFile, maxToken)
+	token, err := kubeaccess.Token(c.server.TokenFile)
 	if err != nil {
-		return nil, fmt.Errorf("reading the API server's token: %w", err)
-	}
-	token := strings.TrimSpace(string(text))
-	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return nil, fmt.Errorf("reading the API server's token: %s holds none", c.server.TokenFile)
+		return nil, fmt.Errorf("calling the API server: %w", err)
 	}
 	r.Header.Set("Authorization", "Bearer "+token)
 	r.Header.Set("Accept", "application/json")
@@ -237,16 +230,12 @@ func isJSON(r *http.Response) bool {
 
 // connection is a new one whenever the CA is.
 func (c *client) connection() (*http.Client, error) {
-	ca, err := readUpTo(c.server.CAFile, maxCA)
+	ca, roots, err := kubeaccess.CA(c.server.CAFile)
 	if err != nil {
-		return nil, fmt.Errorf("reading the API server's CA: %w", err)
+		return nil, fmt.Errorf("calling the API server: %w", err)
 	}
 	if c.http != nil && bytes.Equal(ca, c.ca) {
 		return c.http, nil
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("reading the API server's CA: %s holds no certificate", c.server.CAFile)
 	}
 	if c.http != nil {
 		c.http.CloseIdleConnections()
@@ -261,17 +250,4 @@ func (c *client) connection() (*http.Client, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c.http, nil
-}
-
-func readUpTo(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(text)) > most {
-		err = fmt.Errorf("%s: more than %d bytes", path, most)
-	}
-	return text, err
 }
