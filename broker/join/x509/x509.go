@@ -54,7 +54,7 @@ type Settings struct {
 	// dns. A certificate has exactly one of it.
 	NameFrom string `yaml:"name_from,omitempty"`
 	// CRLFile is a revocation list (DER or PEM) of whoever signs the nodes'
-	// certificates, read anew when it has changed. Once it has ended nobody joins.
+	// certificates, read anew at each join. Once it has ended nobody joins.
 	CRLFile string `yaml:"crl_file,omitempty"`
 }
 
