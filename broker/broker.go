@@ -165,8 +165,9 @@ type Broker struct {
 	unsaved  map[cutKey]Cutoff // not in the store yet
 	seen     uint64            // revision of the last cut-off taken from the store
 
-	mu       sync.RWMutex // guards nodes and sessions, and the swapping of cuts
+	mu       sync.RWMutex // guards nodes, leaving and sessions, and the swapping of cuts
 	nodes    map[string]Node
+	leaving  map[string]int        // evictions under way, by node ID
 	sessions map[string][]*Session // by node ID
 }
 
@@ -216,7 +217,7 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading nodes: %w", err)
 	}
-	b := &Broker{cfg: cfg, nodes: make(map[string]Node, len(nodes)), sessions: make(map[string][]*Session), indexer: newIndexer(cfg), listing: newListing(), reporters: newReporters(cfg.Record.Head().Sequence)}
+	b := &Broker{cfg: cfg, nodes: make(map[string]Node, len(nodes)), leaving: make(map[string]int), sessions: make(map[string][]*Session), indexer: newIndexer(cfg), listing: newListing(), reporters: newReporters(cfg.Record.Head().Sequence)}
 	b.indexer.added = b.indexed
 	if err := b.loadCutoffs(ctx); err != nil {
 		return nil, err

@@ -122,8 +122,9 @@ func (i *issuer) signatures() (n int) {
 // away it neither takes nor tells cut-offs, evictions and what was issued.
 type nodes struct {
 	*store.Store
-	saved func()
-	away  atomic.Bool
+	saved    func()
+	evicting func() error
+	away     atomic.Bool
 }
 
 var errAway = errors.New("the store is away")
@@ -145,6 +146,11 @@ func (s *nodes) Cutoffs(ctx context.Context, after uint64) ([]broker.Cutoff, uin
 func (s *nodes) EvictNode(ctx context.Context, id string, at time.Time) (broker.Node, error) {
 	if s.away.Load() {
 		return broker.Node{}, errAway
+	}
+	if s.evicting != nil {
+		if err := s.evicting(); err != nil {
+			return broker.Node{}, err
+		}
 	}
 	return s.Store.EvictNode(ctx, id, at)
 }

@@ -24,6 +24,10 @@ import (
 // ErrEvicted says that a node was evicted.
 var ErrEvicted = errors.New("it is evicted")
 
+// ErrLeaving says that a node is being evicted at this moment: whether it is
+// out, or has to join again, is known in an instant.
+var ErrLeaving = errors.New("it is being evicted")
+
 // MaxEvidence bounds the evidence of a join, in bytes.
 const MaxEvidence = 16 << 10
 
@@ -294,18 +298,23 @@ func (b *Broker) keep(n Node) {
 // Node returns the node that may act under a certificate: it stands in the
 // table, is not evicted, and serial number and public key are those of its last
 // SVID or the last but one. The error wraps ErrNotFound otherwise, and ErrEvicted
-// where that is why.
+// or ErrLeaving where that is why.
 //
 // The Serial of the returned node is the one shown, for Renew: an agent that
 // never got its last SVID keeps the one it has, however often answers are
 // lost.
 func (b *Broker) Node(id spiffeid.ID, serial *big.Int, key identity.KeyDigest) (Node, error) {
-	n, ok := b.node(id.String())
+	b.mu.RLock()
+	n, ok := b.nodes[id.String()]
+	leaving := b.leaving[id.String()] > 0
+	b.mu.RUnlock()
 	switch shown := serial.Bytes(); {
 	case !ok:
 		return Node{}, fmt.Errorf("node %s: %w: it has not joined", id, ErrNotFound)
 	case !n.EvictedAt.IsZero():
 		return Node{}, fmt.Errorf("node %s: %w: %w", id, ErrNotFound, ErrEvicted)
+	case leaving: // told that its SVID is revoked, it would join again
+		return Node{}, fmt.Errorf("node %s: %w: %w", id, ErrNotFound, ErrLeaving)
 	case len(shown) == 0: // or it would equal a previous one that there is not
 		return Node{}, fmt.Errorf("node %s: %w: its SVID has no serial", id, ErrNotFound)
 	case slices.Equal(n.Serial, shown):
@@ -399,6 +408,7 @@ func (b *Broker) sharing(n Node) (ids []string) {
 }
 
 func (b *Broker) evict(ctx context.Context, id, actor, reason string) (Node, error) {
+	defer b.leave(id)()
 	now := b.cfg.Now()
 	c := Cutoff{Kind: CutNode, Value: id, Reason: clip(reason, maxCutReason), Actor: clip(actor, maxCutActor), MadeAt: now}
 	standing, kept := b.cut(c, false) // its sessions are told of the eviction, which says more
@@ -423,6 +433,21 @@ func (b *Broker) evict(ctx context.Context, id, actor, reason string) (Node, err
 		return Node{}, fmt.Errorf("evicting %s: it is out, but that is not recorded: %w", id, err)
 	}
 	return n, nil
+}
+
+// leave notes that a node is being evicted, until the returned function is
+// called.
+func (b *Broker) leave(id string) (done func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.leaving[id]++
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.leaving[id]--; b.leaving[id] == 0 {
+			delete(b.leaving, id)
+		}
+	}
 }
 
 // clip keeps what is to be kept within bounds; the record has all of it.

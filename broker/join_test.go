@@ -488,6 +488,29 @@ func TestEvict(t *testing.T) {
 	}
 }
 
+// TestLeaving holds that a node that calls while it is being evicted is not told
+// that its SVID is revoked, which would have it join again.
+func TestLeaving(t *testing.T) {
+	e := newEnv(t)
+	joined := e.join("n1")
+	n, err := e.as(joined)
+	e.must(err)
+	for _, fails := range []error{errAway, nil} {
+		var meanwhile error
+		e.store.evicting = func() error {
+			_, meanwhile = e.as(joined)
+			return fails
+		}
+		_, err = e.Evict(t.Context(), n.ID, "uid:0", "stolen")
+		if !errors.Is(err, fails) || !errors.Is(meanwhile, broker.ErrLeaving) {
+			t.Errorf("%v: evicting: %v; meanwhile: %v", fails, err, meanwhile)
+		}
+		if _, err = e.as(joined); errors.Is(err, broker.ErrLeaving) || errors.Is(err, broker.ErrEvicted) != (fails == nil) {
+			t.Errorf("%v: afterwards: %v", fails, err)
+		}
+	}
+}
+
 // TestEvictedMeanwhile evicts between a signature and its release.
 func TestEvictedMeanwhile(t *testing.T) {
 	for name, issue := range map[string]func(e *env, n broker.Node) (any, error){

@@ -67,8 +67,11 @@ func (s *Server) authenticate(ctx context.Context) (context.Context, error) {
 	if err != nil {
 		s.cfg.Log.InfoContext(ctx, "caller refused", "reason", err)
 		refusal := status.Error(codes.Unauthenticated, "a node's SVID is required; join first")
-		if errors.Is(err, broker.ErrEvicted) {
+		switch {
+		case errors.Is(err, broker.ErrEvicted):
 			return nil, evicted{refusal}
+		case errors.Is(err, broker.ErrLeaving):
+			return nil, status.Error(codes.Unavailable, "this node's standing is being changed; call again")
 		}
 		return nil, refusal
 	}
