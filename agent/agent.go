@@ -55,7 +55,10 @@ type Join struct {
 	Rule     string // JoinRule; empty for tokens, and where the method has one rule
 	Evidence func(context.Context) ([]byte, error)
 	File     string                                                      // that Evidence is read from, for a person to replace; empty: it is made anew each time
-	Answer   func(ctx context.Context, challenge []byte) ([]byte, error) // nil: a challenge ends the join
+	Answer   func(ctx context.Context, challenge []byte) ([]byte, error) // nil, and AnswerFor too: a challenge ends the join
+	// AnswerFor is Answer, of methods that bind what they answer to the public key
+	// (DER) that the node joins with.
+	AnswerFor func(ctx context.Context, challenge, publicKey []byte) ([]byte, error)
 }
 
 // Config is the wiring of an Agent. Fields are required unless noted.

@@ -150,13 +150,25 @@ func (a *Agent) converse(ctx context.Context, l *link, evidence, publicKey []byt
 		if joined := m.GetJoined(); joined != nil {
 			return joined, nil
 		}
-		if a.cfg.Join.Answer == nil {
-			return nil, status.Errorf(codes.Unauthenticated, "the broker asks a challenge that join method %s has no answer to", a.cfg.Join.Method)
-		}
-		answer, err := a.cfg.Join.Answer(ctx, m.GetChallenge())
+		answer, err := a.answerJoin(ctx, m.GetChallenge(), publicKey)
 		if err != nil {
-			return nil, fmt.Errorf("answering the broker's challenge: %w", err)
+			return nil, err
 		}
 		_ = stream.Send(&api.JoinRequest{Step: &api.JoinRequest_Answer{Answer: answer}})
 	}
+}
+
+func (a *Agent) answerJoin(ctx context.Context, challenge, publicKey []byte) (answer []byte, err error) {
+	switch j := a.cfg.Join; {
+	case j.AnswerFor != nil:
+		answer, err = j.AnswerFor(ctx, challenge, publicKey)
+	case j.Answer != nil:
+		answer, err = j.Answer(ctx, challenge)
+	default:
+		return nil, status.Errorf(codes.Unauthenticated, "the broker asks a challenge that join method %s has no answer to", j.Method)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("answering the broker's challenge: %w", err)
+	}
+	return answer, nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/agenttest"
+	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/federation/federationtest"
 )
 
@@ -222,5 +223,25 @@ func TestNewRefuses(t *testing.T) {
 				t.Errorf("got %v, want an error that says %q", err, test.says)
 			}
 		})
+	}
+}
+
+// A method that binds its answer to the node's key is told the key that the join
+// began with.
+func TestAnAnswerForTheKey(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain)
+	b.Challenge = []byte("challenge")
+	var bound bool
+	b.Answered = func(start *api.JoinRequest_Start, answer []byte) {
+		bound = len(start.GetPublicKey()) > 0 && string(answer) == "challenge"+string(start.GetPublicKey())
+	}
+	cfg := config(t, b.Start())
+	cfg.Join = agent.Join{Method: "bound", Evidence: cfg.Join.Evidence, AnswerFor: func(_ context.Context, challenge, publicKey []byte) ([]byte, error) {
+		return append(challenge, publicKey...), nil
+	}}
+	run(t, cfg).ready()
+	if !bound {
+		t.Error("it is another key's")
 	}
 }

@@ -105,7 +105,7 @@ func (b *Broker) join(ctx context.Context, r JoinRequest) (Joined, error) {
 	if err != nil {
 		return Joined{}, err
 	}
-	proof, err := method.Join(ctx, r.Evidence, r.Ask)
+	proof, err := method.Join(join.WithKey(ctx, key), r.Evidence, r.Ask)
 	if err != nil {
 		return Joined{}, err
 	}

@@ -111,12 +111,16 @@ type fake struct {
 	prove    func(*join.Proof) map[string][]string // changes it, and may say what the facts are
 	wait     bool
 	instance string
+	key      *identity.KeyDigest // is set to what it is told
 }
 
 func (f fake) Join(ctx context.Context, evidence []byte, ask join.Challenge) (join.Proof, error) {
 	if f.wait {
 		<-ctx.Done()
 		return join.Proof{}, ctx.Err()
+	}
+	if f.key != nil {
+		*f.key, _ = join.Key(ctx)
 	}
 	if ask != nil {
 		answer, err := ask(ctx, []byte("challenge"))
@@ -212,6 +216,26 @@ func TestJoinByRule(t *testing.T) {
 				"node.method": {"fake"}, "node.id": {id}, "node.name": {"n1"}, "node.join_rule": {name}, "node.fake.owner": {"acme"},
 			})
 		})
+	}
+}
+
+// A method is told which key its proof is for.
+func TestTheKeyOfAJoin(t *testing.T) {
+	e := newEnv(t)
+	e.policy.Rules = []join.Rule{rule("any", owner("**"))}
+	var told identity.KeyDigest
+	e.method = fake{key: &told}
+	pub := keys(t, 1)[0]
+	_, err := e.Join(t.Context(), broker.JoinRequest{Method: "fake", Evidence: []byte("n1 acme"), PublicKey: pub})
+	e.must(err)
+	want, err := identity.DigestKey(pub)
+	e.must(err)
+	e.equal(told, want)
+	if _, ok := join.Key(join.WithKey(t.Context(), identity.KeyDigest{})); ok {
+		t.Error("no key's digest is a key's")
+	}
+	if _, ok := join.Key(t.Context()); ok {
+		t.Error("nobody told a key")
 	}
 }
 

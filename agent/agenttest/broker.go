@@ -35,6 +35,9 @@ type Broker struct {
 	Shows   *tls.Certificate // nil: /credence/broker with the root at the end
 	NodeTTL time.Duration    // 0: an hour
 	Token   string           // that joins, once
+	// Challenge is put to who joins by another method; Answered has what came. Empty: none.
+	Challenge []byte
+	Answered  func(start *api.JoinRequest_Start, answer []byte)
 
 	t       testing.TB
 	address string
@@ -424,6 +427,16 @@ func (b *Broker) Join(stream grpc.BidiStreamingServer[api.JoinRequest, api.JoinR
 	m, err := stream.Recv()
 	if err != nil {
 		return err
+	}
+	if len(b.Challenge) > 0 && m.GetStart().GetMethod() != "token" {
+		if err := stream.Send(&api.JoinResponse{Step: &api.JoinResponse_Challenge{Challenge: b.Challenge}}); err != nil {
+			return err
+		}
+		answer, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		b.Answered(m.GetStart(), answer.GetAnswer())
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -38,6 +38,20 @@ type Rule struct {
 // spent.
 type Challenge func(ctx context.Context, challenge []byte) (answer []byte, err error)
 
+type keyOf struct{}
+
+// WithKey tells a Method which public key the node joins with.
+func WithKey(ctx context.Context, key identity.KeyDigest) context.Context {
+	return context.WithValue(ctx, keyOf{}, key)
+}
+
+// Key is what WithKey told, for methods that bind what they take to it: a proof for
+// one key is none for another. Without it there is nothing to bind to.
+func Key(ctx context.Context) (identity.KeyDigest, bool) {
+	key, ok := ctx.Value(keyOf{}).(identity.KeyDigest)
+	return key, ok && !key.IsZero()
+}
+
 // A Method checks one kind of evidence. An error wrapping ErrEvidence means
 // that the evidence is bad; any other, that it could not be judged and may be
 // retried.
