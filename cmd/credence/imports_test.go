@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"broker/resource":                        {"broker/identity", "broker/join", "broker/resource/strict", "federation", "exchangers"},
 	"broker/resource/strict":                 {},
 	"broker/join":                            {"broker/identity"},
-	"broker/join/*":                          {"broker/identity", "broker/join", "broker/join/bearer"},
+	"broker/join/*":                          {"broker/identity", "broker/join", "broker/join/bearer", "broker/join/pkcs7"},
 	"broker/join/kubernetes/clustertest":     {"exchangers/sandbox/issuertest"}, // a cluster for tests
 	"broker/authority":                       {"broker/identity"},
 	"broker/authority/upstream":              {},

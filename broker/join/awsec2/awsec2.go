@@ -23,6 +23,7 @@
 package awsec2
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -43,6 +44,7 @@ import (
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/join/bearer"
+	"github.com/credence-id/credence/broker/join/pkcs7"
 )
 
 // Method is the method's name, and its facts are node.aws_ec2.*.
@@ -159,14 +161,11 @@ func (m *method) read(evidence []byte, now time.Time) (document, *ecdsa.PublicKe
 
 // verify reads a document that one of the region's certificates signed.
 func (m *method) verify(der []byte, now time.Time) (document, error) {
-	message, err := parse(der)
+	message, err := pkcs7.Parse(der)
 	if err != nil {
 		return document{}, fmt.Errorf("the document's signature: %w", err)
 	}
-	if len(message.content) == 0 || len(message.content) > maxContent {
-		return document{}, fmt.Errorf("the document has %d bytes: 1 to %d are taken", len(message.content), maxContent)
-	}
-	content, by, err := message.verify(m.certificates)
+	content, by, err := m.content(message)
 	if err != nil {
 		return document{}, fmt.Errorf("the document's signature: %w", err)
 	}
@@ -184,6 +183,23 @@ func (m *method) verify(der []byte, now time.Time) (document, error) {
 		return document{}, fmt.Errorf("the instance starts at %s: are both clocks right?", d.started)
 	}
 	return d, nil
+}
+
+// content is what a message holds once it is signed by one of the rule's
+// certificates, and says by which: what its bag holds decides nothing, and may be
+// nothing but that very certificate.
+func (m *method) content(message *pkcs7.Message) ([]byte, certificate, error) {
+	for _, c := range m.certificates {
+		content, err := message.Verify(c.Certificate)
+		if err != nil {
+			continue // regions may have used one name and serial number
+		}
+		if bag := message.Bag(); bag != nil && !bytes.Equal(bag, c.Raw) {
+			return nil, certificate{}, errors.New("it carries other certificates than its signer's")
+		}
+		return content, c, nil
+	}
+	return nil, certificate{}, errors.New("it is signed by none of the certificates of the rule")
 }
 
 // publicKey takes a P-256 key: the agent makes no other.

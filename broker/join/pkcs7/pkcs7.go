@@ -1,8 +1,18 @@
-package awsec2
+// Package pkcs7 reads messages that a cloud signed about a machine (PKCS #7, now
+// Cryptographic Message Syntax, RFC 5652), for the join methods whose evidence is
+// one: it is what they share, and no method itself.
+//
+// Of the many shapes of a message it takes one: SHA-256 with RSA (PKCS #1 v1.5), the
+// content within, and exactly one signer. It trusts nothing: content comes out only
+// for a certificate that signed it. Whose certificate that has to be is left to the
+// methods, and a message's bag of certificates says nothing of it: in it may be
+// anybody's.
+package pkcs7
 
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -10,7 +20,9 @@ import (
 	"fmt"
 )
 
-// Object identifiers, encoded with tag and length.
+// Object identifiers, encoded with tag and length. Azure names sha256WithRSA where
+// the digest's is wanted, and the digest's where the signature's is: what is meant is
+// one thing, and nothing else is computed.
 var (
 	oidData          = []byte{6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 1}
 	oidSignedData    = []byte{6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 2}
@@ -36,19 +48,29 @@ const (
 	maxElementSize = 16 << 10
 )
 
-// A message is a SignedData (RFC 5652 §5) of the one shape that is taken: SHA-256,
-// RSA, the content within it, and one signer.
-type message struct {
-	content      []byte
-	certificates []byte // what the bag holds, whole; nil: there is none
-	issuer       []byte // of the signer's certificate, encoded
-	serial       []byte // as its INTEGER says
-	signed       []byte // what the signature is over
-	signature    []byte
+// A Message is a SignedData (RFC 5652 §5).
+type Message struct {
+	content   []byte
+	bag       []byte // nil: there is none
+	issuer    []byte // of the signer's certificate, encoded
+	serial    []byte // as its INTEGER says
+	signed    []byte // what the signature is over
+	signature []byte
 }
 
-// parse reads a message. Nothing of it is believed before verify.
-func parse(text []byte) (m message, err error) {
+// Parse reads a message. Nothing of it is believed before Verify.
+func Parse(text []byte) (*Message, error) {
+	m, err := parse(text)
+	if err == nil && (len(m.content) == 0 || len(m.content) > maxContent) {
+		err = fmt.Errorf("it holds %d bytes: 1 to %d are taken", len(m.content), maxContent)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+func parse(text []byte) (m Message, err error) {
 	outer := reader{rest: text}
 	info := outer.inner(tagSequence)
 	outer.end()
@@ -59,7 +81,7 @@ func parse(text []byte) (m message, err error) {
 	explicit.end()
 	data.integer(1)
 	algorithms := data.inner(tagSet)
-	algorithms.algorithm(oidSHA256)
+	algorithms.algorithm(oidSHA256, oidSHA256RSA)
 	algorithms.end()
 	encapsulated := data.inner(tagSequence)
 	encapsulated.exactly(oidData)
@@ -68,7 +90,7 @@ func parse(text []byte) (m message, err error) {
 	m.content = within.octets()
 	within.end()
 	if data.next(tagZero) {
-		m.certificates = data.inner(tagZero).rest
+		m.bag = data.inner(tagZero).rest
 	}
 	signers := data.inner(tagSet) // no revocation lists before it
 	data.end()
@@ -76,21 +98,21 @@ func parse(text []byte) (m message, err error) {
 	signers.end() // and no second signer
 	for _, r := range []*reader{&outer, info, explicit, data, algorithms, encapsulated, within, signers} {
 		if r.err != nil {
-			return message{}, r.err
+			return Message{}, r.err
 		}
 	}
 	return m, nil
 }
 
 // signer reads the one SignerInfo (RFC 5652 §5.3).
-func (m *message) signer(signers *reader) {
+func (m *Message) signer(signers *reader) {
 	s := signers.inner(tagSequence)
 	s.integer(1)
 	name := s.inner(tagSequence)
 	m.issuer = name.element(tagSequence).raw
 	m.serial = name.element(tagInteger).content
 	name.end()
-	s.algorithm(oidSHA256)
+	s.algorithm(oidSHA256, oidSHA256RSA)
 	m.signed = m.content
 	if s.next(tagZero) {
 		attributes := s.element(tagZero)
@@ -103,7 +125,7 @@ func (m *message) signer(signers *reader) {
 			s.err = checkAttributes(attributes.content, m.content)
 		}
 	}
-	s.algorithm(oidRSA, oidSHA256RSA)
+	s.algorithm(oidRSA, oidSHA256RSA, oidSHA256)
 	m.signature = s.element(tagOctets).content
 	s.end() // no unsigned attributes
 	if signers.err == nil {
@@ -142,24 +164,62 @@ func checkAttributes(text, content []byte) error {
 	return all.err
 }
 
-// verify returns what a message holds once it is signed by one of the
-// certificates that were given, and says by which: what a bag holds decides
-// nothing, and may be nothing but that very certificate.
-func (m *message) verify(given []certificate) (content []byte, by certificate, err error) {
-	sum := sha256.Sum256(m.signed)
-	for _, c := range given {
-		if !bytes.Equal(c.RawIssuer, m.issuer) || !bytes.Equal(integer(c.Certificate), m.serial) {
-			continue
-		}
-		if rsa.VerifyPKCS1v15(c.PublicKey.(*rsa.PublicKey), crypto.SHA256, sum[:], m.signature) != nil {
-			continue // regions may have used one name and serial number
-		}
-		if m.certificates != nil && !bytes.Equal(m.certificates, c.Raw) {
-			return nil, certificate{}, errors.New("it carries other certificates than its signer's")
-		}
-		return m.content, c, nil
+// By says whether a message names a certificate as its signer's. Others may have its
+// issuer and serial number too: Verify tells.
+func (m *Message) By(c *x509.Certificate) bool {
+	return bytes.Equal(c.RawIssuer, m.issuer) && bytes.Equal(integer(c), m.serial)
+}
+
+// Verify returns what a message holds if a certificate's key, of RSA, signed it.
+func (m *Message) Verify(c *x509.Certificate) ([]byte, error) {
+	key, ok := c.PublicKey.(*rsa.PublicKey)
+	if !ok || !m.By(c) {
+		return nil, errors.New("it is not signed by that certificate's key")
 	}
-	return nil, certificate{}, errors.New("it is signed by none of the certificates of the rule")
+	sum := sha256.Sum256(m.signed)
+	if err := rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], m.signature); err != nil {
+		return nil, err
+	}
+	return m.content, nil
+}
+
+// Bag is what a message's bag of certificates holds, as it stands there; nil: there
+// is none.
+func (m *Message) Bag() []byte { return m.bag }
+
+// Certificates are those in the bag: at most some, each with a key that costs little
+// to verify by.
+func (m *Message) Certificates(most int) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for bag := (reader{rest: m.bag}); len(bag.rest) > 0; {
+		raw := bag.element(tagSequence).raw
+		if bag.err != nil {
+			return nil, bag.err
+		}
+		if len(all) == most {
+			return nil, fmt.Errorf("its bag holds more than %d certificates", most)
+		}
+		c, err := x509.ParseCertificate(raw)
+		if err != nil {
+			return nil, fmt.Errorf("a certificate in its bag: %w", err)
+		}
+		if !Cheap(c.PublicKey) {
+			return nil, errors.New("a certificate in its bag has a key that is none of RSA of 2048 to 4096 bits, nor of an elliptic curve")
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+// Cheap says whether to verify by a key costs little: strangers choose it.
+func Cheap(key any) bool {
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		return k.N.BitLen() >= 2048 && k.N.BitLen() <= 4096
+	case *ecdsa.PublicKey:
+		return true
+	}
+	return false
 }
 
 // integer is a certificate's serial number as an INTEGER has it.
