@@ -12,6 +12,7 @@ import (
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/evidence/awsec2"
 	"github.com/credence-id/credence/agent/evidence/awsiam"
+	"github.com/credence-id/credence/agent/evidence/gcp"
 	"github.com/credence-id/credence/agent/evidence/kubernetes"
 	"github.com/credence-id/credence/agent/evidence/oidc"
 	"github.com/credence-id/credence/agent/evidence/x509"
@@ -21,7 +22,7 @@ import (
 // joinFile is how the node proves itself. The comments of its fields are their
 // manual.
 type joinFile struct {
-	Method string `yaml:"method"` // token; kubernetes; x509; aws_iam; aws_ec2; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
+	Method string `yaml:"method"` // token; kubernetes; x509; aws_iam; aws_ec2; gcp; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
 	Rule   string `yaml:"rule"`   // the JoinRule, where the broker has several of the method
 
 	TokenFile    string   `yaml:"token_file"`    // holds the join token, the issuer's, or the pod's (default /var/run/secrets/tokens/credence); read anew each time
@@ -39,6 +40,7 @@ const (
 	x509Method       = "x509"
 	awsIAMMethod     = "aws_iam"
 	awsEC2Method     = "aws_ec2"
+	gcpMethod        = "gcp"
 )
 
 // fields are those besides method that a method takes.
@@ -52,6 +54,8 @@ func (f *joinFile) fields() []string {
 		return []string{"rule", "cert", "key"}
 	case awsIAMMethod, awsEC2Method: // what they need is AWS' SDK's and instance metadata's to find
 		return []string{"rule"}
+	case gcpMethod:
+		return []string{"rule", "audience"}
 	}
 	return []string{"rule", "token_file", "token_env", "token_command", "audience"}
 }
@@ -87,6 +91,9 @@ func (f *joinFile) complete(trustDomain string) error {
 		return nil
 	}
 	cli.SetDefault(&f.Audience, "credence://"+trustDomain+"/join")
+	if f.Method == gcpMethod {
+		return nil
+	}
 	if !oidc.Known(f.Method) {
 		return fmt.Errorf("join.method: %q is none that this program has", f.Method)
 	}
@@ -123,6 +130,8 @@ func (f *joinFile) join(trustDomain, data string, evidence func(context.Context)
 	case f.Method == awsEC2Method:
 		c := awsec2.Config{TrustDomain: trustDomain, KeyFile: filepath.Join(data, "aws_ec2.key"), Metadata: os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")}
 		j.Evidence, j.Answer = c.Evidence, c.Answer
+	case f.Method == gcpMethod:
+		j.Evidence = gcp.Config{Audience: f.Audience, Host: os.Getenv("GCE_METADATA_HOST")}.Evidence // the variable that Google's own programs read
 	default:
 		j.Evidence = f.issuers().Evidence
 	}
