@@ -14,10 +14,13 @@ const (
 
 // An alternative is a compiled Item.
 type alternative struct {
-	owner int // of Set.identities or Set.denies
-	item  int
-	terms []term
-	when  *when
+	owner    string    // its name
+	identity *identity // that owns it; nil: deny does
+	deny     *deny
+	item     int
+	filed    int // in an index: place of the term; -1: always found
+	terms    []term
+	when     *when
 }
 
 // evalTerms evaluates the terms alone: what is cheap.
@@ -52,7 +55,8 @@ func (a *alternative) reads(to *reads) {
 
 // compileItems parses the alternatives of one resource. The rules of an
 // Identity's items are more than those of a Deny's: a Deny may be wide.
-func (c *compiler) compileItems(owner int, items []Item, grants bool) []*alternative {
+// owned is what each of them has in common.
+func (c *compiler) compileItems(owned alternative, items []Item) []*alternative {
 	if len(items) == 0 {
 		c.fail("match", "missing: want at least one item")
 	}
@@ -62,8 +66,10 @@ func (c *compiler) compileItems(owner int, items []Item, grants bool) []*alterna
 	}
 	alternatives := make([]*alternative, 0, len(items))
 	for i := range items {
-		a := &alternative{owner: owner, item: i}
-		c.compileItem(a, &items[i], fmt.Sprintf("match[%d]", i), grants)
+		a := &alternative{}
+		*a = owned
+		a.item = i
+		c.compileItem(a, &items[i], fmt.Sprintf("match[%d]", i), owned.identity != nil)
 		alternatives = append(alternatives, a)
 	}
 	return alternatives

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -40,7 +41,7 @@ func (s *Set) Decide(r Request) ([]Decision, error) {
 	decisions := make([]Decision, 0, len(j.granting))
 	var most time.Duration
 	for _, m := range j.granting {
-		d, refused := s.decide(j, m.owner)
+		d, refused := s.decide(j, m.identity)
 		switch {
 		case refused == nil:
 			decisions = append(decisions, d)
@@ -118,10 +119,7 @@ func (s *Set) judge(r *Request) (*judgement, error) {
 // unique sorts by owner and item, and drops repetitions.
 func unique(found []survivor) []survivor {
 	slices.SortFunc(found, func(a, b survivor) int {
-		if a.owner != b.owner {
-			return a.owner - b.owner
-		}
-		return a.item - b.item
+		return cmp.Or(strings.Compare(a.owner, b.owner), cmp.Compare(a.item, b.item))
 	})
 	return slices.CompactFunc(found, func(a, b survivor) bool { return a.alternative == b.alternative })
 }
@@ -190,10 +188,9 @@ type refusal struct {
 	most             time.Duration // that it gives, where more was asked for; else 0
 }
 
-// decide makes the decision on the identity at place owner, whose conditions
-// hold; without what depends on the other decisions.
-func (s *Set) decide(j *judgement, owner int) (Decision, *refusal) {
-	i := &s.identities[owner]
+// decide makes the decision on an identity whose conditions hold; without what
+// depends on the other decisions.
+func (s *Set) decide(j *judgement, i *identity) (Decision, *refusal) {
 	id, name, err := i.id.render(j.e)
 	if p := j.r.Presented; p != nil {
 		if id, name, err = p.ID, "", nil; !i.id.fits(j.e, id) {
@@ -209,7 +206,7 @@ func (s *Set) decide(j *judgement, owner int) (Decision, *refusal) {
 		return Decision{}, &refusal{field: "spiffe_id", msg: "another SPIFFE ID was asked for", code: CodeSPIFFEID, id: id}
 	}
 	for _, h := range j.hits {
-		if d := &s.denies[h.owner]; d.withholds(id) {
+		if d := h.deny; d.withholds(id) {
 			code := CodeDenied
 			if h.truth == isUnknown {
 				code = CodeDeniedUnknown

@@ -63,13 +63,7 @@ func (e *evidence) dependAny(m map[string][]string, group string) {
 // secret: variables, such as "workload.docker.env.TIER", together with their
 // group.
 func (s *Set) WantedFacts() []string {
-	var all reads
-	for i := range s.identities {
-		s.identities[i].reads.addCostly(&all)
-	}
-	s.denyReads.addCostly(&all)
-	all.tidy()
-	return all.names
+	return s.wanted
 }
 
 const (

@@ -116,22 +116,22 @@ func (s *Set) explain(r *Request, only string) Explanation {
 		return x
 	}
 	for _, h := range j.hits {
-		d := &s.denies[h.owner]
+		d := h.deny
 		hit := DenyHit{Deny: d.Name, Item: h.item, Reason: d.Reason, Unknown: h.truth == isUnknown, Holding: h.holding(j.e)}
 		if hit.Unknown {
 			hit.Failing = h.failing(j.e)
 		}
 		x.Denies = append(x.Denies, hit)
 	}
-	holding := map[int]bool{}
+	holding := map[*identity]bool{}
 	var decided []Decision
 	for _, a := range j.granting {
-		holding[a.owner] = true
-		i := &s.identities[a.owner]
+		i := a.identity
+		holding[i] = true
 		if only != "" && i.Name != only {
 			continue
 		}
-		d, refused := s.decide(j, a.owner)
+		d, refused := s.decide(j, i)
 		if refused != nil {
 			x.Refused = append(x.Refused, refused.of(i.Name, a.item))
 			continue
@@ -219,11 +219,10 @@ func (x *Explanation) Because(why map[string]string) {
 
 // misses returns the nearest: those of which something holds, then those of
 // which least fails.
-func (s *Set) misses(e *evidence, holding map[int]bool, only string) []Miss {
+func (s *Set) misses(e *evidence, holding map[*identity]bool, only string) []Miss {
 	near := make([]miss, 0, maxMisses+1)
-	for owner := range s.identities {
-		i := &s.identities[owner]
-		if holding[owner] || only != "" && i.Name != only {
+	for _, i := range s.identities {
+		if holding[i] || only != "" && i.Name != only {
 			continue
 		}
 		for _, a := range i.alternatives {
@@ -232,7 +231,7 @@ func (s *Set) misses(e *evidence, holding map[int]bool, only string) []Miss {
 	}
 	var misses []Miss
 	for _, m := range near {
-		misses = append(misses, Miss{s.identities[m.owner].Name, m.item, m.held, m.holding(e), m.failing(e)})
+		misses = append(misses, Miss{m.owner, m.item, m.held, m.holding(e), m.failing(e)})
 	}
 	return misses
 }
@@ -260,7 +259,7 @@ func (m miss) compare(o miss) int {
 		cmp.Compare(min(o.held, 1), min(m.held, 1)),
 		cmp.Compare(m.fails, o.fails),
 		cmp.Compare(o.held, m.held),
-		cmp.Compare(m.owner, o.owner),
+		strings.Compare(m.owner, o.owner),
 		cmp.Compare(m.item, o.item),
 	)
 }

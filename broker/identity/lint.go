@@ -25,11 +25,11 @@ const (
 // Lint warns, in the order of names.
 func (s *Set) Lint() []Warning {
 	l := &linter{set: s}
-	for n := range s.identities {
-		l.identity(&s.identities[n])
+	for _, i := range s.identities {
+		l.identity(i)
 	}
-	for n := range s.denies {
-		l.deny(&s.denies[n])
+	for _, d := range s.denies {
+		l.deny(d)
 	}
 	if n := len(s.denyReads.names); n > manyDepends {
 		l.kind, l.name = "", ""

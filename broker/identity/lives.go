@@ -2,8 +2,6 @@ package identity
 
 import (
 	"cmp"
-	"slices"
-	"strings"
 	"time"
 )
 
@@ -69,9 +67,9 @@ func (c *compiler) life(field string, life, most time.Duration) {
 // Lives are how long an X509-SVID of the named Identity lives, and a JWT-SVID
 // of it for a Target's exchange.
 func (s *Set) Lives(name string) (x509, target time.Duration, ok bool) {
-	i, ok := slices.BinarySearchFunc(s.identities, name, func(i identity, name string) int { return strings.Compare(i.Name, name) })
+	i, ok := s.named(name)
 	if !ok {
 		return 0, 0, false
 	}
-	return s.identities[i].x509TTL, s.config.TargetTTL, true
+	return i.x509TTL, s.config.TargetTTL, true
 }

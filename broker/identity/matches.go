@@ -30,8 +30,8 @@ func CheckItems(items []Item) error {
 }
 
 func compileAllow(items []Item) ([]*alternative, error) {
-	c := &compiler{set: &Set{whens: map[string]*when{}}}
-	alternatives := c.compileItems(0, items, false)
+	c := &compiler{set: &Set{whens: map[string]usedWhen{}}}
+	alternatives := c.compileItems(alternative{}, items)
 	if len(c.errs) > 0 {
 		return nil, fmt.Errorf("matching facts: %w", errors.Join(c.errs...))
 	}

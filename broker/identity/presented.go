@@ -2,7 +2,6 @@ package identity
 
 import (
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -34,11 +33,11 @@ func (s *Set) TargetAudience(name string) (audience string, ok bool) {
 // It must not have changed since: what its items and its template asked of the
 // process held then, and nobody asks the process now.
 func (s *Set) presented(p *Presented, e *evidence) (found []survivor) {
-	at, ok := slices.BinarySearchFunc(s.identities, p.Identity, func(i identity, name string) int { return strings.Compare(i.Name, name) })
-	if !ok || s.identities[at].Revision != p.Revision {
+	i, ok := s.named(p.Identity)
+	if !ok || i.Revision != p.Revision {
 		return nil
 	}
-	for _, a := range s.identities[at].alternatives {
+	for _, a := range i.alternatives {
 		if t := a.evalTerms(e); t != isFalse {
 			found = append(found, survivor{a, t})
 		}

@@ -48,11 +48,10 @@ func blank(node Facts) *evidence {
 // ReachOf tells who can get an Identity now, and whether there is one of this
 // name.
 func (s *Set) ReachOf(name string, nodes []Place) (Reach, bool) {
-	at, ok := slices.BinarySearchFunc(s.identities, name, func(i identity, name string) int { return strings.Compare(i.Name, name) })
+	i, ok := s.named(name)
 	if !ok {
 		return Reach{}, false
 	}
-	i := &s.identities[at]
 	var r Reach
 	for _, a := range i.alternatives {
 		way := Way{Identity: i.Name, Item: a.item, Needs: a.needs(), Callers: a.callers()}
@@ -74,8 +73,7 @@ func (s *Set) ReachFrom(node Place) Reach {
 	var r Reach
 	e := blank(node.Facts)
 	sure := s.sure(e)
-	for owner := range s.identities {
-		i := &s.identities[owner]
+	for _, i := range s.identities {
 		for _, a := range i.alternatives {
 			if t := a.evalTerms(e); t == isFalse || a.callers() != "" || a.eval(e, t) == isFalse {
 				continue
@@ -110,7 +108,7 @@ func (s *Set) sure(e *evidence) (all []*deny) {
 	var space [8]survivor
 	for _, d := range unique(s.deny.find(space[:0], e, isTrue)) {
 		if d.eval(e, d.terms) == isTrue {
-			all = append(all, &s.denies[d.owner])
+			all = append(all, d.deny)
 		}
 	}
 	return all
@@ -242,19 +240,18 @@ func (s *Set) NearTo(r Request) []Near {
 	}
 	e := blank(r.Node)
 	sure := s.sure(e)
-	holding := map[int]bool{}
+	holding := map[*identity]bool{}
 	var near []Near
 	for _, a := range j.granting {
-		holding[a.owner] = true
-		_, refused := s.decide(j, a.owner)
+		holding[a.identity] = true
+		_, refused := s.decide(j, a.identity)
 		if refused != nil && refused.deny == "" && len(near) < maxNear {
-			near = append(near, Near{Identity: s.identities[a.owner].Name, Item: a.item, Code: refused.code})
+			near = append(near, Near{Identity: a.owner, Item: a.item, Code: refused.code})
 		}
 	}
 	found := make([]miss, 0, maxNear+1)
-	for owner := range s.identities {
-		i := &s.identities[owner]
-		if holding[owner] {
+	for _, i := range s.identities {
+		if holding[i] {
 			continue
 		}
 		for _, a := range i.alternatives {
@@ -268,7 +265,7 @@ func (s *Set) NearTo(r Request) []Near {
 		}
 	}
 	for _, m := range found[:min(len(found), maxNear-len(near))] {
-		n := Near{Identity: s.identities[m.owner].Name, Item: m.item}
+		n := Near{Identity: m.owner, Item: m.item}
 		for _, f := range m.failing(j.e) {
 			if f.Fact == "" {
 				n.When = true

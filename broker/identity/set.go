@@ -3,6 +3,7 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -65,14 +66,29 @@ func (e *Error) Error() string {
 // a change makes another Set.
 type Set struct {
 	config     Config
-	identities []identity // by name
-	denies     []deny     // by name
+	identities []*identity // by name
+	denies     []*deny     // by name
 	targets    map[string]Target
+	peers      map[string]bool
 	allow      *index
 	deny       *index
 	denyReads  reads // what all Denies read
-	whens      map[string]*when
+	whens      map[string]usedWhen
+	costly     map[string]int // costly facts: how many Identities read each
+	wanted     []string       // those, and what the Denies read
 }
+
+// named returns the Identity of a name.
+func (s *Set) named(name string) (*identity, bool) {
+	at, ok := slices.BinarySearchFunc(s.identities, name, (*identity).compareName)
+	if !ok {
+		return nil, false
+	}
+	return s.identities[at], true
+}
+
+func (i *identity) compareName(name string) int { return strings.Compare(i.Name, name) }
+func (d *deny) compareName(name string) int     { return strings.Compare(d.Name, name) }
 
 // An identity is a compiled Identity.
 type identity struct {
@@ -100,7 +116,7 @@ func NewSet(c Config, r Resources) (*Set, error) { return (*Set)(nil).Replace(c,
 // Replace is NewSet that takes over what s, which may be nil, has compiled of
 // CEL: compiling an expression takes a millisecond. It leaves s as it is.
 func (s *Set) Replace(config Config, r Resources) (*Set, error) {
-	c := &compiler{set: &Set{targets: make(map[string]Target, len(r.Targets)), whens: map[string]*when{}}, reads: map[string]*reads{}}
+	c := &compiler{set: &Set{targets: make(map[string]Target, len(r.Targets)), whens: map[string]usedWhen{}, costly: map[string]int{}}, reads: map[string]*reads{}}
 	if s != nil {
 		c.old = s.whens
 	}
@@ -116,6 +132,7 @@ func (s *Set) Replace(config Config, r Resources) (*Set, error) {
 		return nil, errors.Join(c.errs...)
 	}
 	c.index()
+	c.wanted()
 	return c.set, errors.Join(c.errs...)
 }
 
@@ -128,8 +145,7 @@ type compiler struct {
 	kind, name string // of the resource at hand
 	errs       []error
 	env        *cel.Env
-	old        map[string]*when
-	peerSet    map[string]bool
+	old        map[string]usedWhen
 	suffixes   []string
 	subjects   []subjectPattern
 	reads      map[string]*reads
@@ -179,25 +195,32 @@ func checkName(name string) error {
 	return nil
 }
 
+// A usedWhen is an expression, and how many items have it.
+type usedWhen struct {
+	*when
+	items int
+}
+
 // when compiles an expression once for all items that share its text.
 func (c *compiler) when(text string) (*when, error) {
-	if w, ok := c.set.whens[text]; ok {
-		return w, nil
-	}
-	w, ok := c.old[text]
+	w, ok := c.set.whens[text]
 	if !ok {
+		w.when = c.old[text].when
+	}
+	if w.when == nil {
 		var err error
 		if c.env == nil {
 			if c.env, err = newCEL(); err != nil {
 				return nil, err
 			}
 		}
-		if w, err = compileWhen(c.env, text); err != nil {
+		if w.when, err = compileWhen(c.env, text); err != nil {
 			return nil, err
 		}
 	}
+	w.items++
 	c.set.whens[text] = w
-	return w, nil
+	return w.when, nil
 }
 
 func (c *compiler) targets(targets []Target) {
@@ -214,7 +237,7 @@ func (c *compiler) targets(targets []Target) {
 }
 
 func (c *compiler) peers(names []string) {
-	c.peerSet = make(map[string]bool, len(names))
+	c.set.peers = make(map[string]bool, len(names))
 	for _, name := range names {
 		c.kind, c.name = "Peer", name
 		switch td, err := ParseTrustDomain(name); {
@@ -222,46 +245,59 @@ func (c *compiler) peers(names []string) {
 			c.fail("name", "%v", err)
 		case td == c.set.config.TrustDomain:
 			c.fail("name", "this is our own trust domain")
-		case c.peerSet[name]:
+		case c.set.peers[name]:
 			c.fail("name", "there are two of this name")
 		}
-		c.peerSet[name] = true
+		c.set.peers[name] = true
 	}
 }
 
 func (c *compiler) identities(all []Identity) {
-	c.set.identities = make([]identity, len(all))
+	block := make([]identity, len(all))
+	c.set.identities = make([]*identity, len(all))
 	order := slices.SortedFunc(indexes(len(all)), func(i, j int) int { return strings.Compare(all[i].Name, all[j].Name) })
 	for to, from := range order {
-		i := &c.set.identities[to]
+		i := &block[to]
+		c.set.identities[to] = i
 		i.Identity = all[from]
 		c.at("Identity", i.Name)
 		if to > 0 && all[order[to-1]].Name == i.Name {
 			c.fail("name", "there are two of this name")
 		}
-		c.identity(to, i)
+		c.identity(i)
 	}
 }
 
 func (c *compiler) denies(all []Deny) {
-	c.set.denies = make([]deny, len(all))
+	c.set.denies = make([]*deny, len(all))
 	order := slices.SortedFunc(indexes(len(all)), func(i, j int) int { return strings.Compare(all[i].Name, all[j].Name) })
 	for to, from := range order {
-		d := &c.set.denies[to]
-		d.Deny = all[from]
+		d := &deny{Deny: all[from]}
+		c.set.denies[to] = d
 		c.at("Deny", d.Name)
 		if to > 0 && all[order[to-1]].Name == d.Name {
 			c.fail("name", "there are two of this name")
 		}
-		d.alternatives = c.compileItems(to, d.Match, false)
-		d.Match = nil // the caller's
-		for n, text := range d.SPIFFEIDs {
-			p, err := parseIDPattern(c.set.config.TrustDomain, text)
-			if err != nil {
-				c.fail(fmt.Sprintf("spiffe_ids[%d]", n), "%v", err)
-			}
-			d.ids = append(d.ids, p)
+		c.deny(d)
+	}
+	c.denyReads()
+}
+
+// deny checks and compiles d.
+func (c *compiler) deny(d *deny) {
+	d.alternatives = c.compileItems(alternative{owner: d.Name, deny: d}, d.Match)
+	d.Match = nil // the caller's
+	for n, text := range d.SPIFFEIDs {
+		p, err := parseIDPattern(c.set.config.TrustDomain, text)
+		if err != nil {
+			c.fail(fmt.Sprintf("spiffe_ids[%d]", n), "%v", err)
 		}
+		d.ids = append(d.ids, p)
+	}
+}
+
+func (c *compiler) denyReads() {
+	for _, d := range c.set.denies {
 		for _, a := range d.alternatives {
 			a.reads(&c.set.denyReads)
 		}
@@ -269,20 +305,45 @@ func (c *compiler) denies(all []Deny) {
 	c.set.denyReads.tidy()
 }
 
-// index files all alternatives, and refuses more that are always found than a
-// decision evaluates: it would refuse everybody.
+// index files all alternatives.
 func (c *compiler) index() {
 	var allow, deny []*alternative
-	for i := range c.set.identities {
-		allow = append(allow, c.set.identities[i].alternatives...)
+	for _, i := range c.set.identities {
+		allow = append(allow, i.alternatives...)
 	}
-	for i := range c.set.denies {
-		deny = append(deny, c.set.denies[i].alternatives...)
+	for _, d := range c.set.denies {
+		deny = append(deny, d.alternatives...)
 	}
 	c.set.allow, c.set.deny = buildIndex(allow), buildIndex(deny)
+	c.checkAlways()
+}
+
+// checkAlways refuses more alternatives that are always found than a decision
+// evaluates: it would refuse everybody.
+func (c *compiler) checkAlways() {
 	if n := len(c.set.allow.always) + len(c.set.deny.always); n > maxWhens {
 		c.kind, c.name = "", ""
 		c.fail("match", "%d items have only a when, and at most %d are evaluated for one request: give them terms", n, maxWhens)
+	}
+}
+
+// wanted makes the answer of WantedFacts of what the Identities, counted
+// already, and the Denies read.
+func (c *compiler) wanted() {
+	all := reads{names: slices.Collect(maps.Keys(c.set.costly))}
+	c.set.denyReads.addCostly(&all)
+	all.tidy()
+	c.set.wanted = all.names
+}
+
+// count counts the costly facts that an Identity reads; by -1 it no longer does.
+func (c *compiler) count(i *identity, by int) {
+	var all reads
+	i.reads.addCostly(&all)
+	for _, name := range all.names {
+		if c.set.costly[name] += by; c.set.costly[name] == 0 {
+			delete(c.set.costly, name)
+		}
 	}
 }
 

@@ -17,13 +17,13 @@ const (
 	maxPatterns  = 64
 )
 
-// identity checks and compiles i, which will stand at place to.
-func (c *compiler) identity(to int, i *identity) {
+// identity checks and compiles i.
+func (c *compiler) identity(i *identity) {
 	var err error
 	if i.id, err = parseTemplate(c.set.config.TrustDomain, i.SPIFFEID); err != nil {
 		c.fail("spiffe_id", "%v", err)
 	}
-	i.alternatives = c.compileItems(to, i.Match, true)
+	i.alternatives = c.compileItems(alternative{owner: i.Name, identity: i}, i.Match)
 	i.Match = nil // the caller's
 	r := &reads{names: slices.Clone(i.id.names)}
 	for _, a := range i.alternatives {
@@ -31,6 +31,7 @@ func (c *compiler) identity(to int, i *identity) {
 	}
 	r.tidy()
 	i.reads = c.share(r)
+	c.count(i, 1)
 	c.x509(i)
 	c.jwt(i)
 	c.links(i)
@@ -127,7 +128,7 @@ func (c *compiler) links(i *identity) {
 		}
 	}
 	for n, name := range i.FederatesWith {
-		if ok := c.peerSet[name]; !ok || slices.Contains(i.FederatesWith[:n], name) {
+		if ok := c.set.peers[name]; !ok || slices.Contains(i.FederatesWith[:n], name) {
 			c.fail(fmt.Sprintf("federates_with[%d]", n), "%s", unlinked("Peer", name, ok))
 		}
 	}
