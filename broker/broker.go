@@ -114,9 +114,11 @@ type Node struct {
 type Policy struct {
 	Revision uint64
 	Set      *identity.Set
-	X509     map[string]identity.X509 // by Identity: what its X509-SVIDs say
 	Rules    []join.Rule
 	Targets  map[string]Target
+	// Difference is between the Set that stood before and this one, where
+	// nothing else changed; nil: anything may have.
+	Difference *identity.Difference
 }
 
 // A Target is what an agent is told of one: opaque here.

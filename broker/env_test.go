@@ -186,7 +186,7 @@ func (s *nodes) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 
 // env is a broker over a real store, authority and record.
 type env struct {
-	*testing.T
+	testing.TB
 	*broker.Broker
 	dir    string
 	store  *nodes
@@ -221,9 +221,9 @@ func (e *env) pass(d time.Duration) {
 	e.time = e.time.Add(d)
 }
 
-func newEnv(t *testing.T) *env {
+func newEnv(t testing.TB) *env {
 	t.Helper()
-	e := &env{T: t, dir: t.TempDir(), time: start, site: "a"}
+	e := &env{TB: t, dir: t.TempDir(), time: start, site: "a"}
 	s, err := store.Open(t.Context(), store.Config{Dir: filepath.Join(e.dir, "data"), Now: e.now})
 	e.must(err)
 	t.Cleanup(func() { s.Close() })
@@ -309,14 +309,9 @@ func (e *env) newPolicy(revision uint64, r identity.Resources) *broker.Policy {
 	e.Helper()
 	set, err := identity.NewSet(identity.Config{TrustDomain: td, JWT: true}, r)
 	e.must(err)
-	p := &broker.Policy{Revision: revision, Set: set, X509: map[string]identity.X509{}, Targets: map[string]broker.Target{}}
+	p := &broker.Policy{Revision: revision, Set: set, Targets: map[string]broker.Target{}}
 	for _, t := range r.Targets {
 		p.Targets[t.Name] = broker.Target{Name: t.Name, Revision: t.Revision, Flow: "cloud", Settings: []byte("{}")}
-	}
-	for _, i := range r.Identities {
-		if i.X509 != nil {
-			p.X509[i.Name] = *i.X509
-		}
 	}
 	return p
 }

@@ -21,7 +21,7 @@ const orders = "spiffe://example.org/db" // an audience that web lists
 // shown is evidence of an X509-SVID that the broker issued.
 func (e *env) shown(n broker.Node) broker.Evidence {
 	e.Helper()
-	svid := e.issue(n, item(e.T, 1))[0].SVIDs[0]
+	svid := e.issue(n, item(e.TB, 1))[0].SVIDs[0]
 	leaf := svid.Chain[0]
 	return broker.Evidence{
 		ID: svid.ID, Kind: broker.KindX509, Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()), Authority: e.active(authority.Issuing, ""),

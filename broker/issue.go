@@ -499,7 +499,7 @@ func decisionDigest(p ground, d identity.Decision) [sha256.Size]byte {
 		}
 	}
 	parts := []any{
-		d.Identity, d.ID.String(), d.Hint, d.FederatesWith, d.Targets, revisions, audiences, p.X509[d.Identity],
+		d.Identity, d.ID.String(), d.Hint, d.FederatesWith, d.Targets, revisions, audiences, p.Set.X509(d.Identity),
 	}
 	if len(uses) > 0 {
 		parts = append(parts, uses)

@@ -263,22 +263,36 @@ func (w Workload) bytes() (n int) {
 // SetPolicy makes p the policy that decisions are made on, and tells every
 // session what it changes for the sets of facts that its node serves. It
 // returns when all sessions know; the streams send it on.
+//
+// It is not called twice at a time.
 func (b *Broker) SetPolicy(p *Policy) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.policy.Store(p)
 	now := b.cfg.Now()
-	for node, sessions := range b.sessions {
-		for _, s := range sessions {
-			s.reconsider(b.ground(node), b.nodes[node], now)
-		}
+	all := make([]*Session, 0, len(b.sessions))
+	for _, sessions := range b.sessions {
+		all = append(all, sessions...)
+	}
+	b.mu.Unlock()
+	for _, s := range all { // one by one: others decide meanwhile, and remember knows of it
+		b.mu.Lock()
+		s.reconsider(b.ground(s.node), b.nodes[s.node], now)
+		b.mu.Unlock()
 	}
 }
 
-// reconsider decides again on every set of facts of a session.
+// reconsider decides again on every set of facts of a session that a change may
+// touch.
 func (s *Session) reconsider(p ground, node Node, now time.Time) {
+	if !p.Difference.OnNode(node.Facts) {
+		return
+	}
 	for set, d := range s.sets {
-		decisions, err := p.Set.Decide(d.request(node, now))
+		request := d.request(node, now)
+		if !p.Difference.On(request) {
+			continue
+		}
+		decisions, err := p.Set.Decide(request)
 		if err != nil { // nothing is granted any more
 			s.tell(set, true)
 			s.drop(set)

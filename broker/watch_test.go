@@ -2,13 +2,16 @@ package broker_test
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/google/go-cmp/cmp"
 )
 
 // told returns what a session is told, and checks that it was woken for it,
@@ -41,6 +44,34 @@ func (e *env) told(s *broker.Session) []broker.Change {
 func (e *env) swap(r identity.Resources) {
 	e.Helper()
 	e.policy = e.newPolicy(e.policy.Revision+1, r)
+	e.SetPolicy(e.policy)
+}
+
+// change is swap where Identities and Denies alone change.
+func (e *env) change(before, after identity.Resources) {
+	e.Helper()
+	ch := identity.Changes{Denies: after.Denies}
+	for _, d := range before.Denies {
+		if !slices.ContainsFunc(after.Denies, func(o identity.Deny) bool { return o.Name == d.Name }) {
+			ch.WithoutDenies = append(ch.WithoutDenies, d.Name)
+		}
+	}
+	for _, i := range after.Identities {
+		if !slices.ContainsFunc(before.Identities, func(o identity.Identity) bool { return cmp.Equal(o, i) }) {
+			ch.Identities = append(ch.Identities, i)
+		}
+	}
+	for _, i := range before.Identities {
+		if !slices.ContainsFunc(after.Identities, func(o identity.Identity) bool { return o.Name == i.Name }) {
+			ch.WithoutIdentities = append(ch.WithoutIdentities, i.Name)
+		}
+	}
+	set, difference, err := e.policy.Set.Change(ch)
+	e.must(err)
+	next := *e.policy
+	next.Revision++
+	next.Set, next.Difference = set, difference
+	e.policy = &next
 	e.SetPolicy(e.policy)
 }
 
@@ -90,19 +121,28 @@ func TestWatch(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			e := newEnv(t)
-			e.swap(row.before)
 			n := e.caller("n1")
-			session := e.Watch(n)
-			defer session.Close()
 			idle := e.Watch(e.caller("n2"))
 			defer idle.Close()
-			e.issue(n, item(t, 1))
-			e.equal(e.told(session), []broker.Change(nil))
-			e.swap(row.after)
-			e.equal(e.told(session), row.want)
-			e.equal(e.told(idle), []broker.Change(nil))
-			e.SetPolicy(e.policy) // it knows
-			e.equal(e.told(session), []broker.Change(nil))
+			for _, change := range []bool{false, true} {
+				if change && !cmp.Equal(row.before.Targets, row.after.Targets) {
+					continue
+				}
+				e.swap(row.before)
+				session := e.Watch(n)
+				e.issue(n, item(t, 1))
+				e.equal(e.told(session), []broker.Change(nil))
+				if change {
+					e.change(row.before, row.after)
+				} else {
+					e.swap(row.after)
+				}
+				e.equal(e.told(session), row.want)
+				e.equal(e.told(idle), []broker.Change(nil))
+				e.SetPolicy(e.policy) // it knows
+				e.equal(e.told(session), []broker.Change(nil))
+				session.Close()
+			}
 		})
 	}
 }
@@ -361,4 +401,55 @@ func TestSessions(t *testing.T) {
 	if _, evicted := nobody.Take(); !evicted {
 		t.Error("a node that never joined has a session")
 	}
+}
+
+// BenchmarkChange changes one Identity under 10,000 open streams of 20 sets of
+// facts each: cpu-ms is what telling them costs, of at most 1,000. Of the shared
+// one everybody has a set, of the own one a single process.
+func BenchmarkChange(b *testing.B) {
+	const nodes, streams, sets = 100, 100, 20
+	e := newEnv(b)
+	var r identity.Resources
+	for n := range 2000 {
+		i := web(fmt.Sprintf("w%d", n))
+		i.Match = []identity.Item{{AnyNode: true, Terms: []identity.Term{{Name: "node.method", Pattern: "token"}, {Name: "workload.unix.uid", Pattern: fmt.Sprint(n)}}}}
+		r.Identities = append(r.Identities, i)
+	}
+	e.swap(r)
+	for n := range nodes {
+		node := e.caller(fmt.Sprintf("n%d", n))
+		for range streams {
+			b.Cleanup(e.Watch(node).Close)
+		}
+		var items []broker.X509Item
+		for s := range sets {
+			uid := n*sets + s
+			if s == 0 {
+				uid = 0
+			}
+			items = append(items, broker.X509Item{Workload: workload(b, "workload.unix.uid", fmt.Sprint(uid), "workload.unix.path", "/bin/x"), Set: set(s)})
+		}
+		e.issue(node, items...)
+	}
+	for name, n := range map[string]int{"shared": 0, "own": 1} {
+		b.Run(name, func(b *testing.B) {
+			before := cpu(b)
+			for b.Loop() {
+				i := r.Identities[n]
+				i.Hint = fmt.Sprint(b.Elapsed())
+				e.change(identity.Resources{}, identity.Resources{Identities: []identity.Identity{i}})
+			}
+			b.ReportMetric(float64((cpu(b)-before).Milliseconds())/float64(b.N), "cpu-ms/op")
+		})
+	}
+}
+
+// cpu is the processor time that we have taken.
+func cpu(t testing.TB) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

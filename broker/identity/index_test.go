@@ -74,7 +74,8 @@ func drawItem(any bool) *rapid.Generator[identity.Item] {
 	})
 }
 
-// TestIndexIsTheNaiveLoop holds Decide against a loop over everything.
+// TestIndexIsTheNaiveLoop holds Decide against a loop over everything; a million
+// requests take -rapid.checks=100000.
 func TestIndexIsTheNaiveLoop(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var r identity.Resources
@@ -88,38 +89,44 @@ func TestIndexIsTheNaiveLoop(t *testing.T) {
 			r.Denies = append(r.Denies, identity.Deny{Name: fmt.Sprintf("d%d", n), SPIFFEIDs: []string{id},
 				Match: rapid.SliceOfN(drawItem(false), 1, 2).Draw(rt, "deny")})
 		}
-		all := rapid.MapOfN(drawName, rapid.SliceOfN(drawValue, 1, 2), 0, 5).Draw(rt, "facts")
-		all["node.id"] = []string{"n"}
-		unknown := rapid.SliceOfN(rapid.SampledFrom([]string{"workload.u", "workload.v.a", "node.b", "workload"}), 0, 2).Draw(rt, "unknown")
-
-		var want []string
-		for _, i := range r.Identities {
-			granted := slices.ContainsFunc(i.Match, func(m identity.Item) bool { return naive(m, all, unknown) == 1 })
-			for _, d := range r.Denies {
-				holds := slices.ContainsFunc(d.Match, func(m identity.Item) bool { return naive(m, all, unknown) >= 0 })
-				granted = granted && !(holds && d.SPIFFEIDs[0] == i.SPIFFEID)
-			}
-			if granted {
-				want = append(want, i.Name)
-			}
-		}
-
-		q := request(t, all)
-		q.Unknown = unknown
 		s := requireSet(t, r)
-		ds, _ := s.Decide(q)
-		if diff := cmp.Diff(want, names(ds)); diff != "" {
-			rt.Errorf("(-naive +index):\n%s", diff)
-		}
-		var explained []string
-		x := s.Explain(q)
-		for _, g := range x.Granted {
-			explained = append(explained, g.Identity)
-		}
-		if diff := cmp.Diff(want, explained); diff != "" {
-			rt.Errorf("(-naive +explained):\n%s", diff)
+		for range 10 {
+			heldAgainstTheLoop(t, rt, s, r)
 		}
 	})
+}
+
+// heldAgainstTheLoop decides on a drawn request.
+func heldAgainstTheLoop(t *testing.T, rt *rapid.T, s *identity.Set, r identity.Resources) {
+	all := rapid.MapOfN(drawName, rapid.SliceOfN(drawValue, 1, 2), 0, 5).Draw(rt, "facts")
+	all["node.id"] = []string{"n"}
+	unknown := rapid.SliceOfN(rapid.SampledFrom([]string{"workload.u", "workload.v.a", "node.b", "workload"}), 0, 2).Draw(rt, "unknown")
+
+	var want []string
+	for _, i := range r.Identities {
+		granted := slices.ContainsFunc(i.Match, func(m identity.Item) bool { return naive(m, all, unknown) == 1 })
+		for _, d := range r.Denies {
+			holds := slices.ContainsFunc(d.Match, func(m identity.Item) bool { return naive(m, all, unknown) >= 0 })
+			granted = granted && !(holds && d.SPIFFEIDs[0] == i.SPIFFEID)
+		}
+		if granted {
+			want = append(want, i.Name)
+		}
+	}
+
+	q := request(t, all)
+	q.Unknown = unknown
+	ds, _ := s.Decide(q)
+	if diff := cmp.Diff(want, names(ds)); diff != "" {
+		rt.Errorf("(-naive +index):\n%s", diff)
+	}
+	var explained []string
+	for _, g := range s.Explain(q).Granted {
+		explained = append(explained, g.Identity)
+	}
+	if diff := cmp.Diff(want, explained); diff != "" {
+		rt.Errorf("(-naive +explained):\n%s", diff)
+	}
 }
 
 func request(t testing.TB, all map[string][]string) identity.Request {

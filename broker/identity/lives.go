@@ -64,6 +64,15 @@ func (c *compiler) life(field string, life, most time.Duration) {
 	}
 }
 
+// X509 is what X509-SVIDs of the named Identity say; the zero one where it says
+// nothing of them. It is not to be changed.
+func (s *Set) X509(name string) X509 {
+	if i, ok := s.named(name); ok && i.X509 != nil {
+		return *i.X509
+	}
+	return X509{}
+}
+
 // Lives are how long an X509-SVID of the named Identity lives, and a JWT-SVID
 // of it for a Target's exchange.
 func (s *Set) Lives(name string) (x509, target time.Duration, ok bool) {

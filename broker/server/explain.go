@@ -207,6 +207,10 @@ func (g *gone) note(before, after *state, now time.Time) {
 	defer g.mu.Unlock()
 	next := after.resources
 	for _, r := range before.resources {
+		if len(next) > 0 && next[0] == r {
+			next = next[1:]
+			continue
+		}
 		for len(next) > 0 && next[0].compare(r) < 0 {
 			next = next[1:]
 		}

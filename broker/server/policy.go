@@ -25,8 +25,8 @@ import (
 
 // state is what the stored resources mean. It is immutable and swapped whole.
 type state struct {
-	resources []stored // by kind and name
-	last      uint64   // revision of the last resource written
+	resources []*stored // by kind and name
+	last      uint64    // revision of the last resource written
 	policy    *broker.Policy
 	peers     []federation.Peer
 }
@@ -37,7 +37,7 @@ type stored struct {
 	resource resource.Resource
 }
 
-func (a stored) compare(b stored) int {
+func (a *stored) compare(b *stored) int {
 	return cmp.Or(strings.Compare(a.row.Kind, b.row.Kind), strings.Compare(a.row.Name, b.row.Name))
 }
 
@@ -57,18 +57,17 @@ func (s *Server) load(ctx context.Context, read *state) error {
 	if err != nil {
 		return fmt.Errorf("loading resources: %w", err)
 	}
-	slices.SortFunc(all, stored.compare) // a database may have an order of its own
-	return s.enforce(ctx, all, last, read)
-}
-
-// enforce makes resources the policy that are written.
-func (s *Server) enforce(ctx context.Context, all []stored, last uint64, before *state) error {
-	s.behind.Store(true)
-	s.grown.Store(len(all) >= many)
-	next, err := s.compile(all, last, before)
+	slices.SortFunc(all, (*stored).compare) // a database may have an order of its own
+	next, err := s.compile(all, last, read)
 	if err != nil {
 		return fmt.Errorf("loading resources: %w", err)
 	}
+	return s.enforce(ctx, next)
+}
+
+// enforce makes a state the policy that is written.
+func (s *Server) enforce(ctx context.Context, next *state) error {
+	s.behind.Store(true)
 	if err := s.adopt(ctx, next); err != nil {
 		return err
 	}
@@ -129,10 +128,11 @@ func (s *Server) adopt(ctx context.Context, next *state) error {
 
 // compile holds resources against each other, which are sorted. What before,
 // which may be nil, has compiled already stays.
-func (s *Server) compile(resources []stored, last uint64, before *state) (*state, error) {
+func (s *Server) compile(resources []*stored, last uint64, before *state) (*state, error) {
+	s.grown.Store(len(resources) >= many)
 	st := &state{
 		resources: resources, last: last,
-		policy: &broker.Policy{Revision: last, Targets: map[string]broker.Target{}, X509: map[string]identity.X509{}},
+		policy: &broker.Policy{Revision: last, Targets: map[string]broker.Target{}},
 	}
 	all := identity.Resources{Identities: make([]identity.Identity, 0, len(resources))}
 	for _, r := range resources {
@@ -153,8 +153,8 @@ func (s *Server) compile(resources []stored, last uint64, before *state) (*state
 }
 
 // parsedAll reads rows on all processors: they are most of a start.
-func (s *Server) parsedAll(rows []store.Resource, read *state) ([]stored, error) {
-	all := make([]stored, len(rows))
+func (s *Server) parsedAll(rows []store.Resource, read *state) ([]*stored, error) {
+	all := make([]*stored, len(rows))
 	errs := make([]error, runtime.GOMAXPROCS(0))
 	var wg sync.WaitGroup
 	for first := range errs {
@@ -170,7 +170,7 @@ func (s *Server) parsedAll(rows []store.Resource, read *state) ([]stored, error)
 }
 
 // parsed reads a row, or takes what it was read as before.
-func (s *Server) parsed(row store.Resource, read *state) (stored, error) {
+func (s *Server) parsed(row store.Resource, read *state) (*stored, error) {
 	if known, ok := read.find(row.Kind, row.Name); ok && known.row.Revision == row.Revision {
 		return known, nil
 	}
@@ -192,10 +192,10 @@ func (s *Server) read(kind, name string, text []byte) (resource.Resource, error)
 
 // keep is what is kept of a resource: not its text, which can be written
 // again, and what many have alike only once.
-func keep(row store.Resource, r resource.Resource) stored {
+func keep(row store.Resource, r resource.Resource) *stored {
 	row.Kind, row.Name, row.Body = r.Kind, r.Name, nil
 	row.Owner, row.Actor = unique.Make(row.Owner).Value(), unique.Make(row.Actor).Value()
-	return stored{row, r.WithoutText()}
+	return &stored{row, r.WithoutText()}
 }
 
 // collect adds one resource to what they mean together. The resource is shared
@@ -206,9 +206,6 @@ func (s *Server) collect(st *state, all *identity.Resources, r resource.Resource
 		i := *r.Identity
 		i.Revision = revision
 		all.Identities = append(all.Identities, i)
-		if i.X509 != nil {
-			st.policy.X509[r.Name] = *i.X509
-		}
 	case r.Deny != nil:
 		d := *r.Deny
 		d.Revision = revision
@@ -350,7 +347,7 @@ type change struct {
 // them, and adopts what stands. A mistake in what was parsed gets its place.
 // The caller holds applying.
 func (s *Server) change(ctx context.Context, now *state, actor string, parsed []resource.Resource, changes []change, dry bool) error {
-	next, err := s.compile(now.after(changes, nil), now.last, now)
+	next, err := s.standing(now, now, changes, nil)
 	if err != nil {
 		return fmt.Errorf("%w: %w", broker.ErrRequest, resource.Locate(err, parsed))
 	}
@@ -375,7 +372,12 @@ func (s *Server) change(ctx context.Context, now *state, actor string, parsed []
 		return err
 	}
 	// Nobody wrote between, so what stands is what stood with the changes.
-	if err := s.enforce(ctx, now.after(changes, written), written[len(written)-1].Revision, next); err != nil {
+	s.behind.Store(true)
+	stands, err := s.standing(now, next, changes, written)
+	if err == nil {
+		err = s.enforce(ctx, stands)
+	}
+	if err != nil {
 		return fmt.Errorf("the change is written, and comes into force when this is mended: %w", err)
 	}
 	return nil
@@ -409,37 +411,97 @@ func changeEvents(actor string, changes []change, failed string) []audit.Event {
 }
 
 // find returns what stands under a name; nothing does in no state.
-func (st *state) find(kind, name string) (stored, bool) {
+func (st *state) find(kind, name string) (*stored, bool) {
 	if st == nil {
-		return stored{}, false
+		return nil, false
 	}
-	i, ok := slices.BinarySearchFunc(st.resources, stored{row: store.Resource{Kind: kind, Name: name}}, stored.compare)
+	i, ok := slices.BinarySearchFunc(st.resources, &stored{row: store.Resource{Kind: kind, Name: name}}, (*stored).compare)
 	if !ok {
-		return stored{}, false
+		return nil, false
 	}
 	return st.resources[i], true
 }
 
-// after is what stands after the changes, as they were written or, where
-// nothing is written yet, with the last revision.
-func (st *state) after(changes []change, written []store.Resource) []stored {
-	gone := make(map[[2]string]bool, len(changes))
-	var all []stored
-	for i, c := range changes {
-		gone[[2]string{c.Kind, c.Name}] = true
-		row := store.Resource{Revision: st.last, Owner: c.Owner}
+// few changes of Identities and Denies are made in what is compiled: more cost
+// less together.
+const few = 256
+
+// standing is what stands after the changes, as they were written or, where
+// nothing is written yet, with the last revision. compiled is now, or that with
+// the changes made already.
+func (s *Server) standing(now, compiled *state, changes []change, written []store.Resource) (*state, error) {
+	rows := make([]*stored, len(changes))
+	last := now.last
+	for n, c := range changes {
+		row := store.Resource{Kind: c.Kind, Name: c.Name, Revision: now.last, Owner: c.Owner}
 		if written != nil {
-			row = written[i]
+			row = written[n]
+			last = row.Revision
 		}
+		rows[n] = &stored{row: row}
 		if c.Body != nil {
-			all = append(all, keep(row, c.resource))
+			rows[n] = keep(row, c.resource)
 		}
 	}
-	for _, r := range st.resources {
-		if !gone[[2]string{r.row.Kind, r.row.Name}] {
+	all := now.after(rows)
+	ch, ok := identityChanges(rows)
+	if !ok {
+		return s.compile(all, last, compiled)
+	}
+	set, difference, err := compiled.policy.Set.Change(ch)
+	if err != nil {
+		return nil, err
+	}
+	if compiled != now {
+		difference = compiled.policy.Difference // of the same Identities and Denies
+	}
+	policy := *now.policy
+	policy.Revision, policy.Set, policy.Difference = last, set, difference
+	return &state{resources: all, last: last, policy: &policy, peers: now.peers}, nil
+}
+
+// identityChanges are few changes of Identities and Denies alone; rows without a
+// resource go.
+func identityChanges(rows []*stored) (ch identity.Changes, ok bool) {
+	if len(rows) > few {
+		return ch, false
+	}
+	for _, r := range rows {
+		switch {
+		case r.resource.Identity != nil:
+			i := *r.resource.Identity
+			i.Revision = r.row.Revision
+			ch.Identities = append(ch.Identities, i)
+		case r.resource.Deny != nil:
+			d := *r.resource.Deny
+			d.Revision = r.row.Revision
+			ch.Denies = append(ch.Denies, d)
+		case r.row.Kind == "Identity" && r.resource.Name == "":
+			ch.WithoutIdentities = append(ch.WithoutIdentities, r.row.Name)
+		case r.row.Kind == "Deny" && r.resource.Name == "":
+			ch.WithoutDenies = append(ch.WithoutDenies, r.row.Name)
+		default:
+			return ch, false
+		}
+	}
+	return ch, true
+}
+
+// after is what stands with rows in place of those of their names; ones without
+// a resource go.
+func (st *state) after(rows []*stored) []*stored {
+	rows = slices.SortedFunc(slices.Values(rows), (*stored).compare)
+	all := make([]*stored, 0, len(st.resources)+len(rows))
+	left := st.resources
+	for _, r := range rows {
+		at, known := slices.BinarySearchFunc(left, r, (*stored).compare)
+		all = append(all, left[:at]...)
+		if left = left[at:]; known {
+			left = left[1:]
+		}
+		if r.resource.Name != "" {
 			all = append(all, r)
 		}
 	}
-	slices.SortFunc(all, stored.compare)
-	return all
+	return append(all, left...)
 }
