@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -369,4 +370,20 @@ func TestCheckOfChains(t *testing.T) {
 		{Name: "a subdomain's permitted", Put: two(nil, uris([]string{".example.org"}, nil)), Code: "chain_name_constraints", Field: name},
 		{Name: "ours excluded by the anchor", Put: two(uris(nil, []string{"example.org"}), nil), Code: "chain_name_constraints", Field: name},
 	})
+}
+
+func TestTemplatesOfSeveralSegments(t *testing.T) {
+	p := exchangers.Party{SPIFFEID: "spiffe://example.org/ci/{node.github.repository|path}/{workload.x}"}
+	for id, want := range map[string]bool{"a/b/c": true, "a/b": true, "a/b/c/d": true, "a": false, "a//b": false, "": false} {
+		id = "spiffe://example.org/ci/" + id
+		if exchangers.Renders(p.SPIFFEID, id) != want || regexp.MustCompile(p.Regexp()).MatchString(id) != want {
+			t.Errorf("%s: want %v", id, want)
+		}
+	}
+	if like, unlike := p.Globs(); like != "spiffe://example.org/ci/*/*" || unlike != "" {
+		t.Errorf("globs are %q, %q", like, unlike)
+	}
+	if exchangers.Renders("spiffe://example.org/{a}", "spiffe://example.org/a/b") {
+		t.Error("a fact is one segment unless it says otherwise")
+	}
 }

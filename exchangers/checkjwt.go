@@ -86,9 +86,6 @@ func Loopback(host string) bool {
 
 var template = regexp.MustCompile(`\{[^{}]*\}`)
 
-// fixed is a SPIFFE ID without the facts of its template.
-func fixed(id string) string { return template.ReplaceAllString(id, "") }
-
 // subjects holds each SPIFFE ID against the bounds, in bytes, and what is
 // registered against the only one.
 func (w *Walk) subjects(r JWTRules) bool {
@@ -96,7 +93,7 @@ func (w *Walk) subjects(r JWTRules) bool {
 		if !w.Subject("subject", r.Cloud, p, r.MinSubject, r.MaxSubject) {
 			return false
 		}
-		if r.ExactSubject && fixed(p.SPIFFEID) != p.SPIFFEID {
+		if r.ExactSubject && Fixed(p.SPIFFEID) != p.SPIFFEID {
 			w.Warn("subject", "subject_template", "identity.spiffe_id", p.Identity+" is "+p.SPIFFEID+": "+r.Cloud+" takes exact subjects",
 				"register each SPIFFE ID that it can have, or give what shares a cloud identity one SPIFFE ID")
 		}
@@ -107,7 +104,7 @@ func (w *Walk) subjects(r JWTRules) bool {
 // Subject checks the length of one SPIFFE ID. What facts add to a template is
 // not known: its fixed part alone must fit.
 func (w *Walk) Subject(step, cloud string, p Party, least, most int) bool {
-	n, whole := len(fixed(p.SPIFFEID)), fixed(p.SPIFFEID) == p.SPIFFEID
+	n, whole := len(Fixed(p.SPIFFEID)), Fixed(p.SPIFFEID) == p.SPIFFEID
 	switch {
 	case most > 0 && n > most:
 		return w.Fail(step, "subject_long", "identity.spiffe_id", fmt.Sprintf("%s is %s, of %d bytes, and %s takes %d", p.Identity, p.SPIFFEID, n, cloud, most),
@@ -141,19 +138,14 @@ func (w *Walk) RegisteredSubject(field string) bool {
 	return w.Compare("subject", "subject", "the subject", field, nearest, theirs)
 }
 
-// Renders says whether a template can give an ID: each fact is one segment, or
-// a part of one.
+// Renders says whether a template can give an ID.
 func Renders(spiffeID, id string) bool {
-	var pattern strings.Builder
-	rest := spiffeID
-	for _, at := range template.FindAllStringIndex(spiffeID, -1) {
-		start := at[0] - (len(spiffeID) - len(rest))
-		pattern.WriteString(regexp.QuoteMeta(rest[:start]) + "[^/]+")
-		rest = spiffeID[at[1]:]
-	}
-	whole, err := regexp.Compile("^" + pattern.String() + regexp.QuoteMeta(rest) + "$")
+	whole, err := regexp.Compile("^" + pattern(spiffeID, regexp.QuoteMeta) + "$")
 	return err == nil && whole.MatchString(id)
 }
+
+// Fixed is a text without the facts of a template.
+func Fixed(text string) string { return template.ReplaceAllString(text, "") }
 
 func (w *Walk) lives(r JWTRules) bool {
 	const step = "life"

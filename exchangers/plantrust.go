@@ -87,21 +87,40 @@ func (p Party) literals() []string {
 	}
 }
 
+// paths says whether a fact of the template may be several segments.
+func (p Party) paths() bool { return strings.Contains(p.SPIFFEID, pathMark) }
+
+// pathMark ends a fact that may be several segments.
+const pathMark = "|path}"
+
 // Globs are a pattern with stars for the SPIFFE IDs of a template, and one for
-// what it matches besides where a star goes beyond a segment.
+// what it matches besides where a star goes beyond a segment; none where it may.
 func (p Party) Globs() (like, unlike string) {
 	like = strings.Join(p.literals(), "*")
+	if p.paths() {
+		return like, ""
+	}
 	return like, strings.Repeat("*/", strings.Count(like, "/")+1) + "*"
 }
 
 // Regexp matches the SPIFFE IDs of a template, and nothing else (RE2). Of the
 // characters of a SPIFFE ID the dot alone means something there.
 func (p Party) Regexp() string {
-	var quoted []string
-	for _, lit := range p.literals() {
-		quoted = append(quoted, strings.ReplaceAll(lit, ".", "[.]"))
+	return "^" + pattern(p.SPIFFEID, func(lit string) string { return strings.ReplaceAll(lit, ".", "[.]") }) + "$"
+}
+
+// pattern is a regular expression for what a template gives: each fact is one
+// segment or a part of one or, where the template says so, several.
+func pattern(spiffeID string, quote func(string) string) string {
+	var b strings.Builder
+	last := 0
+	for _, at := range template.FindAllStringIndex(spiffeID, -1) {
+		b.WriteString(quote(spiffeID[last:at[0]]) + "[^/]+")
+		if last = at[1]; strings.HasSuffix(spiffeID[:last], pathMark) {
+			b.WriteString("(/[^/]+)*")
+		}
 	}
-	return "^" + strings.Join(quoted, "[^/]+") + "$"
+	return b.String() + quote(spiffeID[last:])
 }
 
 // Listed are the parties: at least one. A SPIFFE ID stands once.

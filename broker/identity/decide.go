@@ -199,7 +199,7 @@ func (s *Set) decide(j *judgement, i *identity) (Decision, *refusal) {
 	}
 	switch {
 	case err != nil && name != "":
-		return Decision{}, &refusal{field: "spiffe_id", msg: name + " " + err.Error(), code: CodeTemplate}
+		return Decision{}, unrendered("spiffe_id", name, err)
 	case err != nil:
 		return Decision{}, &refusal{field: "spiffe_id", msg: err.Error(), code: CodeReserved}
 	case !j.r.SPIFFEID.IsZero() && j.r.SPIFFEID != id:
@@ -218,15 +218,16 @@ func (s *Set) decide(j *judgement, i *identity) (Decision, *refusal) {
 	life, field := i.x509TTL, "x509.ttl"
 	if j.r.Target != "" || len(j.r.Audiences) > 0 {
 		var refused *refusal
-		if life, refused = s.grantJWT(&g, i, j.r); refused != nil {
+		if life, refused = s.grantJWT(&g, i, j); refused != nil {
 			refused.id = id
 			return Decision{}, refused
 		}
 		if field = "jwt.ttl"; j.r.Target != "" {
 			field = "targets"
 		}
-	} else if i.X509 != nil {
-		g.subject, g.dnsNames = i.X509.Subject, i.X509.DNSNames
+	} else if refused := s.grantNames(&g, i, j.e); refused != nil {
+		refused.id = id
+		return Decision{}, refused
 	}
 	if j.r.TTL > life {
 		return Decision{}, &refusal{field: field, msg: fmt.Sprintf("a life of %s was asked for, and this one gives %s", j.r.TTL, life), most: life, code: CodeLife, id: id}
@@ -254,6 +255,14 @@ func (s *Set) decide(j *judgement, i *identity) (Decision, *refusal) {
 	return d, nil
 }
 
+// unrendered is a refusal for a fact that a template can't render.
+func unrendered(field, name string, err error) *refusal {
+	if name != "" {
+		name += " "
+	}
+	return &refusal{field: field, msg: name + err.Error(), code: CodeTemplate}
+}
+
 func (d *deny) withholds(id spiffeid.ID) bool {
 	if len(d.ids) == 0 {
 		return true
@@ -262,12 +271,16 @@ func (d *deny) withholds(id spiffeid.ID) bool {
 }
 
 // grantJWT fills in what a JWT-SVID has, and returns its life.
-func (s *Set) grantJWT(g *Grant, i *identity, r *Request) (time.Duration, *refusal) {
+func (s *Set) grantJWT(g *Grant, i *identity, j *judgement) (time.Duration, *refusal) {
+	r := j.r
 	if !s.config.JWT {
 		return 0, &refusal{field: "issuer", msg: "the broker has no issuer, so it makes no JWT-SVID", code: CodeIssuer}
 	}
 	if i.JWT != nil {
-		g.claims = i.JWT.Claims
+		var refused *refusal
+		if g.claims, refused = i.renderClaims(j.e); refused != nil {
+			return 0, refused
+		}
 	}
 	if ids := r.Peer.Get("peer.id"); len(ids) == 1 {
 		g.act = ids[0]

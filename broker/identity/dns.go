@@ -2,6 +2,7 @@ package identity
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -26,6 +27,31 @@ func checkDNSName(name string) error {
 	}
 	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" {
 		return fmt.Errorf("DNS name %q looks like an address", name)
+	}
+	return nil
+}
+
+// checkLabelPart takes what may be part of a label.
+func checkLabelPart(s string) error {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || len(s) > 63 {
+		return fmt.Errorf("%q: want a-z, 0-9 and - only", s)
+	}
+	return nil
+}
+
+// permitDNSTemplate checks what is fixed of a name: its end lies under one of the
+// suffixes, whatever the facts are. That of one which ends in whole labels of a
+// fact is left to permitDNSName, when it is rendered.
+func (c *compiler) permitDNSTemplate(t *template) error {
+	if err := checkDNSName(t.trial()); err != nil {
+		return err
+	}
+	if c.set.config.AnyDNSName || t.slots[len(t.slots)-1].splits() {
+		return nil
+	}
+	end := t.lits[len(t.lits)-1]
+	if !slices.ContainsFunc(c.set.config.DNSSuffixes, func(s string) bool { return strings.HasSuffix(end, "."+s) }) {
+		return fmt.Errorf("DNS names that end in %q: what follows the last fact has to lie under one of the broker's dns_suffixes (%s)", end, strings.Join(c.set.config.DNSSuffixes, ", "))
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ const (
 	CodeWhen           = "when_no_answer"        // the nearest has a when that can't tell
 	CodeDenied         = "denied"                // a Deny holds
 	CodeDeniedUnknown  = "denied_unknown"        // a Deny holds, as a fact that it reads is unknown
-	CodeTemplate       = "spiffe_id_no_value"    // a fact in spiffe_id has not the one value that it takes
+	CodeTemplate       = "spiffe_id_no_value"    // a fact in a template (spiffe_id, a name, a claim) has not the one value that it takes
 	CodeReserved       = "spiffe_id_refused"     // what spiffe_id gives is reserved, or no SPIFFE ID
 	CodeSPIFFEID       = "spiffe_id_not_granted" // another was asked for
 	CodeAudience       = "audience_not_listed"

@@ -84,7 +84,7 @@ func TestExplainAsText(t *testing.T) {
 	})
 	x := s.Explain(shop(t))
 	want := `nothing is granted (spiffe_id_no_value)
-refused: Identity checkout, match[0] holds, but spiffe_id: workload.x has 0 values, and a SPIFFE ID takes exactly one
+refused: Identity checkout, match[0] holds, but spiffe_id: workload.x has 0 values, and a template takes exactly one
 deny holds: d, match[0]: "key\nleaked"
   ok    node.name is "n1"
 `

@@ -130,11 +130,11 @@ func (l *linter) deny(d *deny) {
 }
 
 // likely is how long the ID may well get.
-func (t *template) likely() int {
-	if len(t.names) == 0 {
+func (t *idTemplate) likely() int {
+	if t.constant() {
 		return len(t.id.String())
 	}
-	n := likelyFact * len(t.names)
+	n := likelyFact * len(t.slots)
 	for _, lit := range t.lits {
 		n += len(lit)
 	}

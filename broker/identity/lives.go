@@ -13,18 +13,18 @@ func (c *compiler) config(in Config) {
 		c.fail("trust_domain", "%v", err)
 	}
 	c.lives(k)
-	c.suffixes = k.DNSSuffixes
 	for _, s := range k.DNSSuffixes {
 		if err := checkDNSName(s); err != nil {
 			c.fail("dns_suffixes", "%v", err)
 		}
 	}
+	c.set.subjects = nil // of the set before
 	for _, s := range k.Subjects {
 		p, err := parseSubjectPattern(s)
 		if err != nil {
 			c.fail("subjects", "%v", err)
 		}
-		c.subjects = append(c.subjects, p)
+		c.set.subjects = append(c.set.subjects, p)
 	}
 }
 

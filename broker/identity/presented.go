@@ -46,9 +46,10 @@ func (s *Set) presented(p *Presented, e *evidence) (found []survivor) {
 }
 
 // fits says whether an ID may be what the template gave: a known fact stands
-// for its value, an unknown one for any text within a segment.
-func (t *template) fits(e *evidence, id spiffeid.ID) bool {
-	if len(t.names) == 0 {
+// for what its value is rendered as, an unknown one for any text within a
+// segment, or in several where it may be a path.
+func (t *idTemplate) fits(e *evidence, id spiffeid.ID) bool {
+	if t.constant() {
 		return t.id == id
 	}
 	text := id.String()
@@ -60,19 +61,21 @@ func (t *template) fits(e *evidence, id spiffeid.ID) bool {
 		}
 	}
 	literal(t.lits[0])
-	for n, name := range t.names {
-		switch values := e.get(name); {
-		case e.isUnknown(name):
+	for n := range t.slots {
+		r := &t.slots[n]
+		if e.isUnknown(r.name) {
 			within := false // a run of at least one byte that began before
 			for i := range at {
 				began := at[i]
-				at[i] = within && text[i-1] != '/'
+				at[i] = within && (text[i-1] != '/' || r.splits())
 				within = began || at[i]
 			}
-		case len(values) == 1:
-			literal(values[0])
-		default:
-			return false
+		} else {
+			value, err := r.render(e, inID)
+			if err != nil {
+				return false
+			}
+			literal(value)
 		}
 		literal(t.lits[n+1])
 	}

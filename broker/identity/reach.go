@@ -61,7 +61,7 @@ func (s *Set) ReachOf(name string, nodes []Place) (Reach, bool) {
 			}
 		}
 		if way.SPIFFEID == "" {
-			way.SPIFFEID = i.id.partial(a, blank(Facts{}))
+			way.SPIFFEID = i.id.partialOn(a, blank(Facts{}))
 		}
 		r.Ways = append(r.Ways, way)
 	}
@@ -95,7 +95,7 @@ func (w *Way) add(i *identity, a *alternative, e *evidence, node string, sure []
 		return
 	}
 	if w.Count == 1 {
-		w.Let, w.SPIFFEID = a.holding(e), i.id.partial(a, e)
+		w.Let, w.SPIFFEID = a.holding(e), i.id.partialOn(a, e)
 	}
 	w.Nodes = append(w.Nodes, node)
 	if d := i.withheldBy(sure); d != "" {
@@ -118,7 +118,7 @@ func (s *Set) sure(e *evidence) (all []*deny) {
 // give; empty: none does.
 func (i *identity) withheldBy(sure []*deny) string {
 	for _, d := range sure {
-		if len(d.ids) == 0 || slices.Contains(d.SPIFFEIDs, "/**") || len(i.id.names) == 0 && d.withholds(i.id.id) {
+		if len(d.ids) == 0 || slices.Contains(d.SPIFFEIDs, "/**") || i.id.constant() && d.withholds(i.id.id) {
 			return d.Name
 		}
 	}
@@ -158,26 +158,23 @@ func (a *alternative) callers() string {
 	return ""
 }
 
-// partial renders what is fixed, by an exact term of the item or by the node; the
-// other facts stay, in braces.
-func (t *template) partial(a *alternative, e *evidence) string {
-	if len(t.names) == 0 {
+// partialOn renders what is fixed, by an exact term of the item or by the node; the
+// other facts stay, in braces, as they were written.
+func (t *idTemplate) partialOn(a *alternative, e *evidence) string {
+	if t.constant() {
 		return t.id.String()
 	}
-	id := t.lits[0]
-	for n, name := range t.names {
-		value := "{" + name + "}"
-		for i := range a.terms {
-			if f := &a.terms[i]; f.name == name && f.exact() {
-				value = f.text
-			}
-		}
+	fixed := func(name string) (string, bool) {
 		if values := e.get(name); len(values) == 1 {
-			value = values[0]
+			return values[0], true
 		}
-		id += value + t.lits[n+1]
+		i := slices.IndexFunc(a.terms, func(f term) bool { return f.name == name && f.exact() })
+		if i < 0 {
+			return "", false
+		}
+		return a.terms[i].text, true
 	}
-	return id
+	return t.template.partial(inID, fixed, func(r *slot) string { return "{" + r.text + "}" })
 }
 
 // String renders the reach for people, on one screen.

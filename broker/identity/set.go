@@ -26,6 +26,7 @@ type Config struct {
 	// used once, and is never what an exchange gives. Empty: there is none.
 	TokenEndpoint string
 	DNSSuffixes   []string // under which Identities may ask for DNS names; empty permits none
+	AnyDNSName    bool     // instead: none is out of bounds, for checks without a broker's configuration
 	Subjects      []string // patterns of RDNs that Identities may ask for besides CN=<their name>, such as "O=Acme"
 
 	X509TTL    time.Duration // 1 h, or MaxX509TTL where that is less
@@ -66,8 +67,9 @@ func (e *Error) Error() string {
 // a change makes another Set.
 type Set struct {
 	config     Config
-	identities []*identity // by name
-	denies     []*deny     // by name
+	identities []*identity      // by name
+	denies     []*deny          // by name
+	subjects   []subjectPattern // Config.Subjects
 	targets    map[string]Target
 	peers      map[string]bool
 	allow      *index
@@ -93,11 +95,13 @@ func (d *deny) compareName(name string) int     { return strings.Compare(d.Name,
 // An identity is a compiled Identity.
 type identity struct {
 	Identity
-	id           template
+	id           idTemplate
 	reads        *reads // shared with others that read the same
 	alternatives []*alternative
 	x509TTL      time.Duration
 	jwtTTL       time.Duration
+	names        *nameTemplates // of its X509-SVIDs; nil: as X509 has them
+	claims       *claimTemplates
 	audiences    []pattern
 	listed       []Audience // as told: of a literal one the use that counts
 }
@@ -146,8 +150,6 @@ type compiler struct {
 	errs       []error
 	env        *cel.Env
 	old        map[string]usedWhen
-	suffixes   []string
-	subjects   []subjectPattern
 	reads      map[string]*reads
 }
 

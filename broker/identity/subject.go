@@ -182,14 +182,98 @@ func checkSubject(subject, name string, permitted []subjectPattern) error {
 		return err
 	}
 	for _, r := range rdns {
-		if r.attribute == "CN" && r.value == name {
-			continue
-		}
-		if !slices.ContainsFunc(permitted, func(p subjectPattern) bool {
-			return p.attribute == r.attribute && p.value.match(r.value)
-		}) {
-			return fmt.Errorf("%s=%s is neither CN=%s nor in the broker's subjects", r.attribute, r.value, name)
+		if err := permitRDN(r, name, permitted); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func permitRDN(r rdn, name string, permitted []subjectPattern) error {
+	if r.attribute == "CN" && r.value == name || slices.ContainsFunc(permitted, func(p subjectPattern) bool {
+		return p.attribute == r.attribute && p.value.match(r.value)
+	}) {
+		return nil
+	}
+	return fmt.Errorf("%s=%s is neither CN=%s nor in the broker's subjects", r.attribute, r.value, name)
+}
+
+// escapeRDN writes a value so that it stands for itself, wherever in an
+// attribute's value it stands (RFC 4514 §2.4).
+func escapeRDN(value string) string {
+	var b strings.Builder
+	for i, c := range []byte(value) {
+		if strings.IndexByte(`"+,;<>\`, c) >= 0 || c == '#' && i == 0 || c == ' ' && (i == 0 || i == len(value)-1) {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(c)
+	}
+	return b.String()
+}
+
+// checkSubjectTemplate refuses a template of which the facts don't stand within
+// attributes' values, or in one that the broker's owner permits nothing of.
+func checkSubjectTemplate(t *template, name string, permitted []subjectPattern) error {
+	if i := slices.IndexFunc(t.lits, func(lit string) bool { return !wholeEscapes(lit) }); i >= 0 {
+		return fmt.Errorf("%q has a \\ that escapes nothing", t.lits[i])
+	}
+	rdns, err := parseSubject(strings.Join(t.lits, "XX"))
+	if err != nil {
+		return err
+	}
+	others, err := parseSubject(strings.Join(t.lits, "YY"))
+	if err != nil || len(others) != len(rdns) {
+		return errors.New("facts belong within the values of attributes")
+	}
+	for i, r := range rdns {
+		if r == others[i] {
+			if err := permitRDN(r, name, permitted); err != nil {
+				return err
+			}
+			continue
+		}
+		if r.attribute != others[i].attribute || !slices.ContainsFunc(permitted, func(p subjectPattern) bool { return p.attribute == r.attribute }) {
+			return fmt.Errorf("%s is made of facts, and the broker's subjects have no pattern for it, such as %s=*", r.attribute, r.attribute)
+		}
+	}
+	return nil
+}
+
+// wholeEscapes says whether no escape goes on beyond the end of s.
+func wholeEscapes(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' {
+			_, n := unescape(s[i+1:])
+			if n == 0 {
+				return false
+			}
+			i += n
+		}
+	}
+	return true
+}
+
+// renderSubject renders a subject, and checks that the facts added no attribute.
+func renderSubject(t *template, e *evidence, name string, permitted []subjectPattern) (subject, fact string, err error) {
+	subject, fact, err = t.fill(func(r *slot) (string, error) {
+		value, err := r.render(e, inText)
+		return escapeRDN(value), err
+	})
+	if err != nil {
+		return "", fact, err
+	}
+	rdns, err := parseSubject(subject)
+	if err != nil {
+		return "", "", err
+	}
+	trial, err := parseSubject(strings.Join(t.lits, "XX"))
+	if err != nil || !slices.EqualFunc(rdns, trial, func(a, b rdn) bool { return a.attribute == b.attribute }) {
+		return "", "", fmt.Errorf("%q has other attributes than the template", subject)
+	}
+	for _, r := range rdns {
+		if err := permitRDN(r, name, permitted); err != nil {
+			return "", "", err
+		}
+	}
+	return subject, "", nil
 }

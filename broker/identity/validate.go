@@ -20,20 +20,21 @@ const (
 // identity checks and compiles i.
 func (c *compiler) identity(i *identity) {
 	var err error
-	if i.id, err = parseTemplate(c.set.config.TrustDomain, i.SPIFFEID); err != nil {
+	if i.id, err = parseID(c.set.config.TrustDomain, i.SPIFFEID); err != nil {
 		c.fail("spiffe_id", "%v", err)
 	}
 	i.alternatives = c.compileItems(alternative{owner: i.Name, identity: i}, i.Match)
 	i.Match = nil // the caller's
-	r := &reads{names: slices.Clone(i.id.names)}
+	c.x509(i)
+	c.jwt(i)
+	r := &reads{names: i.id.names(nil)}
+	r.names = i.claims.reads(i.names.reads(r.names))
 	for _, a := range i.alternatives {
 		a.reads(r)
 	}
 	r.tidy()
 	i.reads = c.share(r)
 	c.count(i, 1)
-	c.x509(i)
-	c.jwt(i)
 	c.links(i)
 	if len(i.Hint) > maxHint || !utf8.ValidString(i.Hint) {
 		c.fail("hint", "%d bytes: at most %d of UTF-8 are taken", len(i.Hint), maxHint)
@@ -49,22 +50,7 @@ func (c *compiler) x509(i *identity) {
 	x.DNSNames = slices.Clone(x.DNSNames)
 	i.X509 = &x
 	c.ownLife("x509.ttl", x.TTL, c.set.config.MaxX509TTL, &i.x509TTL)
-	if err := checkSubject(x.Subject, i.Name, c.subjects); err != nil {
-		c.fail("x509.subject", "%v", err)
-	}
-	if len(x.DNSNames) > maxDNSNames {
-		c.fail("x509.dns_names", "%d names: at most %d are taken", len(x.DNSNames), maxDNSNames)
-		return
-	}
-	for n, name := range x.DNSNames {
-		field := fmt.Sprintf("x509.dns_names[%d]", n)
-		if err := permitDNSName(name, c.suffixes); err != nil {
-			c.fail(field, "%v", err)
-		}
-		if slices.Contains(x.DNSNames[:n], name) {
-			c.fail(field, "%q stands there twice", name)
-		}
-	}
+	i.names = c.names(i.Name, &x)
 }
 
 func (c *compiler) jwt(i *identity) {
@@ -101,7 +87,7 @@ func (c *compiler) jwt(i *identity) {
 		i.listed = append(i.listed, a)
 	}
 	var err error
-	if j.Claims, err = cloneClaims(j.Claims); err != nil {
+	if j.Claims, i.claims, err = compileClaims(j.Claims); err != nil {
 		c.fail("jwt.claims", "%v", err)
 	}
 }

@@ -63,18 +63,14 @@ func (s *Server) parties(st *state, target, only string) ([]*api.InspectTargetRe
 
 // partiesOf are those of one Identity: one for each SPIFFE ID that it can grant.
 func (s *Server) partiesOf(st *state, i *identity.Identity) (all []*api.InspectTargetResponse_Party, err error) {
-	ids, err := i.IDs(s.cfg.TrustDomain)
+	parties, err := i.Parties(s.cfg.TrustDomain)
 	if err != nil {
 		return nil, err
 	}
 	x509, token, _ := st.policy.Set.Lives(i.Name)
-	subject := ""
-	if i.X509 != nil {
-		subject = i.X509.Subject
-	}
-	for _, id := range ids {
+	for _, p := range parties {
 		all = append(all, &api.InspectTargetResponse_Party{
-			Identity: i.Name, SpiffeId: id, Subject: subject, X509Ttl: int64(x509 / time.Second), TokenTtl: int64(token / time.Second),
+			Identity: i.Name, SpiffeId: p.SPIFFEID, Subject: p.Subject, X509Ttl: int64(x509 / time.Second), TokenTtl: int64(token / time.Second),
 		})
 	}
 	return all, nil

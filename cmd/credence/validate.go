@@ -128,16 +128,13 @@ func crossCheck(all []resource.Resource, with validFile) error {
 
 // compile makes the policy that crossCheck holds resources against.
 func compile(all []resource.Resource, with validFile) (*identity.Set, error) {
-	config := identity.Config{JWT: true, Subjects: []string{"CN=*", "O=**", "OU=**", "C=**", "L=**", "ST=**", "STREET=**", "UID=**"}}
+	config := identity.Config{JWT: true, AnyDNSName: true, Subjects: []string{"CN=*", "O=**", "OU=**", "C=**", "L=**", "ST=**", "STREET=**", "UID=**"}}
 	var set identity.Resources
 	peers, targets := map[string]bool{}, map[string]bool{}
 	for _, r := range all {
 		switch {
 		case r.Identity != nil:
 			set.Identities = append(set.Identities, *r.Identity)
-			if r.Identity.X509 != nil {
-				config.DNSSuffixes = append(config.DNSSuffixes, r.Identity.X509.DNSNames...)
-			}
 			for _, name := range r.Identity.FederatesWith {
 				peers[name] = true
 			}
@@ -163,7 +160,7 @@ func compile(all []resource.Resource, with validFile) (*identity.Set, error) {
 		if err := needIssuer(all, with); err != nil {
 			return nil, err
 		}
-		config.DNSSuffixes, config.Subjects, config.JWT = broker.DNSSuffixes, broker.Subjects, broker.Issuer != ""
+		config.AnyDNSName, config.DNSSuffixes, config.Subjects, config.JWT = false, broker.DNSSuffixes, broker.Subjects, broker.Issuer != ""
 		if config.TrustDomain, err = identity.ParseTrustDomain(broker.TrustDomain); err != nil {
 			return nil, err
 		}

@@ -74,8 +74,12 @@ func checkSubjects(w *exchangers.Walk) bool {
 		cn := ""
 		for _, rdn := range split(p.Subject) {
 			name, value, _ := strings.Cut(rdn, "=")
+			made := exchangers.Fixed(value) != value // of facts, whose values are not known here
+			value = exchangers.Fixed(value)
 			if strings.EqualFold(strings.TrimSpace(name), "CN") {
-				cn = value
+				if cn = value; made {
+					cn += "fact"
+				}
 			}
 			if !tagValue.MatchString(value) || utf8.RuneCountInString(value) > maxTagValue {
 				return w.Fail(step, "subject_tag", field, fmt.Sprintf("%s of the subject is %q, which is no session tag: letters, digits, spaces and _.:/=+-@ are", name, exchangers.Clean(value)), change)

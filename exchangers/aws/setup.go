@@ -159,7 +159,11 @@ func subjects(parties []exchangers.Party, key string) (all []clause) {
 			continue
 		}
 		like, unlike := p.Globs()
-		all = append(all, clause{like: exchangers.Fields{{Name: key, Value: like}}, unlike: exchangers.Fields{{Name: key, Value: unlike}}})
+		c := clause{like: exchangers.Fields{{Name: key, Value: like}}}
+		if unlike != "" {
+			c.unlike = exchangers.Fields{{Name: key, Value: unlike}}
+		}
+		all = append(all, c)
 	}
 	switch len(exact) {
 	case 0:
