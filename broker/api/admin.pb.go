@@ -117,8 +117,12 @@ type ApplyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Yaml          []byte                 `protobuf:"bytes,1,opt,name=yaml,proto3" json:"yaml,omitempty"` // documents, at most 4 MiB
 	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	File          string                 `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`                    // for messages
-	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // plan
+	File          string                 `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`                          // for messages
+	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`       // plan
+	Prune         bool                   `protobuf:"varint,5,opt,name=prune,proto3" json:"prune,omitempty"`                       // delete what the owner has and the documents have not
+	Yes           bool                   `protobuf:"varint,6,opt,name=yes,proto3" json:"yes,omitempty"`                           // also if that is more than a tenth of what it has
+	TakeOver      bool                   `protobuf:"varint,7,opt,name=take_over,json=takeOver,proto3" json:"take_over,omitempty"` // what belongs to other owners
+	Base          uint64                 `protobuf:"varint,8,opt,name=base,proto3" json:"base,omitempty"`                         // refuse where policy is of another revision; 0: whatever stands
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -181,11 +185,41 @@ func (x *ApplyRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *ApplyRequest) GetPrune() bool {
+	if x != nil {
+		return x.Prune
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetYes() bool {
+	if x != nil {
+		return x.Yes
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetTakeOver() bool {
+	if x != nil {
+		return x.TakeOver
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
 type ApplyResponse struct {
 	state         protoimpl.MessageState   `protogen:"open.v1"`
 	Applied       []*ApplyResponse_Applied `protobuf:"bytes,1,rep,name=applied,proto3" json:"applied,omitempty"`
 	Revision      uint64                   `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	Warnings      []string                 `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Owned         uint32                   `protobuf:"varint,4,opt,name=owned,proto3" json:"owned,omitempty"`                       // of what is asked about, how many stood before
+	NeedsYes      bool                     `protobuf:"varint,5,opt,name=needs_yes,json=needsYes,proto3" json:"needs_yes,omitempty"` // more than a tenth of them would be deleted: without yes this is refused
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -241,10 +275,25 @@ func (x *ApplyResponse) GetWarnings() []string {
 	return nil
 }
 
+func (x *ApplyResponse) GetOwned() uint32 {
+	if x != nil {
+		return x.Owned
+	}
+	return 0
+}
+
+func (x *ApplyResponse) GetNeedsYes() bool {
+	if x != nil {
+		return x.NeedsYes
+	}
+	return false
+}
+
 type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -293,9 +342,17 @@ func (x *GetRequest) GetName() string {
 	return ""
 }
 
+func (x *GetRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type GetResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Resources     []*Resource            `protobuf:"bytes,1,rep,name=resources,proto3" json:"resources,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -335,6 +392,13 @@ func (x *GetResponse) GetResources() []*Resource {
 		return x.Resources
 	}
 	return nil
+}
+
+func (x *GetResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 type DeleteRequest struct {
@@ -2649,20 +2713,243 @@ func (x *InspectTargetResponse) GetParties() []*InspectTargetResponse_Party {
 	return nil
 }
 
+type ListRevisionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // those that wrote this resource; empty: all
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Limit         uint32                 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`       // 0: 20
+	Before        uint64                 `protobuf:"varint,4,opt,name=before,proto3" json:"before,omitempty"`     // those before this one; 0: the last
+	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"` // this one alone, with what it wrote
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevisionsRequest) Reset() {
+	*x = ListRevisionsRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevisionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevisionsRequest) ProtoMessage() {}
+
+func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
+func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ListRevisionsRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ListRevisionsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ListRevisionsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListRevisionsRequest) GetBefore() uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *ListRevisionsRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type ListRevisionsResponse struct {
+	state         protoimpl.MessageState            `protogen:"open.v1"`
+	Revisions     []*ListRevisionsResponse_Revision `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	Oldest        uint64                            `protobuf:"varint,2,opt,name=oldest,proto3" json:"oldest,omitempty"` // kept; 0: there is none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevisionsResponse) Reset() {
+	*x = ListRevisionsResponse{}
+	mi := &file_broker_api_admin_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevisionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevisionsResponse) ProtoMessage() {}
+
+func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
+func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ListRevisionsResponse) GetRevisions() []*ListRevisionsResponse_Revision {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+func (x *ListRevisionsResponse) GetOldest() uint64 {
+	if x != nil {
+		return x.Oldest
+	}
+	return 0
+}
+
+type RollbackRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // this resource alone; empty: all
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Owner         string                 `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"` // this owner's alone; empty: everybody's
+	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Yes           bool                   `protobuf:"varint,6,opt,name=yes,proto3" json:"yes,omitempty"`   // as in ApplyRequest
+	Base          uint64                 `protobuf:"varint,7,opt,name=base,proto3" json:"base,omitempty"` // likewise
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRequest) Reset() {
+	*x = RollbackRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRequest) ProtoMessage() {}
+
+func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RollbackRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RollbackRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetYes() bool {
+	if x != nil {
+		return x.Yes
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
 type ApplyResponse_Applied struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Action        string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"` // "created", "changed", "unchanged"
-	Before        []byte                 `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
+	Action        string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"` // "created", "changed", "unchanged", "deleted"
+	Before        []byte                 `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"` // texts are left off where there are too many
 	After         []byte                 `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
+	Owner         string                 `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`                          // whose it is then
+	TakenFrom     string                 `protobuf:"bytes,7,opt,name=taken_from,json=takenFrom,proto3" json:"taken_from,omitempty"` // whose it was, if another's
+	Outstanding   uint64                 `protobuf:"varint,8,opt,name=outstanding,proto3" json:"outstanding,omitempty"`             // SVIDs of an Identity that changes or goes, which have not ended
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyResponse_Applied) Reset() {
 	*x = ApplyResponse_Applied{}
-	mi := &file_broker_api_admin_proto_msgTypes[41]
+	mi := &file_broker_api_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2674,7 +2961,7 @@ func (x *ApplyResponse_Applied) String() string {
 func (*ApplyResponse_Applied) ProtoMessage() {}
 
 func (x *ApplyResponse_Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[41]
+	mi := &file_broker_api_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,6 +3012,27 @@ func (x *ApplyResponse_Applied) GetAfter() []byte {
 	return nil
 }
 
+func (x *ApplyResponse_Applied) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *ApplyResponse_Applied) GetTakenFrom() string {
+	if x != nil {
+		return x.TakenFrom
+	}
+	return ""
+}
+
+func (x *ApplyResponse_Applied) GetOutstanding() uint64 {
+	if x != nil {
+		return x.Outstanding
+	}
+	return 0
+}
+
 type InspectTargetResponse_JWTKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2737,7 +3045,7 @@ type InspectTargetResponse_JWTKey struct {
 
 func (x *InspectTargetResponse_JWTKey) Reset() {
 	*x = InspectTargetResponse_JWTKey{}
-	mi := &file_broker_api_admin_proto_msgTypes[47]
+	mi := &file_broker_api_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +3057,7 @@ func (x *InspectTargetResponse_JWTKey) String() string {
 func (*InspectTargetResponse_JWTKey) ProtoMessage() {}
 
 func (x *InspectTargetResponse_JWTKey) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[47]
+	mi := &file_broker_api_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +3114,7 @@ type InspectTargetResponse_Party struct {
 
 func (x *InspectTargetResponse_Party) Reset() {
 	*x = InspectTargetResponse_Party{}
-	mi := &file_broker_api_admin_proto_msgTypes[48]
+	mi := &file_broker_api_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2818,7 +3126,7 @@ func (x *InspectTargetResponse_Party) String() string {
 func (*InspectTargetResponse_Party) ProtoMessage() {}
 
 func (x *InspectTargetResponse_Party) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[48]
+	mi := &file_broker_api_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,6 +3177,130 @@ func (x *InspectTargetResponse_Party) GetTokenTtl() int64 {
 	return 0
 }
 
+type ListRevisionsResponse_Revision struct {
+	state         protoimpl.MessageState   `protogen:"open.v1"`
+	Revision      uint64                   `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Act           string                   `protobuf:"bytes,2,opt,name=act,proto3" json:"act,omitempty"` // "apply", "delete", "rollback to 17"
+	Actor         string                   `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Owner         string                   `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"` // empty: several owners' resources
+	WrittenAt     int64                    `protobuf:"varint,5,opt,name=written_at,json=writtenAt,proto3" json:"written_at,omitempty"`
+	Created       uint32                   `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
+	Changed       uint32                   `protobuf:"varint,7,opt,name=changed,proto3" json:"changed,omitempty"`
+	Deleted       uint32                   `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Some          []string                 `protobuf:"bytes,9,rep,name=some,proto3" json:"some,omitempty"` // a few of what it wrote: "Identity web"
+	Wrote         []*ApplyResponse_Applied `protobuf:"bytes,10,rep,name=wrote,proto3" json:"wrote,omitempty"`
+	NoBefore      bool                     `protobuf:"varint,11,opt,name=no_before,json=noBefore,proto3" json:"no_before,omitempty"` // what stood before it is not kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevisionsResponse_Revision) Reset() {
+	*x = ListRevisionsResponse_Revision{}
+	mi := &file_broker_api_admin_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevisionsResponse_Revision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevisionsResponse_Revision) ProtoMessage() {}
+
+func (x *ListRevisionsResponse_Revision) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevisionsResponse_Revision.ProtoReflect.Descriptor instead.
+func (*ListRevisionsResponse_Revision) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{42, 0}
+}
+
+func (x *ListRevisionsResponse_Revision) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ListRevisionsResponse_Revision) GetAct() string {
+	if x != nil {
+		return x.Act
+	}
+	return ""
+}
+
+func (x *ListRevisionsResponse_Revision) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ListRevisionsResponse_Revision) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *ListRevisionsResponse_Revision) GetWrittenAt() int64 {
+	if x != nil {
+		return x.WrittenAt
+	}
+	return 0
+}
+
+func (x *ListRevisionsResponse_Revision) GetCreated() uint32 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *ListRevisionsResponse_Revision) GetChanged() uint32 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *ListRevisionsResponse_Revision) GetDeleted() uint32 {
+	if x != nil {
+		return x.Deleted
+	}
+	return 0
+}
+
+func (x *ListRevisionsResponse_Revision) GetSome() []string {
+	if x != nil {
+		return x.Some
+	}
+	return nil
+}
+
+func (x *ListRevisionsResponse_Revision) GetWrote() []*ApplyResponse_Applied {
+	if x != nil {
+		return x.Wrote
+	}
+	return nil
+}
+
+func (x *ListRevisionsResponse_Revision) GetNoBefore() bool {
+	if x != nil {
+		return x.NoBefore
+	}
+	return false
+}
+
 var File_broker_api_admin_proto protoreflect.FileDescriptor
 
 const file_broker_api_admin_proto_rawDesc = "" +
@@ -2882,28 +3314,40 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x04yaml\x18\x05 \x01(\fR\x04yaml\x12\x14\n" +
 	"\x05actor\x18\x06 \x01(\tR\x05actor\x12\x1d\n" +
 	"\n" +
-	"written_at\x18\a \x01(\x03R\twrittenAt\"e\n" +
+	"written_at\x18\a \x01(\x03R\twrittenAt\"\xbe\x01\n" +
 	"\fApplyRequest\x12\x12\n" +
 	"\x04yaml\x18\x01 \x01(\fR\x04yaml\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
 	"\x04file\x18\x03 \x01(\tR\x04file\x12\x17\n" +
-	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\x85\x02\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x14\n" +
+	"\x05prune\x18\x05 \x01(\bR\x05prune\x12\x10\n" +
+	"\x03yes\x18\x06 \x01(\bR\x03yes\x12\x1b\n" +
+	"\ttake_over\x18\a \x01(\bR\btakeOver\x12\x12\n" +
+	"\x04base\x18\b \x01(\x04R\x04base\"\x90\x03\n" +
 	"\rApplyResponse\x12C\n" +
 	"\aapplied\x18\x01 \x03(\v2).credence.broker.v1.ApplyResponse.AppliedR\aapplied\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1a\n" +
-	"\bwarnings\x18\x03 \x03(\tR\bwarnings\x1aw\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\x12\x14\n" +
+	"\x05owned\x18\x04 \x01(\rR\x05owned\x12\x1b\n" +
+	"\tneeds_yes\x18\x05 \x01(\bR\bneedsYes\x1a\xce\x01\n" +
 	"\aApplied\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06action\x18\x03 \x01(\tR\x06action\x12\x16\n" +
 	"\x06before\x18\x04 \x01(\fR\x06before\x12\x14\n" +
-	"\x05after\x18\x05 \x01(\fR\x05after\"4\n" +
+	"\x05after\x18\x05 \x01(\fR\x05after\x12\x14\n" +
+	"\x05owner\x18\x06 \x01(\tR\x05owner\x12\x1d\n" +
+	"\n" +
+	"taken_from\x18\a \x01(\tR\ttakenFrom\x12 \n" +
+	"\voutstanding\x18\b \x01(\x04R\voutstanding\"P\n" +
 	"\n" +
 	"GetRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"I\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"e\n" +
 	"\vGetResponse\x12:\n" +
-	"\tresources\x18\x01 \x03(\v2\x1c.credence.broker.v1.ResourceR\tresources\"M\n" +
+	"\tresources\x18\x01 \x03(\v2\x1c.credence.broker.v1.ResourceR\tresources\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"M\n" +
 	"\rDeleteRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3111,7 +3555,38 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x18\n" +
 	"\asubject\x18\x03 \x01(\tR\asubject\x12\x19\n" +
 	"\bx509_ttl\x18\x04 \x01(\x03R\ax509Ttl\x12\x1b\n" +
-	"\ttoken_ttl\x18\x05 \x01(\x03R\btokenTtl2\xd7\f\n" +
+	"\ttoken_ttl\x18\x05 \x01(\x03R\btokenTtl\"\x88\x01\n" +
+	"\x14ListRevisionsRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06before\x18\x04 \x01(\x04R\x06before\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"\xc7\x03\n" +
+	"\x15ListRevisionsResponse\x12P\n" +
+	"\trevisions\x18\x01 \x03(\v22.credence.broker.v1.ListRevisionsResponse.RevisionR\trevisions\x12\x16\n" +
+	"\x06oldest\x18\x02 \x01(\x04R\x06oldest\x1a\xc3\x02\n" +
+	"\bRevision\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x10\n" +
+	"\x03act\x18\x02 \x01(\tR\x03act\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x14\n" +
+	"\x05owner\x18\x04 \x01(\tR\x05owner\x12\x1d\n" +
+	"\n" +
+	"written_at\x18\x05 \x01(\x03R\twrittenAt\x12\x18\n" +
+	"\acreated\x18\x06 \x01(\rR\acreated\x12\x18\n" +
+	"\achanged\x18\a \x01(\rR\achanged\x12\x18\n" +
+	"\adeleted\x18\b \x01(\rR\adeleted\x12\x12\n" +
+	"\x04some\x18\t \x03(\tR\x04some\x12?\n" +
+	"\x05wrote\x18\n" +
+	" \x03(\v2).credence.broker.v1.ApplyResponse.AppliedR\x05wrote\x12\x1b\n" +
+	"\tno_before\x18\v \x01(\bR\bnoBefore\"\xaa\x01\n" +
+	"\x0fRollbackRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05owner\x18\x04 \x01(\tR\x05owner\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x12\x10\n" +
+	"\x03yes\x18\x06 \x01(\bR\x03yes\x12\x12\n" +
+	"\x04base\x18\a \x01(\x04R\x04base2\x91\x0e\n" +
 	"\x05Admin\x12L\n" +
 	"\x05Apply\x12 .credence.broker.v1.ApplyRequest\x1a!.credence.broker.v1.ApplyResponse\x12F\n" +
 	"\x03Get\x12\x1e.credence.broker.v1.GetRequest\x1a\x1f.credence.broker.v1.GetResponse\x12O\n" +
@@ -3132,7 +3607,9 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\n" +
 	"AcceptPeer\x12%.credence.broker.v1.AcceptPeerRequest\x1a&.credence.broker.v1.AcceptPeerResponse\x12X\n" +
 	"\tCheckPeer\x12$.credence.broker.v1.CheckPeerRequest\x1a%.credence.broker.v1.CheckPeerResponse\x12d\n" +
-	"\rInspectTarget\x12(.credence.broker.v1.InspectTargetRequest\x1a).credence.broker.v1.InspectTargetResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"\rInspectTarget\x12(.credence.broker.v1.InspectTargetRequest\x1a).credence.broker.v1.InspectTargetResponse\x12d\n" +
+	"\rListRevisions\x12(.credence.broker.v1.ListRevisionsRequest\x1a).credence.broker.v1.ListRevisionsResponse\x12R\n" +
+	"\bRollback\x12#.credence.broker.v1.RollbackRequest\x1a!.credence.broker.v1.ApplyResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_admin_proto_rawDescOnce sync.Once
@@ -3146,120 +3623,130 @@ func file_broker_api_admin_proto_rawDescGZIP() []byte {
 	return file_broker_api_admin_proto_rawDescData
 }
 
-var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_broker_api_admin_proto_goTypes = []any{
-	(*Resource)(nil),                     // 0: credence.broker.v1.Resource
-	(*ApplyRequest)(nil),                 // 1: credence.broker.v1.ApplyRequest
-	(*ApplyResponse)(nil),                // 2: credence.broker.v1.ApplyResponse
-	(*GetRequest)(nil),                   // 3: credence.broker.v1.GetRequest
-	(*GetResponse)(nil),                  // 4: credence.broker.v1.GetResponse
-	(*DeleteRequest)(nil),                // 5: credence.broker.v1.DeleteRequest
-	(*DeleteResponse)(nil),               // 6: credence.broker.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),           // 7: credence.broker.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),          // 8: credence.broker.v1.CreateTokenResponse
-	(*NodeInfo)(nil),                     // 9: credence.broker.v1.NodeInfo
-	(*ListNodesRequest)(nil),             // 10: credence.broker.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),            // 11: credence.broker.v1.ListNodesResponse
-	(*EvictNodeRequest)(nil),             // 12: credence.broker.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),            // 13: credence.broker.v1.EvictNodeResponse
-	(*AllowNodeRequest)(nil),             // 14: credence.broker.v1.AllowNodeRequest
-	(*AllowNodeResponse)(nil),            // 15: credence.broker.v1.AllowNodeResponse
-	(*ExplainRequest)(nil),               // 16: credence.broker.v1.ExplainRequest
-	(*ExplainResponse)(nil),              // 17: credence.broker.v1.ExplainResponse
-	(*ShowBundleRequest)(nil),            // 18: credence.broker.v1.ShowBundleRequest
-	(*ShowBundleResponse)(nil),           // 19: credence.broker.v1.ShowBundleResponse
-	(*AuthorityInfo)(nil),                // 20: credence.broker.v1.AuthorityInfo
-	(*ListAuthoritiesRequest)(nil),       // 21: credence.broker.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil),      // 22: credence.broker.v1.ListAuthoritiesResponse
-	(*TailAuditRequest)(nil),             // 23: credence.broker.v1.TailAuditRequest
-	(*AuditRecord)(nil),                  // 24: credence.broker.v1.AuditRecord
-	(*VerifyAuditRequest)(nil),           // 25: credence.broker.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),          // 26: credence.broker.v1.VerifyAuditResponse
-	(*StatusRequest)(nil),                // 27: credence.broker.v1.StatusRequest
-	(*StatusResponse)(nil),               // 28: credence.broker.v1.StatusResponse
-	(*PeerInfo)(nil),                     // 29: credence.broker.v1.PeerInfo
-	(*ListPeersRequest)(nil),             // 30: credence.broker.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),            // 31: credence.broker.v1.ListPeersResponse
-	(*RefreshPeerRequest)(nil),           // 32: credence.broker.v1.RefreshPeerRequest
-	(*RefreshPeerResponse)(nil),          // 33: credence.broker.v1.RefreshPeerResponse
-	(*AcceptPeerRequest)(nil),            // 34: credence.broker.v1.AcceptPeerRequest
-	(*AcceptPeerResponse)(nil),           // 35: credence.broker.v1.AcceptPeerResponse
-	(*CheckPeerRequest)(nil),             // 36: credence.broker.v1.CheckPeerRequest
-	(*CheckPeerResponse)(nil),            // 37: credence.broker.v1.CheckPeerResponse
-	(*PeerFinding)(nil),                  // 38: credence.broker.v1.PeerFinding
-	(*InspectTargetRequest)(nil),         // 39: credence.broker.v1.InspectTargetRequest
-	(*InspectTargetResponse)(nil),        // 40: credence.broker.v1.InspectTargetResponse
-	(*ApplyResponse_Applied)(nil),        // 41: credence.broker.v1.ApplyResponse.Applied
-	nil,                                  // 42: credence.broker.v1.CreateTokenRequest.LabelsEntry
-	nil,                                  // 43: credence.broker.v1.NodeInfo.FactsEntry
-	nil,                                  // 44: credence.broker.v1.ExplainRequest.FactsEntry
-	nil,                                  // 45: credence.broker.v1.ExplainRequest.WhyEntry
-	nil,                                  // 46: credence.broker.v1.StatusResponse.ListenEntry
-	(*InspectTargetResponse_JWTKey)(nil), // 47: credence.broker.v1.InspectTargetResponse.JWTKey
-	(*InspectTargetResponse_Party)(nil),  // 48: credence.broker.v1.InspectTargetResponse.Party
-	(*Target)(nil),                       // 49: credence.broker.v1.Target
-	(*Values)(nil),                       // 50: credence.broker.v1.Values
+	(*Resource)(nil),                       // 0: credence.broker.v1.Resource
+	(*ApplyRequest)(nil),                   // 1: credence.broker.v1.ApplyRequest
+	(*ApplyResponse)(nil),                  // 2: credence.broker.v1.ApplyResponse
+	(*GetRequest)(nil),                     // 3: credence.broker.v1.GetRequest
+	(*GetResponse)(nil),                    // 4: credence.broker.v1.GetResponse
+	(*DeleteRequest)(nil),                  // 5: credence.broker.v1.DeleteRequest
+	(*DeleteResponse)(nil),                 // 6: credence.broker.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),             // 7: credence.broker.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),            // 8: credence.broker.v1.CreateTokenResponse
+	(*NodeInfo)(nil),                       // 9: credence.broker.v1.NodeInfo
+	(*ListNodesRequest)(nil),               // 10: credence.broker.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),              // 11: credence.broker.v1.ListNodesResponse
+	(*EvictNodeRequest)(nil),               // 12: credence.broker.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),              // 13: credence.broker.v1.EvictNodeResponse
+	(*AllowNodeRequest)(nil),               // 14: credence.broker.v1.AllowNodeRequest
+	(*AllowNodeResponse)(nil),              // 15: credence.broker.v1.AllowNodeResponse
+	(*ExplainRequest)(nil),                 // 16: credence.broker.v1.ExplainRequest
+	(*ExplainResponse)(nil),                // 17: credence.broker.v1.ExplainResponse
+	(*ShowBundleRequest)(nil),              // 18: credence.broker.v1.ShowBundleRequest
+	(*ShowBundleResponse)(nil),             // 19: credence.broker.v1.ShowBundleResponse
+	(*AuthorityInfo)(nil),                  // 20: credence.broker.v1.AuthorityInfo
+	(*ListAuthoritiesRequest)(nil),         // 21: credence.broker.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),        // 22: credence.broker.v1.ListAuthoritiesResponse
+	(*TailAuditRequest)(nil),               // 23: credence.broker.v1.TailAuditRequest
+	(*AuditRecord)(nil),                    // 24: credence.broker.v1.AuditRecord
+	(*VerifyAuditRequest)(nil),             // 25: credence.broker.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),            // 26: credence.broker.v1.VerifyAuditResponse
+	(*StatusRequest)(nil),                  // 27: credence.broker.v1.StatusRequest
+	(*StatusResponse)(nil),                 // 28: credence.broker.v1.StatusResponse
+	(*PeerInfo)(nil),                       // 29: credence.broker.v1.PeerInfo
+	(*ListPeersRequest)(nil),               // 30: credence.broker.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),              // 31: credence.broker.v1.ListPeersResponse
+	(*RefreshPeerRequest)(nil),             // 32: credence.broker.v1.RefreshPeerRequest
+	(*RefreshPeerResponse)(nil),            // 33: credence.broker.v1.RefreshPeerResponse
+	(*AcceptPeerRequest)(nil),              // 34: credence.broker.v1.AcceptPeerRequest
+	(*AcceptPeerResponse)(nil),             // 35: credence.broker.v1.AcceptPeerResponse
+	(*CheckPeerRequest)(nil),               // 36: credence.broker.v1.CheckPeerRequest
+	(*CheckPeerResponse)(nil),              // 37: credence.broker.v1.CheckPeerResponse
+	(*PeerFinding)(nil),                    // 38: credence.broker.v1.PeerFinding
+	(*InspectTargetRequest)(nil),           // 39: credence.broker.v1.InspectTargetRequest
+	(*InspectTargetResponse)(nil),          // 40: credence.broker.v1.InspectTargetResponse
+	(*ListRevisionsRequest)(nil),           // 41: credence.broker.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),          // 42: credence.broker.v1.ListRevisionsResponse
+	(*RollbackRequest)(nil),                // 43: credence.broker.v1.RollbackRequest
+	(*ApplyResponse_Applied)(nil),          // 44: credence.broker.v1.ApplyResponse.Applied
+	nil,                                    // 45: credence.broker.v1.CreateTokenRequest.LabelsEntry
+	nil,                                    // 46: credence.broker.v1.NodeInfo.FactsEntry
+	nil,                                    // 47: credence.broker.v1.ExplainRequest.FactsEntry
+	nil,                                    // 48: credence.broker.v1.ExplainRequest.WhyEntry
+	nil,                                    // 49: credence.broker.v1.StatusResponse.ListenEntry
+	(*InspectTargetResponse_JWTKey)(nil),   // 50: credence.broker.v1.InspectTargetResponse.JWTKey
+	(*InspectTargetResponse_Party)(nil),    // 51: credence.broker.v1.InspectTargetResponse.Party
+	(*ListRevisionsResponse_Revision)(nil), // 52: credence.broker.v1.ListRevisionsResponse.Revision
+	(*Target)(nil),                         // 53: credence.broker.v1.Target
+	(*Values)(nil),                         // 54: credence.broker.v1.Values
 }
 var file_broker_api_admin_proto_depIdxs = []int32{
-	41, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
+	44, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
 	0,  // 1: credence.broker.v1.GetResponse.resources:type_name -> credence.broker.v1.Resource
-	42, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
-	43, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
+	45, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
+	46, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
 	9,  // 4: credence.broker.v1.ListNodesResponse.nodes:type_name -> credence.broker.v1.NodeInfo
-	44, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
-	45, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
+	47, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
+	48, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
 	20, // 7: credence.broker.v1.ListAuthoritiesResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	46, // 8: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
+	49, // 8: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
 	29, // 9: credence.broker.v1.ListPeersResponse.peers:type_name -> credence.broker.v1.PeerInfo
 	29, // 10: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
 	29, // 11: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
 	38, // 12: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
-	49, // 13: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
-	47, // 14: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
-	48, // 15: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
-	50, // 16: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
-	50, // 17: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
-	1,  // 18: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
-	3,  // 19: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
-	5,  // 20: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
-	7,  // 21: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
-	10, // 22: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
-	12, // 23: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
-	14, // 24: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
-	16, // 25: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
-	18, // 26: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
-	21, // 27: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
-	23, // 28: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
-	25, // 29: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
-	27, // 30: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
-	30, // 31: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
-	32, // 32: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
-	34, // 33: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
-	36, // 34: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
-	39, // 35: credence.broker.v1.Admin.InspectTarget:input_type -> credence.broker.v1.InspectTargetRequest
-	2,  // 36: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
-	4,  // 37: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
-	6,  // 38: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
-	8,  // 39: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
-	11, // 40: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
-	13, // 41: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
-	15, // 42: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
-	17, // 43: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
-	19, // 44: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
-	22, // 45: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
-	24, // 46: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
-	26, // 47: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
-	28, // 48: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
-	31, // 49: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
-	33, // 50: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
-	35, // 51: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
-	37, // 52: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
-	40, // 53: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
-	36, // [36:54] is the sub-list for method output_type
-	18, // [18:36] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	53, // 13: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
+	50, // 14: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
+	51, // 15: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
+	52, // 16: credence.broker.v1.ListRevisionsResponse.revisions:type_name -> credence.broker.v1.ListRevisionsResponse.Revision
+	54, // 17: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
+	54, // 18: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
+	44, // 19: credence.broker.v1.ListRevisionsResponse.Revision.wrote:type_name -> credence.broker.v1.ApplyResponse.Applied
+	1,  // 20: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
+	3,  // 21: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
+	5,  // 22: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
+	7,  // 23: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
+	10, // 24: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
+	12, // 25: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
+	14, // 26: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
+	16, // 27: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
+	18, // 28: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
+	21, // 29: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
+	23, // 30: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
+	25, // 31: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
+	27, // 32: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
+	30, // 33: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
+	32, // 34: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
+	34, // 35: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
+	36, // 36: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
+	39, // 37: credence.broker.v1.Admin.InspectTarget:input_type -> credence.broker.v1.InspectTargetRequest
+	41, // 38: credence.broker.v1.Admin.ListRevisions:input_type -> credence.broker.v1.ListRevisionsRequest
+	43, // 39: credence.broker.v1.Admin.Rollback:input_type -> credence.broker.v1.RollbackRequest
+	2,  // 40: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
+	4,  // 41: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
+	6,  // 42: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
+	8,  // 43: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
+	11, // 44: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
+	13, // 45: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
+	15, // 46: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
+	17, // 47: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
+	19, // 48: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
+	22, // 49: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
+	24, // 50: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
+	26, // 51: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
+	28, // 52: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
+	31, // 53: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
+	33, // 54: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
+	35, // 55: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
+	37, // 56: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
+	40, // 57: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
+	42, // 58: credence.broker.v1.Admin.ListRevisions:output_type -> credence.broker.v1.ListRevisionsResponse
+	2,  // 59: credence.broker.v1.Admin.Rollback:output_type -> credence.broker.v1.ApplyResponse
+	40, // [40:60] is the sub-list for method output_type
+	20, // [20:40] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_admin_proto_init() }
@@ -3274,7 +3761,7 @@ func file_broker_api_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_admin_proto_rawDesc), len(file_broker_api_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

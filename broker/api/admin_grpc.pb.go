@@ -37,6 +37,8 @@ const (
 	Admin_AcceptPeer_FullMethodName      = "/credence.broker.v1.Admin/AcceptPeer"
 	Admin_CheckPeer_FullMethodName       = "/credence.broker.v1.Admin/CheckPeer"
 	Admin_InspectTarget_FullMethodName   = "/credence.broker.v1.Admin/InspectTarget"
+	Admin_ListRevisions_FullMethodName   = "/credence.broker.v1.Admin/ListRevisions"
+	Admin_Rollback_FullMethodName        = "/credence.broker.v1.Admin/Rollback"
 )
 
 // AdminClient is the client API for Admin service.
@@ -65,6 +67,9 @@ type AdminClient interface {
 	CheckPeer(ctx context.Context, in *CheckPeerRequest, opts ...grpc.CallOption) (*CheckPeerResponse, error)
 	// InspectTarget tells what a provider has to be told of, and will be shown.
 	InspectTarget(ctx context.Context, in *InspectTargetRequest, opts ...grpc.CallOption) (*InspectTargetResponse, error)
+	ListRevisions(ctx context.Context, in *ListRevisionsRequest, opts ...grpc.CallOption) (*ListRevisionsResponse, error)
+	// Rollback writes what stood at a revision, under a new one.
+	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 }
 
 type adminClient struct {
@@ -264,6 +269,26 @@ func (c *adminClient) InspectTarget(ctx context.Context, in *InspectTargetReques
 	return out, nil
 }
 
+func (c *adminClient) ListRevisions(ctx context.Context, in *ListRevisionsRequest, opts ...grpc.CallOption) (*ListRevisionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRevisionsResponse)
+	err := c.cc.Invoke(ctx, Admin_ListRevisions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*ApplyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyResponse)
+	err := c.cc.Invoke(ctx, Admin_Rollback_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -290,6 +315,9 @@ type AdminServer interface {
 	CheckPeer(context.Context, *CheckPeerRequest) (*CheckPeerResponse, error)
 	// InspectTarget tells what a provider has to be told of, and will be shown.
 	InspectTarget(context.Context, *InspectTargetRequest) (*InspectTargetResponse, error)
+	ListRevisions(context.Context, *ListRevisionsRequest) (*ListRevisionsResponse, error)
+	// Rollback writes what stood at a revision, under a new one.
+	Rollback(context.Context, *RollbackRequest) (*ApplyResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -353,6 +381,12 @@ func (UnimplementedAdminServer) CheckPeer(context.Context, *CheckPeerRequest) (*
 }
 func (UnimplementedAdminServer) InspectTarget(context.Context, *InspectTargetRequest) (*InspectTargetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method InspectTarget not implemented")
+}
+func (UnimplementedAdminServer) ListRevisions(context.Context, *ListRevisionsRequest) (*ListRevisionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRevisions not implemented")
+}
+func (UnimplementedAdminServer) Rollback(context.Context, *RollbackRequest) (*ApplyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rollback not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -692,6 +726,42 @@ func _Admin_InspectTarget_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ListRevisions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRevisionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListRevisions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListRevisions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListRevisions(ctx, req.(*ListRevisionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Rollback_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Rollback(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Rollback_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Rollback(ctx, req.(*RollbackRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -766,6 +836,14 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "InspectTarget",
 			Handler:    _Admin_InspectTarget_Handler,
+		},
+		{
+			MethodName: "ListRevisions",
+			Handler:    _Admin_ListRevisions_Handler,
+		},
+		{
+			MethodName: "Rollback",
+			Handler:    _Admin_Rollback_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -46,23 +46,49 @@ func (a adminService) Apply(ctx context.Context, r *api.ApplyRequest) (*api.Appl
 	if len(r.GetYaml()) > maxYAML {
 		return nil, a.fail(ctx, fmt.Errorf("%w: %d bytes of YAML, at most %d are taken: apply them in parts", broker.ErrRequest, len(r.GetYaml()), maxYAML))
 	}
-	outcome, err := a.s.apply(ctx, a.s.cfg.AdminActor(ctx), r.GetOwner(), r.GetFile(), r.GetYaml(), r.GetDryRun())
+	o, err := a.s.apply(ctx, a.s.cfg.AdminActor(ctx), r)
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	st := a.s.state.Load()
-	response := &api.ApplyResponse{Revision: st.last}
-	for _, o := range outcome {
-		response.Applied = append(response.Applied, &api.ApplyResponse_Applied{Kind: o.kind, Name: o.name, Action: o.action, Before: o.before, After: o.after})
+	return a.answer(ctx, o, r.GetDryRun()), nil
+}
+
+// answer tells an outcome.
+func (a adminService) answer(ctx context.Context, o *outcome, dry bool) *api.ApplyResponse {
+	response := &api.ApplyResponse{Revision: o.revision, Applied: wire(o.applied), Owned: uint32(o.owned), NeedsYes: o.needsYes()}
+	if dry {
+		a.s.addOutstanding(ctx, response.Applied)
+		return response
 	}
-	if r.GetDryRun() {
-		return response, nil
-	}
-	for _, w := range st.policy.Set.Lint() {
+	for _, w := range a.s.state.Load().policy.Set.Lint() {
 		response.Warnings = append(response.Warnings, w.String())
 	}
-	response.Warnings = append(response.Warnings, a.s.fetchPeers(ctx, outcome)...)
-	return response, nil
+	response.Warnings = append(response.Warnings, a.s.fetchPeers(ctx, o.applied)...)
+	return response
+}
+
+// countedIdentities bounds of how many Identities a plan says what stands by
+// them.
+const countedIdentities = 100
+
+// addOutstanding counts the SVIDs that rest on what a plan changes. A plan
+// without it is one still.
+func (s *Server) addOutstanding(ctx context.Context, all []*api.ApplyResponse_Applied) {
+	counted := 0
+	for _, a := range all {
+		if a.Kind != "Identity" || a.Action != "changed" && a.Action != "deleted" {
+			continue
+		}
+		if counted++; counted > countedIdentities {
+			return
+		}
+		_, n, err := s.cfg.Store.Issued(ctx, broker.IssuedQuery{Identity: a.Name, LiveAt: s.cfg.Now(), Limit: 1})
+		if err != nil {
+			s.cfg.Log.WarnContext(ctx, "counting what stands by an identity", "error", err)
+			return
+		}
+		a.Outstanding = uint64(n)
+	}
 }
 
 // fetchPeers fetches the bundles of the peers that were applied, so that the
@@ -71,7 +97,7 @@ func (a adminService) Apply(ctx context.Context, r *api.ApplyRequest) (*api.Appl
 func (s *Server) fetchPeers(ctx context.Context, outcome []applied) []string {
 	var warnings []string
 	for _, o := range outcome {
-		if o.kind != "Peer" {
+		if o.kind != "Peer" || o.action == "deleted" {
 			continue
 		}
 		td, err := identity.ParseTrustDomain(o.name)
@@ -87,8 +113,16 @@ func (s *Server) fetchPeers(ctx context.Context, outcome []applied) []string {
 
 // Get returns resources as apply takes them.
 func (a adminService) Get(ctx context.Context, r *api.GetRequest) (*api.GetResponse, error) {
-	response := &api.GetResponse{}
-	for _, row := range a.s.state.Load().resources {
+	if r.GetRevision() != 0 {
+		response, err := a.s.getAt(ctx, r)
+		if err != nil {
+			return nil, a.fail(ctx, err)
+		}
+		return response, nil
+	}
+	st := a.s.state.Load()
+	response := &api.GetResponse{Revision: st.last}
+	for _, row := range st.resources {
 		if (r.GetKind() == "" || strings.EqualFold(row.row.Kind, r.GetKind())) && (r.GetName() == "" || row.row.Name == r.GetName()) {
 			text, err := row.resource.Text()
 			if err != nil {

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -17,7 +16,6 @@ import (
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/identity"
-	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/federation"
@@ -237,106 +235,6 @@ func (s *Server) collect(st *state, all *identity.Resources, r resource.Resource
 	return nil
 }
 
-// An applied resource and what became of it.
-type applied struct {
-	kind, name, action string
-	before, after      []byte
-}
-
-// apply makes the broker hold the resources of a text: all of them or, on any
-// error, none. A dry run says what it would do.
-func (s *Server) apply(ctx context.Context, actor, owner, file string, text []byte, dry bool) ([]applied, error) {
-	owner, err := checkOwner(owner)
-	if err != nil {
-		return nil, err
-	}
-	parsed, err := s.cfg.Resources.Read(file, text)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", broker.ErrRequest, err)
-	}
-	s.applying.Lock()
-	defer s.applying.Unlock()
-	now, err := s.current(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var changes []change
-	var outcome []applied
-	for _, r := range parsed {
-		a, err := now.judge(owner, r)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", broker.ErrRequest, err)
-		}
-		outcome = append(outcome, a)
-		if a.action == "unchanged" {
-			continue
-		}
-		again, err := s.read(r.Kind, r.Name, a.after) // as the next start will
-		if err != nil {
-			return nil, fmt.Errorf("%w: %s %s would not be taken as it would be kept: %w", broker.ErrRequest, r.Kind, r.Name, err)
-		}
-		changes = append(changes, change{store.Change{Kind: r.Kind, Name: r.Name, Owner: owner, Body: a.after}, again})
-	}
-	return outcome, s.change(ctx, now, actor, parsed, changes, dry)
-}
-
-// judge says what applying a resource does.
-func (st *state) judge(owner string, r resource.Resource) (applied, error) {
-	a := applied{kind: r.Kind, name: r.Name, action: "created"}
-	var err error
-	if a.after, err = r.Text(); err != nil {
-		return a, r.At("", err.Error())
-	}
-	old, ok := st.find(r.Kind, r.Name)
-	if !ok {
-		return a, nil
-	}
-	if old.row.Owner != owner {
-		return a, fmt.Errorf("%s %s belongs to owner %q; apply it with --owner %s, or choose another name", r.Kind, r.Name, old.row.Owner, old.row.Owner)
-	}
-	if a.before, err = old.resource.Text(); err != nil {
-		return a, err
-	}
-	a.action = "changed"
-	if bytes.Equal(a.before, a.after) {
-		a.action = "unchanged"
-	}
-	return a, nil
-}
-
-// checkOwner takes a name of the form that resources have; none is "default".
-func checkOwner(owner string) (string, error) {
-	if owner == "" {
-		return "default", nil
-	}
-	if err := token.CheckName(owner); err != nil {
-		return "", fmt.Errorf("%w: owner: %w", broker.ErrRequest, err)
-	}
-	return owner, nil
-}
-
-// remove deletes one resource.
-func (s *Server) remove(ctx context.Context, actor, owner, kind, name string) error {
-	owner, err := checkOwner(owner)
-	if err != nil {
-		return err
-	}
-	s.applying.Lock()
-	defer s.applying.Unlock()
-	now, err := s.current(ctx)
-	if err != nil {
-		return err
-	}
-	old, ok := now.find(kind, name)
-	if !ok {
-		return fmt.Errorf("deleting %.60q %.60q: %w", kind, name, broker.ErrNotFound)
-	}
-	if old.row.Owner != owner {
-		return fmt.Errorf("deleting %s %s: %w: it belongs to owner %q; say --owner %s", kind, name, broker.ErrRequest, old.row.Owner, old.row.Owner)
-	}
-	return s.change(ctx, now, actor, nil, []change{{Change: store.Change{Kind: kind, Name: name, Owner: owner}}}, false)
-}
-
 // A change is one to write, and what it holds.
 type change struct {
 	store.Change
@@ -346,7 +244,7 @@ type change struct {
 // change checks what would stand after the changes, records the act, writes
 // them, and adopts what stands. A mistake in what was parsed gets its place.
 // The caller holds applying.
-func (s *Server) change(ctx context.Context, now *state, actor string, parsed []resource.Resource, changes []change, dry bool) error {
+func (s *Server) change(ctx context.Context, now *state, act store.Act, parsed []resource.Resource, changes []change, dry bool) error {
 	next, err := s.standing(now, now, changes, nil)
 	if err != nil {
 		return fmt.Errorf("%w: %w", broker.ErrRequest, resource.Locate(err, parsed))
@@ -360,13 +258,13 @@ func (s *Server) change(ctx context.Context, now *state, actor string, parsed []
 	defer cancel()
 	// Recorded before it is done: an act that fails after this stands in the
 	// record without effect, but none has effect without standing there.
-	if _, err := s.cfg.Audit.Append(ctx, changeEvents(actor, changes, "")...); err != nil {
+	if _, err := s.cfg.Audit.Append(ctx, changeEvents(act, changes, "")...); err != nil {
 		return fmt.Errorf("recording the change: %w", err)
 	}
-	written, err := s.cfg.Store.Apply(ctx, now.last, actor, texts(changes))
+	written, err := s.cfg.Store.Apply(ctx, now.last, act, texts(changes))
 	if err != nil {
 		s.behind.Store(true) // somebody else wrote, or we don't know
-		if _, unrecorded := s.cfg.Audit.Append(ctx, changeEvents(actor, changes, err.Error())...); unrecorded != nil {
+		if _, unrecorded := s.cfg.Audit.Append(ctx, changeEvents(act, changes, err.Error())...); unrecorded != nil {
 			s.cfg.Log.ErrorContext(ctx, "recording that a change failed", "error", unrecorded)
 		}
 		return err
@@ -396,16 +294,23 @@ const changeTime = 30 * time.Second
 
 // changeEvents are the records of a change: of one that is about to be made
 // or, with a reason, of one that failed.
-func changeEvents(actor string, changes []change, failed string) []audit.Event {
+func changeEvents(act store.Act, changes []change, failed string) []audit.Event {
 	var events []audit.Event
 	for _, c := range changes {
 		kind := "apply"
 		if c.Body == nil {
 			kind = "delete"
 		}
-		events = append(events, audit.Event{Kind: kind, OK: failed == "", Actor: actor, Reason: failed, Detail: map[string]string{
+		e := audit.Event{Kind: kind, OK: failed == "", Actor: act.Actor, Reason: failed, Detail: map[string]string{
 			"kind": c.Kind, "name": c.Name, "owner": c.Owner, "sha256": digest(c.Body),
-		}})
+		}}
+		if act.What != kind {
+			e.Detail["act"] = act.What // a rollback, or an apply that deletes
+		}
+		if c.From != "" && c.From != c.Owner {
+			e.Detail["taken_from"] = c.From
+		}
+		events = append(events, e)
 	}
 	return events
 }

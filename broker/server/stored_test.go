@@ -18,7 +18,7 @@ func TestOlderTextIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.store.Apply(t.Context(), last, "older", []store.Change{{Kind: "Deny", Name: "incident", Owner: "default", Body: []byte(deny)}}); err != nil {
+	if _, err := e.store.Apply(t.Context(), last, store.Act{Actor: "older"}, []store.Change{{Kind: "Deny", Name: "incident", Owner: "default", Body: []byte(deny)}}); err != nil {
 		t.Fatal(err)
 	}
 	e.tryApply(&api.ApplyRequest{Yaml: []byte(target)}) // which meets what is new

@@ -269,7 +269,7 @@ func TestAConflictIsMended(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.store.Apply(t.Context(), last, "another", []store.Change{{Kind: "Deny", Name: "incident", Owner: "default", Body: []byte(deny)}}); err != nil {
+	if _, err := e.store.Apply(t.Context(), last, store.Act{Actor: "another"}, []store.Change{{Kind: "Deny", Name: "incident", Owner: "default", Body: []byte(deny)}}); err != nil {
 		t.Fatal(err)
 	}
 	_, err = e.tryApply(&api.ApplyRequest{Yaml: []byte(target)})

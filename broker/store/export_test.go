@@ -12,3 +12,6 @@ func (s *Store) Pragma(ctx context.Context, name string) (write, read string, er
 
 // SchemaVersion is the newest schema that this program knows.
 const SchemaVersion = schemaVersion
+
+// Keep changes how far back policy is kept.
+func (s *Store) Keep(revisions, resources, anyway int64) { s.keep = kept{revisions, resources, anyway} }

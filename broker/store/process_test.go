@@ -24,7 +24,7 @@ const (
 )
 
 func TestChild(t *testing.T) {
-	parts := map[string]func(*testing.T, string){"lock": lockedChild, "write": writingChild, "full": fullChild}
+	parts := map[string]func(*testing.T, string){"lock": lockedChild, "write": writingChild, "batch": batchChild, "full": fullChild}
 	if part, ok := parts[os.Getenv(childPart)]; ok {
 		part(t, os.Getenv(childDir))
 	}
@@ -105,6 +105,63 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// batchChild writes all of many resources again and again, until it is killed.
+func batchChild(t *testing.T, dir string) {
+	s := open(t, dir)
+	for i := range 100_000 {
+		write(t, s, batch(fmt.Sprint(i))...)
+		fmt.Printf("confirmed %d\n", i)
+	}
+}
+
+func batch(text string) (all [][2]string) {
+	for i := range 500 {
+		all = append(all, [2]string{fmt.Sprintf("i%03d", i), text})
+	}
+	return all
+}
+
+// Whenever the broker is killed, of each apply all stands, and its revision, or
+// nothing.
+func TestKilledInAnApply(t *testing.T) {
+	dir := t.TempDir()
+	cmd := child(t, "batch", dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines, confirmed := bufio.NewScanner(out), ""
+	for lines.Scan() {
+		if n, ok := strings.CutPrefix(lines.Text(), "confirmed "); ok {
+			if confirmed = n; n == "3" { // it goes on meanwhile
+				if err := cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	if err := cmd.Wait(); err == nil || confirmed == "" {
+		t.Fatalf("%q confirmed, then %v", confirmed, err)
+	}
+	s := open(t, dir)
+	all, last, err := s.Resources(t.Context())
+	if err != nil || len(all) != 500 {
+		t.Fatalf("%d stand (%v)", len(all), err)
+	}
+	for _, r := range all {
+		if r.Revision != last || string(r.Body) != string(all[0].Body) {
+			t.Fatalf("%s is %q of revision %d, %s is %q of %d", r.Name, r.Body, r.Revision, all[0].Name, all[0].Body, last)
+		}
+	}
+	revisions, _, err := s.Revisions(t.Context(), 0, "", "", 1)
+	if err != nil || len(revisions) != 1 || revisions[0].Revision != last || len(string(all[0].Body)) < len(confirmed) {
+		t.Errorf("revision %+v is the last of all, %d of the resources, which say %s (%v); confirmed is %s", revisions, last, all[0].Body, err, confirmed)
+	}
+}
+
 // fullChild fills the database under RLIMIT_FSIZE, lifts the limit, and goes on
 // without a restart.
 func fullChild(t *testing.T, dir string) {
@@ -117,7 +174,7 @@ func fullChild(t *testing.T, dir string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = s.Apply(t.Context(), last, "uid:0", []store.Change{{Kind: "Identity", Name: fmt.Sprintf("i%d", i), Owner: "team", Body: make([]byte, 16<<10)}})
+		_, err = s.Apply(t.Context(), last, store.Act{Actor: "uid:0", What: "apply"}, []store.Change{{Kind: "Identity", Name: fmt.Sprintf("i%d", i), Owner: "team", Body: make([]byte, 16<<10)}})
 		if err == nil {
 			fmt.Printf("confirmed i%d\n", i)
 			continue

@@ -24,16 +24,20 @@ type Resource struct {
 type Change struct {
 	Kind, Name string
 	Owner      string
+	From       string // whose it is before; empty: Owner's
 	Body       []byte
 }
 
-// Apply writes all changes in one transaction, each under a revision of its
-// own, and returns the resources as written. It refuses with
-// broker.ErrConflict if base, which Resources returned, is no longer the last
-// resource written, and if a resource belongs to another owner; with
-// broker.ErrNotFound if what it should delete is not there. Without changes it
-// does nothing.
-func (s *Store) Apply(ctx context.Context, base uint64, actor string, changes []Change) ([]Resource, error) {
+// An Act is who changes resources, and in which words that was asked for.
+type Act struct{ Actor, What string }
+
+// Apply writes all changes in one transaction, under one revision, and returns
+// the resources as written. It refuses with broker.ErrConflict if base, which
+// Resources returned, is no longer the last revision of a resource, and if a
+// resource belongs to another owner; with broker.ErrNotFound if what it should
+// delete is not there; and two changes of one resource. Without changes it does
+// nothing. What Revisions no longer lists is forgotten by the way.
+func (s *Store) Apply(ctx context.Context, base uint64, act Act, changes []Change) ([]Resource, error) {
 	if len(changes) == 0 {
 		return nil, nil
 	}
@@ -46,23 +50,22 @@ func (s *Store) Apply(ctx context.Context, base uint64, actor string, changes []
 		if uint64(last) != base {
 			return fmt.Errorf("%w: they stand at revision %d, not %d", broker.ErrConflict, last, base)
 		}
-		// The others' revisions follow the first, under its lock.
-		if _, err := tx.ExecContext(ctx, `UPDATE head SET revision = revision + $1`, len(changes)-1); err != nil {
-			return err
-		}
-		w, err := newWriter(ctx, tx)
+		w, err := newWriter(ctx, tx, revision, act, millis(s.now()))
 		if err != nil {
 			return err
 		}
 		defer w.close()
-		for i, c := range changes {
-			r, err := s.applyOne(ctx, w, revision+int64(i), actor, c)
+		for _, c := range changes {
+			r, err := w.write(ctx, c)
 			if err != nil {
 				return fmt.Errorf("%s %s: %w", c.Kind, c.Name, err)
 			}
 			written = append(written, r)
 		}
-		return nil
+		if err := w.finish(ctx, tx); err != nil {
+			return err
+		}
+		return s.keep.forget(ctx, tx)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("writing resources: %w", err)
@@ -70,29 +73,44 @@ func (s *Store) Apply(ctx context.Context, base uint64, actor string, changes []
 	return written, nil
 }
 
-// A writer holds the statements of one Apply.
-type writer struct{ current, insert *sql.Stmt }
+// A writer writes the resources of one revision.
+type writer struct {
+	current, insert *sql.Stmt
+	row             Revision
+	at              int64
+	seen            map[[2]string]bool
+}
 
-func newWriter(ctx context.Context, tx *sql.Tx) (w writer, err error) {
+func newWriter(ctx context.Context, tx *sql.Tx, revision int64, act Act, at int64) (*writer, error) {
+	w := &writer{
+		row: Revision{Revision: uint64(revision), Act: act, WrittenAt: fromMillis(at)}, at: at, seen: make(map[[2]string]bool),
+	}
 	const current = `SELECT owner, body IS NULL FROM resource WHERE kind = $1 AND name = $2 ORDER BY revision DESC LIMIT 1`
+	var err error
 	if w.current, err = tx.PrepareContext(ctx, current); err != nil {
-		return w, err
+		return nil, err
 	}
 	const insert = `INSERT INTO resource (kind, name, revision, owner, body, actor, written_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`
 	if w.insert, err = tx.PrepareContext(ctx, insert); err != nil {
 		w.current.Close()
+		return nil, err
 	}
-	return w, err
+	return w, nil
 }
 
-func (w writer) close() {
+func (w *writer) close() {
 	w.current.Close()
 	w.insert.Close()
 }
 
-func (s *Store) applyOne(ctx context.Context, w writer, revision int64, actor string, c Change) (Resource, error) {
+func (w *writer) write(ctx context.Context, c Change) (Resource, error) {
 	if c.Body != nil && len(c.Body) == 0 {
 		return Resource{}, errors.New("its text is empty")
+	}
+	if name := [2]string{c.Kind, c.Name}; w.seen[name] {
+		return Resource{}, errors.New("it is changed twice")
+	} else {
+		w.seen[name] = true
 	}
 	var owner string
 	var gone bool
@@ -103,46 +121,91 @@ func (s *Store) applyOne(ctx context.Context, w writer, revision int64, actor st
 	case err != nil:
 		return Resource{}, err
 	}
+	from := c.From
+	if from == "" {
+		from = c.Owner
+	}
 	if gone && c.Body == nil {
 		return Resource{}, broker.ErrNotFound
 	}
-	if !gone && owner != c.Owner {
-		return Resource{}, fmt.Errorf("%w: it belongs to owner %q, not %q", broker.ErrConflict, owner, c.Owner)
+	if !gone && owner != from {
+		return Resource{}, fmt.Errorf("%w: it belongs to owner %q, not %q", broker.ErrConflict, owner, from)
 	}
-	at := millis(s.now())
-	if _, err := w.insert.ExecContext(ctx, c.Kind, c.Name, revision, c.Owner, c.Body, actor, at); err != nil {
+	w.count(c, gone)
+	if _, err := w.insert.ExecContext(ctx, c.Kind, c.Name, int64(w.row.Revision), c.Owner, c.Body, w.row.Actor, w.at); err != nil {
 		return Resource{}, err
 	}
-	return Resource{c.Kind, c.Name, uint64(revision), c.Owner, c.Body, actor, fromMillis(at)}, nil
+	return Resource{c.Kind, c.Name, w.row.Revision, c.Owner, c.Body, w.row.Actor, w.row.WrittenAt}, nil
+}
+
+func (w *writer) count(c Change, gone bool) {
+	switch {
+	case len(w.seen) == 1:
+		w.row.Owner = c.Owner
+	case w.row.Owner != c.Owner:
+		w.row.Owner = "" // several owners'
+	}
+	switch {
+	case c.Body == nil:
+		w.row.Deleted++
+	case gone:
+		w.row.Created++
+	default:
+		w.row.Changed++
+	}
+}
+
+func (w *writer) finish(ctx context.Context, tx *sql.Tx) error {
+	const insert = `INSERT INTO policy_revision (revision, act, owner, actor, created, changed, deleted, written_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
+	r := w.row
+	_, err := tx.ExecContext(ctx, insert, int64(r.Revision), r.What, r.Owner, r.Actor, r.Created, r.Changed, r.Deleted, w.at)
+	return err
 }
 
 // Resources returns every resource that stands, by kind and name, and the
 // revision of the last resource written: the base of the next Apply.
 func (s *Store) Resources(ctx context.Context) ([]Resource, uint64, error) {
+	return s.resourcesAt(ctx, int64(^uint64(0)>>1))
+}
+
+func (s *Store) resourcesAt(ctx context.Context, revision int64) ([]Resource, uint64, error) {
 	const query = `SELECT r.kind, r.name, r.revision, r.owner, r.body, r.actor, r.written_at FROM resource r
-		WHERE r.revision = (SELECT MAX(x.revision) FROM resource x WHERE x.kind = r.kind AND x.name = r.name)
+		WHERE r.revision = (SELECT MAX(x.revision) FROM resource x WHERE x.kind = r.kind AND x.name = r.name AND x.revision <= $1)
 		ORDER BY r.kind, r.name`
-	rows, err := s.read.QueryContext(ctx, query)
+	all, err := s.listed(ctx, query, revision)
 	if err != nil {
-		return nil, 0, fmt.Errorf("reading resources: %w", err)
+		return nil, 0, err
+	}
+	var last uint64
+	stand := all[:0]
+	for _, r := range all {
+		last = max(last, r.Revision)
+		if r.Body != nil {
+			stand = append(stand, r)
+		}
+	}
+	return stand, last, nil
+}
+
+// listed reads rows of resources.
+func (s *Store) listed(ctx context.Context, query string, args ...any) ([]Resource, error) {
+	rows, err := s.read.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, fmt.Errorf("reading resources: %w", err)
 	}
 	defer rows.Close()
 	var all []Resource
-	var last uint64
 	for rows.Next() {
 		var r Resource
 		var revision, written int64
 		if err := rows.Scan(&r.Kind, &r.Name, &revision, &r.Owner, &r.Body, &r.Actor, &written); err != nil {
-			return nil, 0, fmt.Errorf("reading resources: %w", err)
+			return nil, fmt.Errorf("reading resources: %w", err)
 		}
 		r.Revision, r.WrittenAt = uint64(revision), fromMillis(written)
-		last = max(last, r.Revision)
-		if r.Body != nil {
-			all = append(all, r)
-		}
+		all = append(all, r)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, 0, fmt.Errorf("reading resources: %w", err)
+		return nil, fmt.Errorf("reading resources: %w", err)
 	}
-	return all, last, nil
+	return all, nil
 }

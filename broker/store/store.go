@@ -29,7 +29,7 @@ import (
 )
 
 // schemaVersion is what this program writes and reads.
-const schemaVersion = 8
+const schemaVersion = 9
 
 //go:embed schema/*.sql
 var schema embed.FS
@@ -53,6 +53,7 @@ type Store struct {
 	read  *sql.DB
 	lock  *os.File
 	now   func() time.Time
+	keep  kept
 }
 
 // Open opens the database in a directory, making it where it is absent. It
@@ -74,7 +75,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the store in %s: %w", cfg.Dir, err)
 	}
-	s := &Store{lock: lock, now: cfg.Now}
+	s := &Store{lock: lock, now: cfg.Now, keep: keepPolicy()}
 	if err := s.open(ctx, filepath.Join(cfg.Dir, "credence.db")); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store in %s: %w", cfg.Dir, err), s.Close())
 	}

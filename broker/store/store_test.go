@@ -54,7 +54,7 @@ func apply(t *testing.T, s *store.Store, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Apply(t.Context(), last, "uid:0", []store.Change{{Kind: "Identity", Name: name, Owner: "team", Body: []byte("text of " + name)}}); err != nil {
+	if _, err := s.Apply(t.Context(), last, store.Act{Actor: "uid:0", What: "apply"}, []store.Change{{Kind: "Identity", Name: name, Owner: "team", Body: []byte("text of " + name)}}); err != nil {
 		t.Fatal(err)
 	}
 }

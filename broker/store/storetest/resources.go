@@ -3,7 +3,6 @@ package storetest
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/credence-id/credence/broker"
@@ -18,6 +17,9 @@ func (e *env) conflict(err error) {
 func text(kind, name string) store.Change {
 	return store.Change{Kind: kind, Name: name, Owner: "team", Body: []byte("kind: " + kind + "\nname: " + name + "\n")}
 }
+
+// by is an apply.
+func by(actor string) store.Act { return store.Act{Actor: actor, What: "apply"} }
 
 func revisions(e *env) {
 	const writers, writes = 6, 8
@@ -96,36 +98,41 @@ func revisions(e *env) {
 func applied(e *env) {
 	changes := []store.Change{text("Peer", "z"), text("Identity", "b"), text("Identity", "a")}
 	changes[1].Body = append(changes[1].Body, "note: \x00 and \xff\n"...) // a text is bytes
-	written, err := e.Apply(e.Context(), 0, "uid:1000", changes)
+	written, err := e.Apply(e.Context(), 0, by("uid:1000"), changes)
 	e.must(err)
 	var want []store.Resource
-	for i, c := range changes {
+	for _, c := range changes {
 		want = append(want, store.Resource{
-			Kind: c.Kind, Name: c.Name, Revision: uint64(i + 1), Owner: "team", Body: c.Body, Actor: "uid:1000", WrittenAt: e.time,
+			Kind: c.Kind, Name: c.Name, Revision: 1, Owner: "team", Body: c.Body, Actor: "uid:1000", WrittenAt: e.time,
 		})
 	}
 	e.equal(written, want)
 	got, last, err := e.Resources(e.Context())
 	e.must(err)
 	e.equal(got, []store.Resource{want[2], want[1], want[0]}) // by kind and name
-	e.equal(last, uint64(3))
+	e.equal(last, uint64(1))
 
 	// Another writer's revision in between is no other resource.
 	_, err = e.SaveNode(e.Context(), e.node("n1"))
 	e.must(err)
 	again := text("Identity", "a")
 	again.Body = []byte("another text\n")
-	written, err = e.Apply(e.Context(), last, "uid:0", []store.Change{again, {Kind: "Identity", Name: "b", Owner: "team"}})
+	written, err = e.Apply(e.Context(), last, by("uid:0"), []store.Change{again, {Kind: "Identity", Name: "b", Owner: "team"}})
 	e.must(err)
 	got, last, err = e.Resources(e.Context())
 	e.must(err)
 	e.equal(got, []store.Resource{written[0], want[0]})
-	e.equal(last, uint64(6)) // the deletion counts
-	e.equal(written[1].Revision, last)
+	e.equal(last, uint64(3)) // the deletion counts
+	e.equal([]uint64{written[0].Revision, written[1].Revision}, []uint64{last, last})
 
-	written, err = e.Apply(e.Context(), last, "uid:0", []store.Change{text("Identity", "b")})
+	written, err = e.Apply(e.Context(), last, by("uid:0"), []store.Change{text("Identity", "b")})
 	e.must(err)
-	e.equal(written[0].Revision, uint64(7))
+	e.equal(written[0].Revision, uint64(4))
+	_, err = e.Apply(e.Context(), 4, by("uid:0"), []store.Change{{Kind: "Identity", Name: "b", Owner: "team"}})
+	e.must(err)
+	_, last, err = e.Resources(e.Context())
+	e.must(err)
+	e.equal(last, uint64(5)) // a deletion alone, too
 }
 
 func allOrNothing(e *env) {
@@ -137,15 +144,16 @@ func allOrNothing(e *env) {
 		"delete of what is absent": {Kind: "Identity", Name: "nobody", Owner: "team"},
 		"another's":                {Kind: "Identity", Name: "a", Owner: "others", Body: []byte("x")},
 		"an empty text":            empty,
+		"the same again":           text("Identity", "new"),
 	} {
-		written, err := e.Apply(e.Context(), before.Last, "uid:0", []store.Change{text("Identity", "a"), text("Identity", "new"), last})
+		written, err := e.Apply(e.Context(), before.Last, by("uid:0"), []store.Change{text("Identity", "a"), text("Identity", "new"), last})
 		if err == nil || written != nil {
 			e.Errorf("%s: it is written: %v, %v", name, written, err)
 		}
 		e.unchanged(before)
 		e.equal(e.revision(), revision)
 	}
-	written, err := e.Apply(e.Context(), 0, "uid:0", nil)
+	written, err := e.Apply(e.Context(), 0, by("uid:0"), nil)
 	e.must(err)
 	e.equal(written, []store.Resource(nil))
 	e.equal(e.revision(), revision)
@@ -155,11 +163,11 @@ func staleBase(e *env) {
 	e.fill()
 	before := e.state()
 	for _, base := range []uint64{0, before.Last - 1, before.Last + 1, 1<<63 + before.Last} {
-		_, err := e.Apply(e.Context(), base, "uid:0", []store.Change{text("Identity", "b")})
+		_, err := e.Apply(e.Context(), base, by("uid:0"), []store.Change{text("Identity", "b")})
 		e.conflict(err)
 	}
 	e.unchanged(before)
-	_, err := e.Apply(e.Context(), before.Last, "uid:0", []store.Change{text("Identity", "b")})
+	_, err := e.Apply(e.Context(), before.Last, by("uid:0"), []store.Change{text("Identity", "b")})
 	e.must(err)
 }
 
@@ -170,7 +178,7 @@ func raceToApply(e *env) {
 	for i := range 10 {
 		all.Go(func() {
 			name := fmt.Sprintf("i%d", i)
-			_, err := e.Apply(e.Context(), 0, "uid:0", []store.Change{text("Identity", name)})
+			_, err := e.Apply(e.Context(), 0, by("uid:0"), []store.Change{text("Identity", name)})
 			if err == nil {
 				mu.Lock()
 				defer mu.Unlock()
@@ -191,39 +199,46 @@ func raceToApply(e *env) {
 }
 
 func owners(e *env) {
-	_, err := e.Apply(e.Context(), 0, "uid:0", []store.Change{text("Identity", "a")})
+	_, err := e.Apply(e.Context(), 0, by("uid:0"), []store.Change{text("Identity", "a")})
 	e.must(err)
 	before := e.state()
 	others := text("Identity", "a")
 	others.Owner = "others"
 	gone := store.Change{Kind: "Identity", Name: "a", Owner: "others"}
 	for _, c := range []store.Change{others, gone} {
-		_, err = e.Apply(e.Context(), before.Last, "uid:0", []store.Change{c})
+		_, err = e.Apply(e.Context(), before.Last, by("uid:0"), []store.Change{c})
 		e.conflict(err)
 	}
 	e.unchanged(before)
-	gone.Owner = "team"
-	_, err = e.Apply(e.Context(), before.Last, "uid:0", []store.Change{gone, others}) // free again
+	others.From, gone.From = "others", "nobody" // whose it is not
+	for _, c := range []store.Change{others, gone} {
+		_, err = e.Apply(e.Context(), before.Last, by("uid:0"), []store.Change{c})
+		e.conflict(err)
+	}
+	e.unchanged(before)
+	others.From = "team"
+	_, err = e.Apply(e.Context(), before.Last, by("uid:0"), []store.Change{others})
 	e.must(err)
-	got, _, err := e.Resources(e.Context())
+	got, last, err := e.Resources(e.Context())
 	e.must(err)
-	e.equal(slices.Collect(func(yield func(string) bool) {
-		for _, r := range got {
-			if !yield(r.Owner) {
-				return
-			}
-		}
-	}), []string{"others"})
+	e.equal(got[0].Owner, "others")
+	gone.From = ""
+	_, err = e.Apply(e.Context(), last, by("uid:0"), []store.Change{gone})
+	e.must(err)
+	_, err = e.Apply(e.Context(), last+1, by("uid:0"), []store.Change{text("Identity", "a")}) // free again
+	e.must(err)
 }
 
 func deleteAbsent(e *env) {
 	gone := store.Change{Kind: "Identity", Name: "a", Owner: "team"}
-	_, err := e.Apply(e.Context(), 0, "uid:0", []store.Change{gone})
+	_, err := e.Apply(e.Context(), 0, by("uid:0"), []store.Change{gone})
 	e.refused(err, broker.ErrNotFound)
-	_, err = e.Apply(e.Context(), 0, "uid:0", []store.Change{text("Identity", "a"), gone})
+	_, err = e.Apply(e.Context(), 0, by("uid:0"), []store.Change{text("Identity", "a")})
+	e.must(err)
+	_, err = e.Apply(e.Context(), 1, by("uid:0"), []store.Change{gone})
 	e.must(err)
 	_, last, err := e.Resources(e.Context())
 	e.must(err)
-	_, err = e.Apply(e.Context(), last, "uid:0", []store.Change{gone})
+	_, err = e.Apply(e.Context(), last, by("uid:0"), []store.Change{gone})
 	e.refused(err, broker.ErrNotFound)
 }

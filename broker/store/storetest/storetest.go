@@ -36,6 +36,8 @@ func Run(t *testing.T, open Open) {
 		"one of many on the same base wins":     raceToApply,
 		"a resource belongs to its owner":       owners,
 		"what is not there is not deleted":      deleteAbsent,
+		"policy comes back as it was":           pastPolicy,
+		"a revision says who did what":          policyRevisions,
 		"a node comes back":                     nodes,
 		"a renewal on an old state is refused":  staleRenewal,
 		"an evicted node stays out":             evicted,
@@ -150,6 +152,7 @@ func empty(e *env) {
 type state struct {
 	Resources   []store.Resource
 	Last        uint64
+	Revisions   []store.Revision
 	Nodes       any
 	Authorities any
 	Publication any
@@ -168,7 +171,9 @@ func (e *env) state() state {
 	e.must(err)
 	bundles, err := e.Bundles(e.Context())
 	e.must(err)
-	s := state{Resources: resources, Last: last}
+	revisions, _, err := e.Revisions(e.Context(), 0, "", "", 100)
+	e.must(err)
+	s := state{Resources: resources, Last: last, Revisions: revisions}
 	if len(nodes) > 0 {
 		s.Nodes = nodes
 	}
@@ -209,11 +214,11 @@ func restart(e *env) {
 func (e *env) fill() {
 	e.Helper()
 	ctx := e.Context()
-	_, err := e.Apply(ctx, 0, "uid:0", []store.Change{text("Identity", "a"), text("Identity", "gone"), text("Deny", "d")})
+	_, err := e.Apply(ctx, 0, by("uid:0"), []store.Change{text("Identity", "a"), text("Identity", "gone"), text("Deny", "d")})
 	e.must(err)
 	_, last, err := e.Resources(ctx)
 	e.must(err)
-	_, err = e.Apply(ctx, last, "uid:0", []store.Change{{Kind: "Identity", Name: "gone", Owner: "team"}})
+	_, err = e.Apply(ctx, last, by("uid:0"), []store.Change{{Kind: "Identity", Name: "gone", Owner: "team"}})
 	e.must(err)
 	for _, name := range []string{"n1", "banned"} {
 		_, err = e.SaveNode(ctx, e.node(name))
@@ -236,7 +241,7 @@ func cancelled(e *env) {
 	before, revision := e.state(), e.revision()
 	ctx, cancel := context.WithCancel(e.Context())
 	cancel()
-	_, applying := e.Apply(ctx, before.Last, "uid:0", []store.Change{text("Identity", "b")})
+	_, applying := e.Apply(ctx, before.Last, by("uid:0"), []store.Change{text("Identity", "b")})
 	_, saving := e.SaveNode(ctx, e.node("n2"))
 	_, evicting := e.EvictNode(ctx, e.node("n1").ID, e.time)
 	_, _, spending := e.SpendToken(ctx, hash("fresh"), "token", e.time)
