@@ -43,7 +43,7 @@ const (
 // Key gives back the key of a file, or makes one where there is none, or none
 // that this TPM sealed. device is a TPM's, or the socket of one in software.
 func Key(device, file string) ([]byte, error) {
-	tpm, err := open(device)
+	tpm, err := Open(device)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,9 @@ func Key(device, file string) ([]byte, error) {
 	return key, nil
 }
 
-func open(device string) (transport.TPMCloser, error) {
+// Open opens a TPM's device, or the socket of one in software; where there is none,
+// the error wraps ErrAbsent.
+func Open(device string) (transport.TPMCloser, error) {
 	info, err := os.Stat(device)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %s", ErrAbsent, device)

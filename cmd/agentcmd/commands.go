@@ -15,7 +15,7 @@ type verbs struct {
 	name string // what is typed before them
 }
 
-// Commands makes run, check, status, metrics, attest and explain. name is what is typed before
+// Commands makes run, check, status, metrics, attest, explain and tpm. name is what is typed before
 // them.
 func Commands(p *cli.Program, name string) []*cobra.Command {
 	return (&verbs{p, name}).commands()
@@ -96,7 +96,7 @@ something is wrong.`,
 		c.Flags().StringP("config", "c", "agent.yaml", "configuration")
 		cli.CompleteFiles(c, "config", "yaml", "yml")
 	}
-	return []*cobra.Command{runCmd, cli.AddOutput(check), p.statusCommand(), p.metricsCommand(), p.attestCommand(), p.explainCommand()}
+	return []*cobra.Command{runCmd, cli.AddOutput(check), p.statusCommand(), p.metricsCommand(), p.attestCommand(), p.explainCommand(), p.tpmCommand()}
 }
 
 func config(cmd *cobra.Command) (File, error) {

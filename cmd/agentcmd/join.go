@@ -15,6 +15,7 @@ import (
 	"github.com/credence-id/credence/agent/evidence/gcp"
 	"github.com/credence-id/credence/agent/evidence/kubernetes"
 	"github.com/credence-id/credence/agent/evidence/oidc"
+	"github.com/credence-id/credence/agent/evidence/tpm"
 	"github.com/credence-id/credence/agent/evidence/x509"
 	"github.com/credence-id/credence/cmd/cli"
 )
@@ -22,15 +23,17 @@ import (
 // joinFile is how the node proves itself. The comments of its fields are their
 // manual.
 type joinFile struct {
-	Method string `yaml:"method"` // token; kubernetes; x509; aws_iam; aws_ec2; gcp; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
+	Method string `yaml:"method"` // token; kubernetes; x509; tpm; aws_iam; aws_ec2; gcp; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
 	Rule   string `yaml:"rule"`   // the JoinRule, where the broker has several of the method
 
 	TokenFile    string   `yaml:"token_file"`    // holds the join token, the issuer's, or the pod's (default /var/run/secrets/tokens/credence); read anew each time
 	TokenEnv     string   `yaml:"token_env"`     // the issuer's: the variable that holds it
 	TokenCommand []string `yaml:"token_command"` // the issuer's: what prints it
 	Audience     string   `yaml:"audience"`      // asked for, where the issuer lets one choose; default credence://TRUST DOMAIN/join
-	Cert         string   `yaml:"cert"`          // x509: the chain in PEM, leaf first; read anew each time
+	Cert         string   `yaml:"cert"`          // x509: the chain in PEM, leaf first; read anew each time. tpm: the endorsement key's likewise; default what the TPM holds
 	Key          string   `yaml:"key"`           // x509: its key in PEM
+	Device       string   `yaml:"device"`        // tpm: default /dev/tpmrm0; or the socket of one in software
+	EK           string   `yaml:"ek"`            // tpm: rsa or ecc, which endorsement key; default the one that there is a certificate of, or rsa
 }
 
 // Methods that are none of an OpenID issuer.
@@ -38,6 +41,7 @@ const (
 	tokenMethod      = "token"
 	kubernetesMethod = "kubernetes"
 	x509Method       = "x509"
+	tpmMethod        = "tpm"
 	awsIAMMethod     = "aws_iam"
 	awsEC2Method     = "aws_ec2"
 	gcpMethod        = "gcp"
@@ -52,6 +56,8 @@ func (f *joinFile) fields() []string {
 		return []string{"rule", "token_file"}
 	case x509Method:
 		return []string{"rule", "cert", "key"}
+	case tpmMethod:
+		return []string{"rule", "cert", "device", "ek"}
 	case awsIAMMethod, awsEC2Method: // what they need is AWS' SDK's and instance metadata's to find
 		return []string{"rule"}
 	case gcpMethod:
@@ -67,7 +73,7 @@ func (f *joinFile) complete(trustDomain string) error {
 		set   bool
 	}{
 		{"rule", f.Rule != ""}, {"token_file", f.TokenFile != ""}, {"token_env", f.TokenEnv != ""}, {"token_command", f.TokenCommand != nil},
-		{"audience", f.Audience != ""}, {"cert", f.Cert != ""}, {"key", f.Key != ""},
+		{"audience", f.Audience != ""}, {"cert", f.Cert != ""}, {"key", f.Key != ""}, {"device", f.Device != ""}, {"ek", f.EK != ""},
 	} {
 		if given.set && !slices.Contains(takes, given.field) {
 			return fmt.Errorf("join.%s: is not of join method %s", given.field, f.Method)
@@ -85,6 +91,11 @@ func (f *joinFile) complete(trustDomain string) error {
 	case x509Method:
 		if f.Cert == "" || f.Key == "" {
 			return errors.New("join.cert: cert and key are required: files that hold this machine's certificate and its key")
+		}
+		return nil
+	case tpmMethod:
+		if err := f.tpm(trustDomain).Check(); err != nil {
+			return fmt.Errorf("join.%w", err)
 		}
 		return nil
 	case awsIAMMethod, awsEC2Method:
@@ -108,6 +119,11 @@ func (f *joinFile) issuers() oidc.Config {
 	return oidc.Config{Method: f.Method, Audience: f.Audience, File: f.TokenFile, Env: f.TokenEnv, Command: f.TokenCommand}
 }
 
+// tpm is the machine's TPM.
+func (f *joinFile) tpm(trustDomain string) tpm.Config {
+	return tpm.Config{TrustDomain: trustDomain, Device: f.Device, EK: f.EK, Cert: f.Cert}
+}
+
 // join is how the agent, which keeps what it has in data, proves itself. evidence, if it is not nil, stands for
 // what the file says.
 func (f *joinFile) join(trustDomain, data string, evidence func(context.Context) ([]byte, error)) agent.Join {
@@ -124,6 +140,9 @@ func (f *joinFile) join(trustDomain, data string, evidence func(context.Context)
 	case f.Method == x509Method:
 		c := x509.Config{TrustDomain: trustDomain, Cert: f.Cert, Key: f.Key}
 		j.Evidence, j.Answer = c.Evidence, c.Answer
+	case f.Method == tpmMethod:
+		n := tpm.New(f.tpm(trustDomain))
+		j.Evidence, j.AnswerFor = n.Evidence, n.Answer
 	case f.Method == awsIAMMethod:
 		c := awsiam.Config{TrustDomain: trustDomain}
 		j.Evidence, j.Answer = c.Evidence, c.Answer

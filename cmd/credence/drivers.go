@@ -20,6 +20,7 @@ import (
 	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/oidc"
 	"github.com/credence-id/credence/broker/join/token"
+	"github.com/credence-id/credence/broker/join/tpm"
 	joinx509 "github.com/credence-id/credence/broker/join/x509"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/broker/server"
@@ -35,6 +36,7 @@ func registry() resource.Registry {
 	r := resource.Registry{Methods: map[string]func() join.Settings{}, Flows: flows.All()}
 	r.Methods[kubernetes.Method] = func() join.Settings { return &kubernetes.Settings{} }
 	r.Methods[joinx509.Method] = func() join.Settings { return new(joinx509.Settings) }
+	r.Methods[tpm.Method] = func() join.Settings { return new(tpm.Settings) }
 	r.Methods[awsiam.Method] = func() join.Settings { return new(awsiam.Settings) }
 	r.Methods[awsec2.Method] = func() join.Settings { return new(awsec2.Settings) }
 	r.Methods[gcp.Method] = func() join.Settings { return new(gcp.Settings) }
@@ -89,6 +91,8 @@ func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 		return kubernetes.New(kubernetes.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidenceFor, Spent: spent, Now: m.now})
 	case *joinx509.Settings:
 		return joinx509.New(joinx509.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Now: m.now})
+	case *tpm.Settings:
+		return tpm.New(tpm.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Now: m.now, Log: m.log})
 	case *awsiam.Settings:
 		return awsiam.New(awsiam.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Post: m.post(s.Roots()), Now: m.now})
 	case *awsec2.Settings:

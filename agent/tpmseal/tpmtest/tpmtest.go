@@ -14,8 +14,7 @@ import (
 // is not installed the test is skipped.
 func Start(t *testing.T) string {
 	t.Helper()
-	program, err := exec.LookPath("swtpm")
-	if err != nil {
+	if _, err := exec.LookPath("swtpm"); err != nil {
 		t.Skip("swtpm is not installed: no TPM to test with")
 	}
 	dir, err := os.MkdirTemp("", "tpm") // a socket's path is short
@@ -23,8 +22,14 @@ func Start(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	return StartIn(t, dir)
+}
+
+// StartIn starts swtpm, which is installed, with the state of a directory.
+func StartIn(t *testing.T, dir string) string {
+	t.Helper()
 	socket := filepath.Join(dir, "s")
-	cmd := exec.Command(program, "socket", "--tpm2", "--tpmstate", "dir="+dir, "--flags", "not-need-init,startup-clear",
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--flags", "not-need-init,startup-clear",
 		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+filepath.Join(dir, "c"))
 	cmd.Stderr = t.Output()
 	if err := cmd.Start(); err != nil {
