@@ -18,6 +18,7 @@ import (
 
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/join"
 )
 
 // Evidence is an SVID that somebody without an agent shows to get something for
@@ -126,6 +127,25 @@ func (b *Broker) exchange(ctx context.Context, r ExchangeRequest) (JWTSVID, erro
 		return JWTSVID{}, err
 	}
 	return JWTSVID{Decision: d, Token: token, Expires: made.notAfter}, nil
+}
+
+// Stands says whether an X509-SVID of ours still counts where it is shown as
+// evidence of who shows it, by the same rules as Exchange's. An error wrapping
+// join.ErrEvidence means that it does not.
+func (b *Broker) Stands(ctx context.Context, e Evidence) error {
+	if e.ID.TrustDomain() != b.cfg.TrustDomain || e.Kind != KindX509 {
+		return fmt.Errorf("%w: %s is no X509-SVID of ours", join.ErrEvidence, e.ID)
+	}
+	who, err := b.bearer(ctx, e)
+	if err == nil {
+		request := who.request
+		request.Time = b.cfg.Now()
+		_, err = decideOne(b.policy.Load(), request, "")
+	}
+	if errors.As(err, new(*refusedError)) {
+		return fmt.Errorf("%w: %w", join.ErrEvidence, err)
+	}
+	return err
 }
 
 func (b *Broker) signJWT(ctx context.Context, g identity.Grant) (string, signed, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/join"
 )
 
 const orders = "spiffe://example.org/db" // an audience that web lists
@@ -104,6 +105,64 @@ func TestExchange(t *testing.T) {
 			t.Errorf("%+v, %+v, %v", svid, denial, err)
 		}
 	})
+}
+
+// An SVID of ours vouches for who shows it while what it was issued by stands, and
+// nothing else of ours does.
+func TestStands(t *testing.T) {
+	e := newEnv(t)
+	e.run()
+	n := e.caller("n1")
+	good := e.shown(n)
+	e.must(e.Stands(t.Context(), good))
+	e.must(e.Stands(t.Context(), good)) // it is not spent
+	for name, change := range map[string]func(*broker.Evidence){
+		"another ID under its serial number": func(v *broker.Evidence) { v.ID = spiffeid.RequireFromString("spiffe://example.org/admin") },
+		"by another authority":               func(v *broker.Evidence) { v.Authority = "00" },
+		"a token":                            func(v *broker.Evidence) { v.Kind = broker.KindJWT },
+		"that was never issued":              func(v *broker.Evidence) { v.Serial = "1234" },
+		"a peer's":                           func(v *broker.Evidence) { v.ID = spiffeid.RequireFromString("spiffe://partner.example/x") },
+		"a node's": func(v *broker.Evidence) {
+			v.ID, v.Serial = spiffeid.RequireFromString(n.ID), hex.EncodeToString(n.Serial)
+		},
+		"the broker's": func(v *broker.Evidence) { v.ID = identity.BrokerID(td) },
+	} {
+		bad := good
+		change(&bad)
+		if err := e.Stands(t.Context(), bad); !errors.Is(err, join.ErrEvidence) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, row := range []struct {
+		name   string
+		change func()
+	}{
+		{"a Deny that may hold", func() {
+			r := e.same()
+			r.Denies = []identity.Deny{{Name: "d", Match: []identity.Item{{Terms: []identity.Term{{Name: "workload.unix.path", Pattern: "/bin/x"}}}}}}
+			e.swap(r)
+		}},
+		{"its Identity is changed", func() {
+			r := e.same()
+			r.Identities[0].Revision = 99
+			e.swap(r)
+		}},
+		{"it is revoked", func() { e.revoke(broker.CutID, good.ID.String()) }},
+		{"its node is evicted", func() {
+			if _, err := e.Evict(t.Context(), n.ID, "uid:0", "stolen"); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		e.swap(e.same())
+		good := e.shown(n)
+		e.must(e.Stands(t.Context(), good))
+		e.pass(time.Second)
+		row.change()
+		if err := e.Stands(t.Context(), good); !errors.Is(err, join.ErrEvidence) {
+			t.Errorf("%s: %v", row.name, err)
+		}
+	}
 }
 
 // What cannot be recorded, looked up or held against what is revoked meanwhile is

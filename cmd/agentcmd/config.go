@@ -72,6 +72,9 @@ func (f *File) Complete() error {
 	}
 	cli.SetDefault(&f.Socket, filepath.Join(f.Data, "run", "workload.sock"))
 	cli.SetDefault(&f.Admin, filepath.Join(f.Data, "run", "admin.sock"))
+	if f.Join.Socket != "" && filepath.Clean(f.Join.Socket) == filepath.Clean(f.Socket) {
+		return errors.New("join.socket: is this agent's own, which gives nothing before it has joined")
+	}
 	if _, err := f.Spool.spool(); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/credence-id/credence/agent/evidence/gcp"
 	"github.com/credence-id/credence/agent/evidence/kubernetes"
 	"github.com/credence-id/credence/agent/evidence/oidc"
+	"github.com/credence-id/credence/agent/evidence/spiffe"
 	"github.com/credence-id/credence/agent/evidence/tpm"
 	"github.com/credence-id/credence/agent/evidence/x509"
 	"github.com/credence-id/credence/cmd/cli"
@@ -23,17 +24,18 @@ import (
 // joinFile is how the node proves itself. The comments of its fields are their
 // manual.
 type joinFile struct {
-	Method string `yaml:"method"` // token; kubernetes; x509; tpm; aws_iam; aws_ec2; gcp; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
+	Method string `yaml:"method"` // token; kubernetes; x509; spiffe; tpm; aws_iam; aws_ec2; gcp; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
 	Rule   string `yaml:"rule"`   // the JoinRule, where the broker has several of the method
 
 	TokenFile    string   `yaml:"token_file"`    // holds the join token, the issuer's, or the pod's (default /var/run/secrets/tokens/credence); read anew each time
 	TokenEnv     string   `yaml:"token_env"`     // the issuer's: the variable that holds it
 	TokenCommand []string `yaml:"token_command"` // the issuer's: what prints it
 	Audience     string   `yaml:"audience"`      // asked for, where the issuer lets one choose; default credence://TRUST DOMAIN/join
-	Cert         string   `yaml:"cert"`          // x509: the chain in PEM, leaf first; read anew each time. tpm: the endorsement key's likewise; default what the TPM holds
-	Key          string   `yaml:"key"`           // x509: its key in PEM
+	Cert         string   `yaml:"cert"`          // x509, spiffe: the chain in PEM, leaf first; read anew each time. tpm: the endorsement key's likewise; default what the TPM holds
+	Key          string   `yaml:"key"`           // x509, spiffe: its key in PEM
 	Device       string   `yaml:"device"`        // tpm: default /dev/tpmrm0; or the socket of one in software
 	EK           string   `yaml:"ek"`            // tpm: rsa or ecc, which endorsement key; default the one that there is a certificate of, or rsa
+	Socket       string   `yaml:"socket"`        // spiffe, instead of cert and key: another agent's Workload API, which gives this one its SVID, such as unix:///run/spire/agent.sock
 }
 
 // Methods that are none of an OpenID issuer.
@@ -41,6 +43,7 @@ const (
 	tokenMethod      = "token"
 	kubernetesMethod = "kubernetes"
 	x509Method       = "x509"
+	spiffeMethod     = "spiffe"
 	tpmMethod        = "tpm"
 	awsIAMMethod     = "aws_iam"
 	awsEC2Method     = "aws_ec2"
@@ -56,6 +59,8 @@ func (f *joinFile) fields() []string {
 		return []string{"rule", "token_file"}
 	case x509Method:
 		return []string{"rule", "cert", "key"}
+	case spiffeMethod:
+		return []string{"rule", "cert", "key", "socket"}
 	case tpmMethod:
 		return []string{"rule", "cert", "device", "ek"}
 	case awsIAMMethod, awsEC2Method: // what they need is AWS' SDK's and instance metadata's to find
@@ -73,7 +78,7 @@ func (f *joinFile) complete(trustDomain string) error {
 		set   bool
 	}{
 		{"rule", f.Rule != ""}, {"token_file", f.TokenFile != ""}, {"token_env", f.TokenEnv != ""}, {"token_command", f.TokenCommand != nil},
-		{"audience", f.Audience != ""}, {"cert", f.Cert != ""}, {"key", f.Key != ""}, {"device", f.Device != ""}, {"ek", f.EK != ""},
+		{"audience", f.Audience != ""}, {"cert", f.Cert != ""}, {"key", f.Key != ""}, {"device", f.Device != ""}, {"ek", f.EK != ""}, {"socket", f.Socket != ""},
 	} {
 		if given.set && !slices.Contains(takes, given.field) {
 			return fmt.Errorf("join.%s: is not of join method %s", given.field, f.Method)
@@ -93,6 +98,8 @@ func (f *joinFile) complete(trustDomain string) error {
 			return errors.New("join.cert: cert and key are required: files that hold this machine's certificate and its key")
 		}
 		return nil
+	case spiffeMethod:
+		return f.completeSPIFFE()
 	case tpmMethod:
 		if err := f.tpm(trustDomain).Check(); err != nil {
 			return fmt.Errorf("join.%w", err)
@@ -110,6 +117,20 @@ func (f *joinFile) complete(trustDomain string) error {
 	}
 	if err := f.issuers().Check(); err != nil {
 		return fmt.Errorf("join.%w", err)
+	}
+	return nil
+}
+
+// completeSPIFFE wants one place for the SVID, and makes the socket's a path.
+func (f *joinFile) completeSPIFFE() (err error) {
+	if files := f.Cert != "" && f.Key != ""; files == (f.Socket != "") || !files && f.Cert+f.Key != "" {
+		return errors.New("join.socket: it, or cert and key, are required: where this machine's X509-SVID is")
+	}
+	if f.Socket == "" {
+		return nil
+	}
+	if f.Socket, err = cli.SocketPath(f.Socket); err != nil {
+		return fmt.Errorf("join.socket: %w", err)
 	}
 	return nil
 }
@@ -137,9 +158,13 @@ func (f *joinFile) join(trustDomain, data string, evidence func(context.Context)
 		}
 	case f.Method == kubernetesMethod:
 		j.Evidence, j.File = kubernetes.Config{File: f.TokenFile}.Evidence, "" // it is replaced by the kubelet, not by a person
-	case f.Method == x509Method:
-		c := x509.Config{TrustDomain: trustDomain, Cert: f.Cert, Key: f.Key}
-		j.Evidence, j.Answer = c.Evidence, c.Answer
+	case f.Method == x509Method || f.Method == spiffeMethod:
+		c := x509.Config{Method: f.Method, TrustDomain: trustDomain, Pair: x509.Files(f.Cert, f.Key)}
+		if f.Socket != "" {
+			c.Pair = spiffe.Pair(f.Socket)
+		}
+		n := x509.New(c)
+		j.Evidence, j.AnswerFor = n.Evidence, n.Answer
 	case f.Method == tpmMethod:
 		n := tpm.New(f.tpm(trustDomain))
 		j.Evidence, j.AnswerFor = n.Evidence, n.Answer

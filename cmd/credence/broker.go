@@ -155,7 +155,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	if err != nil {
 		return err
 	}
-	methods := &joinMethods{trustDomain: td, store: p.store, fetch: outward, now: o.now, log: o.log}
+	methods := &joinMethods{trustDomain: td, store: p.store, svid: p.verifySVID(td, o.now), fetch: outward, now: o.now, log: o.log}
 	p.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: methods.of, Issuer: p.authority, Store: p.store, Audit: p.audit,
 		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: "broker", DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),

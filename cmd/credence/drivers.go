@@ -19,6 +19,7 @@ import (
 	"github.com/credence-id/credence/broker/join/gcp"
 	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/oidc"
+	"github.com/credence-id/credence/broker/join/spiffe"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/join/tpm"
 	joinx509 "github.com/credence-id/credence/broker/join/x509"
@@ -36,6 +37,7 @@ func registry() resource.Registry {
 	r := resource.Registry{Methods: map[string]func() join.Settings{}, Flows: flows.All()}
 	r.Methods[kubernetes.Method] = func() join.Settings { return &kubernetes.Settings{} }
 	r.Methods[joinx509.Method] = func() join.Settings { return new(joinx509.Settings) }
+	r.Methods[spiffe.Method] = func() join.Settings { return new(spiffe.Settings) }
 	r.Methods[tpm.Method] = func() join.Settings { return new(tpm.Settings) }
 	r.Methods[awsiam.Method] = func() join.Settings { return new(awsiam.Settings) }
 	r.Methods[awsec2.Method] = func() join.Settings { return new(awsec2.Settings) }
@@ -51,7 +53,8 @@ func registry() resource.Registry {
 type joinMethods struct {
 	trustDomain spiffeid.TrustDomain
 	store       *store.Store
-	fetch       fetch.Config // of what an issuer publishes
+	svid        spiffe.Verify // of our own trust domain and of peers
+	fetch       fetch.Config  // of what an issuer publishes
 	now         func() time.Time
 	log         *slog.Logger
 
@@ -91,6 +94,8 @@ func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 		return kubernetes.New(kubernetes.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidenceFor, Spent: spent, Now: m.now})
 	case *joinx509.Settings:
 		return joinx509.New(joinx509.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Now: m.now})
+	case *spiffe.Settings:
+		return spiffe.New(spiffe.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Verify: m.svid})
 	case *tpm.Settings:
 		return tpm.New(tpm.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Now: m.now, Log: m.log})
 	case *awsiam.Settings:

@@ -25,7 +25,7 @@ var findings = []finding{
 	// Node and workload attestation.
 	{"CVE-2021-27098", "each ID that is asked for is authorized, by every call", []string{"broker/server.TestANodeGetsNothingOfAnothers", "broker.TestNodeFactsAreProven"}},
 	{"SPIRE 1.14.6 aws_iid", "what is read is what was signed", []string{"broker/join/awsec2.TestSignatures"}},
-	{"SPIRE azure_imds", "the signer is who signed, not who is in the bag", []string{"broker/join/awsec2.TestSignatures"}},
+	{"SPIRE azure_imds", "the signer is who signed, not who is in the bag", []string{"broker/join/awsec2.TestSignatures", "broker/join/spiffe.TestHostile"}},
 	{"CVE-2021-27099", "what a template renders is hostile, and never mended", []string{"broker/identity.TestTemplates", "broker/identity.FuzzTemplate"}},
 	{"GHSA-59w7-v8rr-pr4p", "a template's value is one plain segment", []string{"broker/identity.TestTemplates"}},
 	{"CVE-2021-44716", "headers and streams of strangers are bounded", []string{"broker/server.TestHeadersWithoutEndAreCutOff", "broker/server.TestStreamsOfAConnectionAreBounded", "federation/endpoint.TestServerIsBounded"}},
@@ -34,7 +34,7 @@ var findings = []finding{
 	{"SPIRE #982", "a process chooses its name, and so part of its stat", []string{"agent/caller.TestParseStartTime", "agent/caller.FuzzParseStartTime"}},
 	{"SPIRE 0.12.1 descriptors", "a caller leaves no descriptor behind", []string{"agent/caller.TestManyConnectionsLeaveNothing", "agent/caller.TestDescriptorsAreReleased", "agent/caller.TestProcessClosesWithItsConnection", "agent/caller.TestSentDescriptorsAreDropped"}},
 	{"SPIRE #6324", "a length is held against the right variable, at its edge", []string{"broker/identity.TestParseIDLengths", "broker/join/token.TestCheckName"}},
-	{"SPIRE 1.14.2 x509pop", "work for strangers is bounded before it is done", []string{"broker/server.TestHostileChainsCostLittle", "broker/join/tpm.TestHostileChainsCostLittle"}},
+	{"SPIRE 1.14.2 x509pop", "work for strangers is bounded before it is done", []string{"broker/server.TestHostileChainsCostLittle", "broker/join/tpm.TestHostileChainsCostLittle", "broker/join/spiffe.TestHostile"}},
 	{"SPIRE #6715", "a session taken up again passes no check: there are none", []string{"broker/server.TestNoSessionOutlivesAnEviction", "broker/server.TestAgentsListenerGivesNoTickets", "federation/endpoint.TestSessionsAreNotResumed"}},
 	{"SPIRE 1.14.6 join token", "of any number who spend a token at once, one has", []string{"broker/server.TestOneTokenOf200JoinsAtOnce", "broker/server.TestATokenLetsOneNodeInOnce"}},
 	{"SPIRE #6972", "reserved IDs are issued to nobody, by no call", []string{"broker/server.TestReservedIDsAreOutOfReach", "broker/identity.TestTemplates"}},
@@ -83,7 +83,7 @@ var findings = []finding{
 
 	// Credentials on a node.
 	{"aws-vault #578", "a page that reaches loopback gets nothing", []string{"agent/local.TestPagesThatReachLoopbackGetNothing", "agent/local.TestSurfacesRefuse"}},
-	{"CVE-2026-46405", "an error wins over what comes with it", []string{"agent/local.TestAnAnswerWithAnErrorGivesNothing", "agent.TestAnExchangeThatAlsoFailsGivesNothing", "exchangers.TestACredentialWithAnErrorIsNone", "exchangers/gcp.TestATokenWithAnErrorIsNone", "exchangers/azure.TestATokenWithAnErrorIsNone", "exchangers/oauth.TestATokenWithAnErrorIsNone", "exchangers/aws.TestASessionWithAnErrorIsNone"}},
+	{"CVE-2026-46405", "an error wins over what comes with it", []string{"broker/join/spiffe.TestVerifier", "agent/local.TestAnAnswerWithAnErrorGivesNothing", "agent.TestAnExchangeThatAlsoFailsGivesNothing", "exchangers.TestACredentialWithAnErrorIsNone", "exchangers/gcp.TestATokenWithAnErrorIsNone", "exchangers/azure.TestATokenWithAnErrorIsNone", "exchangers/oauth.TestATokenWithAnErrorIsNone", "exchangers/aws.TestASessionWithAnErrorIsNone"}},
 	{"CVE-2025-11621", "a session is one identity's with one target", []string{"agent.TestNoTwoTargetsShareASession", "agent.TestOneSessionForAnIdentityAndTarget", "agent.TestSessionsEnd"}},
 	{"SPIRE #6732", "nothing that is secret is logged", []string{"agent.TestNoSecretLeavesItsWay", "broker/server.TestNoSecretIsToldByTheBroker"}},
 	{"CVE-2025-62513", "secrets are in no log", []string{"cmd/credence.TestExecListensOnLoopbackAlone", "agent.TestNoSecretLeavesItsWay", "broker/server.TestNoSecretIsToldByTheBroker", "exchangers.TestLogsNoSecret", "exchangers.TestSecretNeverPrints", "federation.TestEachFetchIsLoggedWithoutSecrets", "broker/store.TestTokensAreHashed"}},

@@ -4,8 +4,8 @@
 // A node shows its chain and signs our fresh challenge with its key. The chain is
 // verified to the roots that the JoinRule names, for TLS clients, and against a
 // list of what was revoked where the rule names one. What is signed has our trust
-// domain and the challenge in it, so that neither a recording nor another
-// service's signature does for us, and ours does for nobody else.
+// domain, the challenge and the node's new key in it, so that neither a recording nor
+// another service's signature does for us, and ours does for nobody else.
 //
 // Whoever has the key is the node, again and again: it rejoins by itself. It is
 // banned by the root and the name that its certificate has, whatever its key; so
@@ -14,11 +14,6 @@ package x509
 
 import (
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -33,18 +28,14 @@ import (
 
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/join/possession"
 )
 
 // Method is the name of this join method.
 const Method = "x509"
 
-// Bounds of what a stranger may show.
-const (
-	maxChain = 5
-	maxNames = 64 // of all kinds
-	maxRSA   = 8192
-	maxList  = 1 << 20 // a revocation list, in bytes
-)
+// maxList bounds a revocation list, in bytes.
+const maxList = 1 << 20
 
 // Settings are those of a JoinRule.
 type Settings struct {
@@ -109,16 +100,11 @@ func New(cfg Config) (join.Method, error) {
 	return method{cfg, roots}, err
 }
 
-// evidence is what a node shows.
-type evidence struct {
-	Chain [][]byte `json:"chain"` // DER, leaf first, without the root
-}
-
 // Join verifies a chain, then that its key is the node's.
 func (m method) Join(ctx context.Context, shown []byte, ask join.Challenge) (join.Proof, error) {
-	chain, err := parse(shown)
+	chain, err := possession.Parse(shown)
 	if err != nil {
-		return join.Proof{}, fmt.Errorf("%w: %w", join.ErrEvidence, err)
+		return join.Proof{}, err
 	}
 	verified, err := m.verify(chain)
 	if err != nil {
@@ -128,56 +114,10 @@ func (m method) Join(ctx context.Context, shown []byte, ask join.Challenge) (joi
 	if err != nil {
 		return join.Proof{}, fmt.Errorf("%w: %w", join.ErrEvidence, err)
 	}
-	challenge := make([]byte, 32)
-	_, _ = rand.Read(challenge) // never fails (crypto/rand.Read)
-	answer, err := ask(ctx, challenge)
-	if err != nil {
+	if err := possession.Prove(ctx, ask, Method, m.cfg.TrustDomain, chain[0].PublicKey); err != nil {
 		return join.Proof{}, err
 	}
-	if err := possessed(chain[0].PublicKey, signed(m.cfg.TrustDomain, challenge), answer); err != nil {
-		return join.Proof{}, fmt.Errorf("%w: %w", join.ErrEvidence, err)
-	}
 	return proof, nil
-}
-
-// parse reads what is worth verifying: nothing here costs more than its bytes.
-func parse(shown []byte) ([]*x509.Certificate, error) {
-	var e evidence
-	if err := json.Unmarshal(shown, &e); err != nil {
-		return nil, errors.New("it is no chain of certificates")
-	}
-	if len(e.Chain) == 0 || len(e.Chain) > maxChain {
-		return nil, fmt.Errorf("a chain of %d certificates: 1 to %d are taken", len(e.Chain), maxChain)
-	}
-	var chain []*x509.Certificate
-	for n, der := range e.Chain {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d of the chain: %w", n, err)
-		}
-		if err := cheap(c); err != nil {
-			return nil, fmt.Errorf("certificate %d of the chain: %w", n, err)
-		}
-		chain = append(chain, c)
-	}
-	return chain, nil
-}
-
-// cheap refuses what would be dear to verify, or weak.
-func cheap(c *x509.Certificate) error {
-	if n := len(c.DNSNames) + len(c.URIs) + len(c.EmailAddresses) + len(c.IPAddresses); n > maxNames {
-		return fmt.Errorf("%d names, at most %d are taken", n, maxNames)
-	}
-	switch k := c.PublicKey.(type) {
-	case *rsa.PublicKey:
-		if n := k.N.BitLen(); n < 2048 || n > maxRSA {
-			return fmt.Errorf("an RSA key of %d bits: 2048 to %d are taken", n, maxRSA)
-		}
-	case *ecdsa.PublicKey, ed25519.PublicKey:
-	default:
-		return fmt.Errorf("a key of an unknown kind, %T", k)
-	}
-	return nil
 }
 
 // verify returns the chain that leads to one of the roots.
@@ -279,28 +219,4 @@ func (m method) proof(chain []*x509.Certificate) (join.Proof, error) {
 func digest(c *x509.Certificate) string {
 	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
 	return "sha256:" + hex.EncodeToString(sum[:])
-}
-
-// signed is what a node signs: ours alone, once.
-func signed(trustDomain string, challenge []byte) []byte {
-	return slices.Concat([]byte("credence join "+Method+" 1\x00"), []byte(trustDomain), []byte{0}, challenge)
-}
-
-// possessed says whether an answer is a signature by a key: over SHA-256, with PSS
-// for RSA, as in TLS 1.3 (RFC 8446 §4.2.3).
-func possessed(pub crypto.PublicKey, message, answer []byte) error {
-	sum := sha256.Sum256(message)
-	ok := false
-	switch k := pub.(type) {
-	case *ecdsa.PublicKey:
-		ok = ecdsa.VerifyASN1(k, sum[:], answer)
-	case *rsa.PublicKey:
-		ok = rsa.VerifyPSS(k, crypto.SHA256, sum[:], answer, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
-	case ed25519.PublicKey:
-		ok = ed25519.Verify(k, message, answer)
-	}
-	if !ok {
-		return errors.New("the answer is no signature of our challenge by the certificate's key")
-	}
-	return nil
 }

@@ -120,7 +120,13 @@ func method(t testing.TB, s *x509.Settings) join.Method {
 }
 
 // node is the agent's side, from files.
-func node(t testing.TB, key crypto.Signer, chain ...*stdx509.Certificate) evidence.Config {
+func node(t testing.TB, key crypto.Signer, chain ...*stdx509.Certificate) signer {
+	t.Helper()
+	return nodeOf(t, domain, key, chain...)
+}
+
+// nodeOf is another trust domain's. It has shown its certificates once.
+func nodeOf(t testing.TB, trustDomain string, key crypto.Signer, chain ...*stdx509.Certificate) signer {
 	t.Helper()
 	der, err := stdx509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -130,22 +136,40 @@ func node(t testing.TB, key crypto.Signer, chain ...*stdx509.Certificate) eviden
 	for _, c := range chain {
 		raw = append(raw, c.Raw)
 	}
-	c := evidence.Config{TrustDomain: domain, Cert: filepath.Join(t.TempDir(), "cert.pem"), Key: filepath.Join(t.TempDir(), "key.pem")}
-	for path, text := range map[string]string{c.Cert: pemOf("CERTIFICATE", raw...), c.Key: pemOf("PRIVATE KEY", der)} {
+	certFile, keyFile := filepath.Join(t.TempDir(), "cert.pem"), filepath.Join(t.TempDir(), "key.pem")
+	for path, text := range map[string]string{certFile: pemOf("CERTIFICATE", raw...), keyFile: pemOf("PRIVATE KEY", der)} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return c
+	n := evidence.New(evidence.Config{Method: x509.Method, TrustDomain: trustDomain, Pair: evidence.Files(certFile, keyFile)})
+	if _, err := n.Evidence(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return signer{n}
 }
 
-func joinAs(t testing.TB, m join.Method, n evidence.Config) (join.Proof, error) {
+// ours is the public key that nodes join with, as far as anybody here sees.
+var ours = []byte("ours")
+
+func joining(t testing.TB) context.Context {
+	return join.WithKey(t.Context(), sha256.Sum256(ours))
+}
+
+// A signer answers for our key.
+type signer struct{ *evidence.Node }
+
+func (s signer) Answer(ctx context.Context, challenge []byte) ([]byte, error) {
+	return s.Node.Answer(ctx, challenge, ours)
+}
+
+func joinAs(t testing.TB, m join.Method, n signer) (join.Proof, error) {
 	t.Helper()
 	shown, err := n.Evidence(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return m.Join(t.Context(), shown, n.Answer)
+	return m.Join(joining(t), shown, n.Answer)
 }
 
 func TestJoin(t *testing.T) {
@@ -253,9 +277,9 @@ func TestHostile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			signer := node(t, key, good)
+			shows := node(t, key, good)
 			began := time.Now()
-			_, err = m.Join(t.Context(), shown, signer.Answer)
+			_, err = m.Join(joining(t), shown, shows.Answer)
 			if name == "the other's after our own" {
 				if err != nil {
 					t.Error(err)
@@ -271,7 +295,7 @@ func TestHostile(t *testing.T) {
 	for name, shown := range map[string]string{
 		"nothing": "{}", "no JSON": "x", "an empty chain": `{"chain":[]}`, "no certificate": `{"chain":["AAAA"]}`, "a number": `{"chain":[1]}`, "truncated": `{"chain":["MIIB`,
 	} {
-		if _, err := m.Join(t.Context(), []byte(shown), node(t, key, good).Answer); !errors.Is(err, join.ErrEvidence) {
+		if _, err := m.Join(joining(t), []byte(shown), node(t, key, good).Answer); !errors.Is(err, join.ErrEvidence) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -282,13 +306,14 @@ func TestHostile(t *testing.T) {
 func TestAnswers(t *testing.T) {
 	root, key := newCA(t, "root", nil), newKey(t)
 	m := method(t, settings(root))
-	n := node(t, key, root.issue("build-7", key.Public()))
+	leaf := root.issue("build-7", key.Public())
+	n := node(t, key, leaf)
 	shown, err := n.Evidence(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	var recorded []byte
-	if _, err := m.Join(t.Context(), shown, func(ctx context.Context, challenge []byte) ([]byte, error) {
+	if _, err := m.Join(joining(t), shown, func(ctx context.Context, challenge []byte) ([]byte, error) {
 		recorded, err = n.Answer(ctx, challenge)
 		return recorded, err
 	}); err != nil {
@@ -296,8 +321,7 @@ func TestAnswers(t *testing.T) {
 	}
 	foreign := newKey(t)
 	another := node(t, foreign, root.issue("build-8", foreign.Public()))
-	elsewhere := n
-	elsewhere.TrustDomain = "example.com"
+	elsewhere := nodeOf(t, "example.com", key, leaf)
 	for name, answer := range map[string]join.Challenge{
 		"a recording": func(context.Context, []byte) ([]byte, error) { return recorded, nil },
 		"elsewhere's": elsewhere.Answer,
@@ -306,15 +330,18 @@ func TestAnswers(t *testing.T) {
 			return key.Sign(rand.Reader, sum[:], crypto.SHA256)
 		},
 		"another key's": another.Answer,
-		"none":          func(context.Context, []byte) ([]byte, error) { return nil, nil },
-		"long":          func(context.Context, []byte) ([]byte, error) { return make([]byte, 16<<10), nil },
+		"for another key": func(ctx context.Context, challenge []byte) ([]byte, error) {
+			return n.Node.Answer(ctx, challenge, []byte("theirs"))
+		},
+		"none": func(context.Context, []byte) ([]byte, error) { return nil, nil },
+		"long": func(context.Context, []byte) ([]byte, error) { return make([]byte, 16<<10), nil },
 	} {
-		if _, err := m.Join(t.Context(), shown, answer); !errors.Is(err, join.ErrEvidence) {
+		if _, err := m.Join(joining(t), shown, answer); !errors.Is(err, join.ErrEvidence) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	hungUp := errors.New("hung up")
-	if _, err := m.Join(t.Context(), shown, func(context.Context, []byte) ([]byte, error) { return nil, hungUp }); !errors.Is(err, hungUp) || errors.Is(err, join.ErrEvidence) {
+	if _, err := m.Join(joining(t), shown, func(context.Context, []byte) ([]byte, error) { return nil, hungUp }); !errors.Is(err, hungUp) || errors.Is(err, join.ErrEvidence) {
 		t.Errorf("a node that leaves: %v", err)
 	}
 	if _, err := n.Answer(t.Context(), []byte("POST /transfer")); err == nil {
@@ -424,7 +451,7 @@ func FuzzJoin(f *testing.F) {
 	f.Add(shown)
 	f.Add([]byte(`{"chain":["AAAA"]}`))
 	f.Fuzz(func(t *testing.T, shown []byte) {
-		if _, err := m.Join(t.Context(), shown, func(context.Context, []byte) ([]byte, error) { return []byte("x"), nil }); err == nil {
+		if _, err := m.Join(joining(t), shown, func(context.Context, []byte) ([]byte, error) { return []byte("x"), nil }); err == nil {
 			t.Errorf("%q is a node", shown)
 		}
 	})

@@ -9,15 +9,25 @@ import (
 	"github.com/credence-id/credence/cmd/agentcmd"
 )
 
-// Of a pod's agent the file says where the token is, and nothing that nobody would
+// Of each method the file says where its evidence is, and nothing that nobody would
 // read.
-func TestJoinOfPods(t *testing.T) {
+func TestJoinFields(t *testing.T) {
 	for _, row := range []struct{ join, want, file string }{
 		{"{method: kubernetes}", "", "/var/run/secrets/tokens/credence"},
 		{"{method: kubernetes, rule: prod, token_file: /t}", "", "/t"},
 		{"{method: kubernetes, token_env: T}", "join.token_env: is not of join method kubernetes", ""},
 		{"{method: kubernetes, token_command: [a]}", "join.token_command: is not of join method kubernetes", ""},
 		{"{method: kubernetes, audience: a}", "join.audience: is not of join method kubernetes", ""},
+		{"{method: spiffe, rule: a, cert: /c, key: /k}", "", ""},
+		{"{method: spiffe, rule: a, socket: unix:///run/spire/agent.sock}", "", ""},
+		{"{method: spiffe}", "join.socket: it, or cert and key, are required", ""},
+		{"{method: spiffe, cert: /c}", "join.socket: it, or cert and key, are required", ""},
+		{"{method: spiffe, cert: /c, socket: /s}", "join.socket: it, or cert and key, are required", ""},
+		{"{method: spiffe, cert: /c, key: /k, socket: /s}", "join.socket: it, or cert and key, are required", ""},
+		{"{method: spiffe, socket: 'tcp://127.0.0.1:1'}", "join.socket: ", ""},
+		{"{method: spiffe, socket: unix:///d/run/workload.sock}", "join.socket: is this agent's own", ""},
+		{"{method: spiffe, socket: /s, token_file: t}", "join.token_file: is not of join method spiffe", ""},
+		{"{method: x509, cert: /c, key: /k, socket: /s}", "join.socket: is not of join method x509", ""},
 		{"{method: token, token_file: /t, rule: prod}", "join.rule: is not of join method token", ""},
 		{"{method: Kubernetes}", "join.method:", ""},
 	} {
