@@ -16,7 +16,7 @@ func (s *Store) Authorities(ctx context.Context) ([]authority.Record, authority.
 	fail := func(err error) ([]authority.Record, authority.Publication, error) {
 		return nil, authority.Publication{}, fmt.Errorf("reading authorities: %w", err)
 	}
-	tx, err := s.read.BeginTx(ctx, nil) // both as they were at one time
+	tx, err := s.read.BeginTx(ctx, s.atOnce) // both as they were at one time
 	if err != nil {
 		return fail(err)
 	}

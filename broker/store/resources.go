@@ -43,6 +43,7 @@ func (s *Store) Apply(ctx context.Context, base uint64, act Act, changes []Chang
 	}
 	var written []Resource
 	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
+		written = nil
 		var last int64
 		if err := tx.QueryRowContext(ctx, `SELECT COALESCE(MAX(revision), 0) FROM resource`).Scan(&last); err != nil {
 			return err

@@ -17,7 +17,7 @@ func (s *Store) Revocations(ctx context.Context) ([]authority.Revocation, []auth
 	fail := func(err error) ([]authority.Revocation, []authority.CRL, error) {
 		return nil, nil, fmt.Errorf("reading revocations: %w", err)
 	}
-	tx, err := s.read.BeginTx(ctx, nil) // both as they were at one time
+	tx, err := s.read.BeginTx(ctx, s.atOnce) // both as they were at one time
 	if err != nil {
 		return fail(err)
 	}

@@ -19,13 +19,8 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
+	"io"
 	"time"
-
-	"modernc.org/sqlite" // the embedded engine
-	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // schemaVersion is what this program writes and reads.
@@ -42,94 +37,61 @@ var ErrLocked = errors.New("the directory is in use by another broker")
 
 // Config says where the database is.
 type Config struct {
-	Dir string           // data directory, required; made with mode 0700 where it is absent
+	// Dir is the data directory with SQLite's file, made with mode 0700 where it
+	// is absent. Either it or URL is required.
+	Dir string
+	// URL is a PostgreSQL database that brokers share: postgres://... or a libpq
+	// connection string. See CheckURL.
+	URL string
 	Now func() time.Time // nil means time.Now
 }
 
 // A Store is an open database. Its methods may be called concurrently; each
 // writing one is a single transaction, durable when it returns.
 type Store struct {
-	write *sql.DB // one connection: SQLite has one writer
+	write *sql.DB
 	read  *sql.DB
-	lock  *os.File
+	lock  io.Closer // nil: others may write too
 	now   func() time.Time
 	keep  kept
+	// atOnce is for reads that belong together; nil where all do.
+	atOnce *sql.TxOptions
+	// wayOut says what an operator can do about the engine's error, and acts on
+	// those after which connections are no good.
+	wayOut func(error) error
+	// again says of an error whether the same transaction may succeed.
+	again func(error) bool
 }
 
-// Open opens the database in a directory, making it where it is absent. It
-// refuses a directory that others may write or own, one that another broker has
-// (ErrLocked), and a database of a newer version (ErrNewer), and changes
-// nothing then. What others may read of the directory is its owner's choice:
-// its files have mode 0600 whatever they had before.
+// Open opens the database in a directory, making it where it is absent, or at a
+// URL. It refuses a database of a newer version (ErrNewer), and changes nothing
+// then.
+//
+// It refuses a directory that others may write or own, and one that another
+// broker has (ErrLocked). What others may read of the directory is its owner's
+// choice: its files have mode 0600 whatever they had before.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Dir == "" {
+	s := &Store{now: cfg.Now, keep: keepPolicy()}
+	open, where := s.openSQLite, "in "+cfg.Dir
+	switch {
+	case cfg.Dir == "" && cfg.URL == "":
 		return nil, errors.New("opening the store: no directory is named")
+	case cfg.URL != "" && cfg.Dir != "":
+		return nil, errors.New("opening the store: a directory and a URL are named")
+	case cfg.URL != "":
+		open, where = s.openPostgres, "at its URL" // which may hold a password
 	}
-	if err := makeDir(cfg.Dir); err != nil {
-		return nil, fmt.Errorf("opening the store in %s: %w", cfg.Dir, err)
+	err := open(ctx, cfg)
+	if err == nil {
+		err = s.migrate(ctx)
 	}
-	lock, err := lockDir(cfg.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("opening the store in %s: %w", cfg.Dir, err)
-	}
-	s := &Store{lock: lock, now: cfg.Now, keep: keepPolicy()}
-	if err := s.open(ctx, filepath.Join(cfg.Dir, "credence.db")); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the store in %s: %w", cfg.Dir, err), s.Close())
+		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", where, err), s.Close())
 	}
 	return s, nil
-}
-
-func (s *Store) open(ctx context.Context, path string) (err error) {
-	if err := makeFiles(path); err != nil {
-		return err
-	}
-	// fullfsync: without it darwin's disks keep in their caches what they said
-	// they wrote.
-	const pragmas = "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
-		"&_pragma=fullfsync(1)&_pragma=checkpoint_fullfsync(1)&_pragma=foreign_keys(1)"
-	name := "file:" + escape.Replace(path) + pragmas
-	if s.write, err = sql.Open("sqlite", name+"&_txlock=immediate"); err != nil {
-		return err
-	}
-	s.write.SetMaxOpenConns(1)
-	if s.read, err = sql.Open("sqlite", name+"&_pragma=query_only(1)"); err != nil {
-		return err
-	}
-	s.read.SetMaxOpenConns(4)
-	return s.migrate(ctx)
-}
-
-// escape keeps a path whole in a URI.
-var escape = strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23")
-
-// makeFiles makes the database before the engine does, so that it is never
-// readable by others, not for a moment; the engine gives the files beside it
-// the same mode. A backup that was copied back may have any.
-func makeFiles(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
-		return err
-	}
-	for _, beside := range []string{"-wal", "-shm"} {
-		if err := os.Chmod(path+beside, 0o600); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	return syncDir(filepath.Dir(path)) // else a power cut could take the file, commits and all
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // migrate brings the schema to schemaVersion, one numbered text at a time, all
@@ -143,8 +105,8 @@ func (s *Store) migrate(ctx context.Context) error {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO head (one, schema_version, revision) VALUES (1, 0, 0) ON CONFLICT (one) DO NOTHING`); err != nil {
 			return err
 		}
-		var version int
-		if err := tx.QueryRowContext(ctx, `SELECT schema_version FROM head`).Scan(&version); err != nil {
+		var version int // of a row that is locked, so that one broker alone does what follows
+		if err := tx.QueryRowContext(ctx, `UPDATE head SET revision = revision RETURNING schema_version`).Scan(&version); err != nil {
 			return err
 		}
 		if version > schemaVersion {
@@ -190,32 +152,32 @@ func (s *Store) Revision(ctx context.Context) (uint64, error) {
 	return uint64(r), nil
 }
 
-// inTx runs do in one transaction and commits if it returns nil.
+// inTx runs do in one transaction and commits if it returns nil. Where several
+// brokers write and the engine could not do it beside what others did, do runs
+// again.
 func (s *Store) inTx(ctx context.Context, do func(*sql.Tx) error) error {
+	const tries = 5
+	for try := 1; ; try++ {
+		err := s.tryTx(ctx, do)
+		if err == nil {
+			return nil
+		}
+		if try == tries || !s.again(err) {
+			return s.wayOut(err)
+		}
+	}
+}
+
+func (s *Store) tryTx(ctx context.Context, do func(*sql.Tx) error) error {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
-		return wayOut(err)
+		return err
 	}
 	defer tx.Rollback() // after Commit it does nothing
 	if err := do(tx); err != nil {
-		return wayOut(err)
-	}
-	return wayOut(tx.Commit())
-}
-
-// wayOut says what an operator can do about the engine's error.
-func wayOut(err error) error {
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
 		return err
 	}
-	switch e.Code() & 0xff { // the rest tells kinds of a kind
-	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR:
-		return fmt.Errorf("%w: nothing was written; is there room on the disk, and is it sound?", err)
-	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-		return fmt.Errorf("%w: the file is damaged or no database of ours; restore a backup", err)
-	}
-	return err
+	return tx.Commit()
 }
 
 // revise runs do in one transaction under a new revision: the row lock, taken

@@ -46,6 +46,7 @@ var mayImport = map[string][]string{
 	"broker/keys/keystest":                   {},
 	"broker/keys/*/*":                        {"broker/keys/keystest"}, // the services' fakes
 	"broker/store":                           {"broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
+	"broker/store/postgrestest":              {},
 	"broker/store/storetest":                 {"broker/store", "broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
 	"broker/audit":                           {},
 	"broker/oidc":                            {"broker/authority", "federation/endpoint"},

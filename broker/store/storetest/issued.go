@@ -136,7 +136,7 @@ func issuedBounds(e *env) {
 	e.must(e.AddIssued(e.Context(), "b1", place(200), e.svids(0, 300)))
 	e.equal(len(e.issued(broker.IssuedQuery{Identity: "i1"})), 100)
 	hostile := e.svid(1000)
-	hostile.Identity, hostile.SPIFFEID, hostile.Target = "x' OR '1'='1", "\x00%_\"", "$1"
+	hostile.Identity, hostile.SPIFFEID, hostile.Target = "x' OR '1'='1", "\x01%_\"", "$1"
 	e.must(e.AddIssued(e.Context(), "b1", place(201), []broker.Issued{hostile}))
 	e.equal(e.issued(broker.IssuedQuery{Identity: hostile.Identity}), []broker.Issued{hostile})
 	e.equal(e.issued(broker.IssuedQuery{SPIFFEID: hostile.SPIFFEID}), []broker.Issued{hostile})

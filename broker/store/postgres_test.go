@@ -1,0 +1,131 @@
+package store_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/broker/store/postgrestest"
+	"github.com/credence-id/credence/broker/store/storetest"
+)
+
+func TestPostgreSQL(t *testing.T) {
+	server := postgrestest.Start(t)
+	var mu sync.Mutex
+	databases := map[string]string{}
+	storetest.Run(t, func(t *testing.T, dir string, now func() time.Time) (*store.Store, error) {
+		mu.Lock()
+		url := databases[dir]
+		if url == "" {
+			url = server.Database(t)
+			databases[dir] = url
+		}
+		mu.Unlock()
+		return store.Open(t.Context(), store.Config{URL: url, Now: now})
+	})
+}
+
+// TestPostgreSQLAgain stops the server under an open store: the first write that
+// comes after it is back succeeds, and one that a standby refuses is the last
+// that is sent there.
+func TestPostgreSQLAgain(t *testing.T) {
+	server := postgrestest.Start(t)
+	s, err := store.Open(t.Context(), store.Config{URL: server.Database(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	var names atomic.Int64
+	write := func() error { return s.ConfirmAnchor(t.Context(), fmt.Sprint("root", names.Add(1)), "cloud", "uid:0") }
+	must := func(what string) {
+		t.Helper()
+		if err := write(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	must("at first")
+	for what, end := range map[string]func(){"stopped": server.Stop, "killed": server.Kill} {
+		end()
+		if err := write(); err == nil {
+			t.Errorf("%s: it writes to nobody", what)
+		}
+		if _, err := s.Revision(t.Context()); err == nil {
+			t.Errorf("%s: it reads from nobody", what)
+		}
+		server.Run(t)
+		must(what)
+	}
+	var idle sync.WaitGroup // several connections that are open when it is demoted
+	for range 4 {
+		idle.Go(func() { must("at a time") })
+	}
+	idle.Wait()
+	server.Exec(t, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+	for err := error(nil); ; { // a session hears of it between two statements
+		if err = write(); err != nil {
+			if !strings.Contains(err.Error(), "this server takes no writes now") {
+				t.Errorf("refused as read-only: %v", err)
+			}
+			break
+		}
+	}
+	server.Exec(t, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
+	for write() != nil {
+		if t.Context().Err() != nil {
+			t.Fatal("no write succeeds")
+		}
+	}
+	must("promoted")
+}
+
+// TestPostgreSQLAtOneTime starts many brokers on an empty database.
+func TestPostgreSQLAtOneTime(t *testing.T) {
+	url := postgrestest.Start(t).Database(t)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			s, err := store.Open(t.Context(), store.Config{URL: url})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := s.ConfirmAnchor(t.Context(), "root", "cloud", "uid:0"); err != nil {
+				t.Error(err)
+			}
+			closeStore(t, s)
+		})
+	}
+	all.Wait()
+}
+
+func TestCheckURL(t *testing.T) {
+	for url, want := range map[string]string{
+		"postgres://credence@/credence?host=/run/postgresql":              "",
+		"postgres://credence@localhost/credence":                          "",
+		"postgres://credence@127.0.0.1:5433/credence?sslmode=disable":     "",
+		"postgres://credence@[::1]/credence":                              "",
+		"postgres://credence@db.example.org/credence?sslmode=verify-full": "",
+		"host=db.example.org user=credence sslmode=verify-full":           "",
+		"postgres://credence@db.example.org/credence":                     "db.example.org must prove who it is",
+		"postgres://credence@db.example.org/credence?sslmode=disable":     "must prove who it is",
+		"postgres://credence@db.example.org/credence?sslmode=require":     "must prove who it is",
+		"postgres://credence@db.example.org/credence?sslmode=verify-ca":   "must prove who it is",
+		"postgres://credence@localhost,db.example.org/credence":           "db.example.org must prove who it is",
+		"postgres://credence@192.0.2.1/credence":                          "192.0.2.1 must prove who it is",
+		"postgres://credence@localhost.example.org/credence":              "must prove who it is",
+		"postgres://credence:hunter2@db:port/credence":                    "no PostgreSQL database",
+		"mysql://credence:hunter2@db/credence":                            "no PostgreSQL database",
+	} {
+		err := store.CheckURL(url)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v", url, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: the error holds the password: %v", url, err)
+		}
+	}
+}
