@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/credence-id/credence/broker/identity"
 )
@@ -22,6 +23,13 @@ var ErrEvidence = errors.New("evidence refused")
 type Settings interface {
 	// Validate returns what is wrong with them, the field's name first.
 	Validate() error
+}
+
+// An Ending is a certificate that nodes join by, and when it ends: from then on they
+// don't. Settings that have such say so by a method Endings() []Ending.
+type Ending struct {
+	What string // whose it is
+	At   time.Time
 }
 
 // A Rule is a JoinRule: who may become a node, by one method.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/evidence/awsec2"
 	"github.com/credence-id/credence/agent/evidence/awsiam"
+	"github.com/credence-id/credence/agent/evidence/azure"
 	"github.com/credence-id/credence/agent/evidence/gcp"
 	"github.com/credence-id/credence/agent/evidence/kubernetes"
 	"github.com/credence-id/credence/agent/evidence/oidc"
@@ -24,13 +26,15 @@ import (
 // joinFile is how the node proves itself. The comments of its fields are their
 // manual.
 type joinFile struct {
-	Method string `yaml:"method"` // token; kubernetes; x509; spiffe; tpm; aws_iam; aws_ec2; gcp; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
+	Method string `yaml:"method"` // token; kubernetes; x509; spiffe; tpm; aws_iam; aws_ec2; azure; gcp; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
 	Rule   string `yaml:"rule"`   // the JoinRule, where the broker has several of the method
 
 	TokenFile    string   `yaml:"token_file"`    // holds the join token, the issuer's, or the pod's (default /var/run/secrets/tokens/credence); read anew each time
 	TokenEnv     string   `yaml:"token_env"`     // the issuer's: the variable that holds it
 	TokenCommand []string `yaml:"token_command"` // the issuer's: what prints it
-	Audience     string   `yaml:"audience"`      // asked for, where the issuer lets one choose; default credence://TRUST DOMAIN/join
+	Audience     string   `yaml:"audience"`      // asked for, where the issuer lets one choose; default credence://TRUST DOMAIN/join. azure: the App ID URI that the JoinRule's audience is of; none: no token is shown
+	ClientID     string   `yaml:"client_id"`     // azure: the managed identity's, where the machine has several
+	Endpoint     string   `yaml:"endpoint"`      // azure: of instance metadata; default http://169.254.169.254
 	Cert         string   `yaml:"cert"`          // x509, spiffe: the chain in PEM, leaf first; read anew each time. tpm: the endorsement key's likewise; default what the TPM holds
 	Key          string   `yaml:"key"`           // x509, spiffe: its key in PEM
 	Device       string   `yaml:"device"`        // tpm: default /dev/tpmrm0; or the socket of one in software
@@ -47,6 +51,7 @@ const (
 	tpmMethod        = "tpm"
 	awsIAMMethod     = "aws_iam"
 	awsEC2Method     = "aws_ec2"
+	azureMethod      = "azure"
 	gcpMethod        = "gcp"
 )
 
@@ -65,6 +70,8 @@ func (f *joinFile) fields() []string {
 		return []string{"rule", "cert", "device", "ek"}
 	case awsIAMMethod, awsEC2Method: // what they need is AWS' SDK's and instance metadata's to find
 		return []string{"rule"}
+	case azureMethod:
+		return []string{"rule", "audience", "client_id", "endpoint"}
 	case gcpMethod:
 		return []string{"rule", "audience"}
 	}
@@ -78,7 +85,7 @@ func (f *joinFile) complete(trustDomain string) error {
 		set   bool
 	}{
 		{"rule", f.Rule != ""}, {"token_file", f.TokenFile != ""}, {"token_env", f.TokenEnv != ""}, {"token_command", f.TokenCommand != nil},
-		{"audience", f.Audience != ""}, {"cert", f.Cert != ""}, {"key", f.Key != ""}, {"device", f.Device != ""}, {"ek", f.EK != ""}, {"socket", f.Socket != ""},
+		{"audience", f.Audience != ""}, {"client_id", f.ClientID != ""}, {"endpoint", f.Endpoint != ""}, {"cert", f.Cert != ""}, {"key", f.Key != ""}, {"device", f.Device != ""}, {"ek", f.EK != ""}, {"socket", f.Socket != ""},
 	} {
 		if given.set && !slices.Contains(takes, given.field) {
 			return fmt.Errorf("join.%s: is not of join method %s", given.field, f.Method)
@@ -106,6 +113,11 @@ func (f *joinFile) complete(trustDomain string) error {
 		}
 		return nil
 	case awsIAMMethod, awsEC2Method:
+		return nil
+	case azureMethod:
+		if u, err := url.Parse(f.Endpoint); err != nil || f.Endpoint != "" && (u.Scheme != "http" || u.Host == "") {
+			return fmt.Errorf("join.endpoint: %.200q: http://HOST is wanted", f.Endpoint)
+		}
 		return nil
 	}
 	cli.SetDefault(&f.Audience, "credence://"+trustDomain+"/join")
@@ -174,6 +186,9 @@ func (f *joinFile) join(trustDomain, data string, evidence func(context.Context)
 	case f.Method == awsEC2Method:
 		c := awsec2.Config{TrustDomain: trustDomain, KeyFile: filepath.Join(data, "aws_ec2.key"), Metadata: os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")}
 		j.Evidence, j.Answer = c.Evidence, c.Answer
+	case f.Method == azureMethod:
+		c := azure.Config{TrustDomain: trustDomain, Audience: f.Audience, ClientID: f.ClientID, Endpoint: f.Endpoint}
+		j.Evidence, j.AnswerFor = c.Evidence, c.Answer
 	case f.Method == gcpMethod:
 		j.Evidence = gcp.Config{Audience: f.Audience, Host: os.Getenv("GCE_METADATA_HOST")}.Evidence // the variable that Google's own programs read
 	default:

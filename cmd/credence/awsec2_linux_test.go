@@ -93,8 +93,8 @@ func TestEC2InstanceJoins(t *testing.T) {
 }
 
 // identityDocument is a document as instance metadata shows it: PKCS #7, with the
-// content in it, in base64.
-func identityDocument(t *testing.T, key *rsa.PrivateKey, certificate []byte, content string) string {
+// content in it, in base64, and in its bag what is given.
+func identityDocument(t *testing.T, key *rsa.PrivateKey, certificate []byte, content string, bag ...byte) string {
 	t.Helper()
 	parsed, err := x509.ParseCertificate(certificate)
 	if err != nil {
@@ -114,7 +114,8 @@ func identityDocument(t *testing.T, key *rsa.PrivateKey, certificate []byte, con
 		Version int
 		Digests []pkix.AlgorithmIdentifier `asn1:"set"`
 		Content encapsulated
-		Signers []signerInfo `asn1:"set"`
+		Bag     asn1.RawValue `asn1:"optional,tag:0"`
+		Signers []signerInfo  `asn1:"set"`
 	}
 	pkcs7 := func(last int) asn1.ObjectIdentifier { return asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, last} }
 	sha := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1}}
@@ -125,10 +126,14 @@ func identityDocument(t *testing.T, key *rsa.PrivateKey, certificate []byte, con
 	if info.Signature, err = rsa.SignPKCS1v15(rand.Reader, key, crypto.SHA256, sum[:]); err != nil {
 		t.Fatal(err)
 	}
+	var carried asn1.RawValue
+	if len(bag) > 0 {
+		carried = asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: bag}
+	}
 	der, err := asn1.Marshal(struct {
 		Kind asn1.ObjectIdentifier
 		Data signedData `asn1:"explicit,tag:0"`
-	}{pkcs7(2), signedData{1, []pkix.AlgorithmIdentifier{sha}, encapsulated{pkcs7(1), []byte(content)}, []signerInfo{info}}})
+	}{pkcs7(2), signedData{1, []pkix.AlgorithmIdentifier{sha}, encapsulated{pkcs7(1), []byte(content)}, carried, []signerInfo{info}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,9 @@
 package main_test
 
 import (
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -67,6 +69,54 @@ func TestGoogleMachineJoins(t *testing.T) {
 		t.Errorf("another project's: %v: %s", err, out)
 	}
 	if out := s.credence("", "node", "list", "-o", "json"); !strings.Contains(out, `"web-1"`) || !strings.Contains(out, `"europe-west1"`) || strings.Contains(out, "evil") {
+		t.Errorf("nodes %s", out)
+	}
+}
+
+// A machine of Azure's joins by its identity's token and a document for our challenge;
+// one of another subscription does not.
+func TestAzureMachineJoins(t *testing.T) {
+	t.Parallel()
+	const tenant, group = "11111111-2222-4333-8444-555555555555", "/resourceGroups/shop/providers/Microsoft.Compute/virtualMachines/web-1"
+	const ours, others = "5f130ffc-0a3e-4795-b691-4f56a12a5547", "99999999-0a3e-4795-b691-4f56a12a5547"
+	root := issuertest.NewCA(t, "Root", time.Now(), nil)
+	issuing := issuertest.NewCA(t, "Issuing", time.Now(), root)
+	signer := issuing.Issue(t, "spiffe://unused.example", time.Now(), issuertest.RSA().Public(), func(c *x509.Certificate) {
+		c.URIs, c.DNSNames = nil, []string{"metadata.azure.com"}
+	})
+	metadata := func(subscription string) string {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			q := r.URL.Query()
+			switch r.URL.Path + " " + r.Header.Get("Metadata") {
+			case "/metadata/identity/oauth2/token true":
+				fmt.Fprintf(w, `{"access_token":%q}`, issuertest.Sign(t, issuertest.RSA(), "RS256", nil, map[string]any{
+					"iss": "https://sts.windows.net/" + tenant + "/", "aud": q.Get("resource"), "tid": tenant, "ver": "1.0", "idtyp": "app", "appid": tenant, "oid": subscription, "sub": subscription,
+					"iat": time.Now().Unix(), "exp": time.Now().Add(24 * time.Hour).Unix(), "xms_mirid": "/subscriptions/" + subscription + group,
+				}))
+			case "/metadata/attested/document true":
+				fmt.Fprintf(w, `{"encoding":"pkcs7","signature":%q}`, identityDocument(t, issuertest.RSA(), signer.Raw, fmt.Sprintf(
+					`{"nonce":%q,"subscriptionId":%q,"vmId":%q,"timeStamp":{"createdOn":%q,"expiresOn":%q}}`, q.Get("nonce"), subscription, subscription,
+					time.Now().UTC().Format("01/02/06 15:04:05 -0700"), time.Now().Add(6*time.Hour).UTC().Format("01/02/06 15:04:05 -0700")), signer.Raw...))
+			default:
+				w.WriteHeader(http.StatusBadRequest)
+			}
+		}))
+		t.Cleanup(server.Close)
+		return "{method: azure, audience: api://credence, endpoint: '" + server.URL + "'}"
+	}
+	certificate := func(ca *issuertest.CA) string {
+		return strings.ReplaceAll(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate.Raw})), "\n", "\n    ")
+	}
+	s := newSide(t, "example.org")
+	s.credence("kind: JoinRule\nname: azure\nazure:\n  tenants: ["+tenant+"]\n  audience: api://credence\n  jwks: "+jwks(t)+"\n  roots: |\n    "+certificate(root)+
+		"\n  intermediates: |\n    "+certificate(issuing)+"\nallow: [{node.azure.subscription: "+ours+", node.azure.resource_group: shop}]\n", "apply", "-f", "-")
+	if _, err := startCmd(t, s.machine("one", metadata(ours))).await("msg=joined", 0); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.machine("stranger", metadata(others)).CombinedOutput(); err == nil || strings.Contains(string(out), "shop") { // it ends
+		t.Errorf("another subscription's: %v: %s", err, out)
+	}
+	if out := s.credence("", "node", "list", "-o", "json"); !strings.Contains(out, `"web-1"`) || !strings.Contains(out, `"node.azure.vm_id"`) || strings.Contains(out, others) {
 		t.Errorf("nodes %s", out)
 	}
 }

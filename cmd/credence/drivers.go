@@ -16,6 +16,7 @@ import (
 	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/join/awsec2"
 	"github.com/credence-id/credence/broker/join/awsiam"
+	"github.com/credence-id/credence/broker/join/azure"
 	"github.com/credence-id/credence/broker/join/gcp"
 	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/oidc"
@@ -41,6 +42,7 @@ func registry() resource.Registry {
 	r.Methods[tpm.Method] = func() join.Settings { return new(tpm.Settings) }
 	r.Methods[awsiam.Method] = func() join.Settings { return new(awsiam.Settings) }
 	r.Methods[awsec2.Method] = func() join.Settings { return new(awsec2.Settings) }
+	r.Methods[azure.Method] = func() join.Settings { return new(azure.Settings) }
 	r.Methods[gcp.Method] = func() join.Settings { return new(gcp.Settings) }
 	for _, name := range oidc.Methods() {
 		r.Methods[name] = func() join.Settings { return oidc.NewSettings(name) }
@@ -102,6 +104,8 @@ func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 		return awsiam.New(awsiam.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Post: m.post(s.Roots()), Now: m.now})
 	case *awsec2.Settings:
 		return awsec2.New(awsec2.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Hold: m.store.SpendEvidenceFor, Held: m.store.HoldsEvidence, Taken: spent, Now: m.now, Log: m.log})
+	case *azure.Settings:
+		return azure.New(azure.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Get: m.get(s.IssuerRoots()), Hold: m.store.SpendEvidenceFor, Taken: spent, Now: m.now, Log: m.log})
 	case *gcp.Settings:
 		return gcp.New(gcp.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidence, Spent: spent, Now: m.now})
 	case *oidc.Settings:

@@ -166,6 +166,29 @@ func (v *Verifier) form(token []byte) ([]byte, error) {
 	return token[:len(parts[0])+1+len(parts[1])], nil
 }
 
+// Issuer is what a token that nobody has verified says of its issuer, for a method
+// that has several to choose which shall verify it; empty where it says nothing.
+func Issuer(token []byte) string {
+	if len(token) > MaxToken {
+		return ""
+	}
+	_, rest, _ := bytes.Cut(token, []byte{'.'})
+	payload, _, ok := bytes.Cut(rest, []byte{'.'})
+	if !ok {
+		return ""
+	}
+	text, err := base64.RawURLEncoding.Strict().AppendDecode(nil, payload)
+	if err != nil {
+		return ""
+	}
+	claims, err := Object(text)
+	if err != nil {
+		return ""
+	}
+	issuer, _ := claims["iss"].(string)
+	return issuer
+}
+
 // registered holds the registered claims (RFC 7519 §4.1) to what go-oidc leaves
 // open: that each stands there once, in its spelling; one audience; an age.
 func (v *Verifier) registered(claims map[string]any) (issued time.Time, err error) {
