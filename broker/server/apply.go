@@ -110,7 +110,7 @@ func (st *state) judge(owner string, r resource.Resource, takeOver bool) (applie
 	}
 	if old.row.Owner != owner {
 		if !takeOver {
-			return a, fmt.Errorf("%s %s belongs to owner %q; apply it with --owner %s, choose another name, or say --take-over", r.Kind, r.Name, old.row.Owner, old.row.Owner)
+			return a, r.At("", fmt.Sprintf("it belongs to owner %q; apply it with --owner %s, choose another name, or say --take-over", old.row.Owner, old.row.Owner))
 		}
 		a.takenFrom = old.row.Owner
 	}

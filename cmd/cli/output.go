@@ -18,7 +18,12 @@ import (
 // AddOutput gives a verb -o: table, json and yaml, and forms of its own, the
 // first of which is the default.
 func AddOutput(cmd *cobra.Command, own ...string) *cobra.Command {
-	forms := slices.Concat(own, []string{"table", "json", "yaml"})
+	forms := slices.Clone(own)
+	for _, form := range []string{"table", "json", "yaml"} {
+		if !slices.Contains(forms, form) {
+			forms = append(forms, form)
+		}
+	}
 	cmd.Flags().StringP("output", "o", forms[0], "one of "+strings.Join(forms, ", "))
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(forms, cobra.ShellCompDirectiveNoFileComp))
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {

@@ -27,8 +27,12 @@ func Paint(head, text string) string {
 		colour = map[string]string{"no": red, "evicted": red, "denied": red, "ok": green, "connected": green, "active": green}[text]
 	case "PROBLEM":
 		colour = red
-	case "KEY", "SERIAL", "RECORD":
+	case "KEY", "SERIAL", "RECORD", "HUNK":
 		colour = dim
+	case "ADDED":
+		colour = green
+	case "REMOVED":
+		colour = red
 	}
 	if colour == "" || text == "" {
 		return text

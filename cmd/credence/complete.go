@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -78,6 +80,32 @@ func completeNamed(kind string) completion {
 		}
 		return names
 	}
+}
+
+// completeOwners completes whose resources there are.
+func completeOwners(ctx context.Context, c api.AdminClient) (owners []string) {
+	r, err := c.Get(ctx, &api.GetRequest{})
+	if err != nil {
+		return nil
+	}
+	for _, one := range r.GetResources() {
+		if !slices.Contains(owners, one.GetOwner()) {
+			owners = append(owners, one.GetOwner())
+		}
+	}
+	return owners
+}
+
+// completeRevisions completes the last changes of policy.
+func completeRevisions(ctx context.Context, c api.AdminClient) (revisions []string) {
+	r, err := c.ListRevisions(ctx, &api.ListRevisionsRequest{})
+	if err != nil {
+		return nil
+	}
+	for _, one := range r.GetRevisions() {
+		revisions = append(revisions, cobra.CompletionWithDesc(fmt.Sprint(one.GetRevision()), whatOf(one)))
+	}
+	return revisions
 }
 
 // completeResource completes KIND NAME.

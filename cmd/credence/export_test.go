@@ -77,3 +77,12 @@ func LookAtIssuer(ctx context.Context, q exchangers.Question, cfg fetch.Config) 
 	}
 	return w.Findings
 }
+
+// Unified is the difference of two texts as plan prints it, unindented.
+func Unified(before, after string) string {
+	var b strings.Builder
+	for _, e := range unified(before, after) {
+		b.WriteString(string(e.op) + e.line + "\n")
+	}
+	return b.String()
+}

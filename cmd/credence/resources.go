@@ -4,10 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -23,21 +19,31 @@ import (
 func (p *program) applyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|DIR|-",
-		Short: "Make the broker hold the resources of a file, all or none",
+		Short: "Make the broker hold the resources of files, all or none",
 		Long: `Apply checks the resources of files and has the broker hold them: all of them or,
-where one is refused, none. It touches only what the owner, --owner, wrote
-before; what is not in the files stays. Workloads feel it at once: agents ask
-again for what a change concerns. plan says first what apply would do.
+where one is refused, none, under one revision. It touches only what the owner,
+--owner, wrote before; --take-over makes what others own the owner's. Workloads
+feel it at once: agents ask again for what a change concerns. plan says first what
+apply would do; history, get --revision and rollback lead back.
 
-A mistake is told with its file, line and field; nothing is changed then (2).`,
+What is not in the files stays, unless --prune deletes it: what the owner has, and
+nothing of others. More than a tenth of that goes only with --yes, and nothing where
+the files hold no resource.
+
+Of a directory *.yaml, *.yml and *.json are read, by their names' order, with -R those
+of the directories below too. A mistake is told with its file, line and field; nothing
+is changed then (2).`,
 		Example: `  credence apply -f - <<'EOF'
   kind: Deny
   name: incident-1
   match: [{node.name: build-7}]
-  EOF`,
+  EOF
+  mkdir -p policy && credence get --owner default -o yaml > policy/all.yaml
+  credence apply -f policy --prune`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.apply(cmd, false) },
 	}
+	cmd.Flags().Bool("yes", false, "delete also more than a tenth of what the owner has")
 	return applyFlags(cmd)
 }
 
@@ -45,147 +51,49 @@ func (p *program) planCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "plan -f FILE|DIR|-", Short: "Say what apply would change", Args: cobra.NoArgs,
 		Long: `Plan checks the resources of files as apply would, with the broker and what it
-holds, and says what would be created or changed, line by line. It changes
-nothing.`,
-		Example: `  credence plan -f - <<'EOF'
-  kind: Identity
-  name: web
-  spiffe_id: /web
-  match: [{node.name: dev, workload.unix.user: www-data}]
-  EOF`,
+holds, and says what would be created, changed and deleted, and of an Identity how
+many of its SVIDs have not ended. It changes nothing. It exits 0 where apply would
+change nothing either, 1 where it would, and 2 where it would be refused; but that
+--yes is missing is told.`,
+		Example: `  credence get -o yaml > policy.yaml
+  credence plan -f policy.yaml --prune  # a copy of what stands: 0`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.apply(cmd, true) },
 	}
 	return applyFlags(cmd)
 }
 
 func applyFlags(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().StringArrayP("file", "f", nil, "a YAML file, a directory of *.yaml, or - for standard input; may be repeated")
+	cmd.Flags().StringArrayP("file", "f", nil, "a file, a directory of *.yaml, *.yml and *.json, or - for standard input; may be repeated")
+	cmd.Flags().BoolP("recursive", "R", false, "read directories below too; =false: leave them out")
 	cmd.Flags().String("owner", "default", "whose resources these are: apply touches no other's")
-	cli.CompleteFiles(cmd, "file", "yaml", "yml")
+	cmd.Flags().Bool("prune", false, "delete what the owner has and the files have not")
+	cmd.Flags().Bool("take-over", false, "make what belongs to other owners the owner's")
+	cmd.Flags().Uint64("base", 0, "the `revision` that plan named: refuse if policy is of another by now")
+	cli.CompleteFiles(cmd, "file", "yaml", "yml", "json")
+	completeFlag(cmd, "owner", completeOwners)
 	return cli.AddOutput(addAdmin(cmd))
-}
-
-// readResources parses all files that -f names, and reads the bundle files of
-// peers in their place.
-func (p *program) readResources(names []string) ([]resource.Resource, error) {
-	if len(names) == 0 {
-		return nil, cli.BadInput(errors.New("-f FILE, DIR or - is wanted"))
-	}
-	var all []resource.Resource
-	seen := make(seenNames)
-	for _, name := range names {
-		files, err := expand(name)
-		if err != nil {
-			return nil, cli.BadInput(err)
-		}
-		for _, file := range files {
-			parsed, err := p.readOne(file)
-			if err != nil {
-				return nil, cli.BadInput(err)
-			}
-			if err := seen.add(file, parsed); err != nil {
-				return nil, cli.BadInput(err)
-			}
-			all = append(all, parsed...)
-		}
-	}
-	return all, nil
-}
-
-// seenNames tells in which file each kind and name stands.
-type seenNames map[string]string
-
-func (s seenNames) add(file string, parsed []resource.Resource) error {
-	for _, r := range parsed {
-		key := r.Kind + " " + r.Name
-		if first, twice := s[key]; twice {
-			return r.At("name", "it stands in "+first+" too: a name is used once per kind")
-		}
-		s[key] = file
-	}
-	return nil
-}
-
-func expand(name string) ([]string, error) {
-	if name == "-" {
-		return []string{name}, nil
-	}
-	info, err := os.Stat(name)
-	if err != nil || !info.IsDir() {
-		return []string{name}, err
-	}
-	var files []string
-	err = filepath.WalkDir(name, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() && (strings.HasSuffix(path, ".yaml") || strings.HasSuffix(path, ".yml")) {
-			files = append(files, path)
-		}
-		return err
-	})
-	if err == nil && len(files) == 0 {
-		err = fmt.Errorf("%s: there is no *.yaml in it", name)
-	}
-	return files, err
-}
-
-func (p *program) readOne(file string) ([]resource.Resource, error) {
-	in := p.In
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	text, err := io.ReadAll(io.LimitReader(in, resource.MaxBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	parsed, err := registry().Parse(file, text)
-	if err != nil {
-		return nil, err
-	}
-	for i := range parsed {
-		err := parsed[i].ReadBundle(func(name string) ([]byte, error) {
-			if !filepath.IsAbs(name) && file != "-" {
-				name = filepath.Join(filepath.Dir(file), name)
-			}
-			return cli.ReadSmall(name)
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return parsed, nil
-}
-
-// documentsOf is the resources as a broker reads them fast.
-func documentsOf(all []resource.Resource) ([]byte, error) {
-	var text []byte
-	for _, r := range all {
-		body, err := r.Text()
-		if err != nil {
-			return nil, err
-		}
-		text = append(append(text, "---\n"...), body...)
-	}
-	return text, nil
 }
 
 func (p *program) apply(cmd *cobra.Command, dry bool) error {
 	names, _ := cmd.Flags().GetStringArray("file")
-	owner, _ := cmd.Flags().GetString("owner")
-	all, err := p.readResources(names)
+	recursive, _ := cmd.Flags().GetBool("recursive")
+	reader := &resourceReader{p: p, seen: make(seenNames), recursive: recursive, shallow: !recursive && cmd.Flags().Changed("recursive")}
+	all, err := reader.read(names)
 	if err != nil {
 		return err
 	}
-	text, err := documentsOf(all)
-	if err != nil {
+	request := &api.ApplyRequest{File: cmd.Name(), DryRun: dry}
+	if request.Yaml, err = documentsOf(all); err != nil {
 		return cli.BadInput(err)
 	}
+	request.Owner, _ = cmd.Flags().GetString("owner")
+	request.Prune, _ = cmd.Flags().GetBool("prune")
+	request.Yes, _ = cmd.Flags().GetBool("yes")
+	request.TakeOver, _ = cmd.Flags().GetBool("take-over")
+	request.Base, _ = cmd.Flags().GetUint64("base")
 	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
 		waiting := p.StartProgress(fmt.Sprintf("the broker checks %d resources", len(all)))
-		r, err := c.Apply(ctx, &api.ApplyRequest{Yaml: text, Owner: owner, File: "apply", DryRun: dry})
+		r, err := c.Apply(ctx, request)
 		waiting.Stop()
 		if status.Code(err) == codes.InvalidArgument {
 			return cli.WithCode(cli.ExitInput, errors.New(place(status.Convert(err).Message(), all)))
@@ -193,28 +101,22 @@ func (p *program) apply(cmd *cobra.Command, dry bool) error {
 		if err != nil {
 			return err
 		}
-		for _, w := range r.GetWarnings() {
-			fmt.Fprintln(p.Err, "warning:", w)
-		}
+		p.warn(r)
 		v, err := viewApply(r, dry)
 		if err != nil {
 			return err
 		}
-		return p.Show(cmd, v, func() error { return p.writeApplied(r, dry) })
+		if err := p.Show(cmd, v, func() error { return p.writeOutcome(r, dry) }); err != nil {
+			return err
+		}
+		return differs(r, dry)
 	})
 }
 
-func (p *program) writeApplied(r *api.ApplyResponse, dry bool) error {
-	for _, a := range r.GetApplied() {
-		text := fmt.Sprintf("%s %s %s\n", a.GetKind(), a.GetName(), planned(a.GetAction(), dry))
-		if dry && a.GetAction() == "changed" {
-			text += difference(inLines(a.GetBefore()), inLines(a.GetAfter()))
-		}
-		if _, err := io.WriteString(p.Out, text); err != nil {
-			return err
-		}
+func (p *program) warn(r *api.ApplyResponse) {
+	for _, w := range r.GetWarnings() {
+		fmt.Fprintln(p.Err, "warning:", w)
 	}
-	return nil
 }
 
 // place puts the file and line of the resource that a refusal names before it.
@@ -246,64 +148,73 @@ func inLines(text []byte) string {
 	return string(lines)
 }
 
-func planned(action string, dry bool) string {
-	if !dry {
-		return action
-	}
-	return map[string]string{"created": "would be created", "changed": "would change", "unchanged": "stays"}[action]
-}
-
-// difference is the lines that go and come, each document being short.
-func difference(before, after string) string {
-	old, next := strings.Split(strings.TrimSpace(before), "\n"), strings.Split(strings.TrimSpace(after), "\n")
-	var b strings.Builder
-	for _, l := range old {
-		if !slices.Contains(next, l) {
-			fmt.Fprintln(&b, "  -", l)
-		}
-	}
-	for _, l := range next {
-		if !slices.Contains(old, l) {
-			fmt.Fprintln(&b, "  +", l)
-		}
-	}
-	return b.String()
-}
-
 func (p *program) getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "get [KIND [NAME]]", Short: "Show resources; -o yaml gives back what apply takes",
-		Long: `Get asks the broker for the resources that it holds, all of a kind, or one. As
-YAML they come as apply takes them. It exits 1 where there is none of that name.`,
+		Long: `Get asks the broker for the resources that it holds, all of a kind, or one
+(KIND/NAME does too); with --revision for those that it held then, which history
+lists. As YAML they come as apply takes them. It exits 1 where there is none of that
+name.`,
 		Example: `  credence get identity
-  credence get target gcp -o yaml
-  credence get -o json`,
+  credence get target/gcp -o yaml
+  credence get -o json
+  credence get --revision "$(credence history --limit 1 -o revision)" -o yaml`,
 		Args: cobra.MaximumNArgs(2), ValidArgsFunction: completeResource,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			request := &api.GetRequest{}
-			if len(args) > 0 {
-				kind, err := kindOf(args[0])
-				if err != nil {
-					return err
-				}
-				request.Kind = kind
-			}
-			if len(args) > 1 {
-				request.Name = args[1]
-			}
-			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-				r, err := c.Get(ctx, request)
-				if err != nil {
-					return err
-				}
-				if len(args) > 1 && len(r.GetResources()) == 0 {
-					return cli.WithCode(cli.ExitNo, fmt.Errorf("there is no %s %s; credence get %s lists what there is", request.GetKind(), args[1], strings.ToLower(request.GetKind())))
-				}
-				return p.writeResources(cmd, r.GetResources())
-			})
-		},
+		RunE: p.get,
 	}
+	cmd.Flags().Uint64("revision", 0, "of policy: what stood when it had been written")
+	cmd.Flags().String("owner", "", "of this owner alone")
+	completeFlag(cmd, "owner", completeOwners)
+	completeFlag(cmd, "revision", completeRevisions)
 	return cli.AddOutput(addAdmin(cmd))
+}
+
+func (p *program) get(cmd *cobra.Command, args []string) error {
+	request := &api.GetRequest{}
+	var err error
+	if request.Kind, request.Name, err = kindAndName(args); err != nil {
+		return err
+	}
+	request.Revision, _ = cmd.Flags().GetUint64("revision")
+	owner, _ := cmd.Flags().GetString("owner")
+	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
+		r, err := c.Get(ctx, request)
+		if err != nil {
+			return err
+		}
+		all := slices.DeleteFunc(r.GetResources(), func(r *api.Resource) bool { return owner != "" && r.GetOwner() != owner })
+		if request.GetName() != "" && len(all) == 0 {
+			return cli.WithCode(cli.ExitNo, fmt.Errorf("there is no %s %s; credence get %s lists what there is", request.GetKind(), request.GetName(), strings.ToLower(request.GetKind())))
+		}
+		return p.writeResources(cmd, all)
+	})
+}
+
+// kindAndName reads KIND, KIND NAME or KIND/NAME; nothing is all.
+func kindAndName(args []string) (kind, name string, err error) {
+	if len(args) == 1 {
+		if k, n, ok := strings.Cut(args[0], "/"); ok {
+			args = []string{k, n}
+		}
+	}
+	if len(args) == 0 {
+		return "", "", nil
+	}
+	if kind, err = kindOf(args[0]); err == nil && len(args) > 1 {
+		if name = args[1]; name == "" {
+			err = cli.BadInput(fmt.Errorf("%s: a name is wanted", kind))
+		}
+	}
+	return kind, name, err
+}
+
+// oneResource reads KIND NAME or KIND/NAME.
+func oneResource(args []string) (kind, name string, err error) {
+	kind, name, err = kindAndName(args)
+	if err == nil && kind != "" && name == "" {
+		err = cli.BadInput(fmt.Errorf("%s: which one? KIND NAME is wanted", kind))
+	}
+	return kind, name, err
 }
 
 func kindOf(text string) (string, error) {
@@ -337,7 +248,7 @@ func (p *program) writeResources(cmd *cobra.Command, all []*api.Resource) error 
 
 func (p *program) deleteCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "delete KIND NAME", Short: "Remove one resource", Args: cobra.ExactArgs(2), ValidArgsFunction: completeResource,
+		Use: "delete KIND NAME", Short: "Remove one resource", Args: cobra.RangeArgs(1, 2), ValidArgsFunction: completeResource,
 		Long: `Delete has the broker drop one resource of the owner, --owner. What was granted
 by it is erased on the nodes at once. What others name, such as a Target that an
 Identity lists, is not deleted (2).`,
@@ -348,18 +259,18 @@ Identity lists, is not deleted (2).`,
   EOF
   credence delete deny incident-2`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			kind, err := kindOf(args[0])
+			kind, name, err := oneResource(args)
 			if err != nil {
 				return err
 			}
 			owner, _ := cmd.Flags().GetString("owner")
 			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-				r, err := c.Delete(ctx, &api.DeleteRequest{Kind: kind, Name: args[1], Owner: owner})
+				r, err := c.Delete(ctx, &api.DeleteRequest{Kind: kind, Name: name, Owner: owner})
 				if err != nil {
 					return err
 				}
-				v := map[string]any{"kind": kind, "name": args[1], "revision": r.GetRevision()}
-				return p.Say(cmd, v, fmt.Sprintf("%s %s deleted", kind, args[1]))
+				v := map[string]any{"kind": kind, "name": name, "revision": r.GetRevision()}
+				return p.Say(cmd, v, fmt.Sprintf("%s %s deleted", kind, name))
 			})
 		},
 	}

@@ -85,7 +85,7 @@ func (p *program) validateOne(file string) (validFile, error) {
 	}
 	switch {
 	case hasKey(text, "kind"):
-		all, err := p.readOne(file)
+		all, err := parseFile(file, text)
 		return validFile{fileView{file, "resources", len(all)}, all, nil}, err
 	case hasKey(text, "broker") || hasKey(text, "join"):
 		var f agentcmd.File

@@ -51,31 +51,43 @@ type applyView struct {
 	DryRun   bool          `json:"dry_run"`
 	Revision uint64        `json:"revision"`
 	Applied  []appliedView `json:"applied"`
+	Owned    uint32        `json:"owned"`     // how many stood before, of the owner or of what was rolled back
+	NeedsYes bool          `json:"needs_yes"` // more than a tenth of them is deleted
 	Warnings []string      `json:"warnings"`
 }
 
 type appliedView struct {
-	Kind   string          `json:"kind"`
-	Name   string          `json:"name"`
-	Action string          `json:"action"` // created, changed, unchanged
-	Before json.RawMessage `json:"before"`
-	After  json.RawMessage `json:"after"`
+	Kind        string          `json:"kind"`
+	Name        string          `json:"name"`
+	Action      string          `json:"action"` // created, changed, unchanged, deleted
+	Owner       string          `json:"owner"`
+	TakenFrom   string          `json:"taken_from"`
+	Outstanding uint64          `json:"outstanding"` // SVIDs that have not ended, in a plan
+	Before      json.RawMessage `json:"before"`
+	After       json.RawMessage `json:"after"`
 }
 
 func viewApply(r *api.ApplyResponse, dry bool) (applyView, error) {
-	v := applyView{DryRun: dry, Revision: r.GetRevision(), Applied: []appliedView{}, Warnings: list(r.GetWarnings())}
-	for _, a := range r.GetApplied() {
+	v := applyView{DryRun: dry, Revision: r.GetRevision(), Owned: r.GetOwned(), NeedsYes: r.GetNeedsYes(), Warnings: list(r.GetWarnings())}
+	var err error
+	v.Applied, err = viewApplied(r.GetApplied())
+	return v, err
+}
+
+func viewApplied(all []*api.ApplyResponse_Applied) ([]appliedView, error) {
+	views := []appliedView{}
+	for _, a := range all {
 		before, err := document(a.GetBefore())
 		if err != nil {
-			return v, err
+			return nil, err
 		}
 		after, err := document(a.GetAfter())
 		if err != nil {
-			return v, err
+			return nil, err
 		}
-		v.Applied = append(v.Applied, appliedView{a.GetKind(), a.GetName(), a.GetAction(), before, after})
+		views = append(views, appliedView{a.GetKind(), a.GetName(), a.GetAction(), a.GetOwner(), a.GetTakenFrom(), a.GetOutstanding(), before, after})
 	}
-	return v, nil
+	return views, nil
 }
 
 // list is never null.
