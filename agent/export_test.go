@@ -8,9 +8,6 @@ import (
 	"github.com/credence-id/credence/broker/api"
 )
 
-// VerifyBroker is verifyBroker, for vectors.
-var VerifyBroker = verifyBroker
-
 // NodeSigner is the ID of the authority that signed the node's SVID.
 func (a *Agent) NodeSigner() string { return signerOf(a.node.certificate()) }
 

@@ -22,10 +22,10 @@ func brokerID(td spiffeid.TrustDomain) spiffeid.ID {
 	return spiffeid.RequireFromPath(td, "/credence/broker")
 }
 
-// verifyBroker holds what a server showed against a bundle of our trust domain:
+// VerifyBroker holds what a server showed against a bundle of our trust domain:
 // exactly its broker, whose certificate has the form that our authority gives
 // it. The host name plays no part.
-func verifyBroker(shown []*x509.Certificate, bundle *x509bundle.Bundle, now time.Time) error {
+func VerifyBroker(shown []*x509.Certificate, bundle *x509bundle.Bundle, now time.Time) error {
 	td := bundle.TrustDomain()
 	id, err := federation.CheckForm(shown[0])
 	if err != nil {
@@ -49,9 +49,9 @@ func verifyBroker(shown []*x509.Certificate, bundle *x509bundle.Bundle, now time
 	return nil
 }
 
-// pinned is a bundle of the CA certificates in a shown chain whose public key
-// is pinned.
-func pinned(td spiffeid.TrustDomain, shown []*x509.Certificate, pins []string) (*x509bundle.Bundle, error) {
+// PinnedBundle is a bundle of the CA certificates in a shown chain whose public key
+// is pinned: enough for the first contact.
+func PinnedBundle(td spiffeid.TrustDomain, shown []*x509.Certificate, pins []string) (*x509bundle.Bundle, error) {
 	for _, pin := range pins {
 		if found, err := federation.PinnedBundle(td, shown, pin); err == nil {
 			return found, nil
@@ -100,14 +100,14 @@ func (a *Agent) verify(shown []*x509.Certificate) error {
 		return fmt.Errorf("the server shows %d certificates", len(shown))
 	}
 	if roots := a.bundles.roots(a.cfg.TrustDomain); len(roots) > 0 {
-		err := verifyBroker(shown, x509bundle.FromX509Authorities(a.cfg.TrustDomain, roots), a.cfg.Now())
+		err := VerifyBroker(shown, x509bundle.FromX509Authorities(a.cfg.TrustDomain, roots), a.cfg.Now())
 		return errors.Join(err, notRevoked(shown, roots, a.bundles.currentCRLs(a.cfg.Now())))
 	}
-	bundle, err := pinned(a.cfg.TrustDomain, shown, a.cfg.CAPins)
+	bundle, err := PinnedBundle(a.cfg.TrustDomain, shown, a.cfg.CAPins)
 	if err != nil {
 		return err
 	}
-	return verifyBroker(shown, bundle, a.cfg.Now())
+	return VerifyBroker(shown, bundle, a.cfg.Now())
 }
 
 // parseTrust reads a bundle as an operator hands it out: SPIFFE JSON or PEM.

@@ -7,6 +7,9 @@
 // was issued under, if that is unchanged, not denied and on a welcome node; a
 // peer's is facts, peer.*, on which Decide finds one Identity or none.
 //
+// A person logs in and has neither node nor process: facts, user.*, which a login
+// provider vouched for, decide what X509-SVIDs they get.
+//
 // It trusts a joined node's word about the workloads on it (never about the
 // node itself: those facts were proven at the join), the join methods' proofs,
 // and the operator who writes the resources. Policy is left to
@@ -161,6 +164,7 @@ type Broker struct {
 	denials   *audit.Folder
 	strangers *audit.Counter // who fail to join
 	shown     *audit.Counter // what is shown in vain as evidence
+	unnamed   *audit.Counter // who fail to log in
 
 	revoking sync.Mutex // guards what follows, and is taken before mu
 	file     *denyFile
@@ -233,6 +237,9 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if b.shown, err = audit.NewCounter(audit.CounterConfig{Log: cfg.Audit, Kind: "exchange.refused", Logger: cfg.Log}); err != nil {
 		return nil, errors.Join(err, b.strangers.Close(), b.denials.Close())
 	}
+	if b.unnamed, err = audit.NewCounter(audit.CounterConfig{Log: cfg.Audit, Kind: "login.refused", Logger: cfg.Log}); err != nil {
+		return nil, errors.Join(err, b.shown.Close(), b.strangers.Close(), b.denials.Close())
+	}
 	for _, n := range nodes {
 		b.nodes[n.ID] = n
 	}
@@ -243,5 +250,5 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 // Close writes the counts that are still to be recorded. No other method may be
 // called after it.
 func (b *Broker) Close() error {
-	return errors.Join(b.shown.Close(), b.strangers.Close(), b.denials.Close())
+	return errors.Join(b.unnamed.Close(), b.shown.Close(), b.strangers.Close(), b.denials.Close())
 }

@@ -240,6 +240,9 @@ func (b *Broker) lookUp(ctx context.Context, e Evidence) (Issued, error) {
 		return Issued{}, refused(DeniedUnknown, "nothing of this serial number was issued")
 	}
 	row := rows[0]
+	if row.Kind == e.Kind && row.Node == "" && row.Identity != "" {
+		return Issued{}, refused(DeniedUnknown, "it is a person's, who logs in: only a workload's is exchanged")
+	}
 	if row.Kind != e.Kind || row.SPIFFEID != e.ID.String() || row.Authority != e.Authority || row.Identity == "" || row.Node == "" || !row.ExpiresAt.After(b.cfg.Now()) {
 		return Issued{}, refused(DeniedUnknown, "what was issued under its serial number is another SVID: somebody else may sign as %s", e.Authority)
 	}

@@ -169,6 +169,306 @@ func (x *ExchangeTokenResponse) GetScope() string {
 	return ""
 }
 
+type LoginInfoRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginInfoRequest) Reset() {
+	*x = LoginInfoRequest{}
+	mi := &file_broker_api_exchange_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginInfoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginInfoRequest) ProtoMessage() {}
+
+func (x *LoginInfoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_exchange_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginInfoRequest.ProtoReflect.Descriptor instead.
+func (*LoginInfoRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_exchange_proto_rawDescGZIP(), []int{2}
+}
+
+type LoginInfoResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Issuer        string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	ClientId      string                 `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"` // of a public client: there is no secret
+	Scopes        []string               `protobuf:"bytes,3,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	RedirectUri   string                 `protobuf:"bytes,4,opt,name=redirect_uri,json=redirectUri,proto3" json:"redirect_uri,omitempty"` // on loopback; without a port: any
+	Ca            string                 `protobuf:"bytes,5,opt,name=ca,proto3" json:"ca,omitempty"`                                      // PEM, of the issuer's certificate; empty: a public one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginInfoResponse) Reset() {
+	*x = LoginInfoResponse{}
+	mi := &file_broker_api_exchange_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginInfoResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginInfoResponse) ProtoMessage() {}
+
+func (x *LoginInfoResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_exchange_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginInfoResponse.ProtoReflect.Descriptor instead.
+func (*LoginInfoResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_exchange_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *LoginInfoResponse) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *LoginInfoResponse) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *LoginInfoResponse) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *LoginInfoResponse) GetRedirectUri() string {
+	if x != nil {
+		return x.RedirectUri
+	}
+	return ""
+}
+
+func (x *LoginInfoResponse) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+type LoginRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IdToken       string                 `protobuf:"bytes,1,opt,name=id_token,json=idToken,proto3" json:"id_token,omitempty"`       // its nonce is the digest of the key (api.LoginNonce)
+	PublicKey     []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // PKIX DER
+	Ttl           int64                  `protobuf:"varint,3,opt,name=ttl,proto3" json:"ttl,omitempty"`                             // seconds; 0: the identities'
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginRequest) Reset() {
+	*x = LoginRequest{}
+	mi := &file_broker_api_exchange_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginRequest) ProtoMessage() {}
+
+func (x *LoginRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_exchange_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
+func (*LoginRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_exchange_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *LoginRequest) GetIdToken() string {
+	if x != nil {
+		return x.IdToken
+	}
+	return ""
+}
+
+func (x *LoginRequest) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *LoginRequest) GetTtl() int64 {
+	if x != nil {
+		return x.Ttl
+	}
+	return 0
+}
+
+type LoginResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Svids         []*PersonSVID          `protobuf:"bytes,1,rep,name=svids,proto3" json:"svids,omitempty"`   // by the identities' names, all for the one key
+	Bundle        []byte                 `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"` // SPIFFE JSON
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoginResponse) Reset() {
+	*x = LoginResponse{}
+	mi := &file_broker_api_exchange_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoginResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoginResponse) ProtoMessage() {}
+
+func (x *LoginResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_exchange_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
+func (*LoginResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_exchange_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LoginResponse) GetSvids() []*PersonSVID {
+	if x != nil {
+		return x.Svids
+	}
+	return nil
+}
+
+func (x *LoginResponse) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+type PersonSVID struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Hint          string                 `protobuf:"bytes,3,opt,name=hint,proto3" json:"hint,omitempty"`
+	Chain         [][]byte               `protobuf:"bytes,4,rep,name=chain,proto3" json:"chain,omitempty"` // DER, leaf first, without the root
+	Role          string                 `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"`   // that broker.yaml gives it; empty: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PersonSVID) Reset() {
+	*x = PersonSVID{}
+	mi := &file_broker_api_exchange_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PersonSVID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PersonSVID) ProtoMessage() {}
+
+func (x *PersonSVID) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_exchange_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PersonSVID.ProtoReflect.Descriptor instead.
+func (*PersonSVID) Descriptor() ([]byte, []int) {
+	return file_broker_api_exchange_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PersonSVID) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *PersonSVID) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *PersonSVID) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+func (x *PersonSVID) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *PersonSVID) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
 var File_broker_api_exchange_proto protoreflect.FileDescriptor
 
 const file_broker_api_exchange_proto_rawDesc = "" +
@@ -186,9 +486,33 @@ const file_broker_api_exchange_proto_rawDesc = "" +
 	"token_type\x18\x03 \x01(\tR\ttokenType\x12\x1d\n" +
 	"\n" +
 	"expires_in\x18\x04 \x01(\x03R\texpiresIn\x12\x14\n" +
-	"\x05scope\x18\x05 \x01(\tR\x05scope2o\n" +
+	"\x05scope\x18\x05 \x01(\tR\x05scope\"\x12\n" +
+	"\x10LoginInfoRequest\"\x93\x01\n" +
+	"\x11LoginInfoResponse\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1b\n" +
+	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x16\n" +
+	"\x06scopes\x18\x03 \x03(\tR\x06scopes\x12!\n" +
+	"\fredirect_uri\x18\x04 \x01(\tR\vredirectUri\x12\x0e\n" +
+	"\x02ca\x18\x05 \x01(\tR\x02ca\"Z\n" +
+	"\fLoginRequest\x12\x19\n" +
+	"\bid_token\x18\x01 \x01(\tR\aidToken\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\x12\x10\n" +
+	"\x03ttl\x18\x03 \x01(\x03R\x03ttl\"_\n" +
+	"\rLoginResponse\x126\n" +
+	"\x05svids\x18\x01 \x03(\v2 .credence.exchange.v1.PersonSVIDR\x05svids\x12\x16\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\x83\x01\n" +
+	"\n" +
+	"PersonSVID\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x12\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\x12\x14\n" +
+	"\x05chain\x18\x04 \x03(\fR\x05chain\x12\x12\n" +
+	"\x04role\x18\x05 \x01(\tR\x04role2\x9f\x02\n" +
 	"\bExchange\x12c\n" +
-	"\bExchange\x12*.credence.exchange.v1.ExchangeTokenRequest\x1a+.credence.exchange.v1.ExchangeTokenResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"\bExchange\x12*.credence.exchange.v1.ExchangeTokenRequest\x1a+.credence.exchange.v1.ExchangeTokenResponse\x12\\\n" +
+	"\tLoginInfo\x12&.credence.exchange.v1.LoginInfoRequest\x1a'.credence.exchange.v1.LoginInfoResponse\x12P\n" +
+	"\x05Login\x12\".credence.exchange.v1.LoginRequest\x1a#.credence.exchange.v1.LoginResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_exchange_proto_rawDescOnce sync.Once
@@ -202,19 +526,29 @@ func file_broker_api_exchange_proto_rawDescGZIP() []byte {
 	return file_broker_api_exchange_proto_rawDescData
 }
 
-var file_broker_api_exchange_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_broker_api_exchange_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_broker_api_exchange_proto_goTypes = []any{
 	(*ExchangeTokenRequest)(nil),  // 0: credence.exchange.v1.ExchangeTokenRequest
 	(*ExchangeTokenResponse)(nil), // 1: credence.exchange.v1.ExchangeTokenResponse
+	(*LoginInfoRequest)(nil),      // 2: credence.exchange.v1.LoginInfoRequest
+	(*LoginInfoResponse)(nil),     // 3: credence.exchange.v1.LoginInfoResponse
+	(*LoginRequest)(nil),          // 4: credence.exchange.v1.LoginRequest
+	(*LoginResponse)(nil),         // 5: credence.exchange.v1.LoginResponse
+	(*PersonSVID)(nil),            // 6: credence.exchange.v1.PersonSVID
 }
 var file_broker_api_exchange_proto_depIdxs = []int32{
-	0, // 0: credence.exchange.v1.Exchange.Exchange:input_type -> credence.exchange.v1.ExchangeTokenRequest
-	1, // 1: credence.exchange.v1.Exchange.Exchange:output_type -> credence.exchange.v1.ExchangeTokenResponse
-	1, // [1:2] is the sub-list for method output_type
-	0, // [0:1] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	6, // 0: credence.exchange.v1.LoginResponse.svids:type_name -> credence.exchange.v1.PersonSVID
+	0, // 1: credence.exchange.v1.Exchange.Exchange:input_type -> credence.exchange.v1.ExchangeTokenRequest
+	2, // 2: credence.exchange.v1.Exchange.LoginInfo:input_type -> credence.exchange.v1.LoginInfoRequest
+	4, // 3: credence.exchange.v1.Exchange.Login:input_type -> credence.exchange.v1.LoginRequest
+	1, // 4: credence.exchange.v1.Exchange.Exchange:output_type -> credence.exchange.v1.ExchangeTokenResponse
+	3, // 5: credence.exchange.v1.Exchange.LoginInfo:output_type -> credence.exchange.v1.LoginInfoResponse
+	5, // 6: credence.exchange.v1.Exchange.Login:output_type -> credence.exchange.v1.LoginResponse
+	4, // [4:7] is the sub-list for method output_type
+	1, // [1:4] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_exchange_proto_init() }
@@ -228,7 +562,7 @@ func file_broker_api_exchange_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_exchange_proto_rawDesc), len(file_broker_api_exchange_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

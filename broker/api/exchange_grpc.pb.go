@@ -19,7 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Exchange_Exchange_FullMethodName = "/credence.exchange.v1.Exchange/Exchange"
+	Exchange_Exchange_FullMethodName  = "/credence.exchange.v1.Exchange/Exchange"
+	Exchange_LoginInfo_FullMethodName = "/credence.exchange.v1.Exchange/LoginInfo"
+	Exchange_Login_FullMethodName     = "/credence.exchange.v1.Exchange/Login"
 )
 
 // ExchangeClient is the client API for Exchange service.
@@ -29,8 +31,17 @@ const (
 // Exchange is for workloads without an agent, ours and peers': what POST /token
 // of the web listener is for a JWT-SVID, this is for the X509-SVID that the
 // caller shows in TLS. The words are those of RFC 8693.
+//
+// Login is for people, who have neither: they show what their OpenID provider
+// says of them.
 type ExchangeClient interface {
 	Exchange(ctx context.Context, in *ExchangeTokenRequest, opts ...grpc.CallOption) (*ExchangeTokenResponse, error)
+	// LoginInfo says where people sign in. It is open to everybody.
+	LoginInfo(ctx context.Context, in *LoginInfoRequest, opts ...grpc.CallOption) (*LoginInfoResponse, error)
+	// Login takes an ID token once, for the one key that its nonce names, and gives
+	// the X509-SVIDs of the identities whose user.* terms hold. It needs no client
+	// certificate.
+	Login(ctx context.Context, in *LoginRequest, opts ...grpc.CallOption) (*LoginResponse, error)
 }
 
 type exchangeClient struct {
@@ -51,6 +62,26 @@ func (c *exchangeClient) Exchange(ctx context.Context, in *ExchangeTokenRequest,
 	return out, nil
 }
 
+func (c *exchangeClient) LoginInfo(ctx context.Context, in *LoginInfoRequest, opts ...grpc.CallOption) (*LoginInfoResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LoginInfoResponse)
+	err := c.cc.Invoke(ctx, Exchange_LoginInfo_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *exchangeClient) Login(ctx context.Context, in *LoginRequest, opts ...grpc.CallOption) (*LoginResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LoginResponse)
+	err := c.cc.Invoke(ctx, Exchange_Login_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ExchangeServer is the server API for Exchange service.
 // All implementations must embed UnimplementedExchangeServer
 // for forward compatibility.
@@ -58,8 +89,17 @@ func (c *exchangeClient) Exchange(ctx context.Context, in *ExchangeTokenRequest,
 // Exchange is for workloads without an agent, ours and peers': what POST /token
 // of the web listener is for a JWT-SVID, this is for the X509-SVID that the
 // caller shows in TLS. The words are those of RFC 8693.
+//
+// Login is for people, who have neither: they show what their OpenID provider
+// says of them.
 type ExchangeServer interface {
 	Exchange(context.Context, *ExchangeTokenRequest) (*ExchangeTokenResponse, error)
+	// LoginInfo says where people sign in. It is open to everybody.
+	LoginInfo(context.Context, *LoginInfoRequest) (*LoginInfoResponse, error)
+	// Login takes an ID token once, for the one key that its nonce names, and gives
+	// the X509-SVIDs of the identities whose user.* terms hold. It needs no client
+	// certificate.
+	Login(context.Context, *LoginRequest) (*LoginResponse, error)
 	mustEmbedUnimplementedExchangeServer()
 }
 
@@ -72,6 +112,12 @@ type UnimplementedExchangeServer struct{}
 
 func (UnimplementedExchangeServer) Exchange(context.Context, *ExchangeTokenRequest) (*ExchangeTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Exchange not implemented")
+}
+func (UnimplementedExchangeServer) LoginInfo(context.Context, *LoginInfoRequest) (*LoginInfoResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LoginInfo not implemented")
+}
+func (UnimplementedExchangeServer) Login(context.Context, *LoginRequest) (*LoginResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Login not implemented")
 }
 func (UnimplementedExchangeServer) mustEmbedUnimplementedExchangeServer() {}
 func (UnimplementedExchangeServer) testEmbeddedByValue()                  {}
@@ -112,6 +158,42 @@ func _Exchange_Exchange_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Exchange_LoginInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LoginInfoRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ExchangeServer).LoginInfo(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Exchange_LoginInfo_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ExchangeServer).LoginInfo(ctx, req.(*LoginInfoRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Exchange_Login_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LoginRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ExchangeServer).Login(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Exchange_Login_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ExchangeServer).Login(ctx, req.(*LoginRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Exchange_ServiceDesc is the grpc.ServiceDesc for Exchange service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -122,6 +204,14 @@ var Exchange_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Exchange",
 			Handler:    _Exchange_Exchange_Handler,
+		},
+		{
+			MethodName: "LoginInfo",
+			Handler:    _Exchange_LoginInfo_Handler,
+		},
+		{
+			MethodName: "Login",
+			Handler:    _Exchange_Login_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

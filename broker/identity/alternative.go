@@ -114,16 +114,16 @@ func (c *compiler) compileItem(a *alternative, item *Item, field string, grants 
 		return
 	}
 	if !item.AnyNode && !a.bound() {
-		c.fail(field, "no exact node.* term besides node.method (for people an exact user.* term, for peers peer.*): any compromised node could claim this; bind it, or say any_node: true")
+		c.fail(field, "no exact node.* term besides node.method (for people an exact user.* term besides user.issuer, for peers peer.*): any compromised node could claim this; bind it, or say any_node: true")
 	}
 	c.checkExecutable(a, field)
 }
 
 // bound says whether a term ties the item to certain nodes, people or peers.
-// How a node joined ties it to nothing.
+// How a node joined ties it to nothing, nor does where a person logs in.
 func (a *alternative) bound() bool {
 	return slices.ContainsFunc(a.terms, func(t term) bool {
-		return t.exact() && t.name != "node.method" && !strings.HasPrefix(t.name, "workload.")
+		return t.exact() && t.name != "node.method" && t.name != "user.issuer" && !strings.HasPrefix(t.name, "workload.")
 	})
 }
 

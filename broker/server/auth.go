@@ -21,7 +21,7 @@ import (
 
 // agentsTLS is the TLS of the agents' listener: 1.3 only, a client certificate
 // asked for and, where one is shown, verified against our own bundle, or
-// that of a peer of which something is accepted. Join alone goes without.
+// that of a peer of which something is accepted. Join goes without, and Login.
 func (s *Server) agentsTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
@@ -110,8 +110,9 @@ func (s *Server) node(ctx context.Context) (broker.Node, error) {
 const clockSkew = 60 * time.Second
 
 func (s *Server) unaryAuth(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	if info.FullMethod == api.Exchange_Exchange_FullMethodName {
-		return next(ctx, req) // no node's: it judges itself whom it serves
+	switch info.FullMethod {
+	case api.Exchange_Exchange_FullMethodName, api.Exchange_Login_FullMethodName, api.Exchange_LoginInfo_FullMethodName:
+		return next(ctx, req) // no node's: each judges itself whom it serves
 	}
 	ctx, err := s.authenticate(ctx)
 	if err != nil {

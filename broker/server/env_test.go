@@ -115,6 +115,7 @@ type env struct {
 	method    func(join.Rule) join.Method // of the rules' method fake
 	trust     func(server.Authority) server.Authority
 	exchanger func(broker.Target, time.Duration, []string) (exchangers.Exchanger, error)
+	login     *server.Login
 	clusters  map[uint64]*kubernetes.Cluster // by the rule's revision; nil: no rule is of one
 	store     *store.Store
 	audit     *audit.Log
@@ -254,6 +255,7 @@ func (e *env) open() {
 		JoinStart:        e.joinStart, Log: log, Now: e.now,
 	}
 	e.config.Places, e.config.Exchanger = e.places, e.exchanger
+	e.config.Login = e.login
 	if e.clusters != nil {
 		e.config.Proofs = e.pod
 	}

@@ -112,9 +112,21 @@ type Config struct {
 	// join.ErrEvidence means that it proves nothing; any other, that it could not be
 	// judged. Nil: workloads prove nothing.
 	Proofs    func(ctx context.Context, rules []join.Rule, cluster string, token []byte) (Pod, error)
+	Login     *Login           // nil: nobody logs in here
 	JoinStart time.Duration    // how long a caller of Join may take to begin; 0: 3 s
 	Log       *slog.Logger     // nil discards
 	Now       func() time.Time // nil means time.Now
+}
+
+// Login is where people log in, and who checks what they show.
+type Login struct {
+	Issuer, ClientID, RedirectURI string
+	Scopes                        []string
+	CA                            string // PEM, of the issuer's certificate; empty: a public one
+	// Verify checks an ID token that must have a nonce, and says all of a broker.Login
+	// but what is asked for. An error that wraps join.ErrEvidence means that it will
+	// never do, and is told; any other, that it could not be judged.
+	Verify func(ctx context.Context, token []byte, nonce string) (broker.Login, error)
 }
 
 func (c *Config) check() error {

@@ -23,7 +23,7 @@ reached; 4 denied. exec: the command's own, 125 if exec itself fails.`,
 		Example: "  " + name + " run -c /etc/credence/agent.yaml",
 	}
 	root.AddCommand(Commands(p, name)...)
-	root.AddCommand(workloadcmd.Commands(p, name, cobra.NoFileCompletions)...)
+	root.AddCommand(workloadcmd.Commands(p, name, cobra.NoFileCompletions, nil)...)
 	root.AddCommand(p.VersionCommand(name))
 	p.Furnish(root)
 	return root

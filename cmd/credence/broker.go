@@ -182,12 +182,16 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	if p.listeners.Web != nil {
 		listen["web"] = p.listeners.Web.Addr().String()
 	}
+	logins, err := loginOf(p.file.Login, methods)
+	if err != nil {
+		return err
+	}
 	p.server, err = server.New(ctx, server.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Version: cli.Version(), Broker: p.broker, Authority: p.authority,
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
 		RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
-		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: methods.pod, Now: o.now, Log: o.log,
+		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: methods.pod, Login: logins, Now: o.now, Log: o.log,
 	})
 	return err
 }

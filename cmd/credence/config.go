@@ -10,6 +10,7 @@ import (
 
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/login"
 	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/cmd/cli"
 )
@@ -37,6 +38,8 @@ type brokerFile struct {
 	CRLURLs       []string `yaml:"crl_urls"`       // CRL distribution points in certificates; %s is the issuer's key ID; empty: none
 	RefreshHint   string   `yaml:"refresh_hint"`   // how often peers and clouds are asked to fetch our bundle and keys; default 5m
 	MinTTL        string   `yaml:"min_ttl"`        // the shortest life that an Identity may ask for; default 1m
+
+	Login *login.Settings `yaml:"login"` // where people log in; absent: nobody does
 
 	CA anchorFile `yaml:",inline"`
 
@@ -84,6 +87,11 @@ func (f *brokerFile) complete() (err error) {
 	}
 	if e := f.CA.check(); e != nil {
 		return e
+	}
+	if f.Login != nil {
+		if e := f.Login.Complete(); e != nil {
+			return fmt.Errorf("login.%w", e)
+		}
 	}
 	hint, e := f.refreshHint()
 	if e != nil {

@@ -59,7 +59,8 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// daemons don't end by themselves, so their examples don't either. Each is run
+// daemons don't end by themselves, nor what waits for a person, so their examples
+// don't either. Each is run
 // as its help has it by the test that is named here.
 var daemons = map[string]string{
 	"credence dev":         "TestDev, TestDevOnce and TestExamples itself",
@@ -67,6 +68,7 @@ var daemons = map[string]string{
 	"credence agent run":   "TestScripts/machine",
 	"credence sandbox run": "TestSandboxRun",
 	"credence-agent run":   "TestScripts/node",
+	"credence login":       "TestLogin: a person signs in",
 }
 
 // last are the verbs that are tried after all others: they take away what

@@ -15,9 +15,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/credence-id/credence/cmd/agentcmd"
 	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/cmd/logincmd"
 	"github.com/credence-id/credence/cmd/workloadcmd"
 )
 
@@ -67,9 +69,11 @@ not reached; 4 denied. exec: the command's own, 125 if exec itself fails.`,
 		p.applyCommand(), p.planCommand(), p.getCommand(), p.deleteCommand(), p.historyCommand(), p.policyRollbackCommand(), p.validateCommand(), p.testCommand(),
 		p.tokenCommand(), p.nodeCommand(), p.explainCommand(), p.peerCommand(), p.bundleCommand(), p.authorityCommand(),
 		p.targetCommand(), p.sandboxCommand(),
-		p.auditCommand(), p.statusCommand(), p.VersionCommand("credence"),
+		p.auditCommand(), p.statusCommand(), logincmd.Command(p.Program), p.VersionCommand("credence"),
 	)
-	root.AddCommand(workloadcmd.Commands(p.Program, "credence", completeFirst(completeNamed("Target")))...)
+	root.AddCommand(workloadcmd.Commands(p.Program, "credence", completeFirst(completeNamed("Target")), func(ctx context.Context, ttl time.Duration) (*workloadapi.X509Context, error) {
+		return logincmd.SVIDs(ctx, p.Program, ttl)
+	})...)
 	p.Furnish(root)
 	return root
 }

@@ -162,6 +162,12 @@ data: %s
 # at most a third of jwt_key_lead.
 # refresh_hint: 5m
 
+# The OpenID provider that people log in with (credence login), as its tokens say
+# it, and the public client (no secret; code with PKCE; redirect_uri on loopback)
+# that is registered there. claims are user.* facts besides user.issuer, user.sub
+# and the verified user.email. None: nobody logs in.
+# login: {issuer: https://accounts.example.org, client_id: credence, claims: {groups: groups}, scopes: [openid, email], algorithms: [RS256], redirect_uri: "http://127.0.0.1/callback", ca_file: ""}
+
 # The shortest life that an Identity may ask for.
 # min_ttl: 1m
 `

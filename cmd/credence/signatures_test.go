@@ -85,6 +85,7 @@ var wantCallers = []string{
 	"broker/issue.go issueItem SignX509",
 	"broker/issue.go issueJWT SignJWT",
 	"broker/join.go admit SignX509",
+	"broker/login.go login SignX509",
 	"broker/server/svid.go renewOwn SignX509",
 }
 

@@ -100,17 +100,22 @@ type asked struct {
 	ttl    time.Duration
 	wait   time.Duration
 	watch  bool
+	person bool // there is no agent: ask whoever types
 }
 
-func (p *verbs) asked(cmd *cobra.Command) (*asked, error) {
+func (p *verbs) asked(cmd *cobra.Command, kind svidKind) (*asked, error) {
 	a := &asked{verbs: p, cmd: cmd, socket: workloadSocket(cmd)}
 	a.out, _ = cmd.Flags().GetString("out")
 	a.ttl, _ = cmd.Flags().GetDuration("ttl")
 	a.wait, _ = cmd.Flags().GetDuration("wait")
 	a.watch, _ = cmd.Flags().GetBool("watch")
+	_, x509 := kind.(x509Kind)
+	a.person = a.socket == "" && p.person != nil && x509
 	var err error
 	switch {
-	case a.socket == "":
+	case a.person && (a.watch || a.wait > 0):
+		err = fmt.Errorf("--watch and --wait are about an agent: set %s to unix:///path of its socket, or give --socket", cli.WorkloadVariable)
+	case a.socket == "" && !a.person:
 		err = fmt.Errorf("which Workload API? set %s to unix:///path of the agent's socket, or give --socket", cli.WorkloadVariable)
 	case cmd.Flags().Changed("ttl") && (a.ttl <= 0 || a.ttl%time.Second != 0):
 		err = fmt.Errorf("--ttl %s: whole seconds are wanted, such as 12m", a.ttl)
@@ -122,6 +127,9 @@ func (p *verbs) asked(cmd *cobra.Command) (*asked, error) {
 	if err != nil {
 		return nil, cli.BadInput(err)
 	}
+	if a.person {
+		return a, nil
+	}
 	path, err := cli.SocketPath(a.socket)
 	if err != nil {
 		return nil, err
@@ -131,7 +139,7 @@ func (p *verbs) asked(cmd *cobra.Command) (*asked, error) {
 }
 
 func (p *verbs) svid(cmd *cobra.Command, kind svidKind) error {
-	a, err := p.asked(cmd)
+	a, err := p.asked(cmd, kind)
 	if err != nil {
 		return err
 	}

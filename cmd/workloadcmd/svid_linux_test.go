@@ -86,7 +86,7 @@ func (s *scene) dir() string { return filepath.Join(filepath.Dir(s.socket), "tls
 func runSVID(ctx context.Context, out, errs io.Writer, args ...string) int {
 	p := &cli.Program{In: strings.NewReader(""), Out: out, Err: errs, Now: time.Now}
 	root := &cobra.Command{Use: "credence"}
-	root.AddCommand(workloadcmd.Commands(p, "credence", nil)...)
+	root.AddCommand(workloadcmd.Commands(p, "credence", nil, nil)...)
 	p.Furnish(root)
 	return p.Execute(ctx, root, append([]string{"svid"}, args...))
 }

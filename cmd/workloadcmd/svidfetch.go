@@ -62,6 +62,13 @@ func (a *asked) there() error {
 type x509Kind struct{}
 
 func (x509Kind) fetch(ctx context.Context, a *asked) (fetched, error) {
+	if a.person {
+		got, err := a.verbs.person(ctx, a.ttl)
+		if err != nil {
+			return nil, err
+		}
+		return x509Fetched{got}, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	var got *workloadapi.X509Context

@@ -50,6 +50,7 @@ type Config struct {
 	Issuer     string           // compared byte by byte, never normalised
 	AnyIssuer  bool             // instead: whatever the keys verify, which are of one issuer alone
 	Audience   string           // the one audience of a token, compared so too
+	Party      bool             // Audience is a client's: azp names no other, and must name it where there are several audiences
 	Keys       oidc.KeySet      // of that issuer
 	Algorithms []string         // none: all of Algorithms
 	MaxAge     time.Duration    // since a token was issued; 0: DefaultMaxAge
@@ -209,7 +210,7 @@ func (v *Verifier) registered(claims map[string]any) (issued time.Time, err erro
 	if sub, _ := claims["sub"].(string); sub == "" || len(sub) > maxText {
 		return issued, errors.New("it has no subject, or one that is too long")
 	}
-	if err := only(claims["aud"], v.cfg.Audience); err != nil {
+	if err := v.audience(claims); err != nil {
 		return issued, err
 	}
 	now := v.cfg.Now()
@@ -234,6 +235,18 @@ func (v *Verifier) registered(claims map[string]any) (issued time.Time, err erro
 		return issued, errors.New("it ends before it was issued")
 	}
 	return issued, nil
+}
+
+// audience holds whom a token is for.
+func (v *Verifier) audience(claims map[string]any) error {
+	azp, named := claims["azp"]
+	if v.cfg.Party && named && azp != v.cfg.Audience { // OpenID Connect Core §3.1.3.7, 4 and 5
+		return fmt.Errorf("it was made for client %.200q (azp), want %q", fmt.Sprint(azp), v.cfg.Audience)
+	}
+	if list, ok := claims["aud"].([]any); ok && v.cfg.Party && named && slices.Contains(list, any(v.cfg.Audience)) {
+		return nil
+	}
+	return only(claims["aud"], v.cfg.Audience)
 }
 
 // only holds that an audience is one, and the one: a token for us and for
