@@ -26,6 +26,7 @@ var findings = []finding{
 	{"CVE-2021-27098", "each ID that is asked for is authorized, by every call", []string{"broker/server.TestANodeGetsNothingOfAnothers", "broker.TestNodeFactsAreProven"}},
 	{"SPIRE 1.14.6 aws_iid", "what is read is what was signed", []string{"broker/join/awsec2.TestSignatures"}},
 	{"SPIRE azure_imds", "the signer is who signed, not who is in the bag", []string{"broker/join/awsec2.TestSignatures", "broker/join/azure.TestSigners", "broker/join/spiffe.TestHostile"}},
+	{"CVE-2017-15361", "an endorsement key that anybody can compute proves nothing", []string{"broker/join/tpm.TestEndorsementKeys"}},
 	{"CVE-2021-27099", "what a template renders is hostile, and never mended", []string{"broker/identity.TestTemplates", "broker/identity.FuzzTemplate"}},
 	{"GHSA-59w7-v8rr-pr4p", "a template's value is one plain segment", []string{"broker/identity.TestTemplates"}},
 	{"CVE-2021-44716", "headers and streams of strangers are bounded", []string{"broker/server.TestHeadersWithoutEndAreCutOff", "broker/server.TestStreamsOfAConnectionAreBounded", "federation/endpoint.TestServerIsBounded"}},

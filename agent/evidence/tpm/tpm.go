@@ -80,7 +80,7 @@ func (n *Node) Evidence(context.Context) ([]byte, error) {
 		if err != nil {
 			return err
 		}
-		ak, public, err := makeAK(tpm)
+		ak, public, err := makeAK(tpm, n.cfg.TrustDomain)
 		if err != nil {
 			return err
 		}
@@ -216,12 +216,15 @@ func selection(pcrs ...uint) (s tpm2.TPMLPCRSelection) {
 	return s
 }
 
-// makeAK makes an attestation key of the form that brokers take. The TPM makes a
+// makeAK makes an attestation key of the form that brokers take; its policy, which
+// nothing fulfils, says that it is for this use and trust domain. The TPM makes a
 // primary key from its seed and the template: what is unique in this one is random.
-func makeAK(tpm transport.TPM) (*saved, []byte, error) {
+func makeAK(tpm transport.TPM, trustDomain string) (*saved, []byte, error) {
 	random := make([]byte, 64)
 	_, _ = rand.Read(random) // never fails (crypto/rand.Read)
+	mark := sha256.Sum256([]byte("credence join tpm 1\x00" + trustDomain))
 	made, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.TPMTPublic{
+		AuthPolicy: tpm2.TPM2BDigest{Buffer: mark[:]},
 		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{
 			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, Restricted: true, SignEncrypt: true,

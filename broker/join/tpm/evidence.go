@@ -26,7 +26,7 @@ type evidence struct {
 	ak    ak
 }
 
-func readEvidence(shown []byte) (e evidence, err error) {
+func readEvidence(shown []byte, trustDomain string) (e evidence, err error) {
 	all, err := bearer.Object(shown)
 	if err != nil {
 		return e, err
@@ -40,7 +40,7 @@ func readEvidence(shown []byte) (e evidence, err error) {
 	if err != nil {
 		return e, fmt.Errorf("the attestation key: %w", err)
 	}
-	if e.ak, err = readAK(public); err != nil {
+	if e.ak, err = readAK(public, trustDomain); err != nil {
 		return e, err
 	}
 	if certified {
@@ -106,6 +106,9 @@ func publicOf(ek crypto.PublicKey) (*tpm2.TPMTPublic, error) {
 		if k.N.BitLen() != 2048 || k.E != 65537 {
 			break
 		}
+		if factorable(k.N) {
+			return nil, errFactorable
+		}
 		public := tpm2.RSAEKTemplate
 		public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: k.N.FillBytes(make([]byte, 256))})
 		return &public, nil
@@ -139,11 +142,15 @@ type ak struct {
 }
 
 // akForm is that form, but for the point: restricted, so that it signs what its TPM
-// made and no forgery of that; bound to its TPM; made there; for signatures alone; and
-// without a policy, so that only a TPM that has its private half activates for it.
-func akForm() tpm2.TPMTPublic {
+// made and no forgery of that; bound to its TPM; made there; for signatures alone. Its
+// policy is one that nothing fulfils, so that only a TPM that has the private half
+// activates for it; and it says whom the key is for: what another service has a TPM
+// make and quote, to text of its own choice, is of another key.
+func akForm(trustDomain string) tpm2.TPMTPublic {
+	mark := sha256.Sum256([]byte("credence join " + Method + " 1\x00" + trustDomain))
 	return tpm2.TPMTPublic{
-		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
+		AuthPolicy: tpm2.TPM2BDigest{Buffer: mark[:]},
+		Type:       tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{
 			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, Restricted: true, SignEncrypt: true,
 		},
@@ -160,7 +167,7 @@ func akForm() tpm2.TPMTPublic {
 // readAK takes a public area that is, byte for byte, one that we write ourselves
 // around its point: nothing of it is left to be read in two ways. The name is made
 // of what we wrote.
-func readAK(public []byte) (ak, error) {
+func readAK(public []byte, trustDomain string) (ak, error) {
 	const point = 2 + 32 + 2 + 32 // X and Y, each with its size, at the end
 	if len(public) < point {
 		return ak{}, errForm
@@ -170,7 +177,7 @@ func readAK(public []byte) (ak, error) {
 	if err != nil {
 		return ak{}, errForm
 	}
-	form := akForm()
+	form := akForm(trustDomain)
 	if form.Unique, err = pointOf(key); err != nil {
 		return ak{}, errForm
 	}
@@ -182,7 +189,7 @@ func readAK(public []byte) (ak, error) {
 	return ak{key, append([]byte{0, byte(tpm2.TPMAlgSHA256)}, sum[:]...)}, nil
 }
 
-var errForm = errors.New("the attestation key is not of the form that is taken: P-256, ECDSA with SHA-256, restricted, made in its TPM and bound to it")
+var errForm = errors.New("the attestation key is not of the form that is taken: P-256, ECDSA with SHA-256, restricted, made in its TPM, bound to it, and for our trust domain")
 
 func (a ak) signed(text, signature []byte) bool {
 	sum := sha256.Sum256(text)

@@ -29,6 +29,8 @@ type forger struct {
 	ak  *ecdsa.PrivateKey
 	td  string
 	key []byte // that it joins with
+	// marked is the trust domain that its attestation key is for.
+	marked string
 
 	// What it quotes, and says beside it.
 	magic  uint32
@@ -45,7 +47,7 @@ type forger struct {
 
 func newForger(t testing.TB) *forger {
 	ak := newKey(t)
-	return &forger{t: t, ek: issuertest.RSA(), ak: ak, td: domain, key: nodeKey, magic: 0xff544347, kind: 0x8018, alg: 0x000b, signer: ak}
+	return &forger{t: t, ek: issuertest.RSA(), ak: ak, td: domain, marked: domain, key: nodeKey, magic: 0xff544347, kind: 0x8018, alg: 0x000b, signer: ak}
 }
 
 func (f *forger) hash() string { return hashOf(f.t, f.ek.Public()) }
@@ -65,8 +67,10 @@ func (f *forger) public(changes ...func(*tpm2.TPMTPublic)) []byte {
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	mark := sha256.Sum256([]byte("credence join tpm 1\x00" + f.marked))
 	p := tpm2.TPMTPublic{
-		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
+		AuthPolicy: tpm2.TPM2BDigest{Buffer: mark[:]},
+		Type:       tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, Restricted: true, SignEncrypt: true},
 		Parameters:       eccParameters(func(*tpm2.TPMSECCParms) {}),
 		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{

@@ -91,6 +91,17 @@ func TestAnswers(t *testing.T) {
 		_, err := joins(t, m, shown, func([]byte) ([]byte, error) { return []byte(text), nil })
 		refused(t, text, err, "")
 	}
+	// What is right in one trust domain is nothing in another.
+	for td, why := range map[string]string{"example.com": "", domain: "for our trust domain"} {
+		f := newForger(t)
+		f.td, f.marked = "example.com", "example.com"
+		_, err := joins(t, method(t, knows(f), func(c *tpm.Config) { c.TrustDomain = td }), f.shown(f.public(), f.ek.Public()), f.answer)
+		if why != "" {
+			refused(t, td, err, why)
+		} else if err != nil {
+			t.Errorf("%s: %v", td, err)
+		}
+	}
 	hungUp := errors.New("hung up")
 	if _, err := joins(t, m, shown, func([]byte) ([]byte, error) { return nil, hungUp }); !errors.Is(err, hungUp) || errors.Is(err, join.ErrEvidence) {
 		t.Errorf("a node that leaves: %v", err)
@@ -152,6 +163,7 @@ func TestAttestationKeys(t *testing.T) {
 		"by policy":          attribute(func(a *tpm2.TPMAObject) { a.UserWithAuth = false }),
 		"an admin's policy":  attribute(func(a *tpm2.TPMAObject) { a.AdminWithPolicy = true }),
 		"another attribute":  attribute(func(a *tpm2.TPMAObject) { a.STClear = true }),
+		"no policy":          f.public(func(p *tpm2.TPMTPublic) { p.AuthPolicy = tpm2.TPM2BDigest{} }),
 		"a policy":           f.public(func(p *tpm2.TPMTPublic) { p.AuthPolicy = tpm2.TPM2BDigest{Buffer: make([]byte, 32)} }),
 		"a name by SHA-1":    f.public(func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA1 }),
 		"a name by nothing":  f.public(func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgNull }),
@@ -184,7 +196,28 @@ func TestAttestationKeys(t *testing.T) {
 	}
 }
 
-// Endorsement keys are of the two kinds that TPMs have by default.
+// weak is a modulus of 2048 bits as vulnerable TPMs made them: each prime is 65537^a
+// modulo the primorial M, and so is what they make.
+func weak(t testing.TB) *big.Int {
+	t.Helper()
+	m := big.NewInt(1)
+	for p := int64(2); p <= 701; p++ {
+		if big.NewInt(p).ProbablyPrime(0) {
+			m.Mul(m, big.NewInt(p))
+		}
+	}
+	n := new(big.Int).Exp(big.NewInt(65537), big.NewInt(4711), m)
+	k := new(big.Int).Div(new(big.Int).Lsh(one, 2047), m)
+	if n.Add(n, k.Mul(k.Add(k, one), m)); n.BitLen() != 2048 {
+		t.Fatalf("%d bits", n.BitLen())
+	}
+	return n
+}
+
+// Endorsement keys are of the two kinds that TPMs have by default, and not of those
+// that anybody can compute.
+//
+// Regression: CVE-2017-15361
 func TestEndorsementKeys(t *testing.T) {
 	t.Parallel()
 	f := newForger(t)
@@ -198,12 +231,14 @@ func TestEndorsementKeys(t *testing.T) {
 		_, err := joins(t, m, f.shown(f.public(), ek), f.answer)
 		refused(t, name, err, "neither of RSA-2048 nor of P-256")
 	}
-	_, err := joins(t, m, f.shown(f.public(), other(t)), f.answer)
+	_, err := joins(t, m, f.shown(f.public(), &rsa.PublicKey{N: weak(t), E: 65537}), f.answer)
+	refused(t, "a key of Infineon's", err, "CVE-2017-15361")
+	_, err = joins(t, m, f.shown(f.public(), other(t)), f.answer)
 	refused(t, "a stranger's", err, "ek_hashes")
 	for name, text := range map[string]string{
 		"nothing": "{}", "no object": "[]", "no JSON": "x", "no attestation key": `{"ek":"AAAA"}`, "numbers": `{"ek":1,"ak":1}`, "an empty chain": `{"chain":[],"ak":""}`,
 		"both":           string(encode(t, map[string]any{"ek": "", "chain": []string{}, "ak": f.public()})),
-		"one thing more": string(encode(t, map[string]any{"ek": "", "name": "rack-7", "ak": f.public()})),
+		"one thing more": strings.Replace(string(f.shown(f.public(), f.ek.Public())), "{", `{"name":"rack-7",`, 1),
 		"twice":          strings.Replace(string(f.shown(f.public(), f.ek.Public())), "{", `{"ek":"AAAA",`, 1),
 		"no key":         string(encode(t, map[string]any{"ek": "AAAA", "ak": f.public()})),
 	} {
@@ -336,6 +371,7 @@ func TestHostileChainsCostLittle(t *testing.T) {
 	good := root.Certify(t, f.ek.Public(), start)
 	large := &rsa.PublicKey{N: new(big.Int).Or(new(big.Int).Lsh(one, 16383), one), E: 1<<31 - 1}
 	like := tpmtest.NewMaker(t, "root", nil, start) // of the same name, so that it is tried
+	why := map[string]string{"100 certificates": "1 to 4", "RSA of 16,384": "16384 bits", "a CA of 16,384": "16384 bits", "400 names": "names and usages", "400 usages": "names and usages"}
 	all := map[string][]*x509.Certificate{
 		"100 certificates": slices.Repeat([]*x509.Certificate{good}, 100),
 		"RSA of 16,384":    {unsigned(t, large, func(*x509.Certificate) {})},
@@ -360,9 +396,7 @@ func TestHostileChainsCostLittle(t *testing.T) {
 		before := cpu()
 		for range times {
 			_, err := joins(t, m, shown, func([]byte) ([]byte, error) { return nil, errors.New("it is challenged") })
-			if name != "a CA of 16,384" || err == nil {
-				refused(t, name, err, "")
-			}
+			refused(t, name, err, why[name])
 		}
 		if each := (cpu() - before) / times; each > 50*time.Millisecond {
 			t.Errorf("%s: each cost %s of CPU", name, each)
@@ -434,9 +468,9 @@ func TestTheAgentAnswersOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A broker of another domain, and a join with another key, in the middle.
-	for name, relay := range map[string]func(*evidence.Config, *[]byte){
-		"another domain": func(c *evidence.Config, _ *[]byte) { c.TrustDomain = "example.com" },
-		"another key":    func(_ *evidence.Config, key *[]byte) { *key = []byte("the relay's key") },
+	for why, relay := range map[string]func(*evidence.Config, *[]byte){
+		"for our trust domain":  func(c *evidence.Config, _ *[]byte) { c.TrustDomain = "example.com" },
+		"not for our challenge": func(_ *evidence.Config, key *[]byte) { *key = []byte("the relay's key") },
 	} {
 		c, key := c, nodeKey
 		relay(&c, &key)
@@ -446,7 +480,7 @@ func TestTheAgentAnswersOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = joins(t, m, shown, func(challenge []byte) ([]byte, error) { return n.Answer(t.Context(), challenge, key) })
-		refused(t, name, err, "not for our challenge")
+		refused(t, "a relay", err, why)
 	}
 	for _, text := range []string{"", "x", `{"pcrs":[24]}`, `{"pcrs":[-1]}`, `{"credential":"","secret":"","pcrs":[]}`, `{"pcrs":[` + strings.Repeat("1,", 24) + `1]}`, strings.Repeat(" ", 5000)} {
 		if _, err := n.Evidence(t.Context()); err != nil {

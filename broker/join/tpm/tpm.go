@@ -97,7 +97,7 @@ func (m *method) Join(ctx context.Context, shown []byte, ask join.Challenge) (jo
 	}
 	now := m.cfg.Now()
 	m.warn(ctx, now)
-	e, err := readEvidence(shown)
+	e, err := readEvidence(shown, m.cfg.TrustDomain)
 	if err != nil {
 		return join.Proof{}, refused(err)
 	}
