@@ -23,7 +23,7 @@ func Commands(p *cli.Program, name string) []*cobra.Command {
 
 func (p *verbs) commands() []*cobra.Command {
 	runCmd := &cobra.Command{
-		Use: "run -c agent.yaml", Short: "Run the agent until it is told to stop", Args: cobra.NoArgs,
+		Use: "run -c agent.yaml [-- COMMAND [ARG...]]", Short: "Run the agent until it is told to stop, or for a command", Args: command,
 		Long: `Run joins this machine to a broker as a node, by the token of agent.yaml, and
 serves the Workload API, Envoy's SDS and cloud credentials, and writes its
 outputs, until it is told to stop (SIGINT, SIGTERM). A joined agent needs no token
@@ -31,12 +31,17 @@ to start again. It prints the SPIFFE_ENDPOINT_SOCKET to set. While the broker is
 away it waits and serves what it holds; what only a person can mend ends it with
 one line (2).
 
+With a COMMAND, a job's say, it runs that as soon as it has joined, with
+SPIFFE_ENDPOINT_SOCKET in its environment, passes signals on, and ends with it and
+by its exit code (125 if the agent itself fails). ephemeral: true in agent.yaml
+instead of data keeps nothing on the machine.
+
 Under systemd it takes over the sockets that are handed to it, by the names workload
 and admin, tells when it is ready (Type=notify) and, where WatchdogSec= is set, that
 none of its loops hangs.`,
 		Example: `  credence token create --node here > agent.yaml   # and put the token into its token_file
   ` + p.name + ` run -c agent.yaml`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			f, err := config(cmd)
 			if err != nil {
 				return err
@@ -48,13 +53,25 @@ none of its loops hangs.`,
 				return cli.BadInput(err)
 			}
 			defer func() { _ = f.handed.close() }()
+			remove, err := f.settle()
+			if err != nil {
+				return cli.BadInput(err)
+			}
+			defer func() {
+				if gone := remove(); err == nil {
+					err = cli.BadInput(gone)
+				}
+			}()
 			a, err := New(f, nil, p.Now, p.Logger())
 			if err != nil {
 				return cli.BadInput(err)
 			}
+			if len(args) > 0 {
+				return p.beside(cmd, a, f, args)
+			}
 			a.service = newService(p.Logger())
 			fmt.Fprintf(p.Err, "agent of %s: export %s=%s\n", f.TrustDomain, cli.WorkloadVariable, cli.ShellWord("unix://"+cli.Absolute(f.Socket)))
-			if err := cli.CheckTraversable(f.Socket); err != nil {
+			if err := cli.CheckTraversable(f.Socket); err != nil && !f.Ephemeral {
 				fmt.Fprintln(p.Err, "warning:", err)
 			}
 			return cli.BadInput(a.Run(cmd.Context()))
@@ -73,6 +90,11 @@ something is wrong.`,
 			if err != nil {
 				return err
 			}
+			remove, err := f.settle()
+			if err != nil {
+				return cli.BadInput(err)
+			}
+			defer func() { _ = remove() }()
 			findings := []cli.Finding{
 				cli.Found("clock", cli.CheckClock(p.Now())),
 				cli.Found("data directory", cli.CheckDir(f.Data)),

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 
 	"github.com/credence-id/credence/agent"
@@ -14,7 +15,8 @@ import (
 // File is agent.yaml.
 type File struct {
 	TrustDomain string   `yaml:"trust_domain"` // required
-	Data        string   `yaml:"data"`         // required
+	Data        string   `yaml:"data"`         // required, or ephemeral
+	Ephemeral   bool     `yaml:"ephemeral"`    // for jobs: nothing is kept. Data is a directory of its own in $TMPDIR, and goes when the agent ends
 	Broker      []string `yaml:"broker"`       // required; host:port, tried in order
 	Trust       struct {
 		CAPin  []string `yaml:"ca_pin"` // credence token create prints it
@@ -42,8 +44,13 @@ func (f *File) Complete() error {
 	if _, err := federation.ParseTrustDomain(f.TrustDomain); err != nil {
 		return fmt.Errorf("trust_domain: %w", err)
 	}
-	if f.Data == "" {
-		return errors.New("data: is required: the directory that keeps the node's SVID")
+	switch {
+	case f.Data == "" && !f.Ephemeral:
+		return errors.New("data: is required: the directory that keeps the node's SVID; or ephemeral: true, for a job")
+	case f.Data != "" && f.Ephemeral:
+		return errors.New("ephemeral: is instead of data")
+	case f.Ephemeral && f.Join.Method == awsEC2Method:
+		return errors.New("ephemeral: an instance that joins by aws_ec2 has to keep the key that holds it")
 	}
 	if len(f.Broker) == 0 {
 		return errors.New("broker: is required: a list of host:port")
@@ -70,8 +77,7 @@ func (f *File) Complete() error {
 	if err := f.Attest.complete(); err != nil {
 		return err
 	}
-	cli.SetDefault(&f.Socket, filepath.Join(f.Data, "run", "workload.sock"))
-	cli.SetDefault(&f.Admin, filepath.Join(f.Data, "run", "admin.sock"))
+	f.sockets()
 	if f.Join.Socket != "" && filepath.Clean(f.Join.Socket) == filepath.Clean(f.Socket) {
 		return errors.New("join.socket: is this agent's own, which gives nothing before it has joined")
 	}
@@ -85,4 +91,25 @@ func (f *File) Complete() error {
 		return err
 	}
 	return f.completeOutputs()
+}
+
+// sockets are under data, unless the file says otherwise.
+func (f *File) sockets() {
+	if f.Data == "" { // ephemeral: there is none yet
+		return
+	}
+	cli.SetDefault(&f.Socket, filepath.Join(f.Data, "run", "workload.sock"))
+	cli.SetDefault(&f.Admin, filepath.Join(f.Data, "run", "admin.sock"))
+}
+
+// settle makes an ephemeral agent's data directory, which remove takes away.
+func (f *File) settle() (remove func() error, err error) {
+	if !f.Ephemeral {
+		return func() error { return nil }, nil
+	}
+	if f.Data, err = os.MkdirTemp("", "credence-agent-"); err != nil {
+		return nil, err
+	}
+	f.sockets()
+	return func() error { return os.RemoveAll(f.Data) }, nil
 }

@@ -126,7 +126,7 @@ func (p *verbs) exec(cmd *cobra.Command, targets, args []string) (code int, err 
 		running.Wait()
 		_ = s.Close() // the directory goes whole
 	}()
-	return p.child(opening, args, s.Apply(os.Environ()))
+	return Child(opening, p.Program, args, s.Apply(os.Environ()))
 }
 
 // agentSource asks the agent, as this process.
@@ -227,8 +227,9 @@ func sweep(path string) {
 	_ = d.remove() // the next one tries again
 }
 
-// child runs the command until it ends, passing signals on.
-func (p *verbs) child(opening context.Context, args, env []string) (int, error) {
+// Child runs a command until it ends, passing signals on, and returns its exit code
+// as a shell tells it. It is not begun once opening has ended.
+func Child(opening context.Context, p *cli.Program, args, env []string) (int, error) {
 	child := exec.Command(args[0], args[1:]...)
 	child.Env, child.Stdin, child.Stdout, child.Stderr = env, p.In, p.Out, p.Err
 	signals := make(chan os.Signal, 16)
