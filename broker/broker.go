@@ -73,6 +73,9 @@ type Store interface {
 	EvictNode(ctx context.Context, id string, at time.Time) (Node, error)
 	// AllowNode forgets an evicted node and lifts its ban.
 	AllowNode(ctx context.Context, id string) error
+	// ForgetNodes removes some of the nodes that match, with how far they have
+	// reported, and returns their IDs. One that is evicted stays: it is banned.
+	ForgetNodes(context.Context, Ended) (ids []string, err error)
 	// SaveCutoff keeps a cut-off, unless one of the same kind and value reaches
 	// as far.
 	SaveCutoff(context.Context, Cutoff) error
@@ -85,6 +88,15 @@ type Store interface {
 	SpendEvidence(ctx context.Context, digest [32]byte, ends, now time.Time) error
 	// ForgetCutoffs removes those that reach no further than a time.
 	ForgetCutoffs(ctx context.Context, upTo time.Time) error
+}
+
+// Ended are nodes whose SVIDs have ended and that joined by a JoinRule: all who
+// did so long ago, and the former ones of a durable key that has a later node,
+// as the jobs of a repository.
+type Ended struct {
+	Before       time.Time
+	FormerBefore time.Time
+	Most         int // how many
 }
 
 // A Node is a machine that joined.

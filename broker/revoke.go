@@ -335,6 +335,7 @@ const (
 	tendEvery    = time.Second
 	dropEvery    = time.Minute
 	forgetAfter  = 24 * time.Hour // from an SVID's end
+	forgetNode   = 30 * 24 * time.Hour
 	forgetAtOnce = 500            // rows
 	forgetRounds = 40
 )
@@ -356,7 +357,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		err := errors.Join(b.takeCutoffs(ctx), b.saveCutoffs(ctx))
 		if now := b.cfg.Now(); now.Sub(dropped).Abs() >= dropEvery {
 			dropped = now
-			err = errors.Join(err, b.dropCutoffs(ctx), b.forgetIssued(ctx, now))
+			err = errors.Join(err, b.dropCutoffs(ctx), b.forgetIssued(ctx, now), b.forgetNodes(ctx, now))
 		}
 		if err != nil && !away && ctx.Err() == nil {
 			b.cfg.Log.WarnContext(ctx, "revocations are not in step with the store; those that are known hold", "error", err)
@@ -368,6 +369,24 @@ func (b *Broker) Run(ctx context.Context) error {
 		case <-time.After(tendEvery):
 		}
 	}
+}
+
+// forgetNodes removes nodes that joined by a JoinRule and have been gone for
+// thirty days, or for one where their durable key has a later node. They prove
+// themselves anew when they come back, as they would have had to.
+func (b *Broker) forgetNodes(ctx context.Context, now time.Time) error {
+	ids, err := b.cfg.Store.ForgetNodes(ctx, Ended{Before: now.Add(-forgetNode), FormerBefore: now.Add(-forgetAfter), Most: forgetAtOnce})
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, id := range ids {
+		if n := b.nodes[id]; n.ExpiresAt.Before(now.Add(-forgetAfter)) { // it has not joined again since
+			delete(b.nodes, id)
+		}
+	}
+	return nil
 }
 
 // forgetIssued removes what ended a day ago from the index, some at a time.

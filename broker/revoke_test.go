@@ -742,3 +742,30 @@ func TestUnknownAuthority(t *testing.T) {
 	_, err = e.as(joined)
 	e.refused(err, broker.ErrNotFound)
 }
+
+// TestNodesAreForgotten holds that machines which are gone for good don't fill the
+// table, and that one which comes back is another than the one it was.
+func TestNodesAreForgotten(t *testing.T) {
+	e := newEnv(t)
+	kept := e.caller("n1")
+	job, err := e.store.SaveNode(t.Context(), broker.Node{
+		ID: td.IDString() + "/credence/node/job", Name: "job", Method: "github", JoinRule: "ci", DurableKey: "github:a",
+		Facts: kept.Facts, JoinedAt: e.now(), Serial: []byte{1}, ExpiresAt: e.now().Add(time.Hour),
+	})
+	e.must(err)
+	e.start()
+	stands := func() (ids []string) {
+		for _, n := range e.Nodes() {
+			ids = append(ids, n.ID)
+		}
+		return ids
+	}
+	e.equal(stands(), []string{job.ID, kept.ID})
+	e.pass(31 * 24 * time.Hour)
+	stop := e.run()
+	e.eventually("the job's node is forgotten", func() bool { return len(e.Nodes()) == 1 })
+	stop()
+	e.equal(stands(), []string{kept.ID})
+	e.start()
+	e.equal(stands(), []string{kept.ID})
+}

@@ -142,3 +142,52 @@ func bytesOf(b []byte) []byte {
 	}
 	return b
 }
+
+// ForgetNodes removes some of the nodes that match, with how far they have
+// reported, and returns their IDs. One that is evicted stays: it is banned.
+func (s *Store) ForgetNodes(ctx context.Context, ended broker.Ended) (ids []string, err error) {
+	fail := func(err error) ([]string, error) { return nil, fmt.Errorf("forgetting nodes that have ended: %w", err) }
+	const find = `SELECT n.id FROM node n WHERE n.join_rule <> '' AND n.evicted_at IS NULL AND (n.expires_at < $1 OR n.expires_at < $2 AND
+		EXISTS (SELECT 1 FROM node o WHERE o.durable_key = n.durable_key AND (o.expires_at > n.expires_at OR o.expires_at = n.expires_at AND o.id > n.id)))
+		ORDER BY n.expires_at LIMIT $3`
+	rows, err := s.read.QueryContext(ctx, find, millis(ended.Before), millis(ended.FormerBefore), ended.Most)
+	if err != nil {
+		return fail(err)
+	}
+	defer rows.Close()
+	var found []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return fail(err)
+		}
+		found = append(found, id)
+	}
+	if err := rows.Err(); err != nil || len(found) == 0 {
+		return found, err
+	}
+	err = s.revise(ctx, func(tx *sql.Tx, _ int64) error {
+		ids = nil
+		for _, id := range found { // which may have joined again meanwhile
+			result, err := tx.ExecContext(ctx, `DELETE FROM node WHERE id = $1 AND evicted_at IS NULL AND expires_at < $2`, id, millis(ended.FormerBefore))
+			if err != nil {
+				return err
+			}
+			switch n, err := result.RowsAffected(); {
+			case err != nil:
+				return err
+			case n == 0:
+				continue
+			}
+			if _, err := tx.ExecContext(ctx, `DELETE FROM report_mark WHERE node = $1`, id); err != nil {
+				return err
+			}
+			ids = append(ids, id)
+		}
+		return nil
+	})
+	if err != nil {
+		return fail(err)
+	}
+	return ids, nil
+}

@@ -148,3 +148,54 @@ func oversizedFacts(e *env) {
 	e.equal(e.revision(), uint64(0))
 	e.unchanged(state{})
 }
+
+func endedNodes(e *env) {
+	save := func(name, rule, key string, ended time.Duration) string {
+		n := e.node(name)
+		n.JoinRule, n.DurableKey, n.ExpiresAt = rule, key, e.time.Add(-ended)
+		n, err := e.SaveNode(e.Context(), n)
+		e.must(err)
+		return n.ID
+	}
+	const day = 24 * time.Hour
+	first, second := save("job1", "ci", "github:a", 3*day), save("job2", "ci", "github:a", 2*day)
+	save("job3", "ci", "github:a", day/2)  // ended, not long ago
+	save("job4", "ci", "github:a", -day)   // lives
+	save("only", "ci", "github:b", 20*day) // the last of its key
+	save("token", "", "token:x", 90*day)   // by no rule
+	save("former", "", "token:x", 91*day)  // as little
+	old := save("old", "tpm", "tpm:y", 31*day)
+	banned := save("banned", "tpm", "tpm:z", 31*day)
+	_, err := e.EvictNode(e.Context(), banned, e.time)
+	e.must(err)
+	e.must(e.SaveMarks(e.Context(), []broker.Mark{{Node: first, Spool: "s", Number: 7}, {Node: banned, Spool: "s", Number: 7}}))
+
+	ended := broker.Ended{Before: e.time.Add(-30 * day), FormerBefore: e.time.Add(-day), Most: 2}
+	ids, err := e.ForgetNodes(e.Context(), ended)
+	e.must(err)
+	e.equal(ids, []string{old, first}) // the oldest first, no more than asked for
+	before, err := e.Revision(e.Context())
+	e.must(err)
+	ids, err = e.ForgetNodes(e.Context(), ended)
+	e.must(err)
+	e.equal(ids, []string{second})
+	after, err := e.Revision(e.Context())
+	e.must(err)
+	ids, err = e.ForgetNodes(e.Context(), ended)
+	e.must(err)
+	e.equal(len(ids), 0)
+	last, err := e.Revision(e.Context())
+	e.must(err)
+	e.equal(last, after) // without anything to forget nothing is written
+	if before == after {
+		e.Error("the revision stands where it was: others keep the node")
+	}
+	all, err := e.Nodes(e.Context())
+	e.must(err)
+	e.equal(len(all), 6)
+	for node, want := range map[string]uint64{first: 0, banned: 7} {
+		mark, err := e.Mark(e.Context(), node)
+		e.must(err)
+		e.equal(mark.Number, want)
+	}
+}

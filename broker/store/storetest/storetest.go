@@ -45,6 +45,7 @@ func Run(t *testing.T, open Open) {
 		"a renewal never undoes an eviction":    renewalAgainstEviction,
 		"an ID belongs to one durable key":      otherMachine,
 		"facts that cannot be read back":        oversizedFacts,
+		"nodes that have ended are forgotten":   endedNodes,
 		"a token is spent once":                 spendOnce,
 		"evidence is spent once":                spendEvidence,
 		"evidence is spent on one holder":       spendEvidenceFor,
