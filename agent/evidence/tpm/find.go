@@ -111,7 +111,10 @@ func (n *Node) choose(tpm transport.TPM) (*kind, []*x509.Certificate, error) {
 	return &rsaEK, nil, nil
 }
 
-const maxCertificate = 8 << 10
+const (
+	maxCertificate = 8 << 10
+	maxChain       = 4
+)
 
 // readNV reads a certificate that the TPM holds; nil: it holds none. Some makers fill
 // up what it does not need.
@@ -165,6 +168,9 @@ func readChain(path string) (chain []*x509.Certificate, err error) {
 			return nil, fmt.Errorf("%s: certificate %d: %w", path, len(chain)+1, err)
 		}
 		chain = append(chain, c)
+	}
+	if len(chain) > maxChain {
+		return nil, fmt.Errorf("%s: %d certificates: brokers take at most %d", path, len(chain), maxChain)
 	}
 	if len(chain) == 0 || strings.TrimSpace(string(text)) != "" {
 		return nil, fmt.Errorf("%s: certificates in PEM are wanted, the endorsement key's first, and nothing else", path)

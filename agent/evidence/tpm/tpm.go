@@ -225,7 +225,7 @@ func makeAK(tpm transport.TPM, trustDomain string) (*saved, []byte, error) {
 	mark := sha256.Sum256([]byte("credence join tpm 1\x00" + trustDomain))
 	made, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.TPMTPublic{
 		AuthPolicy: tpm2.TPM2BDigest{Buffer: mark[:]},
-		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
+		Type:       tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{
 			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, Restricted: true, SignEncrypt: true,
 		},

@@ -14,6 +14,13 @@ import (
 // is not installed the test is skipped.
 func Start(t *testing.T) string {
 	t.Helper()
+	return StartIn(t, Dir(t))
+}
+
+// Dir is a directory for the state of a TPM. Where swtpm is not installed the test is
+// skipped.
+func Dir(t *testing.T) string {
+	t.Helper()
 	if _, err := exec.LookPath("swtpm"); err != nil {
 		t.Skip("swtpm is not installed: no TPM to test with")
 	}
@@ -22,13 +29,14 @@ func Start(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	return StartIn(t, dir)
+	return dir
 }
 
-// StartIn starts swtpm, which is installed, with the state of a directory.
+// StartIn starts swtpm with the state of a directory, until the test ends.
 func StartIn(t *testing.T, dir string) string {
 	t.Helper()
 	socket := filepath.Join(dir, "s")
+	_ = os.Remove(socket) // of the one before
 	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--flags", "not-need-init,startup-clear",
 		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+filepath.Join(dir, "c"))
 	cmd.Stderr = t.Output()

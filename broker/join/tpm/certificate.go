@@ -60,10 +60,7 @@ func (m *method) certified(chain []*x509.Certificate, now time.Time) (map[string
 	if err := purpose(leaf); err != nil {
 		return nil, err
 	}
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	for _, c := range m.roots {
-		roots.AddCert(c)
-	}
+	between := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		between.AddCert(c)
 	}
@@ -71,7 +68,7 @@ func (m *method) certified(chain []*x509.Certificate, now time.Time) (map[string
 	// us by crypto/x509; readDirectory reads it once it is verified.
 	known := *leaf
 	known.UnhandledCriticalExtensions = slices.DeleteFunc(slices.Clone(leaf.UnhandledCriticalExtensions), oidAltName.Equal)
-	found, err := known.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	found, err := known.Verify(x509.VerifyOptions{Roots: m.pool, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	if err != nil {
 		return nil, fmt.Errorf("the endorsement key's certificate: %w", err)
 	}

@@ -137,7 +137,8 @@ func (f *forger) activate(challenge []byte) []byte {
 		f.t.Fatal(err)
 	}
 	out := bytes.Clone(c.Credential[2+sha256.Size:])
-	cipher.NewCFBDecrypter(block, make([]byte, aes.BlockSize)).XORKeyStream(out, out) //nolint:staticcheck // it is what TPMs use
+	//lint:ignore SA1019 it is what TPMs use
+	cipher.NewCFBDecrypter(block, make([]byte, aes.BlockSize)).XORKeyStream(out, out)
 	if binary.BigEndian.Uint16(out) != 32 || len(out) != 34 {
 		f.t.Fatalf("no credential of 32 bytes: %x", out)
 	}

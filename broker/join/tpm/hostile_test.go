@@ -131,7 +131,7 @@ func TestRecordings(t *testing.T) {
 	if len(challenges) != 2 {
 		t.Error("a challenge is asked twice")
 	}
-	for n := range len(recorded) {
+	for n := 0; n < len(recorded); n += 5 {
 		_, err := joins(t, m, shown, func([]byte) ([]byte, error) { return recorded[:n], nil })
 		refused(t, fmt.Sprint(n, " bytes"), err, "")
 	}

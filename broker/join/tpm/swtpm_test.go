@@ -24,16 +24,12 @@ import (
 // no code with us, joins: by the CA that issued it, and by the root above.
 func TestManufactured(t *testing.T) {
 	t.Parallel()
-	for _, program := range []string{"swtpm", "swtpm_setup", "swtpm_localca"} {
+	for _, program := range []string{"swtpm_setup", "swtpm_localca"} {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Skipf("%s is not installed: nobody to manufacture a TPM", program)
 		}
 	}
-	dir, err := os.MkdirTemp("", "tpm") // a socket's path is short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := tpmtest.Dir(t)
 	write := func(name, text string) string {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

@@ -63,6 +63,7 @@ type Config struct {
 type method struct {
 	cfg   Config
 	roots []*x509.Certificate
+	pool  *x509.CertPool    // of them
 	names map[string]string // of registered TPMs, by the hash of the EK
 
 	mu     sync.Mutex // guards warned
@@ -85,8 +86,14 @@ func New(cfg Config) (join.Method, error) {
 		m.names[hash] = name
 	}
 	var err error
-	m.roots, err = cfg.Settings.roots()
-	return m, err
+	if m.roots, err = cfg.Settings.roots(); err != nil {
+		return nil, err
+	}
+	m.pool = x509.NewCertPool()
+	for _, c := range m.roots {
+		m.pool.AddCert(c)
+	}
+	return m, nil
 }
 
 // Join verifies an EK, then that the node's TPM has it, and signs for us.

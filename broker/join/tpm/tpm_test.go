@@ -193,6 +193,47 @@ func TestCertificateInAFile(t *testing.T) {
 	}
 }
 
+// What a TPM holds that is no certificate of its key is passed over, and said.
+func TestCertificatesThatArePassed(t *testing.T) {
+	t.Parallel()
+	maker := tpmtest.NewMaker(t, "maker", nil, start)
+	for why, held := range map[string][]byte{"of another key": maker.Certify(t, other(t), start).Raw, "cannot be read": []byte("soon")} {
+		n, c := machine(t, ecc)
+		tpmtest.Hold(t, c.Device, tpmtest.ECCCertificate, held)
+		found, _ := find(t, n)
+		if !strings.Contains(found.Passed, why) || found.Chain != nil {
+			t.Errorf("%s: %+v", why, found)
+		}
+		if _, err := joinAs(t, method(t, &tpm.Settings{Roots: maker.PEM(), EKHashes: map[string]string{"rack-7": found.Hash}}), n); err != nil {
+			t.Errorf("%s: %v", why, err)
+		}
+	}
+}
+
+// A machine that was started anew has the same endorsement key, and an agent that
+// outlives its TPM's reset makes it again.
+func TestAfterAReset(t *testing.T) {
+	t.Parallel()
+	dir := tpmtest.Dir(t)
+	var n *evidence.Node
+	var m join.Method
+	for _, name := range []string{"first", "after a reset"} {
+		t.Run(name, func(t *testing.T) {
+			device := tpmtest.StartIn(t, dir)
+			if n == nil {
+				n = evidence.New(evidence.Config{TrustDomain: domain, Device: device, EK: "ecc"})
+				found, _ := find(t, n)
+				m = method(t, &tpm.Settings{EKHashes: map[string]string{"rack-7": found.Hash}})
+			}
+			for range 2 {
+				if _, err := joinAs(t, m, n); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
 // A key that somebody made stay in the TPM is found there.
 func TestKeyThatStands(t *testing.T) {
 	t.Parallel()
