@@ -168,11 +168,10 @@ func (p *place) functions() []string {
 }
 
 func argument(s string) (string, error) {
-	inner, ok := strings.CutPrefix(s, `"`)
-	if inner, ok = strings.CutSuffix(inner, `"`); !ok || len(inner) > maxArgument {
+	if len(s) < 2 || s[0] != '"' || len(s) > maxArgument+2 { // cutBrace ends it with a quote
 		return "", errors.New("no text in quotes")
 	}
-	return inner, nil
+	return s[1 : len(s)-1], nil
 }
 
 // A slot is a fact in a template, and what is made of its value.

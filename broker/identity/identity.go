@@ -104,4 +104,14 @@ type Target struct {
 	Revision uint64
 	Audience string        // of the JWT-SVID that the exchange presents; empty: it presents an X509-SVID
 	TTL      time.Duration // of that JWT-SVID at most; 0: the set's
+	Limits   Limits        // for Lint alone
+}
+
+// Limits are what a Target's provider takes; a zero is unknown or no bound.
+type Limits struct {
+	Provider    string // for people
+	SPIFFEID    int    // bytes
+	WantsRDN    string // what X509.Subject needs, such as "CN"; "any" attribute will do
+	App         string // whose credentials name the SPIFFE IDs, one each
+	Credentials int    // that an App can have
 }

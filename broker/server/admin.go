@@ -56,12 +56,10 @@ func (a adminService) Apply(ctx context.Context, r *api.ApplyRequest) (*api.Appl
 // answer tells an outcome.
 func (a adminService) answer(ctx context.Context, o *outcome, dry bool) *api.ApplyResponse {
 	response := &api.ApplyResponse{Revision: o.revision, Applied: wire(o.applied), Owned: uint32(o.owned), NeedsYes: o.needsYes()}
+	response.Warnings = a.lint(o)
 	if dry {
 		a.s.addOutstanding(ctx, response.Applied)
 		return response
-	}
-	for _, w := range a.s.state.Load().policy.Set.Lint() {
-		response.Warnings = append(response.Warnings, w.String())
 	}
 	response.Warnings = append(response.Warnings, a.s.fetchPeers(ctx, o.applied)...)
 	return response

@@ -28,6 +28,7 @@ type outcome struct {
 	deletes  int
 	named    bool   // what is deleted was named, each by itself
 	revision uint64 // of policy then
+	stands   *state // then
 }
 
 // needsYes says whether so much is deleted that it may be a mistake: a file
@@ -172,7 +173,8 @@ func (s *Server) make(ctx context.Context, now *state, act store.Act, o *outcome
 			return err
 		}
 	}
-	err := s.change(ctx, now, act, parsed, changes, how.GetDryRun())
+	stands, err := s.change(ctx, now, act, parsed, changes, how.GetDryRun())
+	o.stands = stands
 	o.revision = s.policyRevision()
 	return err
 }
@@ -218,7 +220,8 @@ func (s *Server) remove(ctx context.Context, actor, owner, kind, name string) er
 		return fmt.Errorf("deleting %s %s: %w: it belongs to owner %q; say --owner %s", kind, name, broker.ErrRequest, old.row.Owner, old.row.Owner)
 	}
 	act := store.Act{Actor: actor, What: "delete"}
-	return s.change(ctx, now, act, nil, []change{{Change: store.Change{Kind: kind, Name: name, Owner: owner}}}, false)
+	_, err = s.change(ctx, now, act, nil, []change{{Change: store.Change{Kind: kind, Name: name, Owner: owner}}}, false)
+	return err
 }
 
 // kindNamed is a kind of resource, however its name is spelt; none is none.

@@ -74,6 +74,9 @@ type mtlsSettings struct {
 
 func (*mtlsSettings) Audience() string { return "" }
 func (*mtlsSettings) Validate() error  { return nil }
+func (*mtlsSettings) Limits() exchangers.Limits {
+	return exchangers.Limits{Provider: "The cloud", WantsRDN: "any"}
+}
 
 // documents are what the peers' endpoints give, by URL.
 type documents struct {

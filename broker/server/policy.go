@@ -226,11 +226,7 @@ func (s *Server) collect(st *state, all *identity.Resources, r resource.Resource
 			return &identity.Error{Kind: "Target", Name: r.Name, Msg: err.Error()}
 		}
 		st.policy.Targets[r.Name] = broker.Target{Name: r.Name, Revision: revision, Flow: r.Target.Flow, Settings: wire}
-		target := identity.Target{Name: r.Name, Revision: revision, Audience: r.Target.Settings.Audience()}
-		if s, ok := r.Target.Settings.(interface{ TokenLife() time.Duration }); ok {
-			target.TTL = s.TokenLife()
-		}
-		all.Targets = append(all.Targets, target)
+		all.Targets = append(all.Targets, resource.PolicyTarget(*r.Target, revision))
 	}
 	return nil
 }
@@ -242,15 +238,15 @@ type change struct {
 }
 
 // change checks what would stand after the changes, records the act, writes
-// them, and adopts what stands. A mistake in what was parsed gets its place.
-// The caller holds applying.
-func (s *Server) change(ctx context.Context, now *state, act store.Act, parsed []resource.Resource, changes []change, dry bool) error {
+// them, and adopts what stands, which it returns; of a dry run what would. A
+// mistake in what was parsed gets its place. The caller holds applying.
+func (s *Server) change(ctx context.Context, now *state, act store.Act, parsed []resource.Resource, changes []change, dry bool) (*state, error) {
 	next, err := s.standing(now, now, changes, nil)
 	if err != nil {
-		return fmt.Errorf("%w: %w", broker.ErrRequest, resource.Locate(err, parsed))
+		return nil, fmt.Errorf("%w: %w", broker.ErrRequest, resource.Locate(err, parsed))
 	}
 	if dry || len(changes) == 0 {
-		return nil
+		return next, nil
 	}
 	// From here on the caller's patience does not matter: what is written must
 	// come into force.
@@ -259,7 +255,7 @@ func (s *Server) change(ctx context.Context, now *state, act store.Act, parsed [
 	// Recorded before it is done: an act that fails after this stands in the
 	// record without effect, but none has effect without standing there.
 	if _, err := s.cfg.Audit.Append(ctx, changeEvents(act, changes, "")...); err != nil {
-		return fmt.Errorf("recording the change: %w", err)
+		return nil, fmt.Errorf("recording the change: %w", err)
 	}
 	written, err := s.cfg.Store.Apply(ctx, now.last, act, texts(changes))
 	if err != nil {
@@ -267,7 +263,7 @@ func (s *Server) change(ctx context.Context, now *state, act store.Act, parsed [
 		if _, unrecorded := s.cfg.Audit.Append(ctx, changeEvents(act, changes, err.Error())...); unrecorded != nil {
 			s.cfg.Log.ErrorContext(ctx, "recording that a change failed", "error", unrecorded)
 		}
-		return err
+		return nil, err
 	}
 	// Nobody wrote between, so what stands is what stood with the changes.
 	s.behind.Store(true)
@@ -276,9 +272,9 @@ func (s *Server) change(ctx context.Context, now *state, act store.Act, parsed [
 		err = s.enforce(ctx, stands)
 	}
 	if err != nil {
-		return fmt.Errorf("the change is written, and comes into force when this is mended: %w", err)
+		return nil, fmt.Errorf("the change is written, and comes into force when this is mended: %w", err)
 	}
-	return nil
+	return stands, nil
 }
 
 func texts(changes []change) []store.Change {

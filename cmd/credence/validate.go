@@ -21,7 +21,8 @@ func (p *program) validateCommand() *cobra.Command {
 them a file is by its keys, and holds them against each other: resources against what
 broker.yaml permits, names against each other. It asks nobody; peers and targets
 that are not in the files are taken as known. A mistake is told with its file,
-line and field (2).`,
+line and field (2). What is permitted and seldom meant is a warning, as with plan
+and apply, which know besides which nodes stand and who may become one.`,
 		Example: `  credence broker init --trust-domain example.org > broker.yaml
   credence validate broker.yaml`,
 		Args: cobra.MinimumNArgs(1),
@@ -67,14 +68,29 @@ func (p *program) validate(cmd *cobra.Command, args []string) error {
 		}
 		all, views = append(all, f.all...), append(views, f.view)
 	}
-	if err := crossCheck(all, broker); err != nil {
+	set, err := compile(all, broker)
+	if err != nil {
 		return cli.BadInput(resource.Locate(err, all))
 	}
-	v := map[string]any{"valid": true, "files": views}
+	warnings := []string{}
+	for _, w := range set.Lint(identity.Scope{}) {
+		warnings = append(warnings, locateWarning(w, all))
+		fmt.Fprintln(p.Err, "warning:", warnings[len(warnings)-1])
+	}
+	v := map[string]any{"valid": true, "files": views, "warnings": warnings}
 	return p.Show(cmd, v, func() error {
 		_, err := fmt.Fprintln(p.Out, "valid:", strings.Join(args, ", "))
 		return err
 	})
+}
+
+// locateWarning puts a lint at its place in a file.
+func locateWarning(w identity.Warning, all []resource.Resource) string {
+	i := slices.IndexFunc(all, func(r resource.Resource) bool { return r.Kind == w.Kind && r.Name == w.Name })
+	if i < 0 {
+		return w.String()
+	}
+	return all[i].At(w.Field, w.Msg).Error() + " [" + w.Lint + "]"
 }
 
 // validateOne tells what a file is by its first keys.
@@ -117,16 +133,10 @@ func hasKey(text []byte, key string) bool {
 	return false
 }
 
-// crossCheck holds resources against each other, and against broker.yaml if it
-// is among the files, as the broker would. What they name may stand in the
-// broker already: peers and targets that are not in the files are taken as
-// there; without broker.yaml, any DNS name and subject may be asked for.
-func crossCheck(all []resource.Resource, with validFile) error {
-	_, err := compile(all, with)
-	return err
-}
-
-// compile makes the policy that crossCheck holds resources against.
+// compile holds resources against each other, and against broker.yaml if it is
+// among the files, as the broker would. What they name may stand in the broker
+// already: peers and targets that are not in the files are taken as there;
+// without broker.yaml, any DNS name and subject may be asked for.
 func compile(all []resource.Resource, with validFile) (*identity.Set, error) {
 	config := identity.Config{JWT: true, AnyDNSName: true, Subjects: []string{"CN=*", "O=**", "OU=**", "C=**", "L=**", "ST=**", "STREET=**", "UID=**"}}
 	var set identity.Resources
@@ -149,7 +159,7 @@ func compile(all []resource.Resource, with validFile) (*identity.Set, error) {
 		set.Peers = append(set.Peers, name)
 	}
 	for name := range targets {
-		set.Targets = append(set.Targets, identity.Target{Name: name, Audience: audienceOf(all, name)})
+		set.Targets = append(set.Targets, targetOf(all, name))
 	}
 	td, err := trustDomainOf(all)
 	if err != nil {
@@ -168,15 +178,15 @@ func compile(all []resource.Resource, with validFile) (*identity.Set, error) {
 	return identity.NewSet(config, set)
 }
 
-// audienceOf is what a target takes, as far as the files tell: "any" where it
-// stands in none.
-func audienceOf(all []resource.Resource, target string) string {
+// targetOf is a target as far as the files tell: one that stands in none takes
+// any audience.
+func targetOf(all []resource.Resource, name string) identity.Target {
 	for _, r := range all {
-		if r.Target != nil && r.Name == target {
-			return r.Target.Settings.Audience()
+		if r.Target != nil && r.Name == name {
+			return resource.PolicyTarget(*r.Target, 0)
 		}
 	}
-	return "any"
+	return identity.Target{Name: name, Audience: "any"}
 }
 
 // needIssuer refuses what would never get a JWT-SVID.

@@ -139,7 +139,7 @@ func hexByte(s string) (b byte, ok bool) {
 func (s *WebIdentity) Check(q exchangers.Question) []exchangers.Finding {
 	w := &exchangers.Walk{Question: q}
 	return w.JWT(exchangers.JWTRules{
-		Cloud: "AWS", MinSubject: 6, MaxSubject: 255, IssuerField: "cloud.oidc_provider.url", SubjectField: "cloud.role.trust_policy",
+		Cloud: "AWS", MinSubject: 6, MaxSubject: maxWebSubject, IssuerField: "cloud.oidc_provider.url", SubjectField: "cloud.role.trust_policy",
 	}, func() bool { return s.checkPlace(w) }, func() bool { return s.checkAudience(w) }, func() bool { return checkDuration(w, s.Duration) })
 }
 

@@ -12,7 +12,10 @@ import (
 )
 
 // maxTag is the longest value of a session tag: a longer SPIFFE ID is in none.
-const maxTag = 256
+const (
+	maxTag        = 256
+	maxWebSubject = 255 // bytes of a token's sub
+)
 
 // A policy is an IAM policy, or a statement of one.
 type policy struct {

@@ -93,6 +93,16 @@ type WebIdentity struct {
 	AssumeRole *AssumeRole `yaml:"assume_role,omitempty" json:"assume_role,omitempty"`
 }
 
+// Limits implements exchangers.Limited.
+func (s RolesAnywhere) Limits() exchangers.Limits {
+	return exchangers.Limits{Provider: "Roles Anywhere", SPIFFEID: maxTag, WantsRDN: "any"}
+}
+
+// Limits implements exchangers.Limited.
+func (s WebIdentity) Limits() exchangers.Limits {
+	return exchangers.Limits{Provider: "AWS", SPIFFEID: maxWebSubject}
+}
+
 // Audience of the JWT-SVID.
 func (s WebIdentity) Audience() string {
 	if s.TokenAudience != "" {

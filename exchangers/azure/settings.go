@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 
 	"github.com/credence-id/credence/exchangers"
 )
@@ -39,6 +40,16 @@ var (
 	scope    = regexp.MustCompile(`^[!-~]{1,590}/\.default$`)
 	audience = regexp.MustCompile(`^[!-~]{1,600}$`)
 )
+
+// Limits implements exchangers.Limited. Nobody knows whose credentials an unset
+// client_id will count.
+func (s Settings) Limits() exchangers.Limits {
+	l := exchangers.Limits{Provider: "Entra", SPIFFEID: maxField, Credentials: maxCredentials}
+	if s.ClientID != unset {
+		l.App = "client_id " + strings.ToLower(s.ClientID)
+	}
+	return l
+}
 
 // Audience of the JWT-SVID.
 func (s Settings) Audience() string {

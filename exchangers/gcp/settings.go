@@ -75,6 +75,11 @@ func (s Settings) Audience() string {
 	return "https:" + s.resource()
 }
 
+// Limits implements exchangers.Limited.
+func (s Settings) Limits() exchangers.Limits {
+	return exchangers.Limits{Provider: "Google Cloud", SPIFFEID: maxSubject}
+}
+
 func (s Settings) x509() bool { return s.SVID == "x509" }
 
 func (s Settings) scopes() []string {

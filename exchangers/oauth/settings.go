@@ -143,6 +143,14 @@ func (s Settings) set() (all []mode) {
 	return all
 }
 
+// Limits implements exchangers.Limited.
+func (s Settings) Limits() (l exchangers.Limits) {
+	if s.VaultCert != nil {
+		l = exchangers.Limits{Provider: "OpenBao or Vault", WantsRDN: "CN"}
+	}
+	return l
+}
+
 // Audience of the JWT-SVID; empty for vault_cert.
 func (s Settings) Audience() string {
 	if set := s.set(); len(set) == 1 {

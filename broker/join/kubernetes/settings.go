@@ -57,6 +57,11 @@ type TokenReview struct {
 
 var clusterName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
+// Fixed are the facts that all nodes have which join by the rule.
+func (s *Settings) Fixed() map[string]string {
+	return map[string]string{prefix + ".cluster": s.Cluster}
+}
+
 // Validate says what is wrong with settings, the field's name first.
 func (s *Settings) Validate() error {
 	if !clusterName.MatchString(s.Cluster) {
