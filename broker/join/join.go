@@ -9,6 +9,7 @@ package join
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"strings"
 	"time"
@@ -30,6 +31,14 @@ type Settings interface {
 type Ending struct {
 	What string // whose it is
 	At   time.Time
+}
+
+// EndingsOf are those of certificates.
+func EndingsOf(certificates ...*x509.Certificate) (all []Ending) {
+	for _, c := range certificates {
+		all = append(all, Ending{What: c.Subject.String(), At: c.NotAfter})
+	}
+	return all
 }
 
 // A Rule is a JoinRule: who may become a node, by one method.

@@ -15,12 +15,16 @@ import (
 
 // A Finding is what a check found; no error is good.
 type Finding struct {
-	what string
-	err  error
+	what  string
+	err   error
+	later bool // it is bad one day
 }
 
 // Found makes a finding.
-func Found(what string, err error) Finding { return Finding{what, err} }
+func Found(what string, err error) Finding { return Finding{what, err, false} }
+
+// Warned makes a finding of what is good until something is due.
+func Warned(what string, due error) Finding { return Finding{what, due, true} }
 
 // findingView is a finding as programs read it.
 type findingView struct {
@@ -33,9 +37,12 @@ type findingView struct {
 func (p *Program) Check(cmd *cobra.Command, findings []Finding) error {
 	bad, views, rows := false, []findingView{}, [][]string{}
 	for _, f := range findings {
-		view, state := findingView{Check: f.what, OK: f.err == nil}, "ok"
+		view, state := findingView{Check: f.what, OK: f.err == nil || f.later}, "ok"
 		if f.err != nil {
-			bad, state, view.Problem = true, "no", f.err.Error()
+			view.Problem = f.err.Error()
+		}
+		if !view.OK {
+			bad, state = true, "no"
 		}
 		views = append(views, view)
 		rows = append(rows, []string{state, view.Check, view.Problem})

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -80,7 +81,7 @@ func TestAzureMachineJoins(t *testing.T) {
 	const tenant, group = "11111111-2222-4333-8444-555555555555", "/resourceGroups/shop/providers/Microsoft.Compute/virtualMachines/web-1"
 	const ours, others = "5f130ffc-0a3e-4795-b691-4f56a12a5547", "99999999-0a3e-4795-b691-4f56a12a5547"
 	root := issuertest.NewCA(t, "Root", time.Now(), nil)
-	issuing := issuertest.NewCA(t, "Issuing", time.Now(), root)
+	issuing := issuertest.NewCA(t, "Issuing", time.Now(), root, func(c *x509.Certificate) { c.NotAfter = time.Now().AddDate(0, 0, 89) })
 	signer := issuing.Issue(t, "spiffe://unused.example", time.Now(), issuertest.RSA().Public(), func(c *x509.Certificate) {
 		c.URIs, c.DNSNames = nil, []string{"metadata.azure.com"}
 	})
@@ -118,5 +119,9 @@ func TestAzureMachineJoins(t *testing.T) {
 	}
 	if out := s.credence("", "node", "list", "-o", "json"); !strings.Contains(out, `"web-1"`) || !strings.Contains(out, `"node.azure.vm_id"`) || strings.Contains(out, others) {
 		t.Errorf("nodes %s", out)
+	}
+	_, out, _ := credenceCmd(t, "", "broker", "check", "-c", s.path("broker.yaml"))
+	if n := strings.Count(out, "give the rule the next one"); n != 1 || !regexp.MustCompile(`(?m)^ok +join rule azure +the certificate CN=Issuing ends on `).MatchString(out) {
+		t.Errorf("%d certificates that end:\n%s", n, out)
 	}
 }

@@ -34,8 +34,10 @@ another broker serves, ends it with one line (2).`,
 	check := &cobra.Command{
 		Use: "check -c broker.yaml", Short: "Check this machine for a broker: ports, disk, clock", Args: cobra.NoArgs,
 		Long: `Check tries on this machine what broker run would need: clock, data directory,
-ports, web certificate and admin socket. It asks no broker and leaves nothing.
-It exits 1 where something is wrong; beside a running broker, that is its ports.`,
+ports, web certificate and admin socket. It leaves nothing. Of a broker that runs
+by this file it asks the JoinRules, and tells which certificate of theirs, or of
+those built in, ends within 90 days. It exits 1 where something is wrong; beside
+a running broker, that is its ports.`,
 		Example: `  credence broker init --trust-domain example.org --data ./broker > broker.yaml
   credence broker check -c broker.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -43,14 +45,15 @@ It exits 1 where something is wrong; beside a running broker, that is its ports.
 			if err != nil {
 				return err
 			}
-			return p.Check(cmd, []cli.Finding{
+			endings := p.checkEndings(cmd.Context(), f) // before the socket is tried
+			return p.Check(cmd, append([]cli.Finding{
 				cli.Found("clock", cli.CheckClock(p.Now())),
 				cli.Found("data directory", cli.CheckDir(f.Data)),
 				cli.Found("listen.agents", checkPort(f.Listen.Agents)),
 				cli.Found("listen.spiffe", checkPort(f.Listen.SPIFFE)),
 				cli.Found("listen.web", checkWeb(f)),
 				cli.Found("admin socket", cli.CheckSocket(f.Admin)),
-			})
+			}, endings...))
 		},
 	}
 	initCmd := &cobra.Command{

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/join/bearer"
 )
 
@@ -47,6 +48,15 @@ func (s *Settings) Validate() error {
 		return err
 	}
 	return bearer.CheckMaxAge(s.MaxAge)
+}
+
+// Endings are when the certificates end by which documents are verified.
+func (s *Settings) Endings() (ends []join.Ending) {
+	all, _ := s.parse()
+	for _, c := range all {
+		ends = append(ends, join.Ending{What: "for " + c.region, At: c.NotAfter})
+	}
+	return ends
 }
 
 func (s *Settings) parse() (all []certificate, err error) {

@@ -251,13 +251,10 @@ func parseCertificates(text string) (all []*x509.Certificate, err error) {
 }
 
 // Endings are when the certificates end by which documents are verified.
-func (s *Settings) Endings() (all []join.Ending) {
+func (s *Settings) Endings() []join.Ending {
 	if !s.wantsDocument() {
 		return nil
 	}
 	roots, intermediates, _ := s.certificates()
-	for _, c := range slices.Concat(roots, intermediates) {
-		all = append(all, join.Ending{What: c.Subject.String(), At: c.NotAfter})
-	}
-	return all
+	return join.EndingsOf(slices.Concat(roots, intermediates)...)
 }

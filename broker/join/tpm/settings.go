@@ -64,6 +64,12 @@ func (s *Settings) Validate() error {
 
 func (s *Settings) sorted() []int { return slices.Sorted(slices.Values(s.PCRs)) }
 
+// Endings are when the roots end.
+func (s *Settings) Endings() []join.Ending {
+	all, _ := s.roots()
+	return join.EndingsOf(all...)
+}
+
 func (s *Settings) roots() (all []*x509.Certificate, err error) {
 	if s.Roots == "" {
 		return nil, nil

@@ -60,8 +60,22 @@ func (s *Settings) Validate() error {
 	return nil
 }
 
+// Endings are when the roots end.
+func (s *Settings) Endings() []join.Ending {
+	all, _ := s.certificates()
+	return join.EndingsOf(all...)
+}
+
 func (s *Settings) roots() (*x509.CertPool, error) {
+	all, err := s.certificates()
 	pool := x509.NewCertPool()
+	for _, c := range all {
+		pool.AddCert(c)
+	}
+	return pool, err
+}
+
+func (s *Settings) certificates() (all []*x509.Certificate, err error) {
 	rest := []byte(s.Roots)
 	for n := 0; ; n++ {
 		var block *pem.Block
@@ -69,13 +83,13 @@ func (s *Settings) roots() (*x509.CertPool, error) {
 			if n == 0 || len(strings.TrimSpace(string(rest))) > 0 {
 				return nil, errors.New("roots: CA certificates in PEM are wanted, and nothing else")
 			}
-			return pool, nil
+			return all, nil
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil || block.Type != "CERTIFICATE" || !c.IsCA {
 			return nil, fmt.Errorf("roots: the PEM block %d is no CA certificate", n+1)
 		}
-		pool.AddCert(c)
+		all = append(all, c)
 	}
 }
 
