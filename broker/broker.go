@@ -65,17 +65,26 @@ type Recorder interface {
 type Store interface {
 	Nodes(context.Context) ([]Node, error)
 	// SaveNode writes a node that joined or renewed, and returns it with its
-	// new revision. It refuses with ErrConflict where the durable key is
+	// new revision and its step made. It refuses with ErrConflict where the durable key is
 	// banned, or another than the one that has the ID; and, unless the node's
 	// revision is zero (a join), where that is not what stands.
 	SaveNode(context.Context, Node) (Node, error)
 	// EvictNode marks the node evicted and bans its durable key.
 	EvictNode(ctx context.Context, id string, at time.Time) (Node, error)
-	// AllowNode forgets an evicted node and lifts its ban.
+	// AllowNode forgets an evicted node and lifts its ban. Its next join may show
+	// anything, but counts on.
 	AllowNode(ctx context.Context, id string) error
 	// ForgetNodes removes some of the nodes that match, with how far they have
-	// reported, and returns their IDs. One that is evicted stays: it is banned.
+	// reported, and returns their IDs. One that is evicted stays, for it is banned, and one whose
+	// joins are told apart: an operator may have to allow the next.
 	ForgetNodes(context.Context, Ended) (ids []string, err error)
+	// RefuseJoin notes when a node was refused a recovery, if it wasn't since it
+	// joined last.
+	RefuseJoin(ctx context.Context, id string, at time.Time) (Node, error)
+	// ForgetRecoveries lets a node recover as often as if it never had; the next join
+	// of one that was refused may show anything. The error wraps ErrNotFound where
+	// that changes nothing.
+	ForgetRecoveries(ctx context.Context, id string) (Node, error)
 	// SaveCutoff keeps a cut-off, unless one of the same kind and value reaches
 	// as far.
 	SaveCutoff(context.Context, Cutoff) error
@@ -123,6 +132,9 @@ type Node struct {
 	// known, fall under every cut-off.
 	IssuedAt, PreviousIssuedAt   time.Time
 	Authority, PreviousAuthority string
+
+	Joins join.State // what is known of its joins, if its method tells them apart
+	Step  *join.Step // that a join makes, to be saved
 }
 
 // Policy is what decisions are made on. It is immutable and swapped whole.

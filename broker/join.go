@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -76,6 +77,10 @@ func joinFailure(r JoinRequest, err error) string {
 		method = tokenMethod
 	}
 	switch {
+	case errors.Is(err, join.ErrCloned):
+		return method + ": cloned"
+	case errors.Is(err, join.ErrRecovery):
+		return method + ": no recovery left"
 	case errors.Is(err, join.ErrEvidence):
 		return method + ": evidence refused"
 	case errors.Is(err, identity.ErrDenied):
@@ -107,7 +112,7 @@ func (b *Broker) join(ctx context.Context, r JoinRequest) (Joined, error) {
 	}
 	proof, err := method.Join(join.WithKey(ctx, key), r.Evidence, r.Ask)
 	if err != nil {
-		return Joined{}, err
+		return Joined{}, b.suspect(ctx, rule, proof, err)
 	}
 	if err := allowed(rule, proof); err != nil {
 		return Joined{}, err
@@ -120,8 +125,64 @@ func (b *Broker) join(ctx context.Context, r JoinRequest) (Joined, error) {
 		return Joined{}, fmt.Errorf("%w: %s was evicted at %s", ErrConflict, node.ID, known.EvictedAt.UTC().Format(time.RFC3339))
 	}
 	return b.admit(ctx, node, key, r.PublicKey, audit.Event{
-		Kind: "join", Detail: map[string]string{"method": r.Method, "rule": rule.Name, "agent": fmt.Sprintf("%.64s", r.Version)},
+		Kind: "join", Detail: joinDetail(r, rule, proof),
 	})
+}
+
+func joinDetail(r JoinRequest, rule join.Rule, proof join.Proof) map[string]string {
+	detail := map[string]string{"method": r.Method, "rule": rule.Name, "agent": fmt.Sprintf("%.64s", r.Version)}
+	if s := proof.Step; s != nil {
+		detail["join"] = strconv.FormatUint(s.To.Joins, 10)
+		if s.To.Recoveries > s.From.Recoveries {
+			detail["recovery"] = strconv.FormatUint(s.To.Recoveries, 10)
+		}
+	}
+	return detail
+}
+
+// suspect does what is due where a node has its key, but is not known to be the one
+// that joined by it last, and returns err. Two that have one key are shut out. A
+// refused recovery is recorded once, until the next join.
+func (b *Broker) suspect(ctx context.Context, rule join.Rule, proof join.Proof, err error) error {
+	cloned := errors.Is(err, join.ErrCloned)
+	if !cloned && !errors.Is(err, join.ErrRecovery) {
+		return err
+	}
+	made, failed := b.newNode(rule, proof, Node{})
+	if failed != nil {
+		return failed
+	}
+	node, ok := b.node(made.ID)
+	if !ok || !node.EvictedAt.IsZero() {
+		return err
+	}
+	// Whoever asked may be gone: what follows is not for it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.cfg.JoinTime)
+	defer cancel()
+	if cloned {
+		_, failed = b.Evict(ctx, node.ID, identity.BrokerID(b.cfg.TrustDomain).String(), err.Error())
+	} else if node.Joins.RefusedAt.IsZero() {
+		failed = b.refuseRecovery(ctx, node, err)
+	}
+	return errors.Join(err, failed)
+}
+
+func (b *Broker) refuseRecovery(ctx context.Context, node Node, why error) error {
+	_, err := b.cfg.Audit.Append(ctx, fit(audit.Event{Kind: "join.refused", Node: node.ID, Reason: why.Error(), Facts: node.Facts.Map()}))
+	if err != nil {
+		return fmt.Errorf("recording that %s was refused: %w", node.ID, err)
+	}
+	saved, err := b.cfg.Store.RefuseJoin(ctx, node.ID, b.cfg.Now())
+	if errors.Is(err, ErrNotFound) { // it joined meanwhile, or was refused at the same time
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.keep(saved)
+	return nil
 }
 
 // joinRule finds the rule to judge by.
@@ -205,7 +266,7 @@ func (b *Broker) newNode(rule join.Rule, p join.Proof, known Node) (Node, error)
 	}
 	return Node{
 		ID: spiffeID.String(), Name: p.Name, Method: rule.Method, JoinRule: rule.Name,
-		DurableKey: rule.Method + ":" + p.DurableKey, Facts: facts, JoinedAt: b.cfg.Now(),
+		DurableKey: rule.Method + ":" + p.DurableKey, Facts: facts, JoinedAt: b.cfg.Now(), Step: p.Step,
 	}, nil
 }
 
@@ -433,6 +494,15 @@ func (b *Broker) evict(ctx context.Context, id, actor, reason string) (Node, err
 		return Node{}, fmt.Errorf("evicting %s: it is out, but that is not recorded: %w", id, err)
 	}
 	return n, nil
+}
+
+// EvictReason is why a node is out, as far as it is remembered: the record knows it
+// for longer than what the node held could be in use.
+func (b *Broker) EvictReason(n Node) string {
+	if n.EvictedAt.IsZero() {
+		return ""
+	}
+	return b.cuts.Load().all[cutKey{CutNode, n.ID}].Reason
 }
 
 // leave notes that a node is being evicted, until the returned function is

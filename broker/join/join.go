@@ -20,6 +20,13 @@ import (
 // ErrEvidence says that evidence is bad: the same evidence will never do.
 var ErrEvidence = errors.New("evidence refused")
 
+// Of a node that proved to have its key, but not to be the one that joined by it
+// last. Both come with the Proof of whose key it is.
+var (
+	ErrCloned   = errors.New("two machines have this node's key, or one came back from a copy of its disk")
+	ErrRecovery = errors.New("it shows nothing of its last join, more often than its join rule lets it")
+)
+
 // Settings are what a JoinRule says of its method.
 type Settings interface {
 	// Validate returns what is wrong with them, the field's name first.
@@ -71,7 +78,7 @@ func Key(ctx context.Context) (identity.KeyDigest, bool) {
 
 // A Method checks one kind of evidence. An error wrapping ErrEvidence means
 // that the evidence is bad; any other, that it could not be judged and may be
-// retried.
+// retried, unless it wraps ErrCloned or ErrRecovery.
 type Method interface {
 	Join(ctx context.Context, evidence []byte, ask Challenge) (Proof, error)
 }
@@ -84,6 +91,21 @@ type Proof struct {
 	// Instance tells nodes apart that have one durable key, such as the jobs of a
 	// repository: one that is banned bans all. Empty: there is one.
 	Instance string
+	// Step is from the join before to this one, where the method tells them apart;
+	// nil: it doesn't. The join counts if nothing else came in between.
+	Step *Step
+}
+
+// A Step is from one join of a durable key to the next.
+type Step struct{ From, To State }
+
+// A State is what is known of the joins of a durable key. The zero State is that
+// of one that never joined.
+type State struct {
+	Joins      uint64
+	Digest     [32]byte  // of what whoever joined last shows at the next; zero: anything is taken
+	Recoveries uint64    // joins that showed nothing, since an operator allowed them last
+	RefusedAt  time.Time // when one more was refused, the first since the last join
 }
 
 // NodeName is what people call a node: some text of its proof, as far as a name

@@ -22,7 +22,10 @@ func (s *Store) AllowNode(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `DELETE FROM banned WHERE durable_key = $1`, key)
+		if _, err = tx.ExecContext(ctx, `DELETE FROM banned WHERE durable_key = $1`, key); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE join_state SET digest = $1, recoveries = 0, refused_at = 0 WHERE durable_key = $2`, []byte{}, key)
 		return err
 	})
 	if err != nil {

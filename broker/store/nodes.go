@@ -9,14 +9,28 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/join"
 )
 
 const nodeColumns = `id, revision, name, method, join_rule, durable_key, facts, joined_at, serial, previous_serial, expires_at, evicted_at,
 	issued_at, previous_issued_at, authority, previous_authority, key_digest, previous_key_digest`
 
+// selectNode has the columns of scanNode, with what is known of a node's joins.
+const selectNode = `SELECT ` + nodeColumns + `, COALESCE(joins, 0), COALESCE(digest, ''), COALESCE(recoveries, 0), COALESCE(refused_at, 0)
+	FROM node LEFT JOIN (SELECT durable_key AS of_key, joins, digest, recoveries, refused_at FROM join_state) AS joined ON of_key = durable_key`
+
+// readNode reads one within a transaction that writes.
+func readNode(ctx context.Context, tx *sql.Tx, id string) (broker.Node, error) {
+	n, err := scanNode(tx.QueryRowContext(ctx, selectNode+` WHERE id = $1`, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		err = broker.ErrNotFound
+	}
+	return n, err
+}
+
 // Nodes returns all nodes, by ID.
 func (s *Store) Nodes(ctx context.Context) ([]broker.Node, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT `+nodeColumns+` FROM node ORDER BY id`)
+	rows, err := s.read.QueryContext(ctx, selectNode+` ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("reading nodes: %w", err)
 	}
@@ -37,11 +51,12 @@ func (s *Store) Nodes(ctx context.Context) ([]broker.Node, error) {
 
 func scanNode(row interface{ Scan(...any) error }) (broker.Node, error) {
 	var n broker.Node
-	var revision, joined, expires, issued, previous int64
+	var revision, joined, expires, issued, previous, joins, recoveries, refused int64
 	var evicted sql.NullInt64
-	var facts []byte
+	var facts, digest []byte
 	err := row.Scan(&n.ID, &revision, &n.Name, &n.Method, &n.JoinRule, &n.DurableKey, &facts, &joined, &n.Serial, &n.PreviousSerial, &expires, &evicted,
-		&issued, &previous, &n.Authority, &n.PreviousAuthority, &n.Key, &n.PreviousKey)
+		&issued, &previous, &n.Authority, &n.PreviousAuthority, &n.Key, &n.PreviousKey,
+		&joins, &digest, &recoveries, &refused)
 	if err != nil {
 		return broker.Node{}, err
 	}
@@ -50,6 +65,8 @@ func scanNode(row interface{ Scan(...any) error }) (broker.Node, error) {
 	}
 	n.Revision, n.JoinedAt, n.ExpiresAt = uint64(revision), fromMillis(joined), fromMillis(expires)
 	n.EvictedAt, n.IssuedAt, n.PreviousIssuedAt = fromMillis(evicted.Int64), fromMillis(issued), fromMillis(previous)
+	n.Joins = join.State{Joins: uint64(joins), Recoveries: uint64(recoveries), RefusedAt: fromMillis(refused)}
+	copy(n.Joins.Digest[:], digest)
 	return n, nil
 }
 
@@ -57,7 +74,9 @@ func scanNode(row interface{ Scan(...any) error }) (broker.Node, error) {
 // revision. It refuses with broker.ErrConflict where its durable key is banned
 // or another than the one that has its ID; and, unless n.Revision is zero (a
 // join), where that is not what stands: whoever renews does so on what it read,
-// and an eviction or a new join in between wins.
+// and an eviction or a new join in between wins. Where it joined by a step, and
+// another join by its durable key was made since that began, the error is neither:
+// it may try again.
 func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error) {
 	facts, err := n.Facts.MarshalJSON()
 	if err != nil {
@@ -69,6 +88,9 @@ func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 	}
 	err = s.revise(ctx, func(tx *sql.Tx, revision int64) error {
 		if err := admissible(ctx, tx, n); err != nil {
+			return err
+		}
+		if err := step(ctx, tx, n); err != nil {
 			return err
 		}
 		const write = `INSERT INTO node (` + nodeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, $12, $13, $14, $15, $16, $17)
@@ -85,6 +107,9 @@ func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 		return broker.Node{}, fmt.Errorf("saving node %s: %w", n.ID, err)
 	}
 	n.EvictedAt = time.Time{}
+	if n.Step != nil {
+		n.Joins, n.Step = n.Step.To, nil
+	}
 	return n, nil
 }
 
@@ -118,12 +143,11 @@ func admissible(ctx context.Context, tx *sql.Tx, n broker.Node) error {
 func (s *Store) EvictNode(ctx context.Context, id string, at time.Time) (broker.Node, error) {
 	var n broker.Node
 	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
-		row := tx.QueryRowContext(ctx, `UPDATE node SET revision = $1, evicted_at = COALESCE(evicted_at, $2) WHERE id = $3 RETURNING `+nodeColumns, revision, millis(at), id)
-		var err error
-		if n, err = scanNode(row); err != nil {
-			if errors.Is(err, sql.ErrNoRows) {
-				return broker.ErrNotFound
-			}
+		_, err := tx.ExecContext(ctx, `UPDATE node SET revision = $1, evicted_at = COALESCE(evicted_at, $2) WHERE id = $3`, revision, millis(at), id)
+		if err != nil {
+			return err
+		}
+		if n, err = readNode(ctx, tx, id); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO banned (durable_key, node, banned_at) VALUES ($1, $2, $3) ON CONFLICT (durable_key) DO NOTHING`, n.DurableKey, id, millis(at))
@@ -144,10 +168,12 @@ func bytesOf(b []byte) []byte {
 }
 
 // ForgetNodes removes some of the nodes that match, with how far they have
-// reported, and returns their IDs. One that is evicted stays: it is banned.
+// reported, and returns their IDs. One that is evicted stays, for it is banned, and
+// one whose joins are told apart: an operator may have to allow the next.
 func (s *Store) ForgetNodes(ctx context.Context, ended broker.Ended) (ids []string, err error) {
 	fail := func(err error) ([]string, error) { return nil, fmt.Errorf("forgetting nodes that have ended: %w", err) }
-	const find = `SELECT n.id FROM node n WHERE n.join_rule <> '' AND n.evicted_at IS NULL AND (n.expires_at < $1 OR n.expires_at < $2 AND
+	const find = `SELECT n.id FROM node n WHERE n.join_rule <> '' AND n.evicted_at IS NULL AND NOT EXISTS (SELECT 1 FROM join_state j WHERE j.durable_key = n.durable_key)
+		AND (n.expires_at < $1 OR n.expires_at < $2 AND
 		EXISTS (SELECT 1 FROM node o WHERE o.durable_key = n.durable_key AND (o.expires_at > n.expires_at OR o.expires_at = n.expires_at AND o.id > n.id)))
 		ORDER BY n.expires_at LIMIT $3`
 	rows, err := s.read.QueryContext(ctx, find, millis(ended.Before), millis(ended.FormerBefore), ended.Most)

@@ -126,7 +126,7 @@ func TestManyResourcesAreForgottenSooner(t *testing.T) {
 func TestRevisionsOfAnOlderProgram(t *testing.T) {
 	dir := t.TempDir()
 	closeStore(t, open(t, dir))
-	alter(t, dir, `DROP TABLE policy_revision; DROP TABLE resource;
+	alter(t, dir, `DROP TABLE join_state; DROP TABLE policy_revision; DROP TABLE resource;
 		CREATE TABLE resource (kind TEXT NOT NULL, name TEXT NOT NULL, revision BIGINT NOT NULL UNIQUE, owner TEXT NOT NULL,
 			body BYTEA, actor TEXT NOT NULL, written_at BIGINT NOT NULL, PRIMARY KEY (kind, name, revision));
 		INSERT INTO resource VALUES ('Identity', 'a', 1, 'team', '1', 'uid:0', 1000), ('Identity', 'b', 2, 'team', '1', 'uid:0', 1000),

@@ -24,7 +24,7 @@ import (
 )
 
 // schemaVersion is what this program writes and reads.
-const schemaVersion = 9
+const schemaVersion = 10
 
 //go:embed schema/*.sql
 var schema embed.FS

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/join"
 )
 
 // node is one that joins by a token.
@@ -42,6 +44,79 @@ func nodes(e *env) {
 	got, err := e.Nodes(e.Context())
 	e.must(err)
 	e.equal(got, []broker.Node{first, n}) // by ID
+}
+
+// stepped holds that each join by a key follows from the one before, through an
+// eviction too, and that what an operator allows is allowed once.
+func stepped(e *env) {
+	join1 := func(from, to join.State) (broker.Node, error) {
+		n := e.node("n1")
+		n.Method, n.DurableKey, n.Step = "bound", "bound:k1", &join.Step{From: from, To: to}
+		return e.SaveNode(e.Context(), n)
+	}
+	known := func(want join.State) {
+		e.Helper()
+		state, err := e.JoinState(e.Context(), "bound:k1")
+		e.must(err)
+		e.equal(state, want)
+		nodes, err := e.Nodes(e.Context())
+		e.must(err)
+		for _, n := range nodes {
+			e.equal(n.Joins, want)
+		}
+	}
+	none, one := join.State{}, join.State{Joins: 1, Digest: [32]byte{1}}
+	known(none)
+	n, err := join1(none, one)
+	e.must(err)
+	e.equal(n.Joins, one)
+	e.equal(n.Step, (*join.Step)(nil))
+	known(one)
+	two := join.State{Joins: 2, Digest: [32]byte{2}, Recoveries: 1}
+	for _, from := range []join.State{none, {Joins: 1, Digest: [32]byte{9}}, {Joins: 2, Digest: [32]byte{1}}, {Joins: 1, Digest: [32]byte{1}, Recoveries: 1}} {
+		if _, err := join1(from, two); err == nil || errors.Is(err, broker.ErrConflict) { // which would end the agent
+			e.Fatalf("from %v: %v", from, err)
+		}
+	}
+	known(one)
+	_, err = join1(one, two)
+	e.must(err)
+	n, err = e.ForgetRecoveries(e.Context(), n.ID)
+	e.must(err)
+	two.Recoveries = 0 // and what it has to show it has still
+	e.equal(n.Joins, two)
+	n, err = e.RefuseJoin(e.Context(), n.ID, e.time)
+	e.must(err)
+	two.RefusedAt = e.time
+	e.equal(n.Joins, two)
+	known(two)
+	_, err = e.RefuseJoin(e.Context(), n.ID, e.time.Add(time.Hour))
+	e.refused(err, broker.ErrNotFound)
+	known(two)
+	n, err = e.ForgetRecoveries(e.Context(), n.ID)
+	e.must(err)
+	two = join.State{Joins: 2}
+	e.equal(n.Joins, two)
+	known(two)
+	_, err = e.ForgetRecoveries(e.Context(), n.ID)
+	e.refused(err, broker.ErrNotFound)
+	out, err := e.EvictNode(e.Context(), n.ID, e.time)
+	e.must(err)
+	e.equal(out.Joins, two)
+	_, err = join1(two, join.State{Joins: 3, Digest: [32]byte{3}})
+	e.conflict(err)
+	known(two)
+	e.must(e.AllowNode(e.Context(), n.ID))
+	known(join.State{Joins: 2})
+	_, err = join1(join.State{Joins: 2}, join.State{Joins: 3, Digest: [32]byte{3}})
+	e.must(err)
+
+	_, err = e.SaveNode(e.Context(), e.node("n2")) // which has no such state
+	e.must(err)
+	_, err = e.ForgetRecoveries(e.Context(), e.node("n2").ID)
+	e.refused(err, broker.ErrNotFound)
+	_, err = e.RefuseJoin(e.Context(), e.node("n2").ID, e.time)
+	e.refused(err, broker.ErrNotFound)
 }
 
 func staleRenewal(e *env) {
@@ -166,7 +241,12 @@ func endedNodes(e *env) {
 	save("former", "", "token:x", 91*day)  // as little
 	old := save("old", "tpm", "tpm:y", 31*day)
 	banned := save("banned", "tpm", "tpm:z", 31*day)
-	_, err := e.EvictNode(e.Context(), banned, e.time)
+	bound := e.node("bound") // whose joins are told apart
+	bound.JoinRule, bound.DurableKey, bound.ExpiresAt = "bound", "bound:k", e.time.Add(-90*day)
+	bound.Step = &join.Step{To: join.State{Joins: 1}}
+	_, err := e.SaveNode(e.Context(), bound)
+	e.must(err)
+	_, err = e.EvictNode(e.Context(), banned, e.time)
 	e.must(err)
 	e.must(e.SaveMarks(e.Context(), []broker.Mark{{Node: first, Spool: "s", Number: 7}, {Node: banned, Spool: "s", Number: 7}}))
 
@@ -192,7 +272,7 @@ func endedNodes(e *env) {
 	}
 	all, err := e.Nodes(e.Context())
 	e.must(err)
-	e.equal(len(all), 6)
+	e.equal(len(all), 7)
 	for node, want := range map[string]uint64{first: 0, banned: 7} {
 		mark, err := e.Mark(e.Context(), node)
 		e.must(err)

@@ -40,6 +40,7 @@ func Run(t *testing.T, open Open) {
 		"a revision says who did what":          policyRevisions,
 		"a node comes back":                     nodes,
 		"a renewal on an old state is refused":  staleRenewal,
+		"a join follows from the one before":    stepped,
 		"an evicted node stays out":             evicted,
 		"an evicted node is allowed back":       allowed,
 		"a renewal never undoes an eviction":    renewalAgainstEviction,
