@@ -653,6 +653,10 @@ type NodeInfo struct {
 	Facts         map[string]*Values     `protobuf:"bytes,8,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Connected     bool                   `protobuf:"varint,9,opt,name=connected,proto3" json:"connected,omitempty"`
 	Acknowledged  uint64                 `protobuf:"varint,10,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	EvictReason   string                 `protobuf:"bytes,11,opt,name=evict_reason,json=evictReason,proto3" json:"evict_reason,omitempty"` // while what it held could still be in use
+	Joins         uint64                 `protobuf:"varint,12,opt,name=joins,proto3" json:"joins,omitempty"`                               // where its method counts them
+	Recoveries    uint64                 `protobuf:"varint,13,opt,name=recoveries,proto3" json:"recoveries,omitempty"`                     // of these, without anything of the one before; since they were allowed last
+	RefusedAt     int64                  `protobuf:"varint,14,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`      // when one more of those was refused; 0: it joined since
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -753,6 +757,34 @@ func (x *NodeInfo) GetConnected() bool {
 func (x *NodeInfo) GetAcknowledged() uint64 {
 	if x != nil {
 		return x.Acknowledged
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetEvictReason() string {
+	if x != nil {
+		return x.EvictReason
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetJoins() uint64 {
+	if x != nil {
+		return x.Joins
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetRecoveries() uint64 {
+	if x != nil {
+		return x.Recoveries
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetRefusedAt() int64 {
+	if x != nil {
+		return x.RefusedAt
 	}
 	return 0
 }
@@ -3366,7 +3398,7 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\aexpires\x18\x02 \x01(\x03R\aexpires\x12!\n" +
 	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x12%\n" +
 	"\x0eagents_address\x18\x04 \x01(\tR\ragentsAddress\x12\x15\n" +
-	"\x06ca_pin\x18\x05 \x01(\tR\x05caPin\"\x95\x03\n" +
+	"\x06ca_pin\x18\x05 \x01(\tR\x05caPin\"\x8d\x04\n" +
 	"\bNodeInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3380,7 +3412,14 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x05facts\x18\b \x03(\v2'.credence.broker.v1.NodeInfo.FactsEntryR\x05facts\x12\x1c\n" +
 	"\tconnected\x18\t \x01(\bR\tconnected\x12\"\n" +
 	"\facknowledged\x18\n" +
-	" \x01(\x04R\facknowledged\x1aT\n" +
+	" \x01(\x04R\facknowledged\x12!\n" +
+	"\fevict_reason\x18\v \x01(\tR\vevictReason\x12\x14\n" +
+	"\x05joins\x18\f \x01(\x04R\x05joins\x12\x1e\n" +
+	"\n" +
+	"recoveries\x18\r \x01(\x04R\n" +
+	"recoveries\x12\x1d\n" +
+	"\n" +
+	"refused_at\x18\x0e \x01(\x03R\trefusedAt\x1aT\n" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +

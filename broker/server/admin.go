@@ -193,7 +193,8 @@ func (a adminService) ListNodes(_ context.Context, r *api.ListNodesRequest) (*ap
 		response.Nodes = append(response.Nodes, &api.NodeInfo{
 			Id: n.ID, Name: n.Name, Method: n.Method, JoinRule: n.JoinRule, JoinedAt: n.JoinedAt.Unix(), ExpiresAt: n.ExpiresAt.Unix(),
 			EvictedAt: unix(n.EvictedAt), Facts: values(n.Facts.Map()), Connected: a.s.cfg.Broker.Connected(n.ID),
-			Acknowledged: a.s.cfg.Broker.Acknowledged(n.ID),
+			Acknowledged: a.s.cfg.Broker.Acknowledged(n.ID), EvictReason: a.s.cfg.Broker.EvictReason(n),
+			Joins: n.Joins.Joins, Recoveries: n.Joins.Recoveries, RefusedAt: unix(n.Joins.RefusedAt),
 		})
 	}
 	return response, nil

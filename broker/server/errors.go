@@ -62,6 +62,10 @@ func withReason(code codes.Code, text, reason string) error {
 // reasonOf is outermost for programs: it says no more.
 func reasonOf(err error) string {
 	switch {
+	case errors.Is(err, join.ErrCloned):
+		return "CLONED"
+	case errors.Is(err, join.ErrRecovery):
+		return "RECOVERY_REFUSED"
 	case errors.Is(err, join.ErrEvidence):
 		return "EVIDENCE_REFUSED"
 	case errors.Is(err, identity.ErrDenied):
@@ -88,6 +92,10 @@ func kindOf(err error) (code codes.Code, tell bool) {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return codes.Canceled, true
+	case errors.Is(err, join.ErrCloned):
+		return codes.FailedPrecondition, false
+	case errors.Is(err, join.ErrRecovery):
+		return codes.PermissionDenied, false
 	case errors.Is(err, join.ErrEvidence):
 		return codes.Unauthenticated, false
 	case errors.Is(err, identity.ErrDenied):
@@ -113,6 +121,10 @@ func kindOf(err error) (code codes.Code, tell bool) {
 // outermost is what may be told of an error: its kind in words.
 func outermost(err error) string {
 	switch {
+	case errors.Is(err, join.ErrCloned): // whoever is told has the key
+		return join.ErrCloned.Error()
+	case errors.Is(err, join.ErrRecovery):
+		return join.ErrRecovery.Error() + ": an operator can allow it (credence node allow)"
 	case errors.Is(err, join.ErrEvidence):
 		return "the evidence was refused"
 	case errors.Is(err, identity.ErrDenied):

@@ -112,8 +112,8 @@ again.`,
 	one := &cobra.Command{
 		Use: "show NODE", Short: "Show one node and the facts that it proved", Args: cobra.ExactArgs(1),
 		Long: `Show asks the broker for one node, by its name or SPIFFE ID: since when it is
-here, and the facts that it proved when it joined, which Identities can match.
-It exits 1 where there is no such node.`,
+here, the facts that it proved when it joined, which Identities can match, and, if
+it is evicted, why. It exits 1 where there is no such node.`,
 		Example: "  credence node show dev\n  credence node show dev -o yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.nodes(cmd, args[0], func(all []*api.NodeInfo, views []nodeView) error {
@@ -144,9 +144,12 @@ new token either, until it is allowed to.`,
 		},
 	}
 	allow := &cobra.Command{
-		Use: "allow NODE", Short: "Let an evicted node join again, by a new token", Args: cobra.ExactArgs(1),
+		Use: "allow NODE", Short: "Let an evicted node join again, or one recover", Args: cobra.ExactArgs(1),
 		Long: `Allow lifts the ban of an evicted node, by its name or SPIFFE ID. It is not let
-in by that: it joins again, with a new token, as any other.`,
+in by that: it joins again, with a new token or what else proves it, as any other.
+A node of join method bound_keypair whose recoveries are spent may recover again; one
+that was evicted because two machines have its key comes back as whichever of them is
+first: register another key before, if it may be stolen.`,
 		Example: "  credence node allow dev --reason 'the drill is over'",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			reason, _ := cmd.Flags().GetString("reason")
@@ -154,7 +157,7 @@ in by that: it joins again, with a new token, as any other.`,
 				if _, err := c.AllowNode(ctx, &api.AllowNodeRequest{Id: args[0], Reason: reason}); err != nil {
 					return err
 				}
-				return p.Say(cmd, map[string]any{"node": args[0], "evicted": false}, args[0]+" may join again: credence token create --node NAME")
+				return p.Say(cmd, map[string]any{"node": args[0], "evicted": false}, args[0]+" may join again; by a token: credence token create --node NAME")
 			})
 		},
 	}
@@ -188,6 +191,15 @@ func (v nodeView) fields() [][2]string {
 	}
 	if v.EvictedAt != 0 {
 		rows = append(rows, [2]string{"evicted", cli.When(int64(v.EvictedAt))})
+		if v.EvictReason != "" {
+			rows = append(rows, [2]string{"reason", v.EvictReason})
+		}
+	}
+	if v.Joins != 0 {
+		rows = append(rows, [2]string{"joins", fmt.Sprintf("%d, %d of them recoveries", v.Joins, v.Recoveries)})
+	}
+	if v.RefusedAt != 0 {
+		rows = append(rows, [2]string{"refused", cli.When(int64(v.RefusedAt)) + ", a recovery; credence node allow " + v.Name + " lets it in"})
 	}
 	for _, name := range sortedKeys(v.Facts) {
 		rows = append(rows, [2]string{name, strings.Join(v.Facts[name], ", ")})

@@ -98,19 +98,24 @@ type nodeView struct {
 	Name         string              `json:"name"`
 	Method       string              `json:"method"`
 	JoinRule     string              `json:"join_rule"`
-	State        string              `json:"state"` // connected, away, evicted
+	State        string              `json:"state"` // connected, away, refused (a recovery), evicted
 	Connected    bool                `json:"connected"`
 	JoinedAt     cli.Moment          `json:"joined_at"`
 	ExpiresAt    cli.Moment          `json:"expires_at"`
 	EvictedAt    cli.Moment          `json:"evicted_at"`
 	Acknowledged uint64              `json:"acknowledged"` // the revision that it holds
 	Facts        map[string][]string `json:"facts"`
+	EvictReason  string              `json:"evict_reason"`
+	Joins        uint64              `json:"joins"`      // where its method counts them
+	Recoveries   uint64              `json:"recoveries"` // of these, without the state of the one before
+	RefusedAt    cli.Moment          `json:"refused_at"` // one more of those
 }
 
 func viewNode(n *api.NodeInfo) nodeView {
 	v := nodeView{
 		n.GetId(), n.GetName(), n.GetMethod(), n.GetJoinRule(), nodeState(n), n.GetConnected(),
 		cli.Moment(n.GetJoinedAt()), cli.Moment(n.GetExpiresAt()), cli.Moment(n.GetEvictedAt()), n.GetAcknowledged(), map[string][]string{},
+		n.GetEvictReason(), n.GetJoins(), n.GetRecoveries(), cli.Moment(n.GetRefusedAt()),
 	}
 	for name, values := range n.GetFacts() {
 		v.Facts[name] = list(values.GetValues())
@@ -124,6 +129,8 @@ func nodeState(n *api.NodeInfo) string {
 		return "evicted"
 	case n.GetConnected():
 		return "connected"
+	case n.GetRefusedAt() != 0:
+		return "refused"
 	}
 	return "away"
 }
