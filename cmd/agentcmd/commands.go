@@ -15,8 +15,8 @@ type verbs struct {
 	name string // what is typed before them
 }
 
-// Commands makes run, check, status, metrics, attest, explain and tpm. name is what is typed before
-// them.
+// Commands makes run, check, status, metrics, attest, explain, tpm and key. name is what is
+// typed before them.
 func Commands(p *cli.Program, name string) []*cobra.Command {
 	return (&verbs{p, name}).commands()
 }
@@ -118,7 +118,7 @@ something is wrong.`,
 		c.Flags().StringP("config", "c", "agent.yaml", "configuration")
 		cli.CompleteFiles(c, "config", "yaml", "yml")
 	}
-	return []*cobra.Command{runCmd, cli.AddOutput(check), p.statusCommand(), p.metricsCommand(), p.attestCommand(), p.explainCommand(), p.tpmCommand()}
+	return []*cobra.Command{runCmd, cli.AddOutput(check), p.statusCommand(), p.metricsCommand(), p.attestCommand(), p.explainCommand(), p.tpmCommand(), p.keyCommand()}
 }
 
 func config(cmd *cobra.Command) (File, error) {

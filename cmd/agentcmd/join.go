@@ -14,6 +14,7 @@ import (
 	"github.com/credence-id/credence/agent/evidence/awsec2"
 	"github.com/credence-id/credence/agent/evidence/awsiam"
 	"github.com/credence-id/credence/agent/evidence/azure"
+	"github.com/credence-id/credence/agent/evidence/boundkeypair"
 	"github.com/credence-id/credence/agent/evidence/gcp"
 	"github.com/credence-id/credence/agent/evidence/kubernetes"
 	"github.com/credence-id/credence/agent/evidence/oidc"
@@ -26,7 +27,7 @@ import (
 // joinFile is how the node proves itself. The comments of its fields are their
 // manual.
 type joinFile struct {
-	Method string `yaml:"method"` // token; kubernetes; x509; spiffe; tpm; aws_iam; aws_ec2; azure; gcp; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
+	Method string `yaml:"method"` // token; kubernetes; x509; spiffe; tpm; bound_keypair; aws_iam; aws_ec2; azure; gcp; or oidc, github, gitlab, circleci, azure_devops, terraform_cloud, aws_oidc
 	Rule   string `yaml:"rule"`   // the JoinRule, where the broker has several of the method
 
 	TokenFile    string   `yaml:"token_file"`    // holds the join token, the issuer's, or the pod's (default /var/run/secrets/tokens/credence); read anew each time
@@ -36,7 +37,7 @@ type joinFile struct {
 	ClientID     string   `yaml:"client_id"`     // azure: the managed identity's, where the machine has several
 	Endpoint     string   `yaml:"endpoint"`      // azure: of instance metadata; default http://169.254.169.254
 	Cert         string   `yaml:"cert"`          // x509, spiffe: the chain in PEM, leaf first; read anew each time. tpm: the endorsement key's likewise; default what the TPM holds
-	Key          string   `yaml:"key"`           // x509, spiffe: its key in PEM
+	Key          string   `yaml:"key"`           // x509, spiffe: its key in PEM; bound_keypair: this machine's, which credence agent key create makes
 	Device       string   `yaml:"device"`        // tpm: default /dev/tpmrm0; or the socket of one in software
 	EK           string   `yaml:"ek"`            // tpm: rsa or ecc, which endorsement key; default the one that there is a certificate of, or rsa
 	Socket       string   `yaml:"socket"`        // spiffe, instead of cert and key: another agent's Workload API, which gives this one its SVID, such as unix:///run/spire/agent.sock
@@ -49,6 +50,7 @@ const (
 	x509Method       = "x509"
 	spiffeMethod     = "spiffe"
 	tpmMethod        = "tpm"
+	boundKeyMethod   = "bound_keypair"
 	awsIAMMethod     = "aws_iam"
 	awsEC2Method     = "aws_ec2"
 	azureMethod      = "azure"
@@ -68,6 +70,8 @@ func (f *joinFile) fields() []string {
 		return []string{"rule", "cert", "key", "socket"}
 	case tpmMethod:
 		return []string{"rule", "cert", "device", "ek"}
+	case boundKeyMethod:
+		return []string{"rule", "key"}
 	case awsIAMMethod, awsEC2Method: // what they need is AWS' SDK's and instance metadata's to find
 		return []string{"rule"}
 	case azureMethod:
@@ -110,6 +114,11 @@ func (f *joinFile) complete(trustDomain string) error {
 	case tpmMethod:
 		if err := f.tpm(trustDomain).Check(); err != nil {
 			return fmt.Errorf("join.%w", err)
+		}
+		return nil
+	case boundKeyMethod:
+		if f.Key == "" {
+			return errors.New("join.key: is required: a file for this machine's key, which credence agent key create makes")
 		}
 		return nil
 	case awsIAMMethod, awsEC2Method:
@@ -180,6 +189,9 @@ func (f *joinFile) join(trustDomain, data string, evidence func(context.Context)
 	case f.Method == tpmMethod:
 		n := tpm.New(f.tpm(trustDomain))
 		j.Evidence, j.AnswerFor = n.Evidence, n.Answer
+	case f.Method == boundKeyMethod:
+		p := boundkeypair.New(boundkeypair.Config{TrustDomain: trustDomain, Key: boundkeypair.File(f.Key), StateFile: filepath.Join(data, "bound_keypair.state")})
+		j.Evidence, j.AnswerFor = p.Evidence, p.AnswerFor
 	case f.Method == awsIAMMethod:
 		c := awsiam.Config{TrustDomain: trustDomain}
 		j.Evidence, j.Answer = c.Evidence, c.Answer

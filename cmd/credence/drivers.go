@@ -17,6 +17,7 @@ import (
 	"github.com/credence-id/credence/broker/join/awsec2"
 	"github.com/credence-id/credence/broker/join/awsiam"
 	"github.com/credence-id/credence/broker/join/azure"
+	"github.com/credence-id/credence/broker/join/boundkeypair"
 	"github.com/credence-id/credence/broker/join/gcp"
 	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/oidc"
@@ -40,6 +41,7 @@ func registry() resource.Registry {
 	r.Methods[joinx509.Method] = func() join.Settings { return new(joinx509.Settings) }
 	r.Methods[spiffe.Method] = func() join.Settings { return new(spiffe.Settings) }
 	r.Methods[tpm.Method] = func() join.Settings { return new(tpm.Settings) }
+	r.Methods[boundkeypair.Method] = func() join.Settings { return new(boundkeypair.Settings) }
 	r.Methods[awsiam.Method] = func() join.Settings { return new(awsiam.Settings) }
 	r.Methods[awsec2.Method] = func() join.Settings { return new(awsec2.Settings) }
 	r.Methods[azure.Method] = func() join.Settings { return new(azure.Settings) }
@@ -100,6 +102,8 @@ func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 		return spiffe.New(spiffe.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Verify: m.svid})
 	case *tpm.Settings:
 		return tpm.New(tpm.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Now: m.now, Log: m.log})
+	case *boundkeypair.Settings:
+		return boundkeypair.New(boundkeypair.Config{Settings: s, TrustDomain: m.trustDomain.Name(), State: m.joinState(boundkeypair.Method)})
 	case *awsiam.Settings:
 		return awsiam.New(awsiam.Config{Settings: s, TrustDomain: m.trustDomain.Name(), Post: m.post(s.Roots()), Now: m.now})
 	case *awsec2.Settings:
@@ -112,6 +116,13 @@ func (m *joinMethods) build(r join.Rule) (join.Method, error) {
 		return oidc.New(oidc.Config{Settings: s, Audience: joinAudience(m.trustDomain), Get: m.get(s.Roots()), Spend: m.store.SpendEvidence, Spent: spent, Now: m.now})
 	}
 	return nil, fmt.Errorf("%w: join method %q is not one that this program has", broker.ErrRequest, r.Method)
+}
+
+// joinState tells what the last join by a durable key of a method left.
+func (m *joinMethods) joinState(method string) func(context.Context, string) (join.State, error) {
+	return func(ctx context.Context, durableKey string) (join.State, error) {
+		return m.store.JoinState(ctx, method+":"+durableKey)
+	}
 }
 
 // joinAudience is whom a token is for that proves a node to us.

@@ -21,7 +21,7 @@ var mayImport = map[string][]string{
 	"cmd/credence-agent": {"cmd/agentcmd", "cmd/cli"},
 	"cmd/agentcmd": {
 		"agent", "agent/api", "agent/caller", "agent/spool", "agent/workloadapi", "agent/sds", "agent/local", "agent/telemetry",
-		"agent/evidence/awsec2", "agent/evidence/awsiam", "agent/evidence/azure", "agent/evidence/gcp", "agent/evidence/kubernetes", "agent/evidence/oidc", "agent/evidence/spiffe", "agent/evidence/tpm", "agent/evidence/x509",
+		"agent/evidence/awsec2", "agent/evidence/awsiam", "agent/evidence/azure", "agent/evidence/boundkeypair", "agent/evidence/gcp", "agent/evidence/kubernetes", "agent/evidence/oidc", "agent/evidence/spiffe", "agent/evidence/tpm", "agent/evidence/x509",
 		"agent/attest/unix", "agent/attest/systemd", "agent/attest/docker", "agent/attest/containerd", "agent/attest/kubernetes",
 		"agent/output", "agent/output/files", "agent/output/awscredentials", "agent/output/sdk", "agent/output/kubernetessecret",
 		"exchangers", "federation", "cmd/cli", "cmd/flows", "cmd/workloadcmd",
