@@ -55,8 +55,8 @@ holds, and says what would be created, changed and deleted, and of an Identity h
 many of its SVIDs have not ended. It changes nothing. It exits 0 where apply would
 change nothing either, 1 where it would, and 2 where it would be refused; but that
 --yes is missing is told.`,
-		Example: `  credence get -o yaml > policy.yaml
-  credence plan -f policy.yaml --prune  # a copy of what stands: 0`,
+		Example: `  credence get --owner dev -o yaml > dev.yaml
+  credence plan -f dev.yaml --owner dev --prune  # a copy of what stands: 0`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.apply(cmd, true) },
 	}
 	return applyFlags(cmd)
