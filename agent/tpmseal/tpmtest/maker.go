@@ -53,15 +53,27 @@ func (m *Maker) PEM() string {
 // Profile has it: without an end, and of no subject but the TPM's make.
 func (m *Maker) Certify(t testing.TB, ek crypto.PublicKey, now time.Time, changes ...func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
+	about := func(c *x509.Certificate) {
+		c.ExtraExtensions = []pkix.Extension{AltName(t, "id:4D414B45", "Model 7", "id:00010002")}
+	}
+	c, err := m.TryCertify(ek, now, append([]func(*x509.Certificate){about}, changes...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TryCertify is Certify, without a word on the TPM's make, where a certificate may be
+// one that cannot be read.
+func (m *Maker) TryCertify(ek crypto.PublicKey, now time.Time, changes ...func(*x509.Certificate)) (*x509.Certificate, error) {
 	template := &x509.Certificate{
 		NotBefore: now.Add(-time.Hour), NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC), BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageKeyAgreement, UnknownExtKeyUsage: []asn1.ObjectIdentifier{{2, 23, 133, 8, 1}},
-		ExtraExtensions: []pkix.Extension{AltName(t, "id:4D414B45", "Model 7", "id:00010002")},
 	}
 	if _, ok := ek.(*rsa.PublicKey); ok {
 		template.KeyUsage = x509.KeyUsageKeyEncipherment
 	}
-	return m.Sign(t, template, ek, changes...)
+	return m.sign(template, ek, changes)
 }
 
 // AltName is what a certificate says of its TPM: manufacturer, model and version; it is
@@ -86,22 +98,25 @@ func AltName(t testing.TB, about ...string) pkix.Extension {
 // Sign signs a certificate, whatever it is.
 func (m *Maker) Sign(t testing.TB, template *x509.Certificate, pub crypto.PublicKey, changes ...func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
-	var err error
-	if template.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<60)); err != nil {
+	c, err := m.sign(template, pub, changes)
+	if err != nil {
 		t.Fatal(err)
+	}
+	return c
+}
+
+func (m *Maker) sign(template *x509.Certificate, pub crypto.PublicKey, changes []func(*x509.Certificate)) (_ *x509.Certificate, err error) {
+	if template.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<60)); err != nil {
+		return nil, err
 	}
 	for _, change := range changes {
 		change(template)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, m.Certificate, pub, m.key)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return x509.ParseCertificate(der)
 }
 
 // Where TPMs hold the certificates of their endorsement keys.

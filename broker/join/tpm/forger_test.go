@@ -169,7 +169,11 @@ func (f *forger) quote(data []byte) ([]byte, error) {
 		text = append(append(binary.BigEndian.AppendUint16(text, f.alg), 3), bits...)
 	}
 	digest := sha256.Sum256(bytes.Join(f.values, nil))
-	text = append(append(append(text, 0, 32), digest[:]...), f.after...)
+	return f.sign(append(append(append(text, 0, 32), digest[:]...), f.after...))
+}
+
+// sign answers with a text that is called a quote.
+func (f *forger) sign(text []byte) ([]byte, error) {
 	sum := sha256.Sum256(text)
 	signature, err := ecdsa.SignASN1(rand.Reader, f.signer, sum[:])
 	said := f.said

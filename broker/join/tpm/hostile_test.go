@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -392,7 +393,7 @@ func TestHostileChainsCostLittle(t *testing.T) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		shown := f.shown(f.public(), all[name])
-		const times = 5
+		const times = 3
 		before := cpu()
 		for range times {
 			_, err := joins(t, m, shown, func([]byte) ([]byte, error) { return nil, errors.New("it is challenged") })
@@ -506,6 +507,59 @@ func FuzzJoin(f *testing.F) {
 	f.Fuzz(func(t *testing.T, shown, answer []byte) {
 		if _, err := joins(t, m, shown, func([]byte) ([]byte, error) { return answer, nil }); err == nil {
 			t.Errorf("%q with %q is a node", shown, answer)
+		}
+	})
+}
+
+// FuzzQuote has the attestation key sign anything.
+func FuzzQuote(f *testing.F) {
+	forged := newForger(f)
+	forged.pcrs, forged.values = []int{7}, [][]byte{make([]byte, 32)}
+	m := method(f, knows(forged, 7))
+	shown := forged.shown(forged.public(), forged.ek.Public())
+	answer, err := forged.quote(make([]byte, 32))
+	if err != nil {
+		f.Fatal(err)
+	}
+	var a struct{ Quote []byte }
+	if err := json.Unmarshal(answer, &a); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(a.Quote)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		forged := *forged
+		forged.t = t
+		if _, err := joins(t, m, shown, func([]byte) ([]byte, error) { return forged.sign(text) }); err == nil {
+			t.Errorf("%x is a quote", text)
+		}
+	})
+}
+
+// FuzzAltName has a maker's CA certify a TPM of any make.
+func FuzzAltName(f *testing.F) {
+	forged := newForger(f)
+	root := tpmtest.NewMaker(f, "root", nil, start)
+	m := method(f, &tpm.Settings{Roots: root.PEM()})
+	f.Add(tpmtest.AltName(f, "id:4D414B45", "Model 7", "id:00010002").Value)
+	f.Add(twice(f).Value)
+	f.Add(many(f, 3))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		forged := *forged
+		forged.t = t
+		c, err := root.TryCertify(forged.ek.Public(), start, func(c *x509.Certificate) {
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: value}}
+		})
+		if err != nil {
+			return // crypto/x509 reads no such name
+		}
+		proof, err := joins(t, m, forged.shown(forged.public(), []*x509.Certificate{c}), forged.answer)
+		if err != nil && !errors.Is(err, join.ErrEvidence) {
+			t.Errorf("%x: %v", value, err)
+		}
+		for _, name := range []string{"manufacturer", "model", "version"} {
+			if v := proof.Facts.Map()["node.tpm."+name]; len(v) > 1 || len(v) == 1 && (v[0] == "" || len(v[0]) > 64 || strings.ContainsFunc(v[0], func(r rune) bool { return r < ' ' || r > '~' })) {
+				t.Errorf("%x: %s is %q", value, name, v)
+			}
 		}
 	})
 }
