@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -15,8 +16,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -510,6 +513,29 @@ func TestSigners(t *testing.T) {
 		w.document = document
 		if _, err := w.join(); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What a stranger puts into the bag is looked at before anything is computed by it.
+//
+// Regression: SPIRE 1.14.2 x509pop
+func TestBagsCostLittle(t *testing.T) {
+	w := newWorld(t)
+	great := &rsa.PublicKey{N: new(big.Int).Add(new(big.Int).Lsh(big.NewInt(1), 16383), big.NewInt(1)), E: 1<<31 - 1}
+	costly := w.azure.issuing.Issue(t, "spiffe://unused.example", start, great, func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign })
+	for name, row := range map[string]struct {
+		bag  []*x509.Certificate
+		want string
+	}{
+		"a great key":             {[]*x509.Certificate{w.by.cert, costly}, "a key that is none of"},
+		"a great key of a signer": {[]*x509.Certificate{costly, w.by.cert}, "a key that is none of"},
+		"a hundred":               {slices.Repeat([]*x509.Certificate{w.azure.root.Certificate}, 100), "truncated"}, // larger than any element may be
+		"nine":                    {slices.Repeat([]*x509.Certificate{w.azure.root.Certificate}, 9), "more than 8 certificates"},
+	} {
+		w.document = func(nonce string) message { return message{by: w.by, content: content(nonce, nil), bag: row.bag} }
+		if err := w.offer(w.raw); !errors.Is(err, join.ErrEvidence) || !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s: %v, want %s", name, err, row.want)
 		}
 	}
 }

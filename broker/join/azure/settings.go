@@ -84,7 +84,7 @@ type Settings struct {
 	// Roots (PEM) that the documents' signers end in; default: DigiCert Global Root G2
 	// and Microsoft RSA Root Certificate Authority 2017.
 	Roots string `yaml:"roots,omitempty"`
-	// Intermediates (PEM) between roots and signers, besides those built in: Azure sends
+	// Intermediates (PEM) between roots and signers. None is built in: Azure sends
 	// only the signer's own certificate, and nothing that it links is fetched. Those
 	// that Azure has are in "Azure Certificate Authority details".
 	Intermediates string `yaml:"intermediates,omitempty"`
