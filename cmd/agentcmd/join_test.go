@@ -28,6 +28,14 @@ func TestJoinFields(t *testing.T) {
 		{"{method: spiffe, socket: unix:///d/run/workload.sock}", "join.socket: is this agent's own", ""},
 		{"{method: spiffe, socket: /s, token_file: t}", "join.token_file: is not of join method spiffe", ""},
 		{"{method: x509, cert: /c, key: /k, socket: /s}", "join.socket: is not of join method x509", ""},
+		{"{method: azure, rule: a, audience: 'api://credence', client_id: c, endpoint: 'http://127.0.0.1:1'}", "", ""},
+		{"{method: azure}", "", ""}, // where the rule wants no token
+		{"{method: azure, endpoint: 'https://a.example'}", "join.endpoint: ", ""},
+		{"{method: azure, endpoint: 169.254.169.254}", "join.endpoint: ", ""},
+		{"{method: azure, token_file: t}", "join.token_file: is not of join method azure", ""},
+		{"{method: gcp, rule: a, audience: b}", "", ""},
+		{"{method: gcp, endpoint: 'http://a'}", "join.endpoint: is not of join method gcp", ""},
+		{"{method: github, client_id: c}", "join.client_id: is not of join method github", ""},
 		{"{method: token, token_file: /t, rule: prod}", "join.rule: is not of join method token", ""},
 		{"{method: Kubernetes}", "join.method:", ""},
 	} {
