@@ -192,6 +192,9 @@ func (b *Broker) bearer(ctx context.Context, e Evidence) (bearer, error) {
 	if err != nil {
 		return who, err
 	}
+	if row.Node == "" {
+		return who, refused(DeniedUnknown, "it is a person's, who logs in: only a workload's is exchanged")
+	}
 	who.row = row
 	if err := b.stands(who); err != nil {
 		return who, err
@@ -211,7 +214,7 @@ func (b *Broker) stands(who bearer) error {
 	if cut, hit := b.cuts.Load().hit(who.row); hit {
 		return refused(DeniedRevoked, "it was issued before %s: %s %s is revoked", cut.Before.UTC().Format(time.RFC3339), cut.Kind, cut.Value)
 	}
-	if n, ok := b.node(who.row.Node); !ok || !n.EvictedAt.IsZero() {
+	if n, ok := b.node(who.row.Node); who.row.Node != "" && (!ok || !n.EvictedAt.IsZero()) {
 		return refused(DeniedEvicted, "%s, to which it was issued, has not joined, or is evicted", who.row.Node)
 	}
 	return nil
@@ -240,10 +243,7 @@ func (b *Broker) lookUp(ctx context.Context, e Evidence) (Issued, error) {
 		return Issued{}, refused(DeniedUnknown, "nothing of this serial number was issued")
 	}
 	row := rows[0]
-	if row.Kind == e.Kind && row.Node == "" && row.Identity != "" {
-		return Issued{}, refused(DeniedUnknown, "it is a person's, who logs in: only a workload's is exchanged")
-	}
-	if row.Kind != e.Kind || row.SPIFFEID != e.ID.String() || row.Authority != e.Authority || row.Identity == "" || row.Node == "" || !row.ExpiresAt.After(b.cfg.Now()) {
+	if row.Kind != e.Kind || row.SPIFFEID != e.ID.String() || row.Authority != e.Authority || row.Identity == "" || !row.ExpiresAt.After(b.cfg.Now()) {
 		return Issued{}, refused(DeniedUnknown, "what was issued under its serial number is another SVID: somebody else may sign as %s", e.Authority)
 	}
 	return row, nil

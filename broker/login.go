@@ -159,3 +159,13 @@ func (b *Broker) denyLogin(ctx context.Context, l Login, err error) (*Denial, er
 // CountLoginRefused counts what strangers showed in vain to log in. A reason is a
 // few words of ours.
 func (b *Broker) CountLoginRefused(reason string) { b.unnamed.Add(reason) }
+
+// RefuseOperator records that somebody with an SVID of ours may not do what they
+// asked of the broker, once for many repetitions.
+func (b *Broker) RefuseOperator(ctx context.Context, id spiffeid.ID, asked, code, reason string) error {
+	event := audit.Event{Kind: "admin", Actor: id.String(), Code: code, Reason: clip(reason, maxCutReason), Detail: map[string]string{"asked": asked, "actor": id.String()}}
+	if _, err := b.denials.Append(ctx, event); err != nil {
+		return fmt.Errorf("recording a denial: %w", err)
+	}
+	return nil
+}

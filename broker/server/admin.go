@@ -46,7 +46,7 @@ func (a adminService) Apply(ctx context.Context, r *api.ApplyRequest) (*api.Appl
 	if len(r.GetYaml()) > maxYAML {
 		return nil, a.fail(ctx, fmt.Errorf("%w: %d bytes of YAML, at most %d are taken: apply them in parts", broker.ErrRequest, len(r.GetYaml()), maxYAML))
 	}
-	o, err := a.s.apply(ctx, a.s.cfg.AdminActor(ctx), r)
+	o, err := a.s.apply(ctx, a.s.actor(ctx), r)
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
@@ -143,7 +143,7 @@ func (a adminService) Delete(ctx context.Context, r *api.DeleteRequest) (*api.De
 			kind = row.row.Kind
 		}
 	}
-	if err := a.s.remove(ctx, a.s.cfg.AdminActor(ctx), r.GetOwner(), kind, r.GetName()); err != nil {
+	if err := a.s.remove(ctx, a.s.actor(ctx), r.GetOwner(), kind, r.GetName()); err != nil {
 		return nil, a.fail(ctx, err)
 	}
 	return &api.DeleteResponse{Revision: a.s.policyRevision()}, nil
@@ -163,7 +163,7 @@ func (a adminService) CreateToken(ctx context.Context, r *api.CreateTokenRequest
 		return nil, a.fail(ctx, fmt.Errorf("%w: creating a token: %w", broker.ErrRequest, err))
 	}
 	text, hash := token.New()
-	actor := a.s.cfg.AdminActor(ctx)
+	actor := a.s.actor(ctx)
 	expires := a.s.cfg.Now().Add(ttl)
 	event := audit.Event{Kind: "token", OK: true, Actor: actor, NotAfter: expires, Detail: map[string]string{
 		"node": r.GetNode(), "token_sha256": hex.EncodeToString(hash),
@@ -211,7 +211,7 @@ func unix(t time.Time) int64 {
 func (a adminService) EvictNode(ctx context.Context, r *api.EvictNodeRequest) (*api.EvictNodeResponse, error) {
 	n, err := a.findNode(r.GetId())
 	if err == nil {
-		n, err = a.s.cfg.Broker.Evict(ctx, n.ID, a.s.cfg.AdminActor(ctx), r.GetReason())
+		n, err = a.s.cfg.Broker.Evict(ctx, n.ID, a.s.actor(ctx), r.GetReason())
 	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
@@ -223,7 +223,7 @@ func (a adminService) EvictNode(ctx context.Context, r *api.EvictNodeRequest) (*
 func (a adminService) AllowNode(ctx context.Context, r *api.AllowNodeRequest) (*api.AllowNodeResponse, error) {
 	n, err := a.findNode(r.GetId())
 	if err == nil {
-		err = a.s.cfg.Broker.Allow(ctx, n.ID, a.s.cfg.AdminActor(ctx), r.GetReason())
+		err = a.s.cfg.Broker.Allow(ctx, n.ID, a.s.actor(ctx), r.GetReason())
 	}
 	if err != nil {
 		return nil, a.fail(ctx, err)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -114,7 +115,11 @@ func (s *Server) unaryAuth(ctx context.Context, req any, info *grpc.UnaryServerI
 	case api.Exchange_Exchange_FullMethodName, api.Exchange_Login_FullMethodName, api.Exchange_LoginInfo_FullMethodName:
 		return next(ctx, req) // no node's: each judges itself whom it serves
 	}
-	ctx, err := s.authenticate(ctx)
+	find := s.authenticate
+	if administers(info.FullMethod) {
+		find = func(ctx context.Context) (context.Context, error) { return s.authorize(ctx, info.FullMethod) }
+	}
+	ctx, err := find(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -124,6 +129,16 @@ func (s *Server) unaryAuth(ctx context.Context, req any, info *grpc.UnaryServerI
 func (s *Server) streamAuth(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	if info.FullMethod == api.Node_Join_FullMethodName {
 		return next(srv, stream)
+	}
+	if administers(info.FullMethod) {
+		ctx, err := s.authorize(stream.Context(), info.FullMethod)
+		if err != nil {
+			return err
+		}
+		o, _ := callerOperator(ctx)
+		open := &operatorStream{ServerStream: stream, s: s, ctx: ctx, standing: o.standing}
+		err = next(srv, open)
+		return cmp.Or(open.lost, err)
 	}
 	ctx, err := s.authenticate(stream.Context())
 	if errors.As(err, new(evicted)) {

@@ -48,7 +48,7 @@ func (a authoritiesService) fail(ctx context.Context, err error) error {
 func (a authoritiesService) act(ctx context.Context, code, reason string, detail map[string]string, do func(context.Context) error) error {
 	a.s.acting.Lock()
 	defer a.s.acting.Unlock()
-	event := audit.Event{Kind: "authority", OK: true, Actor: a.s.cfg.AdminActor(ctx), Code: code, Reason: reason, Detail: detail}
+	event := audit.Event{Kind: "authority", OK: true, Actor: a.s.actor(ctx), Code: code, Reason: reason, Detail: detail}
 	ctx = context.WithoutCancel(ctx) // what is recorded is done, though the caller left
 	if _, err := a.s.cfg.Audit.Append(ctx, event); err != nil {
 		return fmt.Errorf("recording %s: %w", code, err)
@@ -177,7 +177,7 @@ func (a authoritiesService) replaced(ctx context.Context, done authority.Replace
 
 // cutOff has agents ask again for what an authority signed.
 func (a authoritiesService) cutOff(ctx context.Context, id, reason string) error {
-	_, err := a.s.cfg.Broker.Revoke(ctx, broker.Cutoff{Kind: broker.CutAuthority, Value: id, Reason: reason, Actor: a.s.cfg.AdminActor(ctx)})
+	_, err := a.s.cfg.Broker.Revoke(ctx, broker.Cutoff{Kind: broker.CutAuthority, Value: id, Reason: reason, Actor: a.s.actor(ctx)})
 	return err
 }
 
@@ -233,7 +233,7 @@ func (a authoritiesService) ConfirmPublished(ctx context.Context, r *api.Confirm
 	}
 	for _, id := range r.GetKeys() {
 		if err == nil {
-			err = a.s.cfg.Store.ConfirmPlace(ctx, id, r.GetPlace(), a.s.cfg.AdminActor(ctx))
+			err = a.s.cfg.Store.ConfirmPlace(ctx, id, r.GetPlace(), a.s.actor(ctx))
 		}
 	}
 	if err != nil {

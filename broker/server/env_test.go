@@ -119,6 +119,7 @@ type env struct {
 	trust     func(server.Authority) server.Authority
 	exchanger func(broker.Target, time.Duration, []string) (exchangers.Exchanger, error)
 	login     *server.Login
+	roles     []server.Role
 	clusters  map[uint64]*kubernetes.Cluster // by the rule's revision; nil: no rule is of one
 	store     *store.Store
 	audit     *audit.Log
@@ -258,7 +259,7 @@ func (e *env) open() {
 		JoinStart:        e.joinStart, Log: log, Now: e.now,
 	}
 	e.config.Places, e.config.Exchanger = e.places, e.exchanger
-	e.config.Login = e.login
+	e.config.Login, e.config.Roles = e.login, e.roles
 	if e.clusters != nil {
 		e.config.Proofs = e.pod
 	}

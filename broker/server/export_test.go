@@ -11,3 +11,9 @@ func NewLimits(burst, rate float64, now func() time.Time) func(key string) (time
 const MaxBuckets = maxBuckets
 
 var SourceOf = sourceOf
+
+// Least is the least role of each RPC.
+var Least = least
+
+// May says whether a role may call an RPC.
+func (r Role) May(method string) bool { return r.may(method) }

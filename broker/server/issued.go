@@ -11,7 +11,7 @@ import (
 
 // Revoke makes that nothing counts any more which was issued before a time.
 func (a authoritiesService) Revoke(ctx context.Context, r *api.RevokeRequest) (*api.RevokeResponse, error) {
-	cutoff := broker.Cutoff{Kind: r.GetKind(), Value: r.GetValue(), Before: fromUnix(r.GetBefore()), Reason: r.GetReason(), Actor: a.s.cfg.AdminActor(ctx)}
+	cutoff := broker.Cutoff{Kind: r.GetKind(), Value: r.GetValue(), Before: fromUnix(r.GetBefore()), Reason: r.GetReason(), Actor: a.s.actor(ctx)}
 	if cutoff.Kind == broker.CutNode {
 		n, err := (adminService{s: a.s}).findNode(cutoff.Value)
 		if err != nil {

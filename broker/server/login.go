@@ -110,6 +110,9 @@ func (s *Server) loggedIn(svids []broker.X509SVID) (*api.LoginResponse, error) {
 	response := &api.LoginResponse{Bundle: document}
 	for _, svid := range svids {
 		one := &api.PersonSVID{Identity: svid.Identity, SpiffeId: svid.ID.String(), Hint: svid.Hint}
+		if role, ok := s.roleOf(svid.ID); ok {
+			one.Role = role.Name
+		}
 		for _, c := range svid.Chain {
 			one.Chain = append(one.Chain, c.Raw)
 		}

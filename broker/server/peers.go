@@ -66,7 +66,7 @@ func (a adminService) AcceptPeer(ctx context.Context, r *api.AcceptPeerRequest) 
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	event := audit.Event{Kind: "peer.accept", OK: true, Actor: a.s.cfg.AdminActor(ctx), Detail: map[string]string{
+	event := audit.Event{Kind: "peer.accept", OK: true, Actor: a.s.actor(ctx), Detail: map[string]string{
 		"trust_domain": td.Name(), "fingerprint": held,
 	}}
 	if _, err := a.s.cfg.Audit.Append(ctx, event); err != nil {

@@ -128,7 +128,7 @@ func wire(all []applied) []*api.ApplyResponse_Applied {
 // Rollback writes what stood at a revision under a new one: all of it, one
 // owner's, or one resource.
 func (a adminService) Rollback(ctx context.Context, r *api.RollbackRequest) (*api.ApplyResponse, error) {
-	o, err := a.s.rollback(ctx, a.s.cfg.AdminActor(ctx), r)
+	o, err := a.s.rollback(ctx, a.s.actor(ctx), r)
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}

@@ -155,7 +155,7 @@ func (a authoritiesService) confirm(ctx context.Context, targets []string) error
 		}
 		id := v.newest().ID
 		err := a.act(ctx, "root.confirm", "", map[string]string{"root": id, "target": target}, func(ctx context.Context) error {
-			return a.s.cfg.Store.ConfirmAnchor(ctx, id, target, a.s.cfg.AdminActor(ctx))
+			return a.s.cfg.Store.ConfirmAnchor(ctx, id, target, a.s.actor(ctx))
 		})
 		if err != nil {
 			return err

@@ -112,6 +112,7 @@ type Config struct {
 	// join.ErrEvidence means that it proves nothing; any other, that it could not be
 	// judged. Nil: workloads prove nothing.
 	Proofs    func(ctx context.Context, rules []join.Rule, cluster string, token []byte) (Pod, error)
+	Roles     []Role           // who administers by an SVID, on the agents' listener; none: nobody
 	Login     *Login           // nil: nobody logs in here
 	JoinStart time.Duration    // how long a caller of Join may take to begin; 0: 3 s
 	Log       *slog.Logger     // nil discards
@@ -173,6 +174,7 @@ type Server struct {
 	sources, callers, domains *limits       // of the token endpoint
 	whys, allWhys             *limits       // of what nodes are told
 	gone                      gone
+	roles                     map[spiffeid.ID]Role
 	proofs                    *proofs
 	changed                   bell
 	workers                   *workers
@@ -196,6 +198,13 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
 	s.exchanging, s.learners = make(chan struct{}, maxExchanges), make(chan struct{}, maxLearners)
+	s.roles = make(map[spiffeid.ID]Role, len(cfg.Roles))
+	for _, r := range cfg.Roles {
+		if _, twice := s.roles[r.ID]; twice || r.ID.IsZero() {
+			return nil, fmt.Errorf("making a server: %s has no role, or two", r.ID)
+		}
+		s.roles[r.ID] = r
+	}
 	s.proofs = newProofs(&s.cfg)
 	s.whys, s.allWhys = newLimits(whyBurst, whyRate, cfg.Now), newLimits(allWhyBurst, allWhyRate, cfg.Now)
 	s.sources, s.callers, s.domains = newLimits(sourceBurst, sourceRate, cfg.Now), newLimits(callerBurst, callerRate, cfg.Now), newLimits(domainBurst, domainRate, cfg.Now)
@@ -361,6 +370,10 @@ func (s *Server) agentsServer() *grpc.Server {
 	)
 	api.RegisterNodeServer(g, nodeService{s: s})
 	api.RegisterExchangeServer(g, exchangeService{s: s})
+	if len(s.roles) > 0 {
+		api.RegisterAdminServer(g, adminService{s: s})
+		api.RegisterAuthoritiesServer(g, authoritiesService{s: s})
+	}
 	return g
 }
 

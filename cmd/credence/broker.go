@@ -182,6 +182,10 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	if p.listeners.Web != nil {
 		listen["web"] = p.listeners.Web.Addr().String()
 	}
+	roles, err := p.file.roles()
+	if err != nil {
+		return err
+	}
 	logins, err := loginOf(p.file.Login, methods)
 	if err != nil {
 		return err
@@ -191,7 +195,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
 		RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
-		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: methods.pod, Login: logins, Now: o.now, Log: o.log,
+		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: methods.pod, Login: logins, Roles: roles, Now: o.now, Log: o.log,
 	})
 	return err
 }

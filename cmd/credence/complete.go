@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/resource"
-	"github.com/credence-id/credence/cmd/cli"
 )
 
 // completionTime is how long a person who pressed Tab waits for the broker.
@@ -42,14 +40,7 @@ func completeFlag(cmd *cobra.Command, flag string, ask completion) {
 func offer(cmd *cobra.Command, ask completion) []string {
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 	defer cancel()
-	where, _ := cmd.Flags().GetString("admin") // exec and credentials have none
-	if where == "" {
-		where = os.Getenv(adminVariable)
-	}
-	if where == "" {
-		return nil
-	}
-	conn, err := cli.DialSocket(where)
+	conn, _, err := dialAdmin(ctx, cmd)
 	if err != nil {
 		return nil
 	}

@@ -6,12 +6,14 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/login"
 	"github.com/credence-id/credence/broker/oidc"
+	"github.com/credence-id/credence/broker/server"
 	"github.com/credence-id/credence/cmd/cli"
 )
 
@@ -39,6 +41,7 @@ type brokerFile struct {
 	RefreshHint   string   `yaml:"refresh_hint"`   // how often peers and clouds are asked to fetch our bundle and keys; default 5m
 	MinTTL        string   `yaml:"min_ttl"`        // the shortest life that an Identity may ask for; default 1m
 
+	Roles []roleFile      `yaml:"roles"` // who administers by an SVID, on listen.agents; none: nobody
 	Login *login.Settings `yaml:"login"` // where people log in; absent: nobody does
 
 	CA anchorFile `yaml:",inline"`
@@ -88,6 +91,9 @@ func (f *brokerFile) complete() (err error) {
 	if e := f.CA.check(); e != nil {
 		return e
 	}
+	if _, e := f.roles(); e != nil {
+		return e
+	}
 	if f.Login != nil {
 		if e := f.Login.Complete(); e != nil {
 			return fmt.Errorf("login.%w", e)
@@ -122,6 +128,32 @@ func (f *brokerFile) refreshHint() (time.Duration, error) {
 		hint = 5 * time.Minute
 	}
 	return hint.Truncate(time.Second), err
+}
+
+// roleFile is a role of broker.yaml.
+type roleFile struct {
+	ID    string   `yaml:"id"`    // of a person or workload of ours
+	Role  string   `yaml:"role"`  // admin: everything; operator: Identities and Denies under paths; auditor: reads
+	Paths []string `yaml:"paths"` // an operator's: patterns over the paths of SPIFFE IDs
+}
+
+func (f *brokerFile) roles() ([]server.Role, error) {
+	td, err := identity.ParseTrustDomain(f.TrustDomain)
+	if err != nil {
+		return nil, fmt.Errorf("trust_domain: %w", err)
+	}
+	var all []server.Role
+	for i, one := range f.Roles {
+		r, err := server.NewRole(td, one.ID, one.Role, one.Paths)
+		if err != nil {
+			return nil, fmt.Errorf("roles[%d].%w", i, err)
+		}
+		if slices.ContainsFunc(all, func(o server.Role) bool { return o.ID == r.ID }) {
+			return nil, fmt.Errorf("roles[%d].id: %s has a role already", i, r.ID)
+		}
+		all = append(all, r)
+	}
+	return all, nil
 }
 
 func (f *brokerFile) networks() ([]netip.Prefix, error) {

@@ -60,7 +60,7 @@ func TestLogin(t *testing.T) {
 	t.Parallel()
 	provider := issuertest.NewProvider(t)
 	s := newSide(t, "example.org", func(s *side) {
-		s.more = fmt.Sprintf("allow_networks: [127.0.0.0/8]\nlogin: {issuer: %q, client_id: credence, ca_file: %s}\n", provider.URL, s.write("provider.pem", provider.CA()))
+		s.more = fmt.Sprintf("allow_networks: [127.0.0.0/8]\nlogin: {issuer: %q, client_id: credence, ca_file: %s}\nroles: [{id: spiffe://example.org/people/sre, role: operator, paths: [/shop/**]}]\n", provider.URL, s.write("provider.pem", provider.CA()))
 	})
 	s.credence(`kind: Identity
 name: sre
@@ -81,9 +81,29 @@ x509: {ttl: 30m}
 	if code, said := p.signsIn(first...); code != 0 || !strings.Contains(said, "spiffe://example.org/people/sre") {
 		t.Fatalf("%d, %s", code, said)
 	}
+	remote := []string{"--broker", "127.0.0.1:" + s.ports[0]}
+	if code, said := p.does(append([]string{"get", "identity", "sre", "-o", "yaml"}, remote...)...); code != 0 || !strings.Contains(said, "/people/sre") {
+		t.Errorf("reading: %d, %s", code, said)
+	}
+	mine := s.write("mine.yaml", "kind: Identity\nname: web\nspiffe_id: /shop/web\nmatch: [{node.name: n1, workload.unix.uid: 33}]\n")
+	if code, said := p.does(append([]string{"apply", "-f", mine}, remote...)...); code != 0 {
+		t.Errorf("changing what is theirs: %d, %s", code, said)
+	}
+	if code, said := p.does(append([]string{"delete", "identity", "sre"}, remote...)...); code != 4 || !strings.Contains(said, "paths") {
+		t.Errorf("changing what is not: %d, %s", code, said)
+	}
+	if code, said := p.does(append([]string{"node", "list"}, remote...)...); code != 0 {
+		t.Errorf("%d, %s", code, said)
+	}
+	if code, said := p.does(append([]string{"token", "create", "--node", "n1"}, remote...)...); code != 4 || !strings.Contains(said, "operator") {
+		t.Errorf("what an admin alone may: %d, %s", code, said)
+	}
 	out := s.path("tls")
 	if code, said := p.does("svid", "x509", "--out", out); code != 0 || !strings.Contains(said, "wrote svid_key.pem") {
 		t.Errorf("%d, %s", code, said)
+	}
+	if code, said := p.does("status", remote[0], remote[1], "--svid", out); code != 0 {
+		t.Errorf("by files: %d, %s", code, said)
 	}
 	if text, err := exec.Command("openssl", "verify", "-CAfile", out+"/svid_bundle.pem", "-untrusted", out+"/svid.pem", out+"/svid.pem").CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, text)
@@ -93,6 +113,10 @@ x509: {ttl: 30m}
 	}
 	if code, said := p.does("svid", "x509", "--watch", "--out", out); code != 2 {
 		t.Errorf("%d, %s", code, said)
+	}
+	s.credence("", "ca", "revoke", "--spiffe-id", "spiffe://example.org/people/sre")
+	if code, said := p.does(append([]string{"status"}, remote...)...); code != 4 || !strings.Contains(said, "revoked") {
+		t.Errorf("revoked: %d, %s", code, said)
 	}
 	if record := s.credence("", "audit", "tail", "-n", "50", "-o", "json"); !strings.Contains(record, `"login"`) {
 		t.Errorf("no login is recorded: %s", record)

@@ -171,6 +171,11 @@ data: %s
 # and the verified user.email. None: nobody logs in.
 # login: {issuer: https://accounts.example.org, client_id: credence, claims: {groups: groups}, scopes: [openid, email], algorithms: [RS256], redirect_uri: "http://127.0.0.1/callback", ca_file: ""}
 
+# Who administers this broker from elsewhere (credence VERB --broker), by an SVID of
+# ours: admin does everything, operator changes Identities and Denies whose every
+# ID lies under paths, auditor reads. The admin socket needs none.
+# roles: []                 # [{id: spiffe://example.org/people/ana, role: operator, paths: ["/shop/**"]}]
+
 # The shortest life that an Identity may ask for.
 # min_ttl: 1m
 `

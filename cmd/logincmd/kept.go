@@ -223,11 +223,7 @@ func (l *Login) Certificate(now time.Time) *tls.Certificate {
 	if best == nil {
 		return nil
 	}
-	cert := &tls.Certificate{PrivateKey: best.PrivateKey, Leaf: best.Certificates[0]}
-	for _, c := range best.Certificates {
-		cert.Certificate = append(cert.Certificate, c.Raw)
-	}
-	return cert
+	return certificate(best.SVID)
 }
 
 func rank(role string) int { return slices.Index([]string{"auditor", "operator", "admin"}, role) }
