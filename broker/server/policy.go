@@ -238,18 +238,12 @@ type change struct {
 }
 
 // change checks what would stand after the changes, records the act, writes
-<<<<<<< HEAD
 // them, and adopts what stands, which it returns; of a dry run what would. A
 // mistake in what was parsed gets its place. The caller holds applying.
 func (s *Server) change(ctx context.Context, now *state, act store.Act, parsed []resource.Resource, changes []change, dry bool) (*state, error) {
-=======
-// them, and adopts what stands. A mistake in what was parsed gets its place.
-// The caller holds applying.
-func (s *Server) change(ctx context.Context, now *state, act store.Act, parsed []resource.Resource, changes []change, dry bool) error {
 	if err := s.judged(ctx, now, act, changes); err != nil {
-		return err
+		return nil, err
 	}
->>>>>>> 89940f2 (broker/server: let people with a role administer from elsewhere)
 	next, err := s.standing(now, now, changes, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", broker.ErrRequest, resource.Locate(err, parsed))
