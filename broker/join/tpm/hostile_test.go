@@ -304,6 +304,7 @@ func TestCertificates(t *testing.T) {
 		"any usage":                   {chain{certify(root, usage(), func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} })}, "tcg-kp-EKCertificate"},
 		"for signatures":              {chain{certify(root, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature })}, "not for encryption"},
 		"for agreement, of RSA":       {chain{certify(root, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement })}, "not for encryption"},
+		"a CA by its constraints":     {chain{certify(root, func(c *x509.Certificate) { c.IsCA = true })}, "a CA's"},
 		"a CA":                        {chain{certify(root, func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, c.KeyUsage|x509.KeyUsageCertSign })}, "a CA's"},
 		"another critical extension": {chain{certify(root, func(c *x509.Certificate) {
 			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}})
