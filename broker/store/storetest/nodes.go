@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/credence-id/credence/broker"
@@ -110,6 +111,19 @@ func stepped(e *env) {
 	known(join.State{Joins: 2})
 	_, err = join1(join.State{Joins: 2}, join.State{Joins: 3, Digest: [32]byte{3}})
 	e.must(err)
+
+	// Of any number that follow from one join at once, one counts.
+	var all sync.WaitGroup
+	var counted atomic.Int32
+	for i := range 20 {
+		all.Go(func() {
+			if _, err := join1(join.State{Joins: 3, Digest: [32]byte{3}}, join.State{Joins: 4, Digest: [32]byte{4, byte(i)}}); err == nil {
+				counted.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	e.equal(counted.Load(), int32(1))
 
 	_, err = e.SaveNode(e.Context(), e.node("n2")) // which has no such state
 	e.must(err)
