@@ -119,7 +119,7 @@ func TestARefusedRecovery(t *testing.T) {
 	for range 3 {
 		_, err := e.stepped(refused)
 		e.refused(err, join.ErrRecovery)
-		e.time = e.time.Add(time.Second)
+		e.pass(time.Second)
 	}
 	_, err := e.as(joined)
 	e.must(err)
