@@ -57,7 +57,7 @@ terraform_cloud).`,
 		{&f.Issuer, "issuer", "aws_oidc: the account's issuer"},
 		{&f.Role, "role", "aws_oidc: ARN of the jobs' role"},
 		{&f.Name, "name", "of JoinRule and Identity (default: by the project's)"},
-		{&f.Broker, "broker", "host:port by which jobs reach the broker (default: its own word)"},
+		{&f.Broker, "address", "host:port by which jobs reach the broker (default: its own word)"},
 		{&f.Out, "out", "directory to write the files to (default: standard output)"},
 	} {
 		setup.Flags().StringVar(v.to, v.name, "", v.text)
@@ -146,10 +146,10 @@ func whereToJoin(ctx context.Context, c api.AdminClient, at string) (meeting, er
 	}
 	host, _, err := net.SplitHostPort(m.Broker)
 	if err != nil {
-		return meeting{}, cli.BadInput(fmt.Errorf("--broker: %q: host:port is wanted", m.Broker))
+		return meeting{}, cli.BadInput(fmt.Errorf("--address: %q: host:port is wanted", m.Broker))
 	}
 	if ip := net.ParseIP(host); ip != nil && (ip.IsLoopback() || ip.IsUnspecified()) {
-		m.note = "# Jobs elsewhere do not reach " + m.Broker + ": set listen.agents in broker.yaml, and give --broker.\n"
+		m.note = "# Jobs elsewhere do not reach " + m.Broker + ": set listen.agents in broker.yaml, and give --address.\n"
 	}
 	for _, ca := range bundle.X509Authorities() {
 		if pin := federation.Fingerprint(ca); !slices.Contains(m.Pins, pin) {

@@ -92,7 +92,7 @@ func TestJoinSetup(t *testing.T) {
 	}
 	s.credence("", check...)
 	s.credence(strings.TrimSuffix(policies.String(), "---\n"), "apply", "-f", "-")
-	out := s.credence("", "join", "setup", "github", "--repository", "acme/checkout", "--target", "aws,gcp", "--broker", "id.example.org:8443")
+	out := s.credence("", "join", "setup", "github", "--repository", "acme/checkout", "--target", "aws,gcp", "--address", "id.example.org:8443")
 	for _, want := range []string{"# policy.yaml\n", "---\n# credence-agent.yaml\n", "targets:", "id.example.org:8443", "-- credence-agent exec --target aws,gcp -- ./deploy.sh"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("nothing says %q:\n%s", want, out)
