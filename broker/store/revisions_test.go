@@ -3,6 +3,7 @@ package store_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -125,13 +126,18 @@ func TestManyResourcesAreForgottenSooner(t *testing.T) {
 // each resource by itself.
 func TestRevisionsOfAnOlderProgram(t *testing.T) {
 	dir := t.TempDir()
-	closeStore(t, open(t, dir))
-	alter(t, dir, `DROP TABLE join_state; DROP TABLE policy_revision; DROP TABLE resource;
-		CREATE TABLE resource (kind TEXT NOT NULL, name TEXT NOT NULL, revision BIGINT NOT NULL UNIQUE, owner TEXT NOT NULL,
-			body BYTEA, actor TEXT NOT NULL, written_at BIGINT NOT NULL, PRIMARY KEY (kind, name, revision));
+	old := `CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), schema_version BIGINT NOT NULL, revision BIGINT NOT NULL);
+		INSERT INTO head VALUES (1, 8, 7);`
+	for v := range 8 {
+		text, err := os.ReadFile(fmt.Sprintf("schema/%03d.sql", v+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		old += string(text)
+	}
+	alter(t, dir, old+`
 		INSERT INTO resource VALUES ('Identity', 'a', 1, 'team', '1', 'uid:0', 1000), ('Identity', 'b', 2, 'team', '1', 'uid:0', 1000),
-			('Identity', 'a', 3, 'team', '2', 'uid:1', 2000), ('Identity', 'b', 5, 'team', NULL, 'uid:0', 3000), ('Identity', 'b', 7, 'team', '3', 'uid:0', 4000);
-		UPDATE head SET schema_version = 8, revision = 7`)
+			('Identity', 'a', 3, 'team', '2', 'uid:1', 2000), ('Identity', 'b', 5, 'team', NULL, 'uid:0', 3000), ('Identity', 'b', 7, 'team', '3', 'uid:0', 4000)`)
 	s := open(t, dir)
 	all, oldest, err := s.Revisions(t.Context(), 0, "", "", 10)
 	if err != nil || oldest != 1 {

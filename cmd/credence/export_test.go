@@ -28,6 +28,8 @@ var (
 	SetupText = setupText
 	Terraform = terraform
 	Script    = script
+
+	DocumentsOf = documentsOf
 )
 
 // Commands is the tree of all verbs.

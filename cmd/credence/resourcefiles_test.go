@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/resource"
 	credence "github.com/credence-id/credence/cmd/credence"
 )
 
@@ -49,7 +51,6 @@ func TestFilesOfApply(t *testing.T) {
 		"a pipe":                   {map[string]string{"a.yaml": "|"}, nil, 2, "a.yaml: it is no file"},
 		"a directory named so":     {map[string]string{"a.yaml/b.md": "", "b.yaml": identityText("b")}, nil, 3, "none.sock"},
 		"a file too big":           {map[string]string{"a.yaml": strings.Repeat("#", 4<<20+1)}, nil, 2, "DIR/a.yaml"},
-		"too much for once":        {map[string]string{"a.yaml": many(0), "b.yaml": many(6000)}, nil, 2, "12000 resources"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -71,13 +72,17 @@ func TestFilesOfApply(t *testing.T) {
 	}
 }
 
-// many are 6,000 Denies.
-func many(from int) string {
-	var b strings.Builder
-	for i := range 6000 {
-		fmt.Fprintf(&b, "---\nkind: Deny\nname: d%d\nmatch: [{node.name: x}]\n", from+i)
+func TestTooMuchForOneApply(t *testing.T) {
+	t.Parallel()
+	deny := func(name string) resource.Resource {
+		return resource.Resource{Kind: "Deny", Name: name, Deny: &identity.Deny{Name: name, Reason: strings.Repeat("x", 3<<20)}}
 	}
-	return b.String()
+	if _, err := credence.DocumentsOf([]resource.Resource{deny("a")}); err != nil {
+		t.Error(err)
+	}
+	if _, err := credence.DocumentsOf([]resource.Resource{deny("a"), deny("b")}); err == nil || !strings.Contains(err.Error(), "2 resources of ") {
+		t.Errorf("two: %v", err)
+	}
 }
 
 func put(t *testing.T, path, text string) {
