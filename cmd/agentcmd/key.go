@@ -25,7 +25,7 @@ that nobody else may read, and prints the JoinRule that lets it in: an operator 
 that, or adds its line below keys to a rule that has other nodes'. The key itself stays
 here. Where the file has a key already it stays as it is, and its rule is printed again.`,
 		Example: `  ` + p.name + ` key create node.key --node build-7 > rule.yaml   # on the node
-  credence validate rule.yaml                                      # the operator: and apply -f rule.yaml`,
+  credence validate rule.yaml   # the operator: and apply -f it`,
 		RunE: p.createKey,
 	}
 	create.Flags().String("node", "", "name of the node (node.name); default the machine's")
