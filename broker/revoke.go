@@ -336,7 +336,7 @@ const (
 	dropEvery    = time.Minute
 	forgetAfter  = 24 * time.Hour // from an SVID's end
 	forgetNode   = 30 * 24 * time.Hour
-	forgetAtOnce = 500            // rows
+	forgetAtOnce = 500 // rows
 	forgetRounds = 40
 )
 
