@@ -21,3 +21,6 @@ func ParseDenyFile(path string, td spiffeid.TrustDomain, text []byte) ([]Cutoff,
 func RunIndexer(ctx context.Context, record Follower, index Index) {
 	newIndexer(Config{Record: record, Index: index, Origin: "b1", Log: slog.New(slog.DiscardHandler)}).run(ctx)
 }
+
+// StorePolicy is SetPolicy before it comes to the first session.
+func (b *Broker) StorePolicy(p *Policy) { b.policy.Store(p) }

@@ -214,7 +214,9 @@ func (s *Session) evict() {
 
 // remember keeps what was decided under p on a set of facts for the node's
 // sessions. If the policy has moved on meanwhile, the agent is told to ask
-// again: SetPolicy and Revoke did not know of this set.
+// again: SetPolicy and Revoke did not know of this set. It is, too, if SetPolicy is
+// yet to come to a session, and would find of the set only what stands now: what
+// the agent has of it may be of the policy before, of a token that it asked for now.
 func (b *Broker) remember(node string, p ground, set [sha256.Size]byte, w Workload, digest [sha256.Size]byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -223,7 +225,7 @@ func (b *Broker) remember(node string, p ground, set [sha256.Size]byte, w Worklo
 		if now.cuts != p.cuts {
 			s.tell(set, true) // what is on its way may be revoked
 		}
-		if now != p {
+		if old, known := s.sets[set]; now != p || known && old.digest != digest {
 			s.tell(set, false)
 		}
 		s.remember(set, decided{w, digest, w.bytes()})

@@ -244,6 +244,34 @@ func TestPolicyMoves(t *testing.T) {
 	}
 }
 
+// TestPolicyComesLater asks for a token between a policy and its coming to the
+// session: what the agent holds by the policy before is not forgotten by that.
+func TestPolicyComesLater(t *testing.T) {
+	e := newEnv(t)
+	n := e.caller("n1")
+	session := e.Watch(n)
+	defer session.Close()
+	both := identity.Resources{Identities: []identity.Identity{web("more"), web("web")}}
+	e.swap(both)
+	r := e.issue(n, item(t, 1))[0]
+	if len(r.SVIDs)+r.KeysNeeded != 2 {
+		t.Fatalf("the result is %+v", r)
+	}
+	without, difference, err := e.policy.Set.Change(identity.Changes{WithoutIdentities: []string{"more"}})
+	e.must(err)
+	next := *e.policy
+	next.Revision, next.Set, next.Difference = next.Revision+1, without, difference
+	e.StorePolicy(&next)
+	svids, _, err := e.IssueJWT(t.Context(), n, broker.JWTRequest{Workload: workload(t, "workload.unix.uid", "33"), Set: set(1), Audiences: []string{"spiffe://example.org/db"}})
+	if err != nil || len(svids) != 1 {
+		t.Fatal(svids, err)
+	}
+	e.SetPolicy(&next)
+	e.equal(e.told(session), []broker.Change{{Set: set(1)}})
+	e.issue(n, item(t, 1))
+	e.equal(e.told(session), []broker.Change(nil))
+}
+
 // held is an item that costs no signature.
 func (e *env) held(n broker.Node, count int) []broker.X509Item {
 	e.Helper()
