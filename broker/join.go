@@ -341,7 +341,7 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 	}
 	if event.Kind == "join" { // it may have proved other facts
 		for _, s := range b.sessions[saved.ID] {
-			s.reconsider(b.ground(saved.ID), saved, now)
+			s.reconsider(b.ground(saved.ID), nil, saved, now)
 		}
 	}
 	return Joined{saved, chain}, nil

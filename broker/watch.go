@@ -278,20 +278,20 @@ func (b *Broker) SetPolicy(p *Policy) {
 	b.mu.Unlock()
 	for _, s := range all { // one by one: others decide meanwhile, and remember knows of it
 		b.mu.Lock()
-		s.reconsider(b.ground(s.node), b.nodes[s.node], now)
+		s.reconsider(b.ground(s.node), p.Difference, b.nodes[s.node], now)
 		b.mu.Unlock()
 	}
 }
 
-// reconsider decides again on every set of facts of a session that a change may
-// touch.
-func (s *Session) reconsider(p ground, node Node, now time.Time) {
-	if !p.Difference.OnNode(node.Facts) {
+// reconsider decides again on every set of facts of a session that a change of
+// policy may touch; the nil one touches all.
+func (s *Session) reconsider(p ground, change *identity.Difference, node Node, now time.Time) {
+	if !change.OnNode(node.Facts) {
 		return
 	}
 	for set, d := range s.sets {
 		request := d.request(node, now)
-		if !p.Difference.On(request) {
+		if !change.On(request) {
 			continue
 		}
 		decisions, err := p.Set.Decide(request)

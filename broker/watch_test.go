@@ -359,6 +359,11 @@ func TestRejoined(t *testing.T) {
 	e.issue(n, item(t, 1))
 	e.join("n1")
 	e.equal(e.told(session), []broker.Change(nil))
+	elsewhere := web("other")
+	elsewhere.Match[0].Terms[0].Pattern = "n2"
+	// The last change of policy, which touches none of it, doesn't tell what a join does.
+	e.change(identity.Resources{Identities: []identity.Identity{i}}, identity.Resources{Identities: []identity.Identity{i, elsewhere}})
+	e.equal(e.told(session), []broker.Change(nil))
 	e.site = "b"
 	e.join("n1")
 	e.equal(e.told(session), []broker.Change{{Set: set(1), Erase: true}})
