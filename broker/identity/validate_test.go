@@ -45,6 +45,7 @@ func TestNewSetRefuses(t *testing.T) {
 		{"node.method alone", term("node.method", "token", "workload.unix.uid", "0"), "Identity", "match[0]"},
 		{"an unbound second item", match(ok[0], items("workload.unix.uid", "0")[0]), "Identity", "match[1]"},
 		{"an unbound person", term("user.email", "*@example.org"), "Identity", "match[0]"},
+		{"anybody of a provider", term("user.issuer", "https://id.example.org"), "Identity", "match[0]"},
 		{"an unbound peer", term("peer.spiffe_id", "spiffe://partner.example/**"), "Identity", "match[0]"},
 		{"only a when", match(identity.Item{When: `node.name == "n1"`}), "Identity", "match[0]"},
 		{"a path alone", term("node.name", "n1", "workload.unix.path", "/bin/x"), "Identity", "match[0]"},
