@@ -1,6 +1,8 @@
 package tpm
 
 import (
+	"crypto"
+	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -23,6 +25,10 @@ type Settings struct {
 	// such a root may stand for it, which helps where TPMs hold no more than their own
 	// certificate. None is built in.
 	Roots string `yaml:"roots,omitempty"`
+	// EK is, beside roots, the kind of all endorsement keys that count: rsa (the
+	// default) or ecc. Most TPMs have certificates for one of each: by the other one a
+	// machine would be another node, and back after it was banned.
+	EK string `yaml:"ek,omitempty"`
 	// EKHashes are machines known beforehand, by the name that each is to have:
 	// "sha256:" and the hex SHA-256 of the EK (DER, SubjectPublicKeyInfo), as
 	// credence agent tpm prints it there.
@@ -40,6 +46,9 @@ func (s *Settings) Validate() error {
 	}
 	if s.Roots == "" && len(s.EKHashes) == 0 {
 		return errors.New("ek_hashes: these or roots are required")
+	}
+	if s.EK != "" && (s.Roots == "" || s.EK != "rsa" && s.EK != "ecc") {
+		return fmt.Errorf("ek: %.20q: rsa or ecc is wanted, beside roots", s.EK)
 	}
 	names := map[string]string{}
 	for name, hash := range s.EKHashes {
@@ -60,6 +69,12 @@ func (s *Settings) Validate() error {
 		}
 	}
 	return nil
+}
+
+// counts says whether an endorsement key is of the kind that does.
+func (s *Settings) counts(ek crypto.PublicKey) bool {
+	_, ecc := ek.(*ecdsa.PublicKey)
+	return s.Roots == "" || ecc == (s.EK == "ecc")
 }
 
 func (s *Settings) sorted() []int { return slices.Sorted(slices.Values(s.PCRs)) }

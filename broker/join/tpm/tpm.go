@@ -19,7 +19,8 @@
 // for EKs, does no more, and its TPM is named by its hash instead.
 //
 // A node is banned by its EK, which is the same after the TPM was cleared, and comes
-// back by itself, on any disk.
+// back by itself, on any disk. Most TPMs have two, of RSA and of an elliptic curve:
+// where certificates count, one kind of them does.
 package tpm
 
 import (
@@ -177,6 +178,9 @@ type machine struct {
 
 // known finds the machine of an EK: by its hash, or by its certificate.
 func (m *method) known(e evidence, now time.Time) (machine, error) {
+	if !m.cfg.Settings.counts(e.ek) {
+		return machine{}, errors.New("the endorsement key is of the other kind than the rule takes (ek)")
+	}
 	hash, err := hashOf(e.ek)
 	if err != nil {
 		return machine{}, err

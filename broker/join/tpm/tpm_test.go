@@ -101,7 +101,7 @@ func TestCertificateInTheTPM(t *testing.T) {
 			tpmtest.Hold(t, c.Device, at, append(certificate.Raw, make([]byte, 300)...)) // some makers fill up
 			c.EK = ""                                                                    // it finds what there is
 			n = evidence.New(c)
-			m := method(t, &tpm.Settings{Roots: maker.PEM()})
+			m := method(t, &tpm.Settings{Roots: maker.PEM(), EK: kind})
 			for range 4 { // nothing stays loaded: a TPM has room for three
 				proof, err := joinAs(t, m, n)
 				if err != nil {
@@ -118,6 +118,26 @@ func TestCertificateInTheTPM(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A machine that is banned by one of its endorsement keys doesn't come back by the
+// other, by certificate or hash: a rule takes one kind.
+func TestOneKindOfEndorsementKey(t *testing.T) {
+	t.Parallel()
+	maker := tpmtest.NewMaker(t, "maker", nil, start)
+	n, c := machine(t, ecc)
+	found, ek := find(t, n)
+	tpmtest.Hold(t, c.Device, tpmtest.ECCCertificate, maker.Certify(t, ek, start).Raw)
+	for kind, takes := range map[string]bool{"": false, "rsa": false, "ecc": true} {
+		for _, hashes := range []map[string]string{nil, {"rack-7": found.Hash}} {
+			_, err := joinAs(t, method(t, &tpm.Settings{Roots: maker.PEM(), EK: kind, EKHashes: hashes}), evidence.New(c))
+			if !takes {
+				refused(t, kind, err, "other kind")
+			} else if err != nil {
+				t.Errorf("%s: %v", kind, err)
+			}
+		}
 	}
 }
 
@@ -142,7 +162,7 @@ func TestRegistered(t *testing.T) {
 	other := "sha256:" + strings.Repeat("0", 64)
 	for name, s := range map[string]*tpm.Settings{
 		"another's hash": {EKHashes: map[string]string{"rack-7": other}},
-		"a maker's root": {Roots: tpmtest.NewMaker(t, "maker", nil, start).PEM()},
+		"a maker's root": {Roots: tpmtest.NewMaker(t, "maker", nil, start).PEM(), EK: "ecc"},
 	} {
 		_, err := joinAs(t, method(t, s), n)
 		refused(t, name, err, "ek_hashes")
@@ -169,11 +189,11 @@ func TestCertificateInAFile(t *testing.T) {
 		}
 	}
 	write(certificate, between.Certificate)
-	if _, err := joinAs(t, method(t, &tpm.Settings{Roots: root.PEM()}), evidence.New(c)); err != nil {
+	if _, err := joinAs(t, method(t, &tpm.Settings{Roots: root.PEM(), EK: "ecc"}), evidence.New(c)); err != nil {
 		t.Error(err)
 	}
 	write(certificate) // the CA below the root stands for it
-	m := method(t, &tpm.Settings{Roots: between.PEM()})
+	m := method(t, &tpm.Settings{Roots: between.PEM(), EK: "ecc"})
 	if _, err := joinAs(t, m, evidence.New(c)); err != nil {
 		t.Error(err)
 	}
@@ -204,7 +224,7 @@ func TestCertificatesThatArePassed(t *testing.T) {
 		if !strings.Contains(found.Passed, why) || found.Chain != nil {
 			t.Errorf("%s: %+v", why, found)
 		}
-		if _, err := joinAs(t, method(t, &tpm.Settings{Roots: maker.PEM(), EKHashes: map[string]string{"rack-7": found.Hash}}), n); err != nil {
+		if _, err := joinAs(t, method(t, &tpm.Settings{Roots: maker.PEM(), EK: "ecc", EKHashes: map[string]string{"rack-7": found.Hash}}), n); err != nil {
 			t.Errorf("%s: %v", why, err)
 		}
 	}
@@ -341,6 +361,9 @@ func TestSettings(t *testing.T) {
 		{tpm.Settings{EKHashes: one, PCRs: []int{7, 0, 7}}, "pcrs:"},
 		{tpm.Settings{EKHashes: one, PCRs: []int{23, 0, 7}}, ""},
 		{tpm.Settings{Roots: good + good}, ""},
+		{tpm.Settings{Roots: good, EK: "ecc"}, ""},
+		{tpm.Settings{Roots: good, EK: "ECC"}, "ek:"},
+		{tpm.Settings{EKHashes: one, EK: "ecc"}, "ek:"},
 	} {
 		err := row.s.Validate()
 		if (err == nil) != (row.want == "") || (err != nil && !strings.HasPrefix(err.Error(), row.want)) {
