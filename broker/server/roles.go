@@ -178,6 +178,8 @@ func (s *Server) authorize(ctx context.Context, method string) (context.Context,
 	switch {
 	case errors.Is(err, broker.ErrNoStanding):
 		return nil, s.refuseOperator(ctx, e, method, "no_standing", err.Error(), status.Error(codes.Unauthenticated, "this SVID counts no more: "+err.Error()+"; run credence login again"))
+	case errors.Is(err, broker.ErrBehind):
+		return nil, status.Error(codes.Unavailable, "what was issued is not known yet: try again in a moment")
 	case err != nil:
 		return nil, statusOf(ctx, s.cfg.Log, false, err)
 	case !role.may(method):
