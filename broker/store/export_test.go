@@ -15,3 +15,14 @@ const SchemaVersion = schemaVersion
 
 // Keep changes how far back policy is kept.
 func (s *Store) Keep(revisions, resources, anyway int64) { s.keep = kept{revisions, resources, anyway} }
+
+// FailOnce has the next write to a table fail, after which it is tried again.
+func (s *Store) FailOnce(ctx context.Context, table string) error {
+	const name = "fail_once"
+	_, err := s.write.ExecContext(ctx, "CREATE TRIGGER "+name+" BEFORE INSERT ON "+table+" BEGIN SELECT RAISE(ABORT, 'not now'); END")
+	s.again = func(error) bool {
+		_, gone := s.write.ExecContext(ctx, "DROP TRIGGER "+name)
+		return gone == nil
+	}
+	return err
+}

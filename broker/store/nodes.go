@@ -86,6 +86,7 @@ func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 	if _, err := identity.ParseFacts("node", facts); err != nil {
 		return broker.Node{}, fmt.Errorf("saving node %s: %w", n.ID, err)
 	}
+	saved := n
 	err = s.revise(ctx, func(tx *sql.Tx, revision int64) error {
 		if err := admissible(ctx, tx, n); err != nil {
 			return err
@@ -100,17 +101,17 @@ func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 		_, err := tx.ExecContext(ctx, write, n.ID, revision, n.Name, n.Method, n.JoinRule, n.DurableKey, facts,
 			millis(n.JoinedAt), bytesOf(n.Serial), bytesOf(n.PreviousSerial), millis(n.ExpiresAt),
 			millis(n.IssuedAt), millis(n.PreviousIssuedAt), n.Authority, n.PreviousAuthority, bytesOf(n.Key), bytesOf(n.PreviousKey))
-		n.Revision = uint64(revision)
+		saved.Revision = uint64(revision) // not n's, by which a second try judges
 		return err
 	})
 	if err != nil {
 		return broker.Node{}, fmt.Errorf("saving node %s: %w", n.ID, err)
 	}
-	n.EvictedAt = time.Time{}
+	saved.EvictedAt = time.Time{}
 	if n.Step != nil {
-		n.Joins, n.Step = n.Step.To, nil
+		saved.Joins, saved.Step = n.Step.To, nil
 	}
-	return n, nil
+	return saved, nil
 }
 
 // admissible says whether a node may be written over what stands.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/broker/store/storetest"
@@ -386,4 +387,24 @@ func cpu(b *testing.B) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// TestTriedAgain holds that a write which the engine could not do beside others
+// is the same when it is tried again.
+func TestTriedAgain(t *testing.T) {
+	s := open(t, t.TempDir())
+	facts, err := identity.NewFacts("node", map[string][]string{"node.name": {"n1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := broker.Node{ID: "spiffe://example.org/credence/node/n1", Name: "n1", Method: "token", DurableKey: "token:n1", Facts: facts}
+	for _, what := range []string{"joins", "renews"} {
+		if err := s.FailOnce(t.Context(), "node"); err != nil {
+			t.Fatal(err)
+		}
+		before := n.Revision
+		if n, err = s.SaveNode(t.Context(), n); err != nil || n.Revision <= before {
+			t.Fatalf("it %s: revision %d, %v", what, n.Revision, err)
+		}
+	}
 }
