@@ -16,7 +16,7 @@ import (
 const (
 	maxFunctions = 8    // of one fact
 	maxArgument  = 64   // bytes of a text that replace finds or puts
-	maxValue     = 4096 // bytes of a value, but for hash, before and after each function
+	maxValue     = 4096 // bytes of a value, of all its parts, but for hash, before and after each function
 	leastHash    = 8    // digits
 	safeHash     = 32   // digits; of fewer, whoever chooses values can find two that are alike
 )
@@ -206,10 +206,14 @@ func (r *slot) of(value string, p *place) (string, error) {
 			parts = strings.Split(parts[0], p.by)
 			continue
 		}
+		left := maxValue // of all parts together: each may grow with each function
 		for i := range parts {
 			var err error
 			if parts[i], err = f.apply(parts[i]); err != nil {
 				return "", err
+			}
+			if left -= len(parts[i]); left < 0 && len(parts) > 1 {
+				return "", fmt.Errorf("has parts that | %s makes more than %d bytes long together", f.name, maxValue)
 			}
 		}
 	}

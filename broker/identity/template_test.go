@@ -417,3 +417,19 @@ func FuzzNames(f *testing.F) {
 		}
 	})
 }
+
+// TestPartsGrowLittle holds that a function on each of many parts takes no more
+// than one on the whole of a value.
+func TestPartsGrowLittle(t *testing.T) {
+	grow := ` | replace "a" "` + strings.Repeat("a", 64) + `"`
+	s := requireSet(t, templated(func(i *identity.Identity) { i.SPIFFEID = "/{workload.x | path" + strings.Repeat(grow, 3) + "}" }))
+	r := withX(t, strings.Repeat("a/", 2000)+"a")
+	one := testing.Benchmark(func(b *testing.B) {
+		for b.Loop() {
+			s.Decide(r)
+		}
+	})
+	if one.AllocedBytesPerOp() > 4<<20 {
+		t.Errorf("a decision takes %d bytes", one.AllocedBytesPerOp())
+	}
+}
