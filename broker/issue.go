@@ -504,6 +504,9 @@ func decisionDigest(p ground, d identity.Decision) [sha256.Size]byte {
 	if len(uses) > 0 {
 		parts = append(parts, uses)
 	}
+	if len(d.Names) > 0 { // by the facts, which a node that joins anew may have others of
+		parts = append(parts, d.Names)
+	}
 	if cut := p.cuts.newest(d.ID.String(), d.Identity, p.node); !cut.IsZero() {
 		parts = append(parts, cut.UnixMilli())
 	}

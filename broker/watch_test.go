@@ -369,6 +369,34 @@ func TestRejoined(t *testing.T) {
 	e.equal(e.told(session), []broker.Change{{Set: set(1), Erase: true}})
 }
 
+// TestRejoinedUnderNames holds that an SVID with names of facts that the node no
+// longer proves is not held any more.
+func TestRejoinedUnderNames(t *testing.T) {
+	e := newEnv(t)
+	i := web("web")
+	i.X509 = &identity.X509{DNSNames: []string{"{node.token.site}.svc"}}
+	next := *e.policy
+	next.Revision++
+	var err error
+	next.Set, err = identity.NewSet(identity.Config{TrustDomain: td, JWT: true, AnyDNSName: true}, identity.Resources{Identities: []identity.Identity{i}})
+	e.must(err)
+	e.SetPolicy(&next)
+	n := e.caller("n1")
+	session := e.Watch(n)
+	defer session.Close()
+	asked := item(t, 1)
+	svid := e.issue(n, asked)[0].SVIDs[0]
+	e.equal(svid.Chain[0].DNSNames, []string{"a.svc"})
+	asked.Held = []broker.Held{{Identity: "web", Digest: svid.Digest, NotAfter: start.Add(time.Hour)}}
+	if held := e.issue(n, asked)[0].SVIDs[0]; held.Chain != nil {
+		t.Error("it is not held")
+	}
+	e.site = "b"
+	n = e.caller("n1")
+	e.equal(e.told(session), []broker.Change{{Set: set(1)}})
+	e.equal(e.issue(n, asked)[0].SVIDs[0].Chain[0].DNSNames, []string{"b.svc"})
+}
+
 // A node holds a bundle once it has acknowledged the message that brought it,
 // on each of its streams.
 func TestHolding(t *testing.T) {

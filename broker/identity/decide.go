@@ -249,6 +249,9 @@ func (s *Set) decide(j *judgement, i *identity) (Decision, *refusal) {
 	if s.isEvidence(g.audiences) {
 		d.Use = UseSingle
 	}
+	if i.names != nil && g.audiences == nil {
+		d.Names = append([]string{g.subject}, g.dnsNames...)
+	}
 	if i.JWT != nil && s.config.JWT {
 		d.JWTAudiences = i.listed
 	}

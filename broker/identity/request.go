@@ -74,4 +74,5 @@ type Decision struct {
 	JWTAudiences  []Audience          // what the Workload API may be asked for, each with the use that counts for it
 	Depends       map[string][]string // decision 1: every fact that this Identity or any Deny names; nil values: absent
 	Use           Use                 // of the JWT-SVID
+	Names         []string            // subject and DNS names of the X509-SVID, where facts stand in them
 }
