@@ -25,6 +25,7 @@ const (
 	fewLeft      = 5                // credentials that an app can have still
 	fileLife     = 25 * time.Minute // of a token in a file: programs read it anew every 5 to 20 min
 	maxLintSteps = 1_000_000        // comparisons of one Lint: an apply waits for it
+	whenSteps    = 100              // what a when counts for, which may take milliseconds
 )
 
 // A Scope is what Lint looks at, and what it may know besides the set.

@@ -2,6 +2,7 @@ package identity_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -274,6 +275,20 @@ func TestLintOfNodes(t *testing.T) {
 		}
 		if all := s.Lint(identity.Scope{}); len(all) != 0 {
 			t.Errorf("%s: without nodes it says %v", row.name, all)
+		}
+	}
+}
+
+// TestLintOfManyWhens holds that expressions count for more than terms: one that
+// is slow, on each of many nodes, would keep an apply waiting.
+func TestLintOfManyWhens(t *testing.T) {
+	node := place(t, "n", "node.zone", "a")
+	scope := identity.Scope{Live: true, Nodes: slices.Repeat([]identity.Place{node}, 20_000)}
+	for when, want := range map[string]int{"": 1, `node.zone == "a"`: 0} {
+		item := items("node.zone", "a", "workload.unix.uid", "0")
+		item[0].When = when
+		if all := requireSet(t, of(identity.Identity{Name: "a", SPIFFEID: "/a", Match: item})).Lint(scope); len(all) != want {
+			t.Errorf("%q: %v", when, all)
 		}
 	}
 }

@@ -36,7 +36,13 @@ func (l *linter) count(a *alternative) (n int, counted bool) {
 		return 0, false
 	}
 	for _, e := range l.nodes {
-		if a.eval(e, a.evalTerms(e)) != isFalse {
+		t := a.evalTerms(e)
+		if t != isFalse && a.when != nil {
+			if l.steps -= whenSteps; l.steps < 0 {
+				return 0, false
+			}
+		}
+		if a.eval(e, t) != isFalse {
 			n++
 		}
 	}
