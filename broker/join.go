@@ -63,7 +63,7 @@ func (b *Broker) Join(ctx context.Context, r JoinRequest) (Joined, error) {
 	defer cancel()
 	joined, err := b.join(ctx, r)
 	if err != nil {
-		b.strangers.Add(joinFailure(r, err))
+		b.strangers.Add(b.joinFailure(r, err))
 		return Joined{}, fmt.Errorf("joining by %.40q: %w", r.Method, err)
 	}
 	return joined, nil
@@ -71,10 +71,10 @@ func (b *Broker) Join(ctx context.Context, r JoinRequest) (Joined, error) {
 
 // joinFailure names a failed join in few enough words that strangers cannot
 // fill the record with reasons of their own making.
-func joinFailure(r JoinRequest, err error) string {
+func (b *Broker) joinFailure(r JoinRequest, err error) string {
 	method := "unknown method"
-	if r.Method == tokenMethod {
-		method = tokenMethod
+	if r.Method == tokenMethod || slices.ContainsFunc(b.policy.Load().Rules, func(rule join.Rule) bool { return rule.Method == r.Method }) {
+		method = r.Method
 	}
 	switch {
 	case errors.Is(err, join.ErrCloned):

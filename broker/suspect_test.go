@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -166,4 +167,12 @@ func TestAStrangersSuspicion(t *testing.T) {
 	}
 	e.equal(len(e.Nodes()), 0)
 	e.equal(len(e.record.of("evict"))+len(e.refusals()), 0)
+	_, err := e.Join(e.Context(), broker.JoinRequest{Method: "made up", Evidence: []byte("x"), PublicKey: keys(e, 1)[0]})
+	e.refused(err, identity.ErrDenied)
+	e.must(e.Close()) // which writes what was counted, by methods that there are
+	counted := map[string]string{}
+	for _, r := range e.record.of("join.refused") {
+		maps.Copy(counted, r.Detail)
+	}
+	e.equal(counted, map[string]string{"fake: cloned": "1", "fake: no recovery left": "1", "unknown method: not allowed": "1"})
 }
