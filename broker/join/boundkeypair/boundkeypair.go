@@ -26,11 +26,7 @@ package boundkeypair
 
 import (
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -39,6 +35,7 @@ import (
 
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/join/possession"
 )
 
 // Config is the wiring of a method. All fields are required.
@@ -86,7 +83,7 @@ func (m method) Join(ctx context.Context, evidence []byte, ask join.Challenge) (
 	if err != nil {
 		return join.Proof{}, fmt.Errorf("%w: %w", join.ErrEvidence, err)
 	}
-	if !signed(key.key, message(m.cfg.TrustDomain, challenge, svid[:], text[:answerSize]), signature) {
+	if !possession.Signed(key.key, message(m.cfg.TrustDomain, challenge, svid[:], text[:answerSize]), signature) {
 		return join.Proof{}, fmt.Errorf("%w: the answer is no signature of our challenge by the key of %s", join.ErrEvidence, key.name)
 	}
 	proof, err := key.proof()
@@ -164,19 +161,4 @@ func parseAnswer(text []byte) (a answer, signature []byte, err error) {
 // message is what a node signs: ours alone, once.
 func message(trustDomain string, challenge, svid, answer []byte) []byte {
 	return slices.Concat([]byte("credence join "+Method+" 1\x00"), []byte(trustDomain), []byte{0}, challenge, svid, answer)
-}
-
-// signed says whether a key made a signature: over SHA-256, with PSS for RSA, as in
-// TLS 1.3 (RFC 8446 §4.2.3).
-func signed(pub crypto.PublicKey, message, signature []byte) bool {
-	sum := sha256.Sum256(message)
-	switch k := pub.(type) {
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(k, sum[:], signature)
-	case *rsa.PublicKey:
-		return rsa.VerifyPSS(k, crypto.SHA256, sum[:], signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
-	case ed25519.PublicKey:
-		return ed25519.Verify(k, message, signature)
-	}
-	return false
 }

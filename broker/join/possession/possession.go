@@ -1,6 +1,7 @@
 // Package possession checks that a node has the key of the certificates that it
-// shows, for join methods whose evidence is a chain. Who signed the chain, and what
-// it says of the node, is left to the method.
+// shows, for join methods whose evidence is a chain, and for all what a signature by
+// a node's key is. Who signed the chain, and what it says of the node, is left to the
+// method.
 //
 // What a node signs names the method and our trust domain, and holds a fresh
 // challenge and the digest of the public key that the node joins with: neither a
@@ -96,27 +97,23 @@ func Prove(ctx context.Context, ask join.Challenge, method, trustDomain string, 
 		return err
 	}
 	message := slices.Concat([]byte("credence join "+method+" 1\x00"), []byte(trustDomain), []byte{0}, challenge, key[:])
-	if err := verify(pub, message, answer); err != nil {
-		return fmt.Errorf("%w: %w", join.ErrEvidence, err)
+	if !Signed(pub, message, answer) {
+		return fmt.Errorf("%w: the answer is no signature of our challenge by the certificate's key", join.ErrEvidence)
 	}
 	return nil
 }
 
-// verify says whether an answer is a signature by a key: over SHA-256, with PSS
-// for RSA, as in TLS 1.3 (RFC 8446 §4.2.3).
-func verify(pub crypto.PublicKey, message, answer []byte) error {
+// Signed says whether a key made a signature: over SHA-256, with PSS for RSA, as in
+// TLS 1.3 (RFC 8446 §4.2.3).
+func Signed(pub crypto.PublicKey, message, signature []byte) bool {
 	sum := sha256.Sum256(message)
-	ok := false
 	switch k := pub.(type) {
 	case *ecdsa.PublicKey:
-		ok = ecdsa.VerifyASN1(k, sum[:], answer)
+		return ecdsa.VerifyASN1(k, sum[:], signature)
 	case *rsa.PublicKey:
-		ok = rsa.VerifyPSS(k, crypto.SHA256, sum[:], answer, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+		return rsa.VerifyPSS(k, crypto.SHA256, sum[:], signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 	case ed25519.PublicKey:
-		ok = ed25519.Verify(k, message, answer)
+		return ed25519.Verify(k, message, signature)
 	}
-	if !ok {
-		return errors.New("the answer is no signature of our challenge by the certificate's key")
-	}
-	return nil
+	return false
 }
