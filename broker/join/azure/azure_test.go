@@ -33,6 +33,7 @@ import (
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/join/azure"
+	"github.com/credence-id/credence/broker/join/bearer"
 	"github.com/credence-id/credence/exchangers/sandbox/issuertest"
 )
 
@@ -182,7 +183,10 @@ func (w *world) attest(nonce string) message {
 	return message{by: w.by, content: content(nonce, nil)}
 }
 
-func (w *world) hold(_ context.Context, digest [32]byte, holder string, _, _ time.Time) error {
+func (w *world) hold(_ context.Context, digest [32]byte, holder string, ends, _ time.Time) error {
+	if ends.Before(start.Add(24*time.Hour + bearer.Skew)) {
+		w.t.Errorf("it is held until %s, and a token is good after that", ends)
+	}
 	if by, ok := w.held[digest]; ok && by != holder {
 		return broker.ErrSpent
 	}

@@ -170,7 +170,7 @@ func TestJoin(t *testing.T) {
 		t.Errorf("the second time: %v", err)
 	}
 	for _, ends := range w.spent {
-		if ends.Before(start.Add(time.Hour)) {
+		if ends.Before(start.Add(time.Hour + time.Minute)) {
 			t.Errorf("it is remembered until %s, and good after that", ends)
 		}
 	}
