@@ -14,8 +14,8 @@ import (
 	"github.com/credence-id/credence/cmd/cli"
 )
 
-// endingSoon is when to tell of a certificate that nodes join by: the method itself
-// logs it from then on too.
+// endingSoon is when to tell of a certificate that nodes join by: the methods of clouds
+// and TPMs log it from then on too.
 const endingSoon = 90 * 24 * time.Hour
 
 // checkEndings looks at the certificates by which nodes join: those that are built in,
