@@ -80,9 +80,10 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 		return pgWayOut(err)
 	}
 	s.atOnce = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
-	s.read = openPool(c.Copy(), &generation)
-	// Whoever became the primary meanwhile is found, among those of the URL.
+	// Whoever became the primary meanwhile is found, among those of the URL; to read
+	// too: others may not know yet of a Deny or an eviction.
 	c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	s.read = openPool(c.Copy(), &generation)
 	s.write = openPool(c, &generation)
 	return pgWayOut(s.write.PingContext(ctx))
 }

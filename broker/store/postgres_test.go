@@ -73,6 +73,9 @@ func TestPostgreSQLAgain(t *testing.T) {
 			break
 		}
 	}
+	if _, err := s.Revision(t.Context()); err == nil {
+		t.Error("it reads from a server that is no primary")
+	}
 	server.Exec(t, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
 	for write() != nil {
 		if t.Context().Err() != nil {
