@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/credence-id/credence/agent/tpm"
 	"github.com/credence-id/credence/agent/tpmseal"
 )
 
@@ -66,7 +67,7 @@ func openSeal(cfg Config) (seal, error) {
 		if named {
 			return seal{}, fmt.Errorf("seal: %s is named, but is not to be had: %w", kind, err)
 		}
-		if kind == SealTPM && !errors.Is(err, tpmseal.ErrAbsent) {
+		if kind == SealTPM && !errors.Is(err, tpm.ErrAbsent) {
 			cfg.Log.Warn("the TPM keeps no key for us", "error", err)
 		}
 	}
@@ -83,7 +84,7 @@ func sealedKey(kind string, cfg Config) ([]byte, error) {
 	}
 	device := cfg.TPM
 	if device == "" {
-		device = tpmseal.Device
+		device = tpm.Device
 	}
 	return tpmseal.Key(device, filepath.Join(cfg.Data, tpmFile))
 }

@@ -20,20 +20,13 @@ import (
 	"path/filepath"
 
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
-	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
-	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 	"github.com/google/renameio/v2"
-)
 
-// Device is where Linux has the TPM, shared among its users by the kernel.
-const Device = "/dev/tpmrm0"
+	"github.com/credence-id/credence/agent/tpm"
+)
 
 // KeySize is that of a key, in bytes.
 const KeySize = 32
-
-// ErrAbsent says that there is no TPM.
-var ErrAbsent = errors.New("this machine has no TPM")
 
 const (
 	magic   = "credence tpm 1\n"
@@ -43,20 +36,21 @@ const (
 // Key gives back the key of a file, or makes one where there is none, or none
 // that this TPM sealed. device is a TPM's, or the socket of one in software.
 func Key(device, file string) ([]byte, error) {
-	tpm, err := Open(device)
+	opened, err := tpm.Open(device)
 	if err != nil {
 		return nil, err
 	}
-	defer tpm.Close()
-	s, err := openSession(tpm)
+	defer opened.Close()
+	storage, err := tpm.OpenStorage(opened, tpm.Guidance)
 	if err != nil {
 		return nil, err
 	}
-	defer s.close()
+	defer storage.Close()
+	s := session{storage, opened}
 	sealed, err := readFile(file)
 	if err == nil {
 		key, err := s.unseal(sealed)
-		if !foreign(err) {
+		if !tpm.Foreign(err) {
 			return key, err
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -71,27 +65,6 @@ func Key(device, file string) ([]byte, error) {
 		return nil, fmt.Errorf("keeping a key that the TPM sealed: %w", err)
 	}
 	return key, nil
-}
-
-// Open opens a TPM's device, or the socket of one in software; where there is none,
-// the error wraps ErrAbsent.
-func Open(device string) (transport.TPMCloser, error) {
-	info, err := os.Stat(device)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s", ErrAbsent, device)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("opening the TPM: %w", err)
-	}
-	connect := linuxtpm.Open
-	if info.Mode()&os.ModeSocket != 0 {
-		connect = linuxudstpm.Open
-	}
-	tpm, err := connect(device)
-	if err != nil {
-		return nil, fmt.Errorf("opening the TPM: %w", err)
-	}
-	return tpm, nil
 }
 
 // sealed is a key as the TPM alone reads it.

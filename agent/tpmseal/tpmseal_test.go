@@ -7,14 +7,15 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/credence-id/credence/agent/tpm"
 	"github.com/credence-id/credence/agent/tpmseal"
 	"github.com/credence-id/credence/agent/tpmseal/tpmtest"
 )
 
 func TestKeyStays(t *testing.T) {
-	tpm := tpmtest.Start(t)
+	device := tpmtest.Start(t)
 	file := filepath.Join(t.TempDir(), "key")
-	first, err := tpmseal.Key(tpm, file)
+	first, err := tpmseal.Key(device, file)
 	if err != nil || len(first) != tpmseal.KeySize || bytes.Equal(first, make([]byte, tpmseal.KeySize)) {
 		t.Fatalf("%x %v", first, err)
 	}
@@ -26,12 +27,12 @@ func TestKeyStays(t *testing.T) {
 		t.Errorf("%v %v", info.Mode(), err)
 	}
 	for range 8 { // nothing stays loaded: a TPM has room for three
-		again, err := tpmseal.Key(tpm, file)
+		again, err := tpmseal.Key(device, file)
 		if err != nil || !bytes.Equal(first, again) {
 			t.Fatalf("later: %x %v", again, err)
 		}
 	}
-	other, err := tpmseal.Key(tpm, file+".other")
+	other, err := tpmseal.Key(device, file+".other")
 	if err != nil || bytes.Equal(first, other) {
 		t.Errorf("another file's: %x %v", other, err)
 	}
@@ -56,15 +57,15 @@ func TestAnotherTPM(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	if _, err := tpmseal.Key(filepath.Join(t.TempDir(), "none"), "x"); !errors.Is(err, tpmseal.ErrAbsent) {
+	if _, err := tpmseal.Key(filepath.Join(t.TempDir(), "none"), "x"); !errors.Is(err, tpm.ErrAbsent) {
 		t.Errorf("no device: %v", err)
 	}
-	if _, err := tpmseal.Key(os.DevNull, filepath.Join(t.TempDir(), "x")); err == nil || errors.Is(err, tpmseal.ErrAbsent) {
+	if _, err := tpmseal.Key(os.DevNull, filepath.Join(t.TempDir(), "x")); err == nil || errors.Is(err, tpm.ErrAbsent) {
 		t.Errorf("a device that is none: %v", err)
 	}
-	tpm := tpmtest.Start(t)
+	device := tpmtest.Start(t)
 	file := filepath.Join(t.TempDir(), "key")
-	if _, err := tpmseal.Key(tpm, file); err != nil {
+	if _, err := tpmseal.Key(device, file); err != nil {
 		t.Fatal(err)
 	}
 	good, err := os.ReadFile(file)
@@ -84,7 +85,7 @@ func TestRefusals(t *testing.T) {
 			if err := errors.Join(os.WriteFile(file, good, 0o600), os.Chmod(file, 0o600), spoil()); err != nil {
 				t.Fatal(err)
 			}
-			if key, err := tpmseal.Key(tpm, file); err == nil {
+			if key, err := tpmseal.Key(device, file); err == nil {
 				t.Errorf("it gives %x", key)
 			}
 		})

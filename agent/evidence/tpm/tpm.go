@@ -25,14 +25,14 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
-	"github.com/credence-id/credence/agent/tpmseal"
+	machine "github.com/credence-id/credence/agent/tpm"
 )
 
 // Device is where Linux has the TPM.
-const Device = tpmseal.Device
+const Device = machine.Device
 
 // ErrAbsent says that there is no TPM.
-var ErrAbsent = tpmseal.ErrAbsent
+var ErrAbsent = machine.ErrAbsent
 
 // Config says which TPM and which of its keys. Only TrustDomain is required, to join.
 type Config struct {
@@ -148,7 +148,7 @@ func (n *Node) Answer(_ context.Context, challenge, publicKey []byte) ([]byte, e
 
 // with opens the TPM for as long as f runs.
 func (n *Node) with(f func(transport.TPM) error) error {
-	tpm, err := tpmseal.Open(n.cfg.Device)
+	tpm, err := machine.Open(n.cfg.Device)
 	if err != nil {
 		return err
 	}
