@@ -38,7 +38,7 @@ type joinFile struct {
 	Endpoint     string   `yaml:"endpoint"`      // azure: of instance metadata; default http://169.254.169.254
 	Cert         string   `yaml:"cert"`          // x509, spiffe: the chain in PEM, leaf first; read anew each time. tpm: the endorsement key's likewise; default what the TPM holds
 	Key          string   `yaml:"key"`           // x509, spiffe: its key in PEM; bound_keypair: this machine's, which credence agent key create makes
-	Device       string   `yaml:"device"`        // tpm: default /dev/tpmrm0; or the socket of one in software
+	Device       string   `yaml:"device"`        // tpm, bound_keypair with a key in the TPM: default /dev/tpmrm0; or the socket of one in software
 	EK           string   `yaml:"ek"`            // tpm: rsa or ecc, which endorsement key; default the one that there is a certificate of, or rsa
 	Socket       string   `yaml:"socket"`        // spiffe, instead of cert and key: another agent's Workload API, which gives this one its SVID, such as unix:///run/spire/agent.sock
 }
@@ -71,7 +71,7 @@ func (f *joinFile) fields() []string {
 	case tpmMethod:
 		return []string{"rule", "cert", "device", "ek"}
 	case boundKeyMethod:
-		return []string{"rule", "key"}
+		return []string{"rule", "key", "device"}
 	case awsIAMMethod, awsEC2Method: // what they need is AWS' SDK's and instance metadata's to find
 		return []string{"rule"}
 	case azureMethod:
@@ -190,7 +190,7 @@ func (f *joinFile) join(trustDomain, data string, evidence func(context.Context)
 		n := tpm.New(f.tpm(trustDomain))
 		j.Evidence, j.AnswerFor = n.Evidence, n.Answer
 	case f.Method == boundKeyMethod:
-		p := boundkeypair.New(boundkeypair.Config{TrustDomain: trustDomain, Key: boundkeypair.File(f.Key), StateFile: filepath.Join(data, "bound_keypair.state")})
+		p := boundkeypair.New(boundkeypair.Config{TrustDomain: trustDomain, Key: boundkeypair.File{Path: f.Key, Device: f.Device}, StateFile: filepath.Join(data, "bound_keypair.state")})
 		j.Evidence, j.AnswerFor = p.Evidence, p.AnswerFor
 	case f.Method == awsIAMMethod:
 		c := awsiam.Config{TrustDomain: trustDomain}

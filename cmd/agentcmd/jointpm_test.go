@@ -18,6 +18,9 @@ func TestJoinOfTPMs(t *testing.T) {
 		{"{method: tpm, ek: RSA}", "join.ek:"},
 		{"{method: tpm, key: /k}", "join.key: is not of join method tpm"},
 		{"{method: tpm, token_file: /t}", "join.token_file: is not of join method tpm"},
+		{"{method: bound_keypair, rule: a, key: /k, device: /d}", ""},
+		{"{method: bound_keypair, device: /d}", "join.key: is required"},
+		{"{method: bound_keypair, key: /k, ek: ecc}", "join.ek: is not of join method bound_keypair"},
 		{"{method: x509, cert: /c, key: /k, device: /d}", "join.device: is not of join method x509"},
 		{"{method: github, ek: rsa}", "join.ek: is not of join method github"},
 	} {

@@ -72,14 +72,16 @@ var mayImport = map[string][]string{
 	"exchangers/sandbox/issuertest": {},
 	"exchangers/sandbox/setup":      {"exchangers/sandbox", "exchangers/sandbox/aws", "exchangers/sandbox/gcp", "exchangers/sandbox/azure"},
 	"exchangers/sandbox/clouds":     {"exchangers/sandbox", "exchangers/sandbox/aws", "exchangers/sandbox/gcp", "exchangers/sandbox/azure", "exchangers/sandbox/oauth", "exchangers/sandbox/vault", "exchangers/sandbox/setup"},
-	"agent":                         {"broker/api", "agent/api", "agent/caller", "agent/spool", "agent/tpmseal", "exchangers", "federation"},
+	"agent":                         {"broker/api", "agent/api", "agent/caller", "agent/spool", "agent/tpm", "agent/tpmseal", "exchangers", "federation"},
 	"agent/spool":                   {},
-	"agent/tpmseal":                 {},
+	"agent/tpm":                     {},
+	"agent/tpmseal":                 {"agent/tpm"},
 	"agent/tpmseal/tpmtest":         {},                                                    // a TPM in software for tests
 	"agent/agenttest":               {"broker/api", "agent", "agent/caller", "exchangers"}, // fakes for tests
 	"agent/caller":                  {},
 	"agent/evidence/*":              {},
-	"agent/evidence/tpm":            {"agent/tpmseal"}, // which opens TPMs
+	"agent/evidence/boundkeypair":   {"agent/tpm"},
+	"agent/evidence/tpm":            {"agent/tpm"},
 	"agent/attest":                  {"agent/caller"},
 	"agent/attest/*":                {"agent/attest", "agent/caller"},
 	"agent/attest/kubernetes":       {"agent/attest", "agent/caller", "agent/kubeaccess"},

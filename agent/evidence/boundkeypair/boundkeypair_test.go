@@ -27,7 +27,7 @@ func TestCreateKey(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	read, err := boundkeypair.File(file).Public()
+	read, err := boundkeypair.File{Path: file}.Public()
 	if err != nil || !made.(*ecdsa.PublicKey).Equal(read) {
 		t.Errorf("another key is read: %v", err)
 	}
@@ -86,7 +86,7 @@ func TestKeysThatAreRefused(t *testing.T) {
 			if err := os.Chmod(path, row.mode); err != nil {
 				t.Fatal(err)
 			}
-			p := boundkeypair.New(boundkeypair.Config{TrustDomain: "example.org", Key: boundkeypair.File(path), StateFile: filepath.Join(dir, "none")})
+			p := boundkeypair.New(boundkeypair.Config{TrustDomain: "example.org", Key: boundkeypair.File{Path: path}, StateFile: filepath.Join(dir, "none")})
 			switch _, err := p.Evidence(t.Context()); {
 			case row.want == "" && err != nil:
 				t.Error(err)
@@ -97,7 +97,7 @@ func TestKeysThatAreRefused(t *testing.T) {
 			}
 		})
 	}
-	p := boundkeypair.New(boundkeypair.Config{Key: boundkeypair.File(filepath.Join(dir, "absent"))})
+	p := boundkeypair.New(boundkeypair.Config{Key: boundkeypair.File{Path: filepath.Join(dir, "absent")}})
 	if _, err := p.Evidence(t.Context()); err == nil || !strings.Contains(err.Error(), "credence agent key create") {
 		t.Errorf("no key: %v", err)
 	}
@@ -125,7 +125,7 @@ func TestNothingIsSignedBeforeItsStateIsKept(t *testing.T) {
 	}
 	signed := 0
 	prover := func(state string) *boundkeypair.Prover {
-		return boundkeypair.New(boundkeypair.Config{TrustDomain: "example.org", Key: counting{boundkeypair.File(key), &signed}, StateFile: state})
+		return boundkeypair.New(boundkeypair.Config{TrustDomain: "example.org", Key: counting{boundkeypair.File{Path: key}, &signed}, StateFile: state})
 	}
 	if _, err := prover(filepath.Join(dir, "absent", "state")).AnswerFor(t.Context(), make([]byte, 72), []byte("key")); err == nil {
 		t.Error("an answer without a place for its state")
@@ -172,7 +172,7 @@ func FuzzState(f *testing.F) {
 	if _, err := boundkeypair.CreateKey(key); err != nil {
 		f.Fatal(err)
 	}
-	name, err := boundkeypair.New(boundkeypair.Config{Key: boundkeypair.File(key), StateFile: filepath.Join(dir, "absent")}).Evidence(f.Context())
+	name, err := boundkeypair.New(boundkeypair.Config{Key: boundkeypair.File{Path: key}, StateFile: filepath.Join(dir, "absent")}).Evidence(f.Context())
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func FuzzState(f *testing.F) {
 		if err := os.WriteFile(file, state, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		p := boundkeypair.New(boundkeypair.Config{TrustDomain: "example.org", Key: boundkeypair.File(key), StateFile: file})
+		p := boundkeypair.New(boundkeypair.Config{TrustDomain: "example.org", Key: boundkeypair.File{Path: key}, StateFile: file})
 		_, bad := p.Evidence(t.Context())
 		answer, err := p.AnswerFor(t.Context(), challenge, []byte("key"))
 		if (err == nil) != (bad == nil && len(challenge) == 72) || err == nil && len(answer) <= 72 {

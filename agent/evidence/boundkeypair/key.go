@@ -17,10 +17,18 @@ import (
 	"path/filepath"
 )
 
-const maxKeyFile = 16 << 10
+const (
+	maxKeyFile = 16 << 10
+	pkcs8Type  = "PRIVATE KEY"      // RFC 7468 §10
+	tpmType    = "TSS2 PRIVATE KEY" // draft-bottomley-tpm2-keys
+)
 
-// File is a Key in a file, PKCS #8 in PEM, read anew each time.
-type File string
+// File is a Key in a file, read anew each time: PKCS #8 in PEM, or what CreateTPMKey
+// writes, by which a TPM alone signs.
+type File struct {
+	Path   string
+	Device string // where a TPM's key is: its device, or the socket of one in software; default tpm.Device
+}
 
 // Public implements Key.
 func (f File) Public() (crypto.PublicKey, error) {
@@ -42,9 +50,9 @@ func (f File) Sign(digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 
 // read refuses a file that anybody may read, or the group write.
 func (f File) read() (crypto.Signer, error) {
-	file, err := os.Open(string(f))
+	file, err := os.Open(f.Path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("join.key: there is no file %s; credence agent key create makes it", string(f))
+		return nil, fmt.Errorf("join.key: there is no file %s; credence agent key create makes it", f.Path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("join.key: %w", err)
@@ -55,26 +63,36 @@ func (f File) read() (crypto.Signer, error) {
 		return nil, fmt.Errorf("join.key: %w", err)
 	}
 	if info.Mode().Perm()&0o027 != 0 {
-		return nil, fmt.Errorf("join.key: others may use the file %s: chmod 600 it, and if they did make another key", string(f))
+		return nil, fmt.Errorf("join.key: others may use the file %s: chmod 600 it, and if they did make another key", f.Path)
 	}
 	text, err := io.ReadAll(io.LimitReader(file, maxKeyFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("join.key: %w", err)
 	}
-	key, err := parsePrivate(text)
+	key, err := f.parse(text)
 	if err != nil {
-		return nil, fmt.Errorf("join.key: %s: %w", string(f), err)
+		return nil, fmt.Errorf("join.key: %s: %w", f.Path, err)
 	}
 	return key, nil
 }
 
-func parsePrivate(text []byte) (crypto.Signer, error) {
+func (f File) parse(text []byte) (crypto.Signer, error) {
 	block, rest := pem.Decode(text)
-	if len(text) > maxKeyFile || block == nil || block.Type != "PRIVATE KEY" {
-		return nil, errors.New("one private key is wanted, PKCS #8 in PEM")
+	if len(text) > maxKeyFile || block == nil || block.Type != pkcs8Type && block.Type != tpmType {
+		return nil, errors.New("one private key is wanted, PKCS #8 or a TPM's, in PEM")
 	}
 	if next, _ := pem.Decode(rest); next != nil {
 		return nil, errors.New("it holds more than one private key")
+	}
+	if block.Type == tpmType {
+		key, err := parseTPMKey(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		return tpmSigner{key, f.device()}, nil
+	}
+	if f.Device != "" {
+		return nil, errors.New("it holds the key itself, and none of the TPM of join.device: credence agent key create --tpm makes one, in another file")
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	signer, ok := key.(crypto.Signer)
@@ -95,7 +113,7 @@ func CreateKey(path string) (crypto.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key.Public(), writeNew(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	return key.Public(), writeNew(path, pem.EncodeToMemory(&pem.Block{Type: pkcs8Type, Bytes: der}))
 }
 
 // writeNew writes a file that nobody else reads, and that outlives a power cut.
