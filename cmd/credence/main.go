@@ -68,7 +68,7 @@ not reached; 4 denied. exec: the command's own, 125 if exec itself fails.`,
 		p.devCommand(), p.brokerCommand(), cli.Group("agent", "The agent", agentcmd.Commands(p.Program, "credence agent")...),
 		p.applyCommand(), p.planCommand(), p.getCommand(), p.deleteCommand(), p.historyCommand(), p.policyRollbackCommand(), p.validateCommand(), p.testCommand(),
 		p.tokenCommand(), p.joinCommand(), p.nodeCommand(), p.explainCommand(), p.peerCommand(), p.bundleCommand(), p.authorityCommand(),
-		p.targetCommand(), p.sandboxCommand(),
+		p.targetCommand(), p.sandboxCommand(), p.importCommand(),
 		p.auditCommand(), p.statusCommand(), logincmd.Command(p.Program), p.VersionCommand("credence"),
 	)
 	root.AddCommand(workloadcmd.Commands(p.Program, "credence", completeFirst(completeNamed("Target")), func(ctx context.Context, ttl time.Duration) (*workloadapi.X509Context, error) {
