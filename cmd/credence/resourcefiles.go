@@ -142,7 +142,7 @@ func (r *resourceReader) list(root *os.Root) (files []string, err error) {
 
 // notADirectory refuses a link to a directory, whose files would be missed.
 func (r *resourceReader) notADirectory(root *os.Root, file string, d fs.DirEntry) error {
-	if d.Type()&fs.ModeSymlink == 0 || !r.recursive {
+	if d.Type()&fs.ModeSymlink == 0 || r.shallow {
 		return nil
 	}
 	if info, err := root.Stat(file); err == nil && !info.IsDir() {
