@@ -157,6 +157,9 @@ func (e *edit) drop(a *alternative) {
 	if t.exact() {
 		s.equal.keys--
 	}
+	if s.equal.keys == 0 && len(s.head) == 0 {
+		delete(e.names, t.name)
+	}
 }
 
 // without returns a copy of all that lacks a.
