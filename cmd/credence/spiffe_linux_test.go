@@ -83,4 +83,12 @@ match: [{node.name: here, workload.unix.uid: %d}]
 	out("revoked", fmt.Sprintf("rule: ours, cert: %s, key: %s", s.path("svid", "svid.pem"), s.path("svid", "svid_key.pem")))
 	s.credence("", "node", "evict", names["partner.example-vm-web-1"])
 	out("evicted", "rule: partners, "+socket)
+	s.credence("", "node", "allow", names["partner.example-vm-web-1"])
+	back := startCmd(t, machine("allowed", "rule: partners, "+socket))
+	if _, err := back.await("joined", 0); err != nil {
+		t.Fatal(err)
+	}
+	back.kill()
+	s.credence("", "peer", "remove", "partner.example")
+	out("no peer", "rule: partners, "+socket)
 }
