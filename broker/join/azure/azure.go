@@ -17,8 +17,10 @@
 //
 // What is bound to what: the document names the machine by an ID that no other gets,
 // and its subscription, but no name; the token names the resource and its group, but
-// not that ID. Only the subscription stands in both. So a token that is stolen from
-// one machine might be shown with the document of another of the same subscription.
+// not that ID. Only the subscription stands in both, and a token of an identity that
+// is no machine's own need not even have that. So a token that is stolen from one
+// machine might be shown with the document of another: of the same subscription, or,
+// where it names no machine, of any (allow by subscription, which is the document's).
 // Three things stand against it: a token is for us alone, one that names a machine is
 // taken from one node only, and a machine's own identity (system-assigned) is held by
 // the first machine that joins with it, for good. With an identity that several share

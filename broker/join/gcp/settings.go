@@ -25,7 +25,8 @@ type Settings struct {
 	MaxAge bearer.Duration `yaml:"max_age,omitempty"`
 	// Unbound takes tokens that name no instance too, as those of Cloud Run, of GKE's
 	// pods and of whoever may make ID tokens for a service account, from anywhere. A
-	// rule that allows by service_account alone then lets all of these in.
+	// rule that allows by service_account alone then lets all of these in, and a banned
+	// instance back, which asks for one that doesn't name it.
 	Unbound bool `yaml:"unbound,omitempty"`
 
 	// Issuer is what tokens say in iss, byte for byte; default
