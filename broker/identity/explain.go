@@ -226,7 +226,7 @@ func (s *Set) misses(e *evidence, holding map[*identity]bool, only string) []Mis
 			continue
 		}
 		for _, a := range i.alternatives {
-			near = addMiss(near, newMiss(a, e), maxMisses)
+			near = addMiss(near, newMiss(a, e, failsAtMost(near, maxMisses)), maxMisses)
 		}
 	}
 	var misses []Miss
@@ -242,9 +242,12 @@ type miss struct {
 	held, fails int
 }
 
-func newMiss(a *alternative, e *evidence) miss {
+// newMiss counts until more than most fail: what comes after is of no interest. The
+// last terms are looked at first, as what tells an alternative from others is
+// mostly said last.
+func newMiss(a *alternative, e *evidence, most int) miss {
 	m := miss{alternative: a}
-	for i := range a.terms {
+	for i := len(a.terms) - 1; i >= 0 && m.fails <= most; i-- {
 		if a.terms[i].eval(e) == isTrue {
 			m.held++
 		} else {
@@ -252,6 +255,14 @@ func newMiss(a *alternative, e *evidence) miss {
 		}
 	}
 	return m
+}
+
+// failsAtMost is how many terms may fail of what comes among the nearest so many.
+func failsAtMost(near []miss, most int) int {
+	if len(near) < most || near[most-1].held == 0 {
+		return maxTerms
+	}
+	return near[most-1].fails
 }
 
 func (m miss) compare(o miss) int {

@@ -252,7 +252,7 @@ func (s *Set) NearTo(r Request) []Near {
 			continue
 		}
 		for _, a := range i.alternatives {
-			m := newMiss(a, j.e)
+			m := newMiss(a, j.e, failsAtMost(found, maxNear))
 			if len(found) == maxNear && found[maxNear-1].compare(m) <= 0 {
 				continue // as most are
 			}
