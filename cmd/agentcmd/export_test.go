@@ -21,3 +21,6 @@ func Tell(ctx context.Context, a interface {
 }, log *slog.Logger) {
 	newService(log).run(ctx, a)
 }
+
+// JoinOf is how a node proves itself.
+func JoinOf(f *File) agent.Join { return f.Join.join(f.TrustDomain, f.Data, nil) }
