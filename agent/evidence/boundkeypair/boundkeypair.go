@@ -1,7 +1,11 @@
 // Package boundkeypair proves a node by a key of its own, which an operator
 // registered, and by the state that its last join left.
 //
-// The key never leaves the machine: CreateKey makes it, once, when it is asked to.
+// The key never leaves the machine: CreateKey makes it, once, when it is asked to, or
+// CreateTPMKey, and then not even the machine can read it: its TPM signs, below whose
+// storage key it is wrapped. Whoever may read the file and use the TPM may sign. The
+// TPM is spoken to when it is to sign, and nothing stays in it.
+//
 // The state is a secret that the node makes anew for each join and hands its digest
 // to the broker; at the next join it shows the secret. Whoever copied key and state
 // is found out as soon as both have joined: one shows what the other has replaced.
