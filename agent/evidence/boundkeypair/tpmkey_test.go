@@ -87,8 +87,10 @@ func TestTPMKey(t *testing.T) {
 	if handles, err := out.CapabilityData.Data.Handles(); err != nil || len(handles.Handle) > 0 {
 		t.Errorf("it left %v, %v", handles, err)
 	}
-	if _, err := f.Sign(make([]byte, 48), crypto.SHA384); err == nil {
-		t.Error("a longer digest is signed")
+	for hash, size := range map[crypto.Hash]int{crypto.SHA384: 48, crypto.SHA512_256: 32, crypto.SHA256: 20, 0: 32} {
+		if _, err := f.Sign(make([]byte, size), hash); err == nil || !strings.Contains(err.Error(), "SHA-256 digests alone") {
+			t.Errorf("%d bytes of %v are signed: %v", size, hash, err)
+		}
 	}
 	none := f
 	none.Device = filepath.Join(t.TempDir(), "none")
@@ -327,7 +329,7 @@ func TestTPMKeysThatAreRefused(t *testing.T) {
 		}), none},
 		{"at infinity", public(func(p *tpm2.TPMTPublic) { p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{}) }), none},
 		{"a point too long", public(func(p *tpm2.TPMTPublic) {
-			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: make([]byte, 33)}})
+			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: bytes.Repeat([]byte{1}, 33)}})
 		}), none},
 		{"another curve", public(func(p *tpm2.TPMTPublic) {
 			p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: tpm2.TPMECCNistP384})
