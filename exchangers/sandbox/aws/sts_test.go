@@ -342,6 +342,7 @@ var claimRows = []stsRow{
 	{"tags that are no object", claim("https://aws.amazon.com/tags", "x"), 400, "InvalidIdentityToken", "tags"},
 	{"tag with two values", claim("https://aws.amazon.com/tags", map[string]any{"principal_tags": map[string]any{"Team": []string{"a", "b"}}}), 400, "InvalidIdentityToken", "tags"},
 	{"tag of AWS", claim("https://aws.amazon.com/tags", map[string]any{"principal_tags": map[string]any{"aws:x": []string{"a"}}}), 400, "InvalidIdentityToken", "tags"},
+	{"tag whose key is too long", claim("https://aws.amazon.com/tags", map[string]any{"principal_tags": map[string]any{strings.Repeat("k", 129): []string{"a"}}}), 400, "InvalidIdentityToken", "tags"},
 	{"transitive key without tag", claim("https://aws.amazon.com/tags", map[string]any{
 		"principal_tags": map[string]any{"Team": []string{"a"}}, "transitive_tag_keys": []string{"Project"}}), 400, "InvalidIdentityToken", "tags"},
 	{"tags in flattened form", claim("https://aws.amazon.com/tags/principal_tags/Team", "a"), 400, "InvalidIdentityToken", "not supported"},

@@ -236,7 +236,7 @@ func (id *webIdentity) readTags(v any) error {
 	id.tags = map[string]string{}
 	for k, v := range pairs {
 		values, err := texts(v)
-		if err != nil || len(values) != 1 || !tagKeyForm.MatchString(k) || !tagValueForm.MatchString(values[0]) ||
+		if err != nil || len(values) != 1 || !isTag(k, values[0]) ||
 			strings.HasPrefix(strings.ToLower(k), "aws:") {
 			return fmt.Errorf("%w: key %q", errTags, k)
 		}
