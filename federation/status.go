@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -38,6 +39,15 @@ type Status struct {
 	NextPoll    time.Time
 	Stale       bool      // not confirmed within the Peer's MaxStaleness, or never
 	Ignored     []Ignored // entries of the bundle that were not understood
+}
+
+// Confirmed says why what the bundle proves is not to be acted on now: only while
+// the endpoint confirms it can a peer take back what it vouched for.
+func (s Status) Confirmed() error {
+	if s.Bundle != nil && !s.Stale && (s.State == Fresh || s.State == Holding) {
+		return nil
+	}
+	return fmt.Errorf("the bundle of %s is %s, last confirmed at %s", s.TrustDomain, s.State, s.ConfirmedAt.UTC().Format(time.RFC3339))
 }
 
 // Status is how things stand with the peer td, if it is one.

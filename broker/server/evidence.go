@@ -8,8 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -180,8 +178,9 @@ func (s *Server) admitted(e broker.Evidence) string {
 		return "it is no peer"
 	case !status.Peer.Accepts(e.ID):
 		return "no pattern in accept of its Peer takes its path"
-	case status.Stale || !slices.Contains([]federation.State{federation.Fresh, federation.Holding}, status.State):
-		return fmt.Sprintf("the bundle of its Peer is %s, last confirmed at %s", status.State, status.ConfirmedAt.UTC().Format(time.RFC3339))
+	}
+	if err := status.Confirmed(); err != nil {
+		return err.Error()
 	}
 	return ""
 }

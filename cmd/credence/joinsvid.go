@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -51,11 +50,8 @@ func (p *brokerParts) verifySVID(own spiffeid.TrustDomain, now func() time.Time)
 // believed says whether a peer's bundle may be judged by now.
 func (p *brokerParts) believed(td spiffeid.TrustDomain) error {
 	status, ok := p.peers.Status(td)
-	switch {
-	case !ok:
+	if !ok {
 		return fmt.Errorf("%w: %s is no peer", join.ErrEvidence, td)
-	case status.Stale || !slices.Contains([]federation.State{federation.Fresh, federation.Holding}, status.State):
-		return fmt.Errorf("the bundle of %s is %s, last confirmed at %s", td, status.State, status.ConfirmedAt.UTC().Format(time.RFC3339))
 	}
-	return nil
+	return status.Confirmed()
 }
