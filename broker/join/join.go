@@ -10,6 +10,7 @@ package join
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"strings"
 	"time"
@@ -61,6 +62,16 @@ type Rule struct {
 // blocks until the answer comes, the join's time is up or its rounds are
 // spent.
 type Challenge func(ctx context.Context, challenge []byte) (answer []byte, err error)
+
+// Durable makes a durable key of all that it takes to name a node: no two lists of
+// parts, which are UTF-8, give one.
+func Durable(parts ...string) string {
+	text, err := json.Marshal(parts)
+	if err != nil {
+		panic("marshalling strings: " + err.Error())
+	}
+	return string(text)
+}
 
 type keyOf struct{}
 

@@ -32,7 +32,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -262,8 +261,7 @@ func (d document) proof() (join.Proof, error) {
 	if err != nil {
 		return join.Proof{}, err
 	}
-	durable, err := json.Marshal([]string{d.account, d.region, d.instance}) // no value can be taken for two
-	return join.Proof{Name: d.instance, Facts: facts, DurableKey: string(durable)}, err
+	return join.Proof{Name: d.instance, Facts: facts, DurableKey: join.Durable(d.account, d.region, d.instance)}, nil
 }
 
 // warn tells once a day of certificates that end soon, or have ended.

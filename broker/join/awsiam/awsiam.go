@@ -29,7 +29,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -147,11 +146,8 @@ func (m *method) proof(who caller) (join.Proof, error) {
 	default:
 		key, p.Name, p.Instance = append(key, "role", who.role), plain(who.session), who.session
 	}
-	durable, err := json.Marshal(key) // no value can be taken for two
-	if err != nil {
-		return join.Proof{}, err
-	}
-	p.DurableKey = string(durable)
+	p.DurableKey = join.Durable(key...)
+	var err error
 	p.Facts, err = identity.NewFacts(prefix, facts)
 	return p, err
 }

@@ -36,7 +36,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -195,11 +194,8 @@ func prove(t *token, d *document) (join.Proof, error) {
 	if name == "" || !t.machine.single() {
 		name = d.machine
 	}
-	durable, err := json.Marshal(key) // no value can be taken for two
-	if err != nil {
-		return join.Proof{}, err
-	}
-	p := join.Proof{Name: join.NodeName(name), DurableKey: string(durable)}
+	p := join.Proof{Name: join.NodeName(name), DurableKey: join.Durable(key...)}
+	var err error
 	p.Facts, err = identity.NewFacts(prefix, facts)
 	return p, err
 }

@@ -22,7 +22,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -120,11 +119,7 @@ func (m method) proof(token bearer.Token) (join.Proof, error) {
 	case !m.cfg.Settings.Unbound:
 		return join.Proof{}, errors.New("it names no instance: one of Compute Engine in format full is wanted (unbound: true would take it)")
 	}
-	durable, err := json.Marshal(key) // no value can be taken for two
-	if err != nil {
-		return join.Proof{}, err
-	}
-	p.DurableKey = string(durable)
+	p.DurableKey = join.Durable(key...)
 	p.Facts, err = identity.NewFacts(prefix, facts)
 	return p, err
 }

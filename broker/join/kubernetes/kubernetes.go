@@ -29,7 +29,6 @@ package kubernetes
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -110,11 +109,8 @@ func (m *Cluster) Join(ctx context.Context, evidence []byte, _ join.Challenge) (
 	if err != nil {
 		return join.Proof{}, err
 	}
-	holder, err := json.Marshal([]string{Method, proof.DurableKey, proof.Instance})
-	if err != nil {
-		return join.Proof{}, err
-	}
-	if err := m.cfg.Spend(ctx, token.Digest, string(holder), token.Expires.Add(bearer.Skew), m.cfg.Now()); err != nil {
+	holder := join.Durable(Method, proof.DurableKey, proof.Instance)
+	if err := m.cfg.Spend(ctx, token.Digest, holder, token.Expires.Add(bearer.Skew), m.cfg.Now()); err != nil {
 		if m.cfg.Spent(err) {
 			err = errors.Join(join.ErrEvidence, errors.New("the token made another node before"))
 		}
@@ -232,11 +228,8 @@ func (m *Cluster) proof(s subject) (join.Proof, error) {
 	case s.pod.uid != "":
 		key, p.Name = []string{cluster, "pod", s.pod.uid}, s.pod.name
 	}
-	durable, err := json.Marshal(key) // no value can be taken for two
-	if err != nil {
-		return join.Proof{}, err
-	}
-	p.DurableKey = string(durable)
+	p.DurableKey = join.Durable(key...)
+	var err error
 	p.Facts, err = identity.NewFacts(prefix, facts)
 	return p, err
 }

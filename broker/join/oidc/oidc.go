@@ -19,7 +19,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -117,9 +116,5 @@ func (m method) proof(token bearer.Token) (join.Proof, error) {
 		}
 		key = append(key, values[0])
 	}
-	durable, err := json.Marshal(key) // no value can be taken for two
-	if err != nil {
-		return join.Proof{}, err
-	}
-	return join.Proof{Name: join.NodeName(token.Subject), Facts: facts, DurableKey: string(durable), Instance: hex.EncodeToString(token.Digest[:])}, nil
+	return join.Proof{Name: join.NodeName(token.Subject), Facts: facts, DurableKey: join.Durable(key...), Instance: hex.EncodeToString(token.Digest[:])}, nil
 }

@@ -17,7 +17,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -223,11 +222,7 @@ func (m method) proof(chain []*x509.Certificate) (join.Proof, error) {
 	if err != nil {
 		return join.Proof{}, err
 	}
-	durable, err := json.Marshal([]string{digest(root), from, names[from][0]})
-	if err != nil {
-		return join.Proof{}, err
-	}
-	return join.Proof{Name: join.NodeName(names[from][0]), Facts: f, DurableKey: string(durable)}, nil
+	return join.Proof{Name: join.NodeName(names[from][0]), Facts: f, DurableKey: join.Durable(digest(root), from, names[from][0])}, nil
 }
 
 func digest(c *x509.Certificate) string {
