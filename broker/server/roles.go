@@ -27,10 +27,13 @@ import (
 const (
 	Auditor  = "auditor"  // reads
 	Operator = "operator" // changes Identities and Denies under its paths
-	Admin    = "admin"    // does all that there is
+	Admin    = "admin"    // does all but what takes the admin socket
 )
 
 var roles = []string{Auditor, Operator, Admin}
+
+// atSocket stands where a role stands of what nobody may but at the admin socket.
+const atSocket = "socket"
 
 // least is the least role of each RPC that is served to operators who are not at
 // the admin socket. What is not listed is refused.
@@ -67,9 +70,11 @@ var least = map[string]string{
 	api.Authorities_MakeCSR_FullMethodName:          Admin,
 	api.Authorities_Install_FullMethodName:          Admin,
 	api.Authorities_ConfirmPublished_FullMethodName: Admin,
-	api.Authorities_ExportRoot_FullMethodName:       Admin,
-	api.Authorities_RemoveRootKey_FullMethodName:    Admin,
 	api.Authorities_Revoke_FullMethodName:           Admin,
+
+	// An SVID that leaked is revoked, but no root key that left by it.
+	api.Authorities_ExportRoot_FullMethodName:    atSocket,
+	api.Authorities_RemoveRootKey_FullMethodName: atSocket,
 }
 
 // A Role is what somebody who has an SVID of ours may do to the broker.
@@ -106,8 +111,8 @@ func NewRole(td spiffeid.TrustDomain, id, name string, paths []string) (Role, er
 
 // may says whether the role may call an RPC.
 func (r Role) may(method string) bool {
-	wanted, listed := least[method]
-	return listed && slices.Index(roles, r.Name) >= slices.Index(roles, wanted)
+	wanted := slices.Index(roles, least[method])
+	return wanted >= 0 && slices.Index(roles, r.Name) >= wanted
 }
 
 // administers says whether an RPC is the operators'.

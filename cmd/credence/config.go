@@ -133,7 +133,7 @@ func (f *brokerFile) refreshHint() (time.Duration, error) {
 // roleFile is a role of broker.yaml.
 type roleFile struct {
 	ID    string   `yaml:"id"`    // of a person or workload of ours
-	Role  string   `yaml:"role"`  // admin: everything; operator: Identities and Denies under paths; auditor: reads
+	Role  string   `yaml:"role"`  // admin: everything but ca export; operator: Identities and Denies under paths; auditor: reads
 	Paths []string `yaml:"paths"` // an operator's: patterns over the paths of SPIFFE IDs
 }
 

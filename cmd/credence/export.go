@@ -20,7 +20,7 @@ func (p *program) exportCommand() *cobra.Command {
 		Use: "export root --out FILE", Short: "Copy the root and its key into a file, to be kept offline", Args: cobra.ExactArgs(1),
 		Long: `Export writes the active root's certificate and private key as PEM into a new
 file that only you can read. Whoever has that file is the trust domain: put it on
-a medium that is locked away.
+a medium that is locked away. It goes by the admin socket alone: no role may it.
 
 With --remove the key then leaves the broker's own source, if that is a
 directory. Before that, a CA of ours under the root must sign the issuing CAs:
