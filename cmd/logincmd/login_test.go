@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -162,7 +163,9 @@ func run(t *testing.T, open func(string), args ...string) (code int, out, errs s
 	root := &cobra.Command{Use: "credence"}
 	root.AddCommand(logincmd.Command(p))
 	p.Furnish(root)
-	code = p.Execute(t.Context(), root, append(args, "--no-browser"))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a provider that refuses sends nobody back
+	defer cancel()
+	code = p.Execute(ctx, root, append(args, "--no-browser"))
 	b.opened.Wait()
 	return code, stdout.String(), stderr.String()
 }
@@ -318,6 +321,14 @@ func TestHostileSignIns(t *testing.T) {
 		{"a provider whose codes go over plain http", func(t *testing.T, p *issuertest.Provider, b *fakeBroker) {
 			p.SetDocument(func(d map[string]any) { d["token_endpoint"] = "http://id.example/token" })
 		}, "https"},
+		{"a provider that says more than is read", func(t *testing.T, p *issuertest.Provider, b *fakeBroker) {
+			p.SetDocument(func(d map[string]any) { d["more"] = strings.Repeat("x", 1<<20) })
+		}, "where to sign in"},
+		{"a provider that sends codes on to another", func(t *testing.T, p *issuertest.Provider, b *fakeBroker) {
+			on := httptest.NewTLSServer(http.RedirectHandler(p.URL+"/token", http.StatusTemporaryRedirect))
+			t.Cleanup(on.Close)
+			p.SetDocument(func(d map[string]any) { d["token_endpoint"] = on.URL })
+		}, "ID token"},
 		{"a provider that is another", func(t *testing.T, p *issuertest.Provider, b *fakeBroker) {
 			p.SetDocument(func(d map[string]any) { d["issuer"] = "https://evil.example" })
 		}, "issuer"},
@@ -341,7 +352,7 @@ func TestHostileSignIns(t *testing.T) {
 			path := home(t)
 			row.spoil(t, p, b)
 			stop := func(string) {}
-			ctx, cancel := context.WithCancel(t.Context())
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			if row.says == "" { // it waits for the right answer: a person gives up
 				stop = func(page string) {
@@ -443,9 +454,17 @@ func TestBrokersThatAreNot(t *testing.T) {
 	}
 	end := time.Now().Add(time.Hour)
 	for name, spoil := range map[string]func(*api.LoginResponse){
-		"no SVID":                  func(m *api.LoginResponse) { m.Svids = nil },
-		"no bundle":                func(m *api.LoginResponse) { m.Bundle = nil },
-		"an SVID of another key":   func(m *api.LoginResponse) { m.Svids[0].Chain = [][]byte{b.Sign(person, key.Public(), end).Raw} },
+		"no SVID":                func(m *api.LoginResponse) { m.Svids = nil },
+		"no bundle":              func(m *api.LoginResponse) { m.Bundle = nil },
+		"an SVID of another key": func(m *api.LoginResponse) { m.Svids[0].Chain = [][]byte{b.Sign(person, key.Public(), end).Raw} },
+		"an SVID of another trust domain": func(m *api.LoginResponse) {
+			asked, err := x509.ParseCertificate(m.Svids[0].Chain[0])
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			m.Svids[0].Chain = [][]byte{b.Sign(spiffeid.RequireFromString("spiffe://example.com/people/ana"), asked.PublicKey, end).Raw}
+		},
 		"an SVID of nothing":       func(m *api.LoginResponse) { m.Svids[0].Chain = nil },
 		"an SVID that is the CA's": func(m *api.LoginResponse) { m.Svids[0].Chain = [][]byte{b.Root.Raw} },
 	} {
