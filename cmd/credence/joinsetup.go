@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -99,6 +101,11 @@ func (p *program) joinSetup(cmd *cobra.Command, system string, f ciFlags) error 
 			}
 			return nil
 		}
+		for _, file := range files { // a repository may have a job of its own there
+			if path := filepath.Join(f.Out, file.path); !isAbsent(path) {
+				return cli.BadInput(fmt.Errorf("%s is there already: give another --out, and take over what you want of it", path))
+			}
+		}
 		for _, file := range files {
 			path := filepath.Join(f.Out, file.path)
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -111,6 +118,11 @@ func (p *program) joinSetup(cmd *cobra.Command, system string, f ciFlags) error 
 		}
 		return nil
 	})
+}
+
+func isAbsent(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // meeting is where agents meet a broker, and how they know it.
@@ -144,9 +156,9 @@ func whereToJoin(ctx context.Context, c api.AdminClient, at string) (meeting, er
 	if at == "" {
 		m.Broker = status.GetListen()["agents"]
 	}
-	host, _, err := net.SplitHostPort(m.Broker)
-	if err != nil {
-		return meeting{}, cli.BadInput(fmt.Errorf("--address: %q: host:port is wanted", m.Broker))
+	host, port, err := net.SplitHostPort(m.Broker)
+	if n, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || n == 0 || !ciHost.MatchString(host) {
+		return meeting{}, cli.BadInput(fmt.Errorf("--address: %.80q: host:port is wanted", m.Broker))
 	}
 	if ip := net.ParseIP(host); ip != nil && (ip.IsLoopback() || ip.IsUnspecified()) {
 		m.note = "# Jobs elsewhere do not reach " + m.Broker + ": set listen.agents in broker.yaml, and give --address.\n"

@@ -92,6 +92,24 @@ func TestJoinSetup(t *testing.T) {
 	}
 	s.credence("", check...)
 	s.credence(strings.TrimSuffix(policies.String(), "---\n"), "apply", "-f", "-")
+	for name, address := range map[string]string{"no port": "id.example.org", "a port's name": "id.example.org:https", "another line": "127.0.0.1:8443\ndata: /x", "a host of two lines": "id.example.org\ndata:8443"} {
+		if code, out, errs := credenceCmd(t, "", "join", "setup", "github", "--repository", "acme/x", "--admin", s.path("broker", "run", "admin.sock"), "--address", address); code != 2 || out != "" || !strings.Contains(errs, "--address") {
+			t.Errorf("%s: exit code %d: %s%s", name, code, out, errs)
+		}
+	}
+	theirs := filepath.Join(s.path("repository"), ".gitlab-ci.yml")
+	if err := os.Mkdir(filepath.Dir(theirs), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(theirs, []byte("theirs"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := credenceCmd(t, "", "join", "setup", "gitlab", "--project", "acme/x", "--admin", s.path("broker", "run", "admin.sock"), "--out", filepath.Dir(theirs)); code != 2 || !strings.Contains(errs, "there already") {
+		t.Errorf("over a job of the repository's own: exit code %d: %s", code, errs)
+	}
+	if left, err := os.ReadDir(filepath.Dir(theirs)); err != nil || len(left) != 1 {
+		t.Errorf("half of it is written: %v, %v", left, err)
+	}
 	out := s.credence("", "join", "setup", "github", "--repository", "acme/checkout", "--target", "aws,gcp", "--address", "id.example.org:8443")
 	for _, want := range []string{"# policy.yaml\n", "---\n# credence-agent.yaml\n", "targets:", "id.example.org:8443", "-- credence-agent exec --target aws,gcp -- ./deploy.sh"} {
 		if !strings.Contains(out, want) {

@@ -173,6 +173,7 @@ func (f ciFlags) command(bin string) string {
 
 var (
 	ciPlain = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._/:@+-]{0,255}$`)
+	ciHost  = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,255}$`) // an IP address too
 	ciName  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 )
 
