@@ -3,6 +3,8 @@ package agentcmd
 import (
 	"fmt"
 	"log/slog"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -53,6 +55,11 @@ none of its loops hangs.`,
 				return cli.BadInput(err)
 			}
 			defer func() { _ = f.handed.close() }()
+			if !signal.Ignored(syscall.SIGHUP) { // else it is to outlive its terminal (nohup)
+				ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
+				defer stop()
+				cmd.SetContext(ctx)
+			}
 			remove, err := f.settle()
 			if err != nil {
 				return cli.BadInput(err)

@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/cmd/workloadcmd"
 	"github.com/credence-id/credence/federation"
 )
 
@@ -107,9 +107,11 @@ func (f *File) settle() (remove func() error, err error) {
 	if !f.Ephemeral {
 		return func() error { return nil }, nil
 	}
-	if f.Data, err = os.MkdirTemp("", "credence-agent-"); err != nil {
+	dir, err := workloadcmd.NewScratch("credence-agent-") // which removes what a killed one left, its key too
+	if err != nil {
 		return nil, err
 	}
+	f.Data = dir.Path
 	f.sockets()
-	return func() error { return os.RemoveAll(f.Data) }, nil
+	return dir.Remove, nil
 }

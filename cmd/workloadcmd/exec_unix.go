@@ -97,11 +97,11 @@ func (p *verbs) exec(cmd *cobra.Command, targets, args []string) (code int, err 
 	if err != nil {
 		return 0, err
 	}
-	dir, err := execDir()
+	dir, err := NewScratch("credence-exec-")
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, dir.remove()) }()
+	defer func() { err = errors.Join(err, dir.Remove()) }()
 	// Until there is a command to pass signals to, they end us, tidily.
 	opening, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
@@ -110,7 +110,7 @@ func (p *verbs) exec(cmd *cobra.Command, targets, args []string) (code int, err 
 		return p.waitFor(opening, client, &agentapi.FetchRequest{Target: target})
 	}}
 	s, err := local.Open(opening, local.Config{
-		Dir: dir.path, UID: os.Getuid(), GID: os.Getgid(), Targets: targets, Source: source,
+		Dir: dir.Path, UID: os.Getuid(), GID: os.Getgid(), Targets: targets, Source: source,
 		Command: []string{self, "credentials", "--socket", where}, Environ: os.Environ(), Now: p.Now,
 	})
 	if err != nil { // a refusal is told now, not by the command's SDK
@@ -165,30 +165,28 @@ func (a *agentSource) X509(ctx context.Context, id string) (chain, key []byte, e
 	return nil, nil, status.Errorf(codes.PermissionDenied, "the X509-SVID of %s is not granted any more", id)
 }
 
-// scratch is exec's directory, locked for as long as exec lives.
-type scratch struct {
-	path string
+// A Scratch is a directory in $TMPDIR that is locked for as long as this process
+// lives.
+type Scratch struct {
+	Path string
 	lock *os.File
 }
 
-const (
-	scratchName = "credence-exec-"
-	scratchRest = time.Minute // between making a directory and locking it
-)
+const scratchRest = time.Minute // between making a directory and locking it
 
-// execDir makes one, and removes those that were left when an exec of this user
-// was killed: the locks of such are free.
-func execDir() (*scratch, error) {
-	if old, err := filepath.Glob(filepath.Join(os.TempDir(), scratchName+"*")); err == nil {
+// NewScratch makes one whose name begins so, and removes those of this user that
+// were left when their process was killed: the locks of such are free.
+func NewScratch(name string) (*Scratch, error) {
+	if old, err := filepath.Glob(filepath.Join(os.TempDir(), name+"*")); err == nil {
 		for _, path := range old {
 			sweep(path)
 		}
 	}
-	path, err := os.MkdirTemp("", scratchName)
+	path, err := os.MkdirTemp("", name)
 	if err != nil {
 		return nil, err
 	}
-	d := &scratch{path: path}
+	d := &Scratch{Path: path}
 	if d.lock, err = lockDir(path); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(path))
 	}
@@ -206,8 +204,9 @@ func lockDir(path string) (*os.File, error) {
 	return f, nil
 }
 
-func (d *scratch) remove() error {
-	return errors.Join(os.RemoveAll(d.path), d.lock.Close())
+// Remove takes it away, with all that is in it.
+func (d *Scratch) Remove() error {
+	return errors.Join(os.RemoveAll(d.Path), d.lock.Close())
 }
 
 // sweep removes what nobody holds any more. What can't be judged stays.
@@ -223,8 +222,8 @@ func sweep(path string) {
 	if err != nil {
 		return
 	}
-	d := &scratch{path, lock}
-	_ = d.remove() // the next one tries again
+	d := &Scratch{path, lock}
+	_ = d.Remove() // the next one tries again
 }
 
 // Child runs a command until it ends, passing signals on, and returns its exit code
