@@ -184,6 +184,23 @@ func TestRoles(t *testing.T) {
 	}
 }
 
+// What cannot be recorded is not read either from elsewhere.
+func TestReadsAreRecordedFirst(t *testing.T) {
+	e := newRolesEnv(t)
+	c := api.NewAdminClient(e.somebody("auditor"))
+	if _, err := c.Get(t.Context(), &api.GetRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.audit.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Get(t.Context(), &api.GetRequest{})
+	wantCode(t, err, codes.Internal)
+	if got != nil {
+		t.Errorf("they read %v", got)
+	}
+}
+
 // Without roles in broker.yaml nobody administers but at the socket.
 func TestNoRoles(t *testing.T) {
 	e := newEnv(t, withLogin)
