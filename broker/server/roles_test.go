@@ -265,6 +265,12 @@ func TestOperatorsKeepToTheirPaths(t *testing.T) {
 			}
 		}
 	}
+	// A Peer that stands as they have it is no change, and is not fetched for them.
+	e.apply(webPeer)
+	got, err := c.Apply(t.Context(), &api.ApplyRequest{Yaml: []byte(webPeer), File: "x.yaml"})
+	if err != nil || got.GetApplied()[0].GetAction() != "unchanged" || len(got.GetWarnings()) > 0 {
+		t.Errorf("a Peer that stands: %v, %v", got, err)
+	}
 	// Nor by the other ways to write.
 	e.apply("kind: Identity\nname: mine\nspiffe_id: /bank/mine\nmatch: [{" + match + "}]\n")
 	e.mustApply(&api.ApplyRequest{Yaml: []byte(id("others", "/shop/others", match)), Owner: "bankers"})
@@ -289,11 +295,11 @@ func TestOperatorsKeepToTheirPaths(t *testing.T) {
 		t.Errorf("deleting one of theirs: %v", err)
 	}
 	// What was refused is not there, and what was done has a name.
-	got, err := e.admin().Get(t.Context(), &api.GetRequest{})
+	stand, err := e.admin().Get(t.Context(), &api.GetRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range got.GetResources() {
+	for _, r := range stand.GetResources() {
 		if r.GetName() == "x" || r.GetName() == "y" || r.GetName() == "web" {
 			t.Errorf("%s %s stands", r.GetKind(), r.GetName())
 		}
