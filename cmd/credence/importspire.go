@@ -276,7 +276,7 @@ func (i *spireImport) node(parent spireID) ([]identity.Term, error) {
 // stands for one more word, which is the fact's last part.
 var (
 	workloadSelectors = map[string]string{
-		"unix:uid": "workload.unix.uid", "unix:gid": "workload.unix.gid", "unix:supplementary_gid": "workload.unix.groups",
+		"unix:uid": "workload.unix.uid", "unix:user": "workload.unix.user", "unix:gid": "workload.unix.gid", "unix:supplementary_gid": "workload.unix.groups", "unix:supplementary_group": "workload.unix.group_names",
 		"unix:path": "workload.unix.path", "unix:sha256": "workload.unix.sha256",
 		"k8s:ns": "workload.kubernetes.namespace", "k8s:sa": "workload.kubernetes.service_account", "k8s:pod-label": "workload.kubernetes.labels.",
 		"k8s:pod-name": "workload.kubernetes.pod", "k8s:pod-uid": "workload.kubernetes.pod_uid", "k8s:node-name": "workload.kubernetes.node",

@@ -25,11 +25,11 @@ const spireEntries = `{"entries": [
  {"id": "e2", "spiffe_id": {"trust_domain": "example.org", "path": "/web"}, "parent_id": {"trust_domain": "example.org", "path": "/spire/agent/join_token/9d1f"},
   "selectors": [{"type": "unix", "value": "uid:33"}, {"type": "unix", "value": "path:/usr/sbin/nginx"}]},
  {"id": "e3", "spiffe_id": {"trust_domain": "example.org", "path": "/web"}, "parent_id": {"trust_domain": "example.org", "path": "/spire/agent/aws_iid/123456789012/eu-west-1/i-0abc"},
-  "selectors": [{"type": "unix", "value": "uid:34"}]},
+  "selectors": [{"type": "unix", "value": "user:www-data"}]},
  {"id": "e4", "spiffe_id": {"trust_domain": "example.org", "path": "/Web"}, "parent_id": {"trust_domain": "example.org", "path": "/spire/agent/k8s_psat/prod/7f3a"},
   "selectors": [{"type": "docker", "value": "label:tier:web"}, {"type": "docker", "value": "label:tier:web"}]},
  {"id": "x1", "spiffe_id": {"trust_domain": "example.org", "path": "/x1"}, "parent_id": {"trust_domain": "example.org", "path": "/fleet"}, "selectors": [{"type": "unix", "value": "uid:1"}]},
- {"id": "x2", "spiffe_id": {"trust_domain": "example.org", "path": "/x2"}, "parent_id": {"trust_domain": "example.org", "path": "/cluster/prod"}, "selectors": [{"type": "unix", "value": "user:www-data"}, {"type": "unix", "value": "uid:1"}]},
+ {"id": "x2", "spiffe_id": {"trust_domain": "example.org", "path": "/x2"}, "parent_id": {"trust_domain": "example.org", "path": "/cluster/prod"}, "selectors": [{"type": "unix", "value": "group:www-data"}, {"type": "unix", "value": "uid:1"}]},
  {"id": "x3", "spiffe_id": {"trust_domain": "example.org", "path": "/x3"}, "parent_id": {"trust_domain": "example.org", "path": "/cluster/prod"}, "selectors": [{"type": "unix", "value": "uid:1"}, {"type": "unix", "value": "uid:2"}]},
  {"id": "x4", "spiffe_id": {"trust_domain": "example.org", "path": "/x4"}, "parent_id": {"trust_domain": "example.org", "path": "/cluster/prod"}, "selectors": [{"type": "k8s", "value": "ns:sh*p"}]},
  {"id": "x5", "spiffe_id": {"trust_domain": "example.org", "path": "/x5"}, "parent_id": {"trust_domain": "example.org", "path": "/cluster/prod"}, "selectors": [{"type": "unix", "value": "uid:1"}], "downstream": true},
@@ -84,7 +84,7 @@ match:
   - node.aws_ec2.account: "123456789012"
     node.aws_ec2.region: eu-west-1
     node.aws_ec2.instance_id: i-0abc
-    workload.unix.uid: "34"
+    workload.unix.user: www-data
 jwt:
   audiences:
     - orders
@@ -106,7 +106,7 @@ jwt:
 	for _, want := range []string{
 		`"n2", spiffe://example.org/fleet: an alias of nodes: there is no fact for the selector "aws_iid:tag:fleet:blue"`,
 		`"x1", spiffe://example.org/x1: which nodes its parent /fleet stands for`,
-		`"x2", spiffe://example.org/x2: there is no fact for the selector "unix:user:www-data"`,
+		`"x2", spiffe://example.org/x2: there is no fact for the selector "unix:group:www-data"`,
 		`"x3", spiffe://example.org/x3: two selectors ask for different values of workload.unix.uid`,
 		`"x4", spiffe://example.org/x4: workload.kubernetes.namespace would have to be "sh*p"`,
 		`"x5", spiffe://example.org/x5: it is for another server`,
