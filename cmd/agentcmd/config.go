@@ -107,7 +107,7 @@ func (f *File) settle() (remove func() error, err error) {
 	if !f.Ephemeral {
 		return func() error { return nil }, nil
 	}
-	dir, err := workloadcmd.NewScratch("credence-agent-") // which removes what a killed one left, its key too
+	dir, err := workloadcmd.NewScratch("credence-ephemeral-agent-") // which removes what a killed one left, its key too
 	if err != nil {
 		return nil, err
 	}

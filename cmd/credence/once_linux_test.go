@@ -41,7 +41,7 @@ func TestAgentForACommand(t *testing.T) {
 		}
 		return string(out)
 	}
-	killed := filepath.Join(tmp, "credence-agent-killed") // what one left that could remove nothing
+	killed := filepath.Join(tmp, "credence-ephemeral-agent-killed") // what one left that could remove nothing
 	if err := os.Mkdir(killed, 0o700); err != nil {
 		t.Fatal(err)
 	}
