@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -67,6 +68,9 @@ func TestAgentForACommand(t *testing.T) {
 // nothing either way.
 func TestAgentForACommandIsSignalled(t *testing.T) {
 	t.Parallel()
+	hangups := make(chan os.Signal, 1) // caught here, they are not ignored below, as under nohup
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	s := newSide(t, "example.org")
 	tmp := s.path("tmp")
 	if err := os.Mkdir(tmp, 0o700); err != nil {
