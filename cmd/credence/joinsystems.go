@@ -137,10 +137,10 @@ var ciSystems = map[string]ciSystem{
 // one after it ends it.
 func terraformAgent(f ciFlags, m meeting) any {
 	const hooks = "/home/tfc-agent/.tfc-agent/hooks/"
-	start := "#!/bin/sh\n# A provider's credential_process: credence-agent credentials --socket unix:///tmp/credence.sock NAME\nset -eu\n" +
-		"setsid credence-agent run -c /etc/credence/" + agentConfig + " >/tmp/credence.log 2>&1 </dev/null &\necho $! >/tmp/credence.pid\n" +
-		"credence-agent svid x509 --socket unix:///tmp/credence.sock --out /tmp/credence-svid --wait 50s\n"
-	stop := "#!/bin/sh\nkill \"$(cat /tmp/credence.pid)\"\n"
+	start := "#!/bin/sh\n# A provider's credential_process: credence-agent credentials --socket unix:///run/credence/workload.sock NAME\nset -eu\numask 077\n" +
+		"setsid credence-agent run -c /etc/credence/" + agentConfig + " >/run/credence/agent.log 2>&1 </dev/null &\necho $! >/run/credence/agent.pid\n" +
+		"credence-agent svid x509 --socket unix:///run/credence/workload.sock --out /run/credence/svid --wait 50s\n"
+	stop := "#!/bin/sh\nkill \"$(cat /run/credence/agent.pid)\"\n"
 	var configs, mounts []any
 	contents := fields{}
 	for _, h := range []struct{ name, text string }{
@@ -153,7 +153,7 @@ func terraformAgent(f ciFlags, m meeting) any {
 	return fields{
 		{"services", fields{{"tfc-agent", fields{
 			{"image", "hashicorp/tfc-agent:latest"}, {"environment", fields{{"TFC_AGENT_TOKEN", "${TFC_AGENT_TOKEN}"}}},
-			{"volumes", mounts}, {"configs", configs},
+			{"volumes", mounts}, {"configs", configs}, {"tmpfs", []string{"/run/credence:mode=1777"}}, // its user has no number that is promised
 		}}}},
 		{"configs", contents},
 	}
@@ -245,7 +245,7 @@ func (ci ciSystem) files(system string, f ciFlags, m meeting) ([]written, error)
 		{"join", fields{{"method", system}, {"rule", name}}},
 	}
 	if system == "terraform_cloud" {
-		agent = append(agent, field{"socket", "/tmp/credence.sock"})
+		agent = append(agent, field{"socket", "/run/credence/workload.sock"})
 	}
 	agentText, err := yamlText(agent)
 	if err != nil {
