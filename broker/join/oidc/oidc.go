@@ -19,7 +19,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"time"
 
@@ -77,21 +76,8 @@ func New(cfg Config) (join.Method, error) {
 
 // Join takes a token, once.
 func (m method) Join(ctx context.Context, evidence []byte, _ join.Challenge) (join.Proof, error) {
-	token, err := m.verifier.Verify(ctx, evidence)
-	if err != nil {
-		return join.Proof{}, err
-	}
-	proof, err := m.proof(token)
-	if err != nil {
-		return join.Proof{}, fmt.Errorf("%w: %w", join.ErrEvidence, err)
-	}
-	if err := m.cfg.Spend(ctx, token.Digest, token.Expires.Add(bearer.Skew), m.cfg.Now()); err != nil {
-		if m.cfg.Spent(err) {
-			err = errors.Join(join.ErrEvidence, errors.New("the token was used before: ask its issuer for another"))
-		}
-		return join.Proof{}, err
-	}
-	return proof, nil
+	once := bearer.Once{Verifier: m.verifier, Spend: m.cfg.Spend, Spent: m.cfg.Spent, Now: m.cfg.Now, Hint: "ask its issuer for another"}
+	return once.Join(ctx, evidence, m.proof)
 }
 
 // proof is what a token's claims prove.
