@@ -1,6 +1,11 @@
 package store
 
-import "context"
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+)
 
 // Pragma asks the connections that write and read what is in force.
 func (s *Store) Pragma(ctx context.Context, name string) (write, read string, err error) {
@@ -25,4 +30,30 @@ func (s *Store) FailOnce(ctx context.Context, table string) error {
 		return gone == nil
 	}
 	return err
+}
+
+// DumpRecords are a dump's, as text.
+func DumpRecords(r io.Reader) (all []string, err error) {
+	d := &dumpReader{r: bufio.NewReader(r)}
+	head, err := d.head()
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, fmt.Sprint(head))
+	var table any
+	for {
+		kind, values, err := d.record()
+		if err != nil {
+			return nil, err
+		}
+		switch kind {
+		case dumpTable:
+			table = values[0]
+			all = append(all, fmt.Sprint(table, " has ", values[1:]))
+		case dumpRow:
+			all = append(all, fmt.Sprintf("%s %#v", table, values))
+		default:
+			return append(all, fmt.Sprint("end ", values)), nil
+		}
+	}
 }

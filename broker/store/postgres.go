@@ -79,6 +79,7 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 		}
 		return pgWayOut(err)
 	}
+	s.unhurried = "SET LOCAL statement_timeout = 0"
 	s.atOnce = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
 	// Whoever became the primary meanwhile is found, among those of the URL; to read
 	// too: others may not know yet of a Deny or an eviction.

@@ -61,6 +61,9 @@ type Store struct {
 	wayOut func(error) error
 	// again says of an error whether the same transaction may succeed.
 	again func(error) bool
+	// unhurried lets the statements of a transaction take their time; empty where
+	// all may.
+	unhurried string
 }
 
 // Open opens the database in a directory, making it where it is absent, or at a
@@ -71,22 +74,18 @@ type Store struct {
 // broker has (ErrLocked). What others may read of the directory is its owner's
 // choice: its files have mode 0600 whatever they had before.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	s := &Store{now: cfg.Now, keep: keepPolicy()}
-	open, where := s.openSQLite, "in "+cfg.Dir
-	switch {
-	case cfg.Dir == "" && cfg.URL == "":
-		return nil, errors.New("opening the store: no directory is named")
-	case cfg.URL != "" && cfg.Dir != "":
-		return nil, errors.New("opening the store: a directory and a URL are named")
-	case cfg.URL != "":
-		open, where = s.openPostgres, "at its URL" // which may hold a password
-	}
-	err := open(ctx, cfg)
+	s, where, err := connect(ctx, cfg)
 	if err == nil {
-		err = s.migrate(ctx)
+		err = s.inTx(ctx, func(tx *sql.Tx) error {
+			version, err := lockHead(ctx, tx)
+			if err != nil {
+				return err
+			}
+			if version > schemaVersion {
+				return fmt.Errorf("%w: its schema is %d, this program knows up to %d; run the newer program, or restore a backup from before it", ErrNewer, version, schemaVersion)
+			}
+			return migrate(ctx, tx, version, schemaVersion)
+		})
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", where, err), s.Close())
@@ -94,39 +93,54 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-// migrate brings the schema to schemaVersion, one numbered text at a time, all
-// in one transaction.
-func (s *Store) migrate(ctx context.Context) error {
+// connect opens the database as it is. The Store is to be closed on an error too.
+func connect(ctx context.Context, cfg Config) (s *Store, where string, err error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	s = &Store{now: cfg.Now, keep: keepPolicy()}
+	switch {
+	case cfg.Dir == "" && cfg.URL == "":
+		return s, "", errors.New("no directory is named")
+	case cfg.URL != "" && cfg.Dir != "":
+		return s, "", errors.New("a directory and a URL are named")
+	case cfg.URL != "":
+		return s, "at its URL", s.openPostgres(ctx, cfg) // which may hold a password
+	}
+	return s, "in " + cfg.Dir, s.openSQLite(ctx, cfg)
+}
+
+// lockHead locks the one row of head, made where it is absent, so that one broker
+// alone does what follows, and returns the version of the schema.
+func lockHead(ctx context.Context, tx *sql.Tx) (version int, err error) {
 	const head = `CREATE TABLE IF NOT EXISTS head (one INTEGER PRIMARY KEY CHECK (one = 1), schema_version BIGINT NOT NULL, revision BIGINT NOT NULL)`
-	return s.inTx(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, head); err != nil {
+	if _, err := tx.ExecContext(ctx, head); err != nil {
+		return 0, err
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO head (one, schema_version, revision) VALUES (1, 0, 0) ON CONFLICT (one) DO NOTHING`); err != nil {
+		return 0, err
+	}
+	err = tx.QueryRowContext(ctx, `UPDATE head SET revision = revision RETURNING schema_version`).Scan(&version)
+	return version, err
+}
+
+// migrate brings the schema from a version to another, one numbered text at a
+// time.
+func migrate(ctx context.Context, tx *sql.Tx, from, to int) error {
+	for v := from + 1; v <= to; v++ {
+		text, err := schema.ReadFile(fmt.Sprintf("schema/%03d.sql", v))
+		if err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO head (one, schema_version, revision) VALUES (1, 0, 0) ON CONFLICT (one) DO NOTHING`); err != nil {
-			return err
+		if _, err := tx.ExecContext(ctx, string(text)); err != nil {
+			return fmt.Errorf("schema %d: %w", v, err)
 		}
-		var version int // of a row that is locked, so that one broker alone does what follows
-		if err := tx.QueryRowContext(ctx, `UPDATE head SET revision = revision RETURNING schema_version`).Scan(&version); err != nil {
-			return err
-		}
-		if version > schemaVersion {
-			return fmt.Errorf("%w: its schema is %d, this program knows up to %d; run the newer program, or restore a backup from before it", ErrNewer, version, schemaVersion)
-		}
-		if version == schemaVersion {
-			return nil
-		}
-		for v := version + 1; v <= schemaVersion; v++ {
-			text, err := schema.ReadFile(fmt.Sprintf("schema/%03d.sql", v))
-			if err != nil {
-				return err
-			}
-			if _, err := tx.ExecContext(ctx, string(text)); err != nil {
-				return fmt.Errorf("schema %d: %w", v, err)
-			}
-		}
-		_, err := tx.ExecContext(ctx, `UPDATE head SET schema_version = $1`, schemaVersion)
-		return err
-	})
+	}
+	if from == to {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `UPDATE head SET schema_version = $1`, to)
+	return err
 }
 
 // Close lets the database and its directory go.
