@@ -172,6 +172,7 @@ type Config struct {
 	NodeTTL     time.Duration    // 0: 4 h
 	LongestLife time.Duration    // of any SVID: a cut-off stands for so long; 0: 56 h
 	JoinTime    time.Duration    // how long one join may take; 0: 10 s
+	Observe     func(Event)      // told what happened, while the caller waits; nil: nobody is
 	Log         *slog.Logger     // nil discards
 	Now         func() time.Time // nil means time.Now
 }
@@ -185,6 +186,7 @@ type Broker struct {
 	indexer   *indexer
 	listing   *listing
 	reporters *reporters
+	contact   contact // of the store
 	denials   *audit.Folder
 	strangers *audit.Counter // who fail to join
 	shown     *audit.Counter // what is shown in vain as evidence

@@ -90,10 +90,13 @@ type bearer struct {
 //   - For a peer's, the one that Decide finds for the facts peer.trust_domain,
 //     peer.id and peer.path; act in the token names the original.
 func (b *Broker) Exchange(ctx context.Context, r ExchangeRequest) (JWTSVID, *Denial, error) {
+	done := b.issuing(AskedExchange)
 	svid, err := b.exchange(ctx, r)
 	if denial, err := b.refuse(ctx, r, err); denial != nil || err != nil {
+		done(0, []*Denial{denial}, err)
 		return JWTSVID{}, denial, err
 	}
+	done(1, nil, nil)
 	return svid, nil, nil
 }
 
@@ -356,7 +359,10 @@ var ErrOutlives = errors.New("the credential would outlive the SVID that was sho
 // Denial and error are nil, and not otherwise. Nothing of it is kept, so that
 // nobody has what another's evidence gave. For who is served see Exchange.
 func (b *Broker) ExchangeAt(ctx context.Context, r ExchangeRequest, trade func(context.Context, Lent) (Traded, error)) (*Denial, error) {
-	return b.refuse(ctx, r, b.exchangeAt(ctx, r, trade))
+	done := b.issuing(AskedExchange)
+	denial, err := b.refuse(ctx, r, b.exchangeAt(ctx, r, trade))
+	done(0, []*Denial{denial}, err)
+	return denial, err
 }
 
 func (b *Broker) exchangeAt(ctx context.Context, r ExchangeRequest, trade func(context.Context, Lent) (Traded, error)) error {

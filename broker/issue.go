@@ -117,11 +117,29 @@ var errMeanwhile = fmt.Errorf("%w: revoked while it was made", ErrConflict)
 // IssueX509 decides, signs and records for each item, and releases all of it
 // once it is durable. A denied item has a Denial, not an error.
 func (b *Broker) IssueX509(ctx context.Context, node Node, items []X509Item) ([]X509Result, error) {
+	done := b.issuing(KindX509)
 	results, err := b.issueX509(ctx, node, items)
 	if errors.Is(err, errMeanwhile) { // what is made now is from after it
-		return b.issueX509(ctx, node, items)
+		results, err = b.issueX509(ctx, node, items)
 	}
+	signed, denied := made(results)
+	done(signed, denied, err)
 	return results, err
+}
+
+// made says how much was signed, and what was denied.
+func made(results []X509Result) (signed int, denied []*Denial) {
+	for _, r := range results {
+		if r.Denial != nil {
+			denied = append(denied, r.Denial)
+		}
+		for _, s := range r.SVIDs {
+			if s.Chain != nil {
+				signed++
+			}
+		}
+	}
+	return signed, denied
 }
 
 func (b *Broker) issueX509(ctx context.Context, node Node, items []X509Item) ([]X509Result, error) {
@@ -278,10 +296,12 @@ func isHeld(held []Held, d identity.Decision, digest [sha256.Size]byte, now time
 // IssueJWT decides, signs, records and then releases. Where nothing is
 // granted it returns a Denial and no error.
 func (b *Broker) IssueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSVID, *Denial, error) {
+	done := b.issuing(KindJWT)
 	svids, denial, err := b.issueJWT(ctx, node, r)
 	if errors.Is(err, errMeanwhile) {
-		return b.issueJWT(ctx, node, r)
+		svids, denial, err = b.issueJWT(ctx, node, r)
 	}
+	done(len(svids), []*Denial{denial}, err)
 	return svids, denial, err
 }
 

@@ -61,36 +61,41 @@ type Joined struct {
 func (b *Broker) Join(ctx context.Context, r JoinRequest) (Joined, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.JoinTime)
 	defer cancel()
+	began := b.cfg.Now()
 	joined, err := b.join(ctx, r)
+	method, outcome := b.joinOutcome(r, err)
+	b.observe(Event{What: EventJoined, Subject: method, Outcome: outcome, Took: b.cfg.Now().Sub(began)})
 	if err != nil {
-		b.strangers.Add(b.joinFailure(r, err))
+		b.strangers.Add(method + ": " + outcome)
 		return Joined{}, fmt.Errorf("joining by %.40q: %w", r.Method, err)
 	}
 	return joined, nil
 }
 
-// joinFailure names a failed join in few enough words that strangers cannot
-// fill the record with reasons of their own making.
-func (b *Broker) joinFailure(r JoinRequest, err error) string {
-	method := "unknown method"
+// joinOutcome names a join in few enough words that strangers cannot fill the
+// record, or the metrics, with some of their own making.
+func (b *Broker) joinOutcome(r JoinRequest, err error) (method, outcome string) {
+	method = "unknown method"
 	if r.Method == tokenMethod || slices.ContainsFunc(b.policy.Load().Rules, func(rule join.Rule) bool { return rule.Method == r.Method }) {
 		method = r.Method
 	}
 	switch {
+	case err == nil:
+		return method, OutcomeOK
 	case errors.Is(err, join.ErrCloned):
-		return method + ": cloned"
+		return method, "cloned"
 	case errors.Is(err, join.ErrRecovery):
-		return method + ": no recovery left"
+		return method, "no recovery left"
 	case errors.Is(err, join.ErrEvidence):
-		return method + ": evidence refused"
+		return method, "evidence refused"
 	case errors.Is(err, identity.ErrDenied):
-		return method + ": not allowed"
+		return method, "not allowed"
 	case errors.Is(err, ErrConflict):
-		return method + ": banned, or another's name"
+		return method, "banned, or another's name"
 	case errors.Is(err, ErrRequest):
-		return method + ": bad request"
+		return method, "bad request"
 	}
-	return method + ": not judged"
+	return method, "not judged"
 }
 
 func (b *Broker) join(ctx context.Context, r JoinRequest) (Joined, error) {
@@ -283,6 +288,7 @@ func (b *Broker) Renew(ctx context.Context, node Node, pub crypto.PublicKey) (Jo
 		return Joined{}, fmt.Errorf("renewing %s: %w: %w", node.ID, ErrRequest, err)
 	}
 	joined, err := b.admit(ctx, node, key, pub, audit.Event{Kind: "renew"})
+	b.observe(Event{What: EventRenewed, Outcome: outcomeOf(err)})
 	if err != nil {
 		return Joined{}, fmt.Errorf("renewing %s: %w", node.ID, err)
 	}

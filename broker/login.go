@@ -36,8 +36,10 @@ type Login struct {
 // issued before any of it is released. Where nothing is granted, or the login was
 // spent before, it returns a Denial and no error.
 func (b *Broker) Login(ctx context.Context, l Login) ([]X509SVID, *Denial, error) {
+	done := b.issuing(AskedLogin)
 	svids, err := b.login(ctx, l)
 	denial, err := b.denyLogin(ctx, l, err)
+	done(len(svids), []*Denial{denial}, err)
 	if denial != nil || err != nil {
 		return nil, denial, err
 	}

@@ -129,6 +129,8 @@ type Config struct {
 	Now func() time.Time
 	// MaxBytes is the size after which a new file is begun; 0 means 64 MiB.
 	MaxBytes int64
+	// Observe is told of each write, by the one who writes; nil: nobody is.
+	Observe func(Commit)
 	// Log is told of what was mended; nil discards.
 	Log *slog.Logger
 

@@ -24,6 +24,9 @@ type Log struct {
 	closing bool
 	at      state
 	changed chan struct{} // closed and replaced when at changes
+	stats   Stats         // but for what is known elsewhere
+
+	observe func(Commit)
 }
 
 // state is how far the record is durable.
@@ -71,6 +74,7 @@ func Open(c Config) (*Log, error) {
 	}
 	l := &Log{
 		now:     c.Now,
+		observe: c.Observe,
 		lock:    dir,
 		done:    make(chan struct{}),
 		at:      state{head: head, first: t.first, size: t.size},
@@ -253,6 +257,7 @@ func (l *Log) run(t *tape, head Ref) {
 			}
 		}
 		err := t.append(data, head)
+		l.note(Commit{Records: int(at.Sequence - head.Sequence), Bytes: len(data), Took: l.now().Sub(now), Err: err})
 		if err == nil {
 			head = at
 			l.publish(state{head: head, first: t.first, size: t.size})
