@@ -131,12 +131,24 @@ type notAccepted struct{ error }
 
 func (n notAccepted) Unwrap() error { return n.error }
 
+// joinGrace is how long an agent that is told to stop still waits for the answer
+// to evidence that it has shown: that may count once, and be spent.
+const joinGrace = 2 * time.Second
+
 // converse sends the start and answers challenges until joined.
 func (a *Agent) converse(ctx context.Context, l *link, evidence, publicKey []byte) (*api.Joined, error) {
+	stopped := ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(stopped))
+	defer cancel()
+	atOnce := context.AfterFunc(stopped, cancel) // nothing is shown yet
 	stream, err := api.NewNodeClient(l.conn).Join(ctx)
 	if err != nil {
 		return nil, err
 	}
+	if !atOnce() {
+		return nil, stopped.Err()
+	}
+	defer context.AfterFunc(stopped, func() { defer time.AfterFunc(joinGrace, cancel).Stop(); <-ctx.Done() })()
 	start := &api.JoinRequest_Start{
 		Method: a.cfg.Join.Method, Rule: a.cfg.Join.Rule, Evidence: evidence, PublicKey: publicKey, AgentVersion: a.cfg.Version,
 	}

@@ -245,3 +245,26 @@ func TestAnAnswerForTheKey(t *testing.T) {
 		t.Error("it is another key's")
 	}
 }
+
+// Told to stop while a broker judges its token, an agent waits for what the token
+// bought: it could not join by it again.
+func TestStoppedWhileItJoins(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain).Start()
+	entered, release := b.Hold("Join")
+	cfg := config(t, b)
+	a, err := agent.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	<-entered
+	cancel()
+	release()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	run(t, cfg).ready()
+}

@@ -4,20 +4,15 @@
 package main
 
 import (
-	"context"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/credence-id/credence/cmd/agentcmd"
 	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/cmd/stop"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	p := &cli.Program{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Now: time.Now}
-	code := p.Execute(ctx, agentcmd.Root(p), os.Args[1:])
-	stop()
-	os.Exit(code)
+	os.Exit(p.Execute(stop.Context(), agentcmd.Root(p), os.Args[1:]))
 }

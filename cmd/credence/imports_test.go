@@ -18,7 +18,7 @@ const module = "github.com/credence-id/credence/"
 // patterns that match, the longest decides.
 var mayImport = map[string][]string{
 	"cmd/credence":       {"*"},
-	"cmd/credence-agent": {"cmd/agentcmd", "cmd/cli"},
+	"cmd/credence-agent": {"cmd/agentcmd", "cmd/cli", "cmd/stop"},
 	"cmd/agentcmd": {
 		"agent", "agent/api", "agent/caller", "agent/spool", "agent/workloadapi", "agent/sds", "agent/local", "agent/telemetry",
 		"agent/evidence/awsec2", "agent/evidence/awsiam", "agent/evidence/azure", "agent/evidence/boundkeypair", "agent/evidence/gcp", "agent/evidence/kubernetes", "agent/evidence/oidc", "agent/evidence/spiffe", "agent/evidence/tpm", "agent/evidence/x509",
@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	},
 	"cmd/workloadcmd":                        {"agent", "agent/api", "agent/local", "agent/output", "cmd/cli"},
 	"cmd/logincmd":                           {"agent", "broker/api", "federation", "cmd/cli"},
+	"cmd/stop":                               {},
 	"cmd/flows":                              {"exchangers", "exchangers/aws", "exchangers/gcp", "exchangers/azure", "exchangers/oauth"},
 	"cmd/cli":                                {"agent", "agent/caller", "broker/resource/strict"},
 	"broker":                                 {"broker/identity", "broker/join", "broker/audit"},

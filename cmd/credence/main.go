@@ -10,8 +10,6 @@ import (
 	"context"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,14 +18,12 @@ import (
 	"github.com/credence-id/credence/cmd/agentcmd"
 	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/cmd/logincmd"
+	"github.com/credence-id/credence/cmd/stop"
 	"github.com/credence-id/credence/cmd/workloadcmd"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
+	os.Exit(run(stop.Context(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // program is what every verb has.

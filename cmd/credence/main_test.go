@@ -26,6 +26,7 @@ import (
 	"github.com/credence-id/credence/cmd/agentcmd"
 	"github.com/credence-id/credence/cmd/cli"
 	credence "github.com/credence-id/credence/cmd/credence"
+	"github.com/credence-id/credence/cmd/stop"
 )
 
 // TestMain makes the test binary six programs: credence; credence-agent; limited, which is
@@ -35,6 +36,9 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv(raceOptions) == "" {
 		_ = os.Setenv(raceOptions, raceAtOnce)
+	}
+	if name := filepath.Base(os.Args[0]); name != "credence" && name != "credence-agent" {
+		signal.Reset(os.Interrupt, syscall.SIGTERM) // which package stop listens to
 	}
 	testscript.Main(m, map[string]func(){
 		"credence":       credence.Main,
@@ -50,11 +54,8 @@ func TestMain(m *testing.M) {
 
 // agentAlone is credence-agent.
 func agentAlone() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	p := &cli.Program{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Now: time.Now}
-	code := p.Execute(ctx, agentcmd.Root(p), os.Args[1:])
-	stop()
-	os.Exit(code)
+	os.Exit(p.Execute(stop.Context(), agentcmd.Root(p), os.Args[1:]))
 }
 
 // Under the race detector each of the hundreds of processes would sleep for a

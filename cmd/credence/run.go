@@ -227,6 +227,10 @@ func (p *program) runBroker(ctx context.Context, f brokerFile) error {
 	}
 	b, err := newBroker(ctx, f, o)
 	if err != nil {
+		if ctx.Err() != nil { // what was being done was given up: the next start does it
+			log.InfoContext(ctx, "told to stop before it served", "error", err)
+			return nil
+		}
 		return cli.BadInput(err)
 	}
 	if b.authority.Pin() == "" {
