@@ -27,3 +27,15 @@ func OpenOn(d Disk, c Config) (*Log, error) {
 
 // OpenFile opens a file as the real disk does.
 func OpenFile(path string) (File, error) { return osDisk{}.open(path) }
+
+// IsPlain and Decode are the short and the long look at a line.
+var (
+	IsPlain = isPlain
+	Decode  = decode
+)
+
+// Linked says whether a line has a good link.
+func Linked(line []byte) bool {
+	_, err := linkOf(line)
+	return err == nil
+}

@@ -229,7 +229,7 @@ func hexMember(dst, member []byte, start, end string) bool {
 		return false
 	}
 	h, ok = bytes.CutSuffix(h, []byte(end))
-	if !ok || len(h) != 2*len(dst) || !bytes.Equal(h, bytes.ToLower(h)) {
+	if !ok || len(h) != 2*len(dst) || bytes.ContainsAny(h, "ABCDEF") {
 		return false
 	}
 	_, err := hex.Decode(dst, h)

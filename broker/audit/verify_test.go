@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/credence-id/credence/broker/audit"
 )
@@ -173,6 +174,47 @@ func TestNothingToVerify(t *testing.T) {
 	}
 }
 
+// TestPlainLines holds the short look at a line to the long one: where it says
+// yes, so does the other; and it says yes of what brokers write.
+func TestPlainLines(t *testing.T) {
+	whole := audit.Event{
+		Kind: "k", OK: true, Node: "n", SPIFFEID: "s", Identity: "i", Revision: 7, Serial: "s", Authority: "a", Issued: signedAt, NotAfter: signedAt.Add(time.Millisecond),
+		Digest: "d", Audiences: []string{"a", ""}, Target: "t", Actor: "a", Code: "c", Reason: "r", Facts: map[string][]string{"a": {"b", "<&>"}, "b": {"c"}}, Count: 2, Detail: map[string]string{"d": "", "e": "f"},
+	}
+	l := open(t, audit.Config{Dir: newDir(t)})
+	add(t, l, whole, event(1), audit.Event{Kind: "deny"})
+	n := 0
+	_ = l.Follow(t.Context(), 3, func(r audit.Record) error {
+		line, err := r.Line()
+		if err != nil || !audit.IsPlain(line) {
+			t.Errorf("%s is not plain: %v", line, err)
+		}
+		for i := range line { // each change of a byte, each byte left out, and each twice
+			for _, changed := range [][]byte{
+				append(append(bytes.Clone(line[:i]), 'x'), line[i+1:]...), append(append(bytes.Clone(line[:i]), '0'), line[i+1:]...),
+				append(bytes.Clone(line[:i]), line[i+1:]...), append(append(bytes.Clone(line[:i]), line[i]), line[i:]...), append(append(bytes.Clone(line[:i]), ' '), line[i:]...),
+			} {
+				if !bytes.Contains(changed, []byte(`,"hash":"`)) || bytes.LastIndex(changed, []byte(`,"hash":"`)) < 66 {
+					continue
+				}
+				changed = bytes.TrimSuffix(rehash(t, changed), []byte("\n"))
+				if audit.Linked(changed) && audit.IsPlain(changed) {
+					if _, err := audit.Decode(changed); err != nil {
+						t.Fatalf("%s is plain, and yet: %v", changed, err)
+					}
+				}
+			}
+		}
+		if n++; n == 3 {
+			return errDone
+		}
+		return nil
+	})
+	if n != 3 {
+		t.Errorf("%d lines", n)
+	}
+}
+
 func FuzzParseLine(f *testing.F) {
 	l, err := audit.Open(audit.Config{Dir: newDir(f)})
 	if err != nil {
@@ -199,6 +241,9 @@ func FuzzParseLine(f *testing.F) {
 			line = bytes.TrimSuffix(rehash(t, line), []byte("\n"))
 		}
 		r, err := audit.ParseLine(line)
+		if err != nil && audit.Linked(line) && audit.IsPlain(line) {
+			t.Errorf("%s is plain, and yet: %v", line, err)
+		}
 		if err != nil {
 			return
 		}
