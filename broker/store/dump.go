@@ -22,7 +22,10 @@ func Tables() []string {
 
 // Undumped are the tables that no dump has.
 func Undumped() map[string]string {
-	return map[string]string{"head": "what it says stands at the beginning of a dump"}
+	return map[string]string{
+		"head":      "what it says stands at the beginning of a dump",
+		"migration": "Load makes the schema by the same texts",
+	}
 }
 
 // A Selection says which part of a database is dumped. The zero one is all of

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 )
 
 // Pragma asks the connections that write and read what is in force.
@@ -56,4 +57,33 @@ func DumpRecords(r io.Reader) (all []string, err error) {
 			return append(all, fmt.Sprint("end ", values)), nil
 		}
 	}
+}
+
+// OpenAs opens the database as the program does whose newest schema this is.
+func OpenAs(ctx context.Context, cfg Config, files fs.FS, newest int) (*Store, error) {
+	cfg.schema = &migrations{files, newest}
+	return Open(ctx, cfg)
+}
+
+// Traced has each statement to PostgreSQL told.
+func Traced(cfg Config, tell func(string, ...any)) Config {
+	cfg.trace = tell
+	return cfg
+}
+
+// Schema are the texts of this program.
+var Schema fs.FS = schema
+
+// Oldest is what a text says of older programs.
+var Oldest = oldestOf
+
+// Run executes a statement and undoes it.
+func (s *Store) Run(ctx context.Context, text string, args ...any) error {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	_, err = tx.ExecContext(ctx, text, args...)
+	return err
 }

@@ -48,14 +48,14 @@ func (s *Store) load(ctx context.Context, tx *sql.Tx, r *dumpReader) (DumpHead, 
 	if err != nil {
 		return head, err
 	}
-	version, err := lockHead(ctx, tx)
+	version, _, err := lockHead(ctx, tx)
 	switch {
 	case err != nil:
 		return head, err
 	case version != 0:
 		return head, fmt.Errorf("%w: load into an empty one", ErrNotEmpty)
 	}
-	if err := migrate(ctx, tx, 0, head.Schema); err != nil {
+	if err := ours().raise(ctx, tx, 0, head.Schema, s.now()); err != nil {
 		return head, err
 	}
 	if err := r.tables(ctx, tx); err != nil {
@@ -64,7 +64,7 @@ func (s *Store) load(ctx context.Context, tx *sql.Tx, r *dumpReader) (DumpHead, 
 	if _, err := tx.ExecContext(ctx, `UPDATE head SET revision = $1`, int64(head.Revision)); err != nil {
 		return head, err
 	}
-	return head, migrate(ctx, tx, head.Schema, schemaVersion)
+	return head, ours().raise(ctx, tx, head.Schema, schemaVersion, s.now())
 }
 
 // A dumpReader reads a dump. What it returns is good until the next call.

@@ -73,6 +73,11 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 	}
 	var generation atomic.Int64 // of connections: those of an older one are no good
 	s.again = pgAgain
+	s.busy = func(err error) bool { return pgCode(err) == "55P03" } // lock_not_available
+	s.hurry = "SET LOCAL lock_timeout = '" + pgLockTimeout + "'"
+	if cfg.trace != nil {
+		c.Tracer = tracer(cfg.trace)
+	}
 	s.wayOut = func(err error) error {
 		if pgDemoted(err) {
 			generation.Add(1)
@@ -107,6 +112,16 @@ func openPool(c *pgx.ConnConfig, generation *atomic.Int64) *sql.DB {
 	pool.SetConnMaxLifetime(pgConnMaxAge)
 	return pool
 }
+
+// A tracer is told statements.
+type tracer func(string, ...any)
+
+func (f tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	f(q.SQL, q.Args...)
+	return ctx
+}
+
+func (f tracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 func pgCode(err error) string {
 	var e *pgconn.PgError

@@ -14,7 +14,8 @@ import (
 )
 
 func (s *Store) openSQLite(_ context.Context, cfg Config) error {
-	s.wayOut, s.again = sqliteWayOut, func(error) bool { return false }
+	never := func(error) bool { return false }
+	s.wayOut, s.again, s.busy = sqliteWayOut, never, never
 	if err := makeDir(cfg.Dir); err != nil {
 		return err
 	}

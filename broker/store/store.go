@@ -14,9 +14,9 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
-	"embed"
 	"errors"
 	"fmt"
 	"io"
@@ -25,12 +25,6 @@ import (
 
 // schemaVersion is what this program writes and reads.
 const schemaVersion = 10
-
-//go:embed schema/*.sql
-var schema embed.FS
-
-// ErrNewer says that the database was written by a newer program.
-var ErrNewer = errors.New("the database is of a newer version")
 
 // ErrLocked says that another broker has the directory.
 var ErrLocked = errors.New("the directory is in use by another broker")
@@ -44,6 +38,9 @@ type Config struct {
 	// connection string. See CheckURL.
 	URL string
 	Now func() time.Time // nil means time.Now
+
+	schema *migrations          // nil: this program's
+	trace  func(string, ...any) // is told each statement to PostgreSQL; nil: nobody is
 }
 
 // A Store is an open database. Its methods may be called concurrently; each
@@ -64,11 +61,15 @@ type Store struct {
 	// unhurried lets the statements of a transaction take their time; empty where
 	// all may.
 	unhurried string
+	// busy says of an error whether others hold what a migration must lock, for
+	// which it waits no longer than hurry has the engine wait.
+	busy  func(error) bool
+	hurry string
 }
 
 // Open opens the database in a directory, making it where it is absent, or at a
-// URL. It refuses a database of a newer version (ErrNewer), and changes nothing
-// then.
+// URL. It refuses a database of a newer version (ErrNewer) that doesn't let this
+// program go on, and changes nothing then.
 //
 // It refuses a directory that others may write or own, and one that another
 // broker has (ErrLocked). What others may read of the directory is its owner's
@@ -76,16 +77,7 @@ type Store struct {
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s, where, err := connect(ctx, cfg)
 	if err == nil {
-		err = s.inTx(ctx, func(tx *sql.Tx) error {
-			version, err := lockHead(ctx, tx)
-			if err != nil {
-				return err
-			}
-			if version > schemaVersion {
-				return fmt.Errorf("%w: its schema is %d, this program knows up to %d; run the newer program, or restore a backup from before it", ErrNewer, version, schemaVersion)
-			}
-			return migrate(ctx, tx, version, schemaVersion)
-		})
+		err = s.migrate(ctx, *cmp.Or(cfg.schema, ours()))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", where, err), s.Close())
@@ -108,39 +100,6 @@ func connect(ctx context.Context, cfg Config) (s *Store, where string, err error
 		return s, "at its URL", s.openPostgres(ctx, cfg) // which may hold a password
 	}
 	return s, "in " + cfg.Dir, s.openSQLite(ctx, cfg)
-}
-
-// lockHead locks the one row of head, made where it is absent, so that one broker
-// alone does what follows, and returns the version of the schema.
-func lockHead(ctx context.Context, tx *sql.Tx) (version int, err error) {
-	const head = `CREATE TABLE IF NOT EXISTS head (one INTEGER PRIMARY KEY CHECK (one = 1), schema_version BIGINT NOT NULL, revision BIGINT NOT NULL)`
-	if _, err := tx.ExecContext(ctx, head); err != nil {
-		return 0, err
-	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO head (one, schema_version, revision) VALUES (1, 0, 0) ON CONFLICT (one) DO NOTHING`); err != nil {
-		return 0, err
-	}
-	err = tx.QueryRowContext(ctx, `UPDATE head SET revision = revision RETURNING schema_version`).Scan(&version)
-	return version, err
-}
-
-// migrate brings the schema from a version to another, one numbered text at a
-// time.
-func migrate(ctx context.Context, tx *sql.Tx, from, to int) error {
-	for v := from + 1; v <= to; v++ {
-		text, err := schema.ReadFile(fmt.Sprintf("schema/%03d.sql", v))
-		if err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, string(text)); err != nil {
-			return fmt.Errorf("schema %d: %w", v, err)
-		}
-	}
-	if from == to {
-		return nil
-	}
-	_, err := tx.ExecContext(ctx, `UPDATE head SET schema_version = $1`, to)
-	return err
 }
 
 // Close lets the database and its directory go.
