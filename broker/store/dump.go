@@ -165,7 +165,7 @@ func (w *dumpWriter) table(ctx context.Context, tx *sql.Tx, name string, part Se
 		named = append(named, c.name)
 	}
 	w.record(dumpTable, named...)
-	query := "SELECT " + listed(columns) + " FROM " + name // names that the schema has
+	query := "SELECT " + columnNames(columns) + " FROM " + name // names that the schema has
 	if name == "resource" && part.Standing {
 		// The last deletion says at which revision resources are.
 		query += ` r WHERE r.revision = (SELECT MAX(x.revision) FROM resource x WHERE x.kind = r.kind AND x.name = r.name)
@@ -231,7 +231,7 @@ func columnsOf(ctx context.Context, tx *sql.Tx, table string) ([]column, error) 
 	return all, rows.Err()
 }
 
-func listed(columns []column) string {
+func columnNames(columns []column) string {
 	var names []string
 	for _, c := range columns {
 		names = append(names, c.name)

@@ -294,7 +294,7 @@ func (i *inserter) flush(ctx context.Context) error {
 		return nil
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "INSERT INTO %s (%s) VALUES ", i.table, listed(i.columns)) // names that the schema has
+	fmt.Fprintf(&text, "INSERT INTO %s (%s) VALUES ", i.table, columnNames(i.columns)) // names that the schema has
 	n := 0
 	for row := range i.rows {
 		if row > 0 {
