@@ -1,5 +1,11 @@
 package audit
 
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+)
+
 // A File and a Disk are what tests put in place of the real ones.
 type (
 	File interface {
@@ -38,4 +44,29 @@ var (
 func Linked(line []byte) bool {
 	_, err := linkOf(line)
 	return err == nil
+}
+
+// IndexOnce makes the sidecars that are missing now.
+func (l *Log) IndexOnce(ctx context.Context) error {
+	at, _ := l.state()
+	return l.makeSidecars(ctx, at.first)
+}
+
+// Resum gives a changed sidecar the digest that it would have.
+func Resum(data []byte) []byte {
+	if len(data) < sha256.Size {
+		return data
+	}
+	body := data[:len(data)-sha256.Size]
+	sum := sha256.Sum256(body)
+	return append(bytes.Clone(body), sum[:]...)
+}
+
+// ParseSidecar returns what it read, written anew.
+func ParseSidecar(data []byte) ([]byte, error) {
+	x, err := parseSidecar(data)
+	if err != nil {
+		return nil, err
+	}
+	return x.marshal(), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"sync"
@@ -14,8 +15,11 @@ import (
 type Log struct {
 	now  func() time.Time
 	lock *os.File // holds the directory for this process
+	log  *slog.Logger
 	done chan struct{}
 	err  error // of closing; readable after done
+
+	truncating sync.Mutex // held by Truncate
 
 	mu      sync.Mutex // guards what follows
 	wake    *sync.Cond // there is something in queue, or closing is set
@@ -47,7 +51,8 @@ type call struct {
 }
 
 // Open opens the record in c.Dir for writing, or begins one. It checks the
-// newest file whole and its link to the one before; the rest is for Verify.
+// newest file whole and its link to the one before, or to the record that says
+// that all before were removed for their age; the rest is for Verify.
 // An incomplete write at the very end, as a crash leaves it, was never
 // confirmed and is cut off; anything else that is wrong is a BrokenError, and
 // the record must be set aside and looked at before a new one is begun.
@@ -76,6 +81,7 @@ func Open(c Config) (*Log, error) {
 		now:     c.Now,
 		observe: c.Observe,
 		lock:    dir,
+		log:     c.Log,
 		done:    make(chan struct{}),
 		at:      state{head: head, first: t.first, size: t.size},
 		changed: make(chan struct{}),
@@ -95,11 +101,17 @@ func (t *tape) load() (Ref, error) {
 	n := len(firsts) - 1
 	t.first, t.path = firsts[n], fileName(t.dir, firsts[n])
 	c := chain{head: Ref{Sequence: t.first - 1}, open: t.first > 1}
+	var cuts []Truncation
 	size, err := sizeOf(t.path)
 	if err != nil {
 		return Ref{}, err
 	}
-	s, err := scan(t.path, size, true, &c, func([]byte) error { return nil })
+	s, err := scan(t.path, size, true, &c, func(line []byte) error {
+		if t, ok := truncationIn(line); ok {
+			cuts = append(cuts, t)
+		}
+		return nil
+	})
 	if err != nil {
 		return Ref{}, fmt.Errorf("%w; set %s aside as it is, look at it, and begin a new record", err, t.dir)
 	}
@@ -107,8 +119,10 @@ func (t *tape) load() (Ref, error) {
 	if s.torn > 0 {
 		t.log.Warn("audit record: cutting off an incomplete write that was never confirmed", "file", t.path, "offset", s.end, "bytes", s.torn)
 	}
-	if t.first == 1 {
-		return c.head, nil
+	if n == 0 { // the others, if there were any, were removed for their age
+		begin := beginning{last: Ref{Sequence: t.first - 1, Hash: s.prev}}
+		begin.take(cuts...)
+		return c.head, begin.check(t.dir)
 	}
 	before, err := t.before(firsts[:n])
 	if err != nil {
@@ -125,9 +139,6 @@ func (t *tape) load() (Ref, error) {
 
 // before returns the last place in the file before the newest.
 func (t *tape) before(firsts []uint64) (Ref, error) {
-	if len(firsts) == 0 {
-		return Ref{}, &BrokenError{File: t.path, Err: fmt.Errorf("the files with the records before %d are missing", t.first)}
-	}
 	path := fileName(t.dir, firsts[len(firsts)-1])
 	size, err := sizeOf(path)
 	if err != nil {

@@ -104,7 +104,7 @@ func tailStart(dir string, n int) (uint64, error) {
 	if _, err := scan(fileName(dir, first), size, true, &c, func([]byte) error { return nil }); err != nil {
 		return 0, err
 	}
-	return c.head.Sequence - min(c.head.Sequence, uint64(max(n, 0))), nil
+	return max(c.head.Sequence-min(c.head.Sequence, uint64(max(n, 0))), firsts[0]-1), nil
 }
 
 // Follow hands the last records, as many as asked for, and then each new one
@@ -114,7 +114,11 @@ func tailStart(dir string, n int) (uint64, error) {
 // and costs no memory.
 func (l *Log) Follow(ctx context.Context, last int, fn func(Record) error) error {
 	at, _ := l.state()
-	return l.follow(ctx, Ref{Sequence: at.head.Sequence - min(at.head.Sequence, uint64(max(last, 0)))}, fn)
+	oldest, err := l.Oldest()
+	if err != nil {
+		return err
+	}
+	return l.follow(ctx, Ref{Sequence: max(at.head.Sequence-min(at.head.Sequence, uint64(max(last, 0))), oldest.Sequence)}, fn)
 }
 
 // FollowAfter is Follow from a place on: for who keeps the last one that it has
@@ -181,6 +185,11 @@ func (l *Log) cursor(after Ref) (*cursor, error) {
 		want++
 	}
 	i := sort.Search(len(firsts), func(i int) bool { return firsts[i] > want }) - 1
+	if i < 0 && len(firsts) > 0 && firsts[0] == after.Sequence+1 {
+		// All up to the place was removed for its age; the next record says
+		// whether it follows from there.
+		return &cursor{dir: dir, first: firsts[0], chain: chain{head: after}, after: after}, nil
+	}
 	if i < 0 {
 		return nil, fmt.Errorf("reading the audit record: %w: %s does not hold record %d", ErrReplaced, dir, want)
 	}
@@ -235,7 +244,11 @@ func (c *cursor) drainFile(ctx context.Context, limit int64, fn func(Record) err
 }
 
 func (c *cursor) take(line []byte, fn func(Record) error) error {
+	at := c.chain.head
 	if _, err := c.chain.next(line); err != nil {
+		if at == c.after && c.first == at.Sequence+1 && at.Sequence > 0 {
+			err = fmt.Errorf("%w: %w", ErrReplaced, err)
+		}
 		return err
 	}
 	switch here := c.chain.head; {

@@ -35,6 +35,12 @@ func fileName(dir string, first uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%012d%s", first, suffix))
 }
 
+// firstOf returns the sequence number in a file's name.
+func firstOf(name string) (uint64, bool) {
+	first, err := strconv.ParseUint(strings.TrimSuffix(name, suffix), 10, 64)
+	return first, err == nil && first > 0 && fileName("", first) == name
+}
+
 // list returns the sequence numbers with which the files of dir begin, in
 // order. Names of other kinds are none of the record's business.
 func list(dir string) ([]uint64, error) {
@@ -44,13 +50,12 @@ func list(dir string) ([]uint64, error) {
 	}
 	var firsts []uint64
 	for _, e := range entries {
-		digits, ok := strings.CutSuffix(e.Name(), suffix)
-		if !ok {
+		if !strings.HasSuffix(e.Name(), suffix) {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		first, err := strconv.ParseUint(digits, 10, 64)
-		if err != nil || first == 0 || fileName(dir, first) != path || !e.Type().IsRegular() {
+		first, ok := firstOf(e.Name())
+		if !ok || !e.Type().IsRegular() {
 			return nil, &BrokenError{File: path, Err: errors.New("it is no file that the record made")}
 		}
 		firsts = append(firsts, first)

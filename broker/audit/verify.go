@@ -14,9 +14,10 @@ import (
 type Report struct {
 	Records   uint64
 	Files     int
-	Head      Ref   // the last good record
-	Torn      int64 // bytes of an incomplete write at the end: a crash's, or one in progress
-	Confirmed int   // places that were known before and stand in the record
+	Head      Ref         // the last good record
+	Torn      int64       // bytes of an incomplete write at the end: a crash's, or one in progress
+	Confirmed int         // places that were known before and stand in the record
+	Removed   *Truncation // what was removed before the first record there is; nil: nothing
 }
 
 // Known is a place in the record that somebody knew before.
@@ -60,7 +61,10 @@ func (e *RewrittenError) Error() string {
 // BrokenError at the first that was changed, moved, taken out or put in, and
 // at a file that is missing. That records were cut off the end, or that all
 // was written anew, it can tell only from heads that were known before:
-// each must stand in the record. Verify may run beside a writer.
+// each must stand in the record, if it isn't older than what is there. Where
+// the beginning is missing, a record must say that it was removed for its age
+// and name the hash from which the chain goes on. Verify may run beside a
+// writer.
 func Verify(dir string, known ...Ref) (Report, error) {
 	all := make([]Known, 0, len(known))
 	for _, ref := range known {
@@ -87,13 +91,17 @@ func VerifyKnown(ctx context.Context, dir string, known []Known) (Report, error)
 	known = slices.DeleteFunc(slices.Clone(known), func(k Known) bool { return k.Ref == Ref{} })
 	slices.SortStableFunc(known, func(x, y Known) int { return cmp.Compare(x.Sequence, y.Sequence) })
 	ctx, cancel := context.WithCancel(ctx)
-	var head Ref
+	begin := beginning{last: Ref{Sequence: firsts[0] - 1}}
+	head := begin.last
 	var confirmed Known
 	next, wait := verifyFiles(ctx, dir, firsts, known)
 	defer wait()
 	defer cancel()
 	for i, first := range firsts {
 		f, err := next()
+		if err == nil && i == 0 {
+			head, err = begin.at(f, known)
+		}
 		if err == nil {
 			err = f.follows(head)
 		}
@@ -106,6 +114,7 @@ func VerifyKnown(ctx context.Context, dir string, known []Known) (Report, error)
 			head = f.head
 		}
 		r.Head = head
+		begin.take(f.cuts...)
 		if n := len(f.stand); n > 0 {
 			confirmed, r.Confirmed = f.stand[n-1], r.Confirmed+n
 		}
@@ -120,6 +129,10 @@ func VerifyKnown(ctx context.Context, dir string, known []Known) (Report, error)
 		}
 		r.Files++
 	}
+	if err := begin.check(dir); err != nil {
+		return r, err
+	}
+	r.Removed = begin.by
 	if n, _ := slices.BinarySearchFunc(known, head.Sequence+1, func(k Known, seq uint64) int { return cmp.Compare(k.Sequence, seq) }); n < len(known) {
 		return r, &BrokenError{File: fileName(dir, firsts[len(firsts)-1]), Err: &RewrittenError{Kept: known[n], After: confirmed, End: head.Sequence}}
 	}
@@ -133,7 +146,8 @@ type verified struct {
 	first uint64 // by its name
 	size  int64
 	head  Ref
-	stand []Known // of those known before, the ones that it holds
+	stand []Known      // of those known before, the ones that it holds
+	cuts  []Truncation // that it speaks of
 	err   error
 }
 
@@ -210,6 +224,9 @@ func verifyFile(ctx context.Context, dir string, first uint64, last bool, known 
 			if _, err := decode(line); err != nil {
 				return &badLine{err}
 			}
+		}
+		if t, ok := truncationIn(line); ok {
+			f.cuts = append(f.cuts, t)
 		}
 		for ; i < len(known) && known[i].Sequence == c.head.Sequence; i++ {
 			if known[i].Ref != c.head {
