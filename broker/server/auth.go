@@ -136,7 +136,7 @@ func (s *Server) streamAuth(srv any, stream grpc.ServerStream, info *grpc.Stream
 			return err
 		}
 		o, _ := callerOperator(ctx)
-		open := &operatorStream{ServerStream: stream, s: s, ctx: ctx, standing: o.standing}
+		open := &operatorStream{ServerStream: stream, s: s, ctx: ctx, standing: o.standing, role: o.Role, method: info.FullMethod}
 		err = next(srv, open)
 		return cmp.Or(open.lost, err)
 	}

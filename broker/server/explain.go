@@ -55,7 +55,7 @@ func (a adminService) Explain(ctx context.Context, r *api.ExplainRequest) (*api.
 		x.Code, x.Granted = codeEvicted, nil
 		x.Withheld = fmt.Sprintf("node %s was evicted at %s: nobody on it gets anything; credence node allow %s lets it come back", node.ID, clock(node.EvictedAt), node.Name)
 	case x.Code == identity.CodeNoIdentity:
-		if code, text := a.s.gone.explain(a.s.cfg.Policy, request, a.s.cfg.Now()); code != "" {
+		if code, text := a.s.gone.explain(a.s.policyConfig(), request, a.s.cfg.Now()); code != "" {
 			x.Code, x.Withheld = code, text
 		}
 	}

@@ -26,7 +26,7 @@ func (x exchangeService) LoginInfo(ctx context.Context, _ *api.LoginInfoRequest)
 	if err := x.s.takeSource(ctx, x.s.cfg.Broker.CountLoginRefused); err != nil {
 		return nil, x.s.loginStatus(ctx, err)
 	}
-	l := x.s.cfg.Login
+	l := x.s.settings.Load().login
 	if l == nil {
 		return nil, errNoLogin
 	}
@@ -61,7 +61,8 @@ func (s *Server) login(ctx context.Context, m *api.LoginRequest) (*api.LoginResp
 	if err := s.takeSource(ctx, s.cfg.Broker.CountLoginRefused); err != nil {
 		return nil, err
 	}
-	if s.cfg.Login == nil {
+	provider := s.settings.Load().login
+	if provider == nil {
 		return nil, errNoLogin
 	}
 	leave, err := s.enter()
@@ -80,7 +81,7 @@ func (s *Server) login(ctx context.Context, m *api.LoginRequest) (*api.LoginResp
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", broker.ErrRequest, err)
 	}
-	l, err := s.cfg.Login.Verify(ctx, []byte(m.GetIdToken()), api.LoginNonce(s.cfg.TrustDomain.Name(), spki))
+	l, err := provider.Verify(ctx, []byte(m.GetIdToken()), api.LoginNonce(s.cfg.TrustDomain.Name(), spki))
 	if err != nil {
 		if errors.Is(err, join.ErrEvidence) {
 			s.cfg.Broker.CountLoginRefused("ID token refused")

@@ -127,6 +127,10 @@ func (s *Server) adopt(ctx context.Context, next *state) error {
 // compile holds resources against each other, which are sorted. What before,
 // which may be nil, has compiled already stays.
 func (s *Server) compile(resources []*stored, last uint64, before *state) (*state, error) {
+	return s.compileBy(s.policyConfig(), resources, last, before)
+}
+
+func (s *Server) compileBy(policy identity.Config, resources []*stored, last uint64, before *state) (*state, error) {
 	s.grown.Store(len(resources) >= many)
 	st := &state{
 		resources: resources, last: last,
@@ -142,7 +146,7 @@ func (s *Server) compile(resources []*stored, last uint64, before *state) (*stat
 	if before != nil {
 		compiled = before.policy.Set
 	}
-	set, err := compiled.Replace(s.cfg.Policy, all)
+	set, err := compiled.Replace(policy, all)
 	if err != nil {
 		return nil, err
 	}

@@ -144,7 +144,7 @@ func (s *Server) actor(ctx context.Context) string {
 
 // roleOf is the role of an ID in broker.yaml, if it has one.
 func (s *Server) roleOf(id spiffeid.ID) (Role, bool) {
-	r, ok := s.roles[id]
+	r, ok := s.settings.Load().roles[id]
 	return r, ok
 }
 
@@ -214,12 +214,18 @@ type operatorStream struct {
 	s        *Server
 	ctx      context.Context // grpc.ServerStream hands the context out
 	standing broker.Standing
+	role     Role
+	method   string
 	lost     error // once it stood no more
 }
 
 func (o *operatorStream) Context() context.Context { return o.ctx }
 
 func (o *operatorStream) SendMsg(m any) error {
+	if r, ok := o.s.roleOf(o.role.ID); !ok || !r.may(o.method) {
+		o.lost = errNoRole // it was taken away
+		return o.lost
+	}
 	if err := o.s.cfg.Broker.StillStands(o.standing); err != nil {
 		o.lost = status.Error(codes.Unauthenticated, "this SVID counts no more: "+err.Error())
 		return o.lost
@@ -270,7 +276,7 @@ func (s *Server) under(o operator, i *identity.Identity, d *identity.Deny) bool 
 	case i != nil && d == nil:
 		gives := func(id spiffeid.ID) bool { return identity.CanGive(s.cfg.TrustDomain, *i, id) }
 		return o.paths.HoldIdentity(*i) && !slices.ContainsFunc(i.Match, func(item identity.Item) bool { return item.AnyNode }) &&
-			!slices.ContainsFunc(slices.Collect(maps.Keys(s.roles)), gives)
+			!slices.ContainsFunc(slices.Collect(maps.Keys(s.settings.Load().roles)), gives)
 	case d != nil && i == nil:
 		return o.paths.HoldDeny(*d)
 	}

@@ -174,7 +174,7 @@ type Server struct {
 	sources, callers, domains *limits       // of the token endpoint
 	whys, allWhys             *limits       // of what nodes are told
 	gone                      gone
-	roles                     map[spiffeid.ID]Role
+	settings                  atomic.Pointer[settings]
 	proofs                    *proofs
 	changed                   bell
 	workers                   *workers
@@ -198,13 +198,11 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
 	s.exchanging, s.learners = make(chan struct{}, maxExchanges), make(chan struct{}, maxLearners)
-	s.roles = make(map[spiffeid.ID]Role, len(cfg.Roles))
-	for _, r := range cfg.Roles {
-		if _, twice := s.roles[r.ID]; twice || r.ID.IsZero() {
-			return nil, fmt.Errorf("making a server: %s has no role, or two", r.ID)
-		}
-		s.roles[r.ID] = r
+	first, err := newSettings(cfg.Policy, Settings{cfg.Roles, cfg.Login, cfg.Policy.DNSSuffixes, cfg.Policy.Subjects, cfg.Policy.MinTTL})
+	if err != nil {
+		return nil, fmt.Errorf("making a server: %w", err)
 	}
+	s.settings.Store(first)
 	s.proofs = newProofs(&s.cfg)
 	s.whys, s.allWhys = newLimits(whyBurst, whyRate, cfg.Now), newLimits(allWhyBurst, allWhyRate, cfg.Now)
 	s.sources, s.callers, s.domains = newLimits(sourceBurst, sourceRate, cfg.Now), newLimits(callerBurst, callerRate, cfg.Now), newLimits(domainBurst, domainRate, cfg.Now)
@@ -370,10 +368,8 @@ func (s *Server) agentsServer() *grpc.Server {
 	)
 	api.RegisterNodeServer(g, nodeService{s: s})
 	api.RegisterExchangeServer(g, exchangeService{s: s})
-	if len(s.roles) > 0 {
-		api.RegisterAdminServer(g, adminService{s: s})
-		api.RegisterAuthoritiesServer(g, authoritiesService{s: s})
-	}
+	api.RegisterAdminServer(g, adminService{s: s})
+	api.RegisterAuthoritiesServer(g, authoritiesService{s: s})
 	return g
 }
 

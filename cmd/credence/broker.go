@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -40,7 +42,10 @@ type brokerParts struct {
 	broker    *broker.Broker
 	server    *server.Server
 	listeners server.Listeners
-	keepWeb   func(context.Context) error // nil: nothing to do
+	methods   *joinMethods
+	networks  atomic.Pointer[[]netip.Prefix] // that may be dialled, whatever they are
+	keepWeb   func(context.Context) error    // nil: nothing to do
+	reloads   func(context.Context) error    // likewise
 }
 
 // brokerOptions are what differs between dev and broker run.
@@ -78,7 +83,8 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if err != nil {
 		return nil, err
 	}
-	outward := fetch.Config{AllowNetworks: networks, Roots: o.webRoots, Now: o.now, Log: o.log}
+	p.networks.Store(&networks)
+	outward := fetch.Config{AllowedNow: func() []netip.Prefix { return *p.networks.Load() }, Roots: o.webRoots, Now: o.now, Log: o.log}
 	client := fetch.New(outward)
 	p.peers, err = federation.New(federation.Config{
 		TrustDomain: td, Store: p.store, Now: o.now, Log: o.log,
@@ -144,7 +150,7 @@ func (p *brokerParts) openKeys(ctx context.Context, access keyAccess) (keys, roo
 }
 
 func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, outward fetch.Config, o brokerOptions) (err error) {
-	minTTL, err := cli.LifeField("min_ttl", p.file.MinTTL, 0, time.Hour)
+	minTTL, err := p.file.minTTL()
 	if err != nil {
 		return err
 	}
@@ -155,9 +161,9 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	if err != nil {
 		return err
 	}
-	methods := &joinMethods{trustDomain: td, store: p.store, svid: p.verifySVID(td, o.now), fetch: outward, now: o.now, log: o.log}
+	p.methods = &joinMethods{trustDomain: td, store: p.store, svid: p.verifySVID(td, o.now), fetch: outward, now: o.now, log: o.log}
 	p.broker, err = broker.New(ctx, broker.Config{
-		TrustDomain: td, Method: methods.of, Issuer: p.authority, Store: p.store, Audit: p.audit,
+		TrustDomain: td, Method: p.methods.of, Issuer: p.authority, Store: p.store, Audit: p.audit,
 		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: "broker", DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
 		Policy: &broker.Policy{Set: empty}, Now: o.now, Log: o.log,
 	})
@@ -182,11 +188,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	if p.listeners.Web != nil {
 		listen["web"] = p.listeners.Web.Addr().String()
 	}
-	roles, err := p.file.roles()
-	if err != nil {
-		return err
-	}
-	logins, err := loginOf(p.file.Login, methods)
+	settings, err := p.settings(p.file)
 	if err != nil {
 		return err
 	}
@@ -195,7 +197,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
 		RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
-		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: methods.pod, Login: logins, Roles: roles, Now: o.now, Log: o.log,
+		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: p.methods.pod, Login: settings.Login, Roles: settings.Roles, Now: o.now, Log: o.log,
 	})
 	return err
 }
@@ -212,8 +214,11 @@ func adminActor(ctx context.Context) string {
 func (p *brokerParts) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	errs := make(chan error, 5)
+	errs := make(chan error, 6)
 	var running sync.WaitGroup
+	if p.reloads != nil {
+		running.Go(func() { errs <- p.reloads(ctx) })
+	}
 	if p.keepWeb != nil {
 		running.Go(func() { errs <- p.keepWeb(ctx); cancel() })
 	}

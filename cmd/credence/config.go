@@ -116,8 +116,12 @@ func (f *brokerFile) complete() (err error) {
 	if _, e := cli.LifeField("jwt_key_lead", f.JWTKeyLead, 3*hint, 7*24*time.Hour); e != nil {
 		return e // whoever polls at the hint knows a key before its first use
 	}
-	_, err = cli.LifeField("min_ttl", f.MinTTL, time.Second, time.Hour)
+	_, err = f.minTTL()
 	return err
+}
+
+func (f *brokerFile) minTTL() (time.Duration, error) {
+	return cli.LifeField("min_ttl", f.MinTTL, time.Second, time.Hour)
 }
 
 // refreshHint is what our bundle tells peers (SPIFFE Trust Domain and Bundle

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -20,15 +23,25 @@ func (p *program) brokerCommand() *cobra.Command {
 		Long: `Run opens what broker.yaml says and serves agents, peers and the operator until
 it is told to stop (SIGINT, SIGTERM). It prints the pin of its root and the
 CREDENCE_ADMIN to set. What cannot be opened, a port in use say, or data that
-another broker serves, ends it with one line (2).`,
+another broker serves, ends it with one line (2).
+
+At SIGHUP it reads the file again and takes over what changed of allow_networks,
+dns_suffixes, login, min_ttl, roles and subjects: all of it or, where the file has
+a mistake or a resource that stands would not be valid, nothing. Of other keys it
+logs that they need a restart. Files of the web certificate are read again by
+themselves.`,
 		Example: `  credence broker init --trust-domain example.org --data ./broker > broker.yaml
   credence broker run -c broker.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			hangups := make(chan os.Signal, 1) // one that comes too early counts
+			signal.Notify(hangups, syscall.SIGHUP)
+			defer signal.Stop(hangups)
 			f, err := brokerConfig(cmd)
 			if err != nil {
 				return err
 			}
-			return p.runBroker(cmd.Context(), f)
+			path, _ := cmd.Flags().GetString("config")
+			return p.runBroker(cmd.Context(), f, path, hangups)
 		},
 	}
 	check := &cobra.Command{
@@ -182,15 +195,19 @@ data: %s
 
 func brokerConfig(cmd *cobra.Command) (brokerFile, error) {
 	path, _ := cmd.Flags().GetString("config")
-	var f brokerFile
+	return loadBroker(path)
+}
+
+func loadBroker(path string) (f brokerFile, err error) {
 	if err := cli.LoadFile(path, &f); err != nil {
 		return f, err
 	}
 	return f, cli.BadInput(cli.InFile(path, f.complete()))
 }
 
-// runBroker opens what the file says and serves.
-func (p *program) runBroker(ctx context.Context, f brokerFile) error {
+// runBroker opens what the file says and serves; at each hangup it reads the file
+// again.
+func (p *program) runBroker(ctx context.Context, f brokerFile, path string, hangups <-chan os.Signal) error {
 	if err := cli.CheckClock(p.Now()); err != nil {
 		return cli.BadInput(err)
 	}
@@ -233,6 +250,7 @@ func (p *program) runBroker(ctx context.Context, f brokerFile) error {
 		}
 		return cli.BadInput(err)
 	}
+	b.reloads = b.reloadOn(hangups, path, log)
 	if b.authority.Pin() == "" {
 		fmt.Fprintf(p.Err, "broker of %s: operators alone are served until a CA is installed: credence ca csr, credence ca install\nadmin: export %s=%s\n", f.TrustDomain, adminVariable, cli.ShellWord("unix://"+cli.Absolute(f.Admin)))
 		return errors.Join(b.run(ctx), b.close())

@@ -71,7 +71,7 @@ func kindOf(addr netip.Addr) kind {
 // checkAddr judges the address that is about to be dialled.
 func (c *Client) checkAddr(addr netip.Addr, allowPrivate bool) error {
 	addr = addr.WithZone("")
-	if within(addr, c.networks) {
+	if within(addr, c.networks) || c.allowed != nil && within(addr, c.allowed()) {
 		return nil
 	}
 	switch kindOf(addr) {

@@ -37,16 +37,19 @@ const (
 
 // Config is the wiring of a Client. Its zero value is one for the internet.
 type Config struct {
-	AllowNetworks []netip.Prefix   // may be dialled by any request, whatever they are
-	Roots         *x509.CertPool   // verify https_web; nil means the system's
-	Resolver      *net.Resolver    // nil means the system's
-	Now           func() time.Time // nil means time.Now
-	Log           *slog.Logger     // nil discards
+	AllowNetworks []netip.Prefix // may be dialled by any request, whatever they are
+	// AllowedNow gives what may be dialled besides at this moment; nil: nothing.
+	AllowedNow func() []netip.Prefix
+	Roots      *x509.CertPool   // verify https_web; nil means the system's
+	Resolver   *net.Resolver    // nil means the system's
+	Now        func() time.Time // nil means time.Now
+	Log        *slog.Logger     // nil discards
 }
 
 // A Client fetches. It keeps nothing between two fetches.
 type Client struct {
 	networks []netip.Prefix
+	allowed  func() []netip.Prefix
 	roots    *x509.CertPool
 	resolver *net.Resolver
 	now      func() time.Time
@@ -56,7 +59,7 @@ type Client struct {
 
 // New makes a Client.
 func New(cfg Config) *Client {
-	c := &Client{networks: cfg.AllowNetworks, roots: cfg.Roots, resolver: cfg.Resolver, now: cfg.Now, log: cfg.Log, timeout: Timeout}
+	c := &Client{networks: cfg.AllowNetworks, allowed: cfg.AllowedNow, roots: cfg.Roots, resolver: cfg.Resolver, now: cfg.Now, log: cfg.Log, timeout: Timeout}
 	if c.now == nil {
 		c.now = time.Now
 	}

@@ -1,0 +1,80 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/identity"
+)
+
+// Settings are what a Server takes over while it runs.
+type Settings struct {
+	Roles                 []Role
+	Login                 *Login // nil: nobody logs in here
+	DNSSuffixes, Subjects []string
+	MinTTL                time.Duration
+}
+
+// settings are those in force. They are immutable and swapped whole.
+type settings struct {
+	roles  map[spiffeid.ID]Role
+	login  *Login
+	policy identity.Config
+}
+
+func newSettings(policy identity.Config, s Settings) (*settings, error) {
+	policy.DNSSuffixes, policy.Subjects, policy.MinTTL = s.DNSSuffixes, s.Subjects, s.MinTTL
+	next := &settings{roles: make(map[spiffeid.ID]Role, len(s.Roles)), login: s.Login, policy: policy}
+	for _, r := range s.Roles {
+		if _, twice := next.roles[r.ID]; twice || r.ID.IsZero() {
+			return nil, fmt.Errorf("%s has no role, or two", r.ID)
+		}
+		next.roles[r.ID] = r
+	}
+	return next, nil
+}
+
+// Reload takes over settings: all of them, or none and an error, which names the
+// resources that stand and would not be valid. Who asked for it and what changed
+// are for the record, in which it stands before it has effect.
+func (s *Server) Reload(ctx context.Context, actor string, changed []string, to Settings) error {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	next, err := newSettings(s.policyConfig(), to)
+	if err != nil {
+		return fmt.Errorf("%w: %w", broker.ErrRequest, err)
+	}
+	var stands *state
+	if !reflect.DeepEqual(next.policy, s.policyConfig()) {
+		now, err := s.current(ctx)
+		if err != nil {
+			return err
+		}
+		if stands, err = s.compileBy(next.policy, now.resources, now.last, now); err != nil {
+			return fmt.Errorf("%w: what stands would not be valid: %w", broker.ErrRequest, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTime)
+	defer cancel()
+	event := audit.Event{Kind: "reload", OK: true, Actor: actor, Detail: map[string]string{"changed": strings.Join(changed, " ")}}
+	if _, err := s.cfg.Audit.Append(ctx, event); err != nil {
+		return fmt.Errorf("recording the reload: %w", err)
+	}
+	s.settings.Store(next)
+	if stands == nil {
+		return nil
+	}
+	if err := s.enforce(ctx, stands); err != nil { // catchUp tries again
+		return fmt.Errorf("the settings are taken over, and come into force when this is mended: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) policyConfig() identity.Config { return s.settings.Load().policy }
