@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/credence-id/credence/broker/api"
 )
@@ -38,6 +39,10 @@ type Broker struct {
 	// Challenge is put to who joins by another method; Answered has what came. Empty: none.
 	Challenge []byte
 	Answered  func(start *api.JoinRequest_Start, answer []byte)
+	// Heard is told each message that comes. Release is what the broker knows of the
+	// protocol; nil: what this program does.
+	Heard   func(method string, m proto.Message)
+	Release *Release
 
 	t       testing.TB
 	address string
@@ -396,7 +401,7 @@ func (b *Broker) enter(ctx context.Context, full string) error {
 	if before != nil {
 		return before(ctx)
 	}
-	return nil
+	return b.Release.Knows(full)
 }
 
 func callerSerial(ctx context.Context) string {
@@ -412,14 +417,20 @@ func (b *Broker) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if err := b.enter(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
-	return next(ctx, req)
+	b.hear(info.FullMethod, req)
+	response, err := next(ctx, req)
+	if err == nil {
+		response = proto.Clone(response.(proto.Message))
+		b.Release.forget(response)
+	}
+	return response, err
 }
 
 func (b *Broker) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	if err := b.enter(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
-	return next(srv, stream)
+	return next(srv, heard{stream, b, info.FullMethod})
 }
 
 // Join takes the token once; of another method it takes any evidence.
