@@ -206,7 +206,7 @@ func TestNoRoles(t *testing.T) {
 	e := newEnv(t, withLogin)
 	e.apply(staff("root"))
 	_, err := api.NewAdminClient(e.somebody("root")).Status(t.Context(), &api.StatusRequest{})
-	wantCode(t, err, codes.Unimplemented)
+	wantCode(t, err, codes.PermissionDenied)
 }
 
 // An operator changes Identities and Denies whose every ID, as they are and as
