@@ -64,6 +64,8 @@ type Recorder interface {
 // durable when it returns.
 type Store interface {
 	Nodes(context.Context) ([]Node, error)
+	// Node returns one; the error wraps ErrNotFound where there is none.
+	Node(ctx context.Context, id string) (Node, error)
 	// SaveNode writes a node that joined or renewed, and returns it with its
 	// new revision and its step made. It refuses with ErrConflict where the durable key is
 	// banned, or another than the one that has the ID; and, unless the node's
@@ -191,11 +193,12 @@ type Broker struct {
 	strangers *audit.Counter // who fail to join
 	shown     *audit.Counter // what is shown in vain as evidence
 	unnamed   *audit.Counter // who fail to log in
+	strange   strangeSVIDs
 
-	revoking sync.Mutex // guards what follows, and is taken before mu
+	read     atomic.Bool // the cut-offs in the store hold here
+	revoking sync.Mutex  // guards what follows, and is taken before mu
 	file     *denyFile
 	unsaved  map[cutKey]Cutoff // not in the store yet
-	seen     uint64            // revision of the last cut-off taken from the store
 
 	mu       sync.RWMutex // guards nodes, leaving and sessions, and the swapping of cuts
 	nodes    map[string]Node

@@ -376,7 +376,7 @@ func (e *env) join(node string) broker.Joined {
 
 // as returns the node that calls under a certificate.
 func (e *env) as(j broker.Joined) (broker.Node, error) {
-	return e.Node(spiffeid.RequireFromString(j.Node.ID), j.Chain[0].SerialNumber, keyOf(e, j))
+	return e.Node(e.Context(), spiffeid.RequireFromString(j.Node.ID), j.Chain[0].SerialNumber, keyOf(e, j))
 }
 
 // keyOf is the digest of the key in a node's SVID.

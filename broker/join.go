@@ -365,25 +365,51 @@ func (b *Broker) keep(n Node) {
 // Node returns the node that may act under a certificate: it stands in the
 // table, is not evicted, and serial number and public key are those of its last
 // SVID or the last but one. The error wraps ErrNotFound otherwise, and ErrEvicted
-// or ErrLeaving where that is why.
+// or ErrLeaving where that is why. It asks the store once where the node is not
+// known, or not by this SVID: another broker may have given it.
 //
 // The Serial of the returned node is the one shown, for Renew: an agent that
 // never got its last SVID keeps the one it has, however often answers are
 // lost.
-func (b *Broker) Node(id spiffeid.ID, serial *big.Int, key identity.KeyDigest) (Node, error) {
+func (b *Broker) Node(ctx context.Context, id spiffeid.ID, serial *big.Int, key identity.KeyDigest) (Node, error) {
+	n, err := b.showing(id, serial)
+	if errors.Is(err, errUnknown) {
+		if failed := b.learn(ctx, id.String(), serial); failed != nil {
+			return Node{}, fmt.Errorf("node %s: %w; whether another broker gave it is not known: %w", id, err, failed)
+		}
+		n, err = b.showing(id, serial)
+	}
+	if err != nil {
+		return Node{}, fmt.Errorf("node %s: %w", id, err)
+	}
+	if len(n.Key) > 0 && !slices.Equal(n.Key, key[:]) {
+		return Node{}, fmt.Errorf("node %s: %w: its SVID has the serial number of one of ours and another key: somebody else can sign as our issuing CA %s", id, ErrNotFound, n.Authority)
+	}
+	if err := b.good(n); err != nil {
+		return Node{}, err
+	}
+	return n, nil
+}
+
+// errUnknown is an ErrNotFound of what another broker may know.
+var errUnknown = fmt.Errorf("%w", ErrNotFound)
+
+// showing is the node that stands under an ID, as it was when it got an SVID of
+// that serial number.
+func (b *Broker) showing(id spiffeid.ID, serial *big.Int) (Node, error) {
 	b.mu.RLock()
 	n, ok := b.nodes[id.String()]
 	leaving := b.leaving[id.String()] > 0
 	b.mu.RUnlock()
 	switch shown := serial.Bytes(); {
 	case !ok:
-		return Node{}, fmt.Errorf("node %s: %w: it has not joined", id, ErrNotFound)
+		return Node{}, fmt.Errorf("%w: it has not joined", errUnknown)
 	case !n.EvictedAt.IsZero():
-		return Node{}, fmt.Errorf("node %s: %w: %w", id, ErrNotFound, ErrEvicted)
+		return Node{}, fmt.Errorf("%w: %w", ErrNotFound, ErrEvicted)
 	case leaving: // told that its SVID is revoked, it would join again
-		return Node{}, fmt.Errorf("node %s: %w: %w", id, ErrNotFound, ErrLeaving)
+		return Node{}, fmt.Errorf("%w: %w", ErrNotFound, ErrLeaving)
 	case len(shown) == 0: // or it would equal a previous one that there is not
-		return Node{}, fmt.Errorf("node %s: %w: its SVID has no serial", id, ErrNotFound)
+		return Node{}, fmt.Errorf("%w: its SVID has no serial", ErrNotFound)
 	case slices.Equal(n.Serial, shown):
 	case slices.Equal(n.PreviousSerial, shown):
 		n.Serial, n.PreviousSerial = n.PreviousSerial, n.Serial
@@ -391,13 +417,7 @@ func (b *Broker) Node(id spiffeid.ID, serial *big.Int, key identity.KeyDigest) (
 		n.IssuedAt, n.PreviousIssuedAt = n.PreviousIssuedAt, n.IssuedAt
 		n.Authority, n.PreviousAuthority = n.PreviousAuthority, n.Authority
 	default:
-		return Node{}, fmt.Errorf("node %s: %w: its SVID has been replaced twice", id, ErrNotFound)
-	}
-	if len(n.Key) > 0 && !slices.Equal(n.Key, key[:]) {
-		return Node{}, fmt.Errorf("node %s: %w: its SVID has the serial number of one of ours and another key: somebody else can sign as our issuing CA %s", id, ErrNotFound, n.Authority)
-	}
-	if err := b.good(n); err != nil {
-		return Node{}, err
+		return Node{}, fmt.Errorf("%w: its SVID has been replaced twice", errUnknown)
 	}
 	return n, nil
 }

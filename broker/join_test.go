@@ -378,12 +378,12 @@ func TestSerials(t *testing.T) {
 		"another's key":        {id, third.Chain[0].SerialNumber, identity.KeyDigest{1}},
 		"no key":               {id, third.Chain[0].SerialNumber, identity.KeyDigest{}},
 	} {
-		if n, err := e.Node(refused.id, refused.serial, refused.key); !errors.Is(err, broker.ErrNotFound) || n.ID != "" {
+		if n, err := e.Node(t.Context(), refused.id, refused.serial, refused.key); !errors.Is(err, broker.ErrNotFound) || n.ID != "" {
 			t.Errorf("%s: %v, %v", name, n, err)
 		}
 	}
 	newcomer := e.join("n2") // has no previous serial
-	if _, err := e.Node(spiffeid.RequireFromString(newcomer.Node.ID), new(big.Int), keyOf(t, newcomer)); !errors.Is(err, broker.ErrNotFound) {
+	if _, err := e.Node(t.Context(), spiffeid.RequireFromString(newcomer.Node.ID), new(big.Int), keyOf(t, newcomer)); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("a serial of zero on a new node: %v", err)
 	}
 }

@@ -237,23 +237,33 @@ func (b *Broker) loadCutoffs(ctx context.Context) error {
 	for key := range all {
 		b.listing.add(key) // nobody knows how far it got before
 	}
-	if err := b.takeCutoffs(ctx); err != nil {
+	if err := b.readCutoffs(ctx); err != nil {
 		b.cfg.Log.WarnContext(ctx, "revocations of other brokers are not known until the store answers", "error", err)
 	}
 	return nil
 }
 
-// takeCutoffs makes hold here what stands in the store and is not known yet.
-func (b *Broker) takeCutoffs(ctx context.Context) error {
+// readCutoffs makes hold here all that stands in the store, until that has
+// worked once: what is written from then on is taken as it comes.
+func (b *Broker) readCutoffs(ctx context.Context) error {
+	if b.read.Load() {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
-	b.revoking.Lock()
-	seen := b.seen
-	b.revoking.Unlock()
-	stored, last, err := b.cfg.Store.Cutoffs(ctx, seen)
+	stored, _, err := b.cfg.Store.Cutoffs(ctx, 0)
 	if err != nil {
 		return err
 	}
+	if err := b.takeCutoffs(stored); err != nil {
+		return err
+	}
+	b.read.Store(true)
+	return nil
+}
+
+// takeCutoffs makes hold here what stands in the store.
+func (b *Broker) takeCutoffs(stored []Cutoff) error {
 	now := b.cfg.Now()
 	var failed error
 	for _, c := range stored {
@@ -267,9 +277,6 @@ func (b *Broker) takeCutoffs(ctx context.Context) error {
 		failed = errors.Join(failed, err)
 		b.cutoffSaved(c)
 	}
-	b.revoking.Lock()
-	b.seen = max(b.seen, last)
-	b.revoking.Unlock()
 	return failed
 }
 
@@ -341,9 +348,9 @@ const (
 )
 
 // Run keeps the issuance index up with the record, and the CRLs with what is
-// revoked, takes over the cut-offs that
-// other brokers made, and forgets what no longer matters, until ctx ends. It
-// returns nil then. Nothing that is issued waits for it.
+// revoked, and forgets what no longer matters, until ctx ends. It returns nil
+// then. Nothing that is issued waits for it, and without changes it asks the store
+// once a minute.
 func (b *Broker) Run(ctx context.Context) error {
 	indexing := make(chan struct{})
 	go func() { b.indexer.run(ctx); close(indexing) }()
@@ -354,7 +361,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	var dropped time.Time
 	away := false
 	for {
-		err := errors.Join(b.takeCutoffs(ctx), b.saveCutoffs(ctx))
+		err := errors.Join(b.readCutoffs(ctx), b.saveCutoffs(ctx))
 		if now := b.cfg.Now(); now.Sub(dropped).Abs() >= dropEvery {
 			dropped = now
 			err = errors.Join(err, b.dropCutoffs(ctx), b.forgetIssued(ctx, now), b.forgetNodes(ctx, now))

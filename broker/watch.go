@@ -337,6 +337,21 @@ func (s *Session) Acknowledge(revision uint64) {
 	}
 }
 
+// Holds says how many nodes are connected, and up to which sequence number of our
+// bundle each of them is known to have come; without any, of itself.
+func (b *Broker) Holds(own uint64) (connected int, holds uint64) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	holds = own
+	for _, sessions := range b.sessions {
+		connected++
+		for _, s := range sessions {
+			holds = min(holds, s.holds)
+		}
+	}
+	return connected, holds
+}
+
 // Holding says how many nodes are connected, and how many of these serve our
 // bundle of that sequence number or a newer one.
 func (b *Broker) Holding(sequence uint64) (connected, holding int) {

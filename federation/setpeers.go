@@ -56,18 +56,8 @@ func (r *Refresher) load(ctx context.Context) (map[spiffeid.TrustDomain]*held, e
 	if err != nil {
 		return nil, fmt.Errorf("loading the stored bundles of peers: %w", err)
 	}
-	stored := make(map[spiffeid.TrustDomain]*held, len(all))
-	for _, s := range all {
-		b, err := ParseBundle(s.TrustDomain, s.Document)
-		if err != nil { // a spoilt bundle must not keep the others out
-			r.log.Error("stored bundle is not usable: it will be fetched anew",
-				"trust_domain", s.TrustDomain.Name(), "error", err)
-			b = nil
-		}
-		stored[s.TrustDomain] = &held{Stored: s, bundle: b, waiting: r.loadHeld(s)}
-	}
 	r.loaded = true
-	return stored, nil
+	return r.readable(all), nil
 }
 
 // loadHeld reads what waits to be accepted. A spoilt one waits still: with it,

@@ -104,7 +104,7 @@ func (s *Server) node(ctx context.Context) (broker.Node, error) {
 	if err != nil {
 		return broker.Node{}, err
 	}
-	return s.cfg.Broker.Node(id, leaf.SerialNumber, key)
+	return s.cfg.Broker.Node(ctx, id, leaf.SerialNumber, key)
 }
 
 // clockSkew is how far two clocks may differ.

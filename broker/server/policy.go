@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -51,6 +50,9 @@ func (s *Server) load(ctx context.Context, read *state) error {
 	if err != nil {
 		return err
 	}
+	if read != nil && last < read.last {
+		return fmt.Errorf("loading resources: %w: they stand at revision %d, not %d", store.ErrOlder, last, read.last)
+	}
 	all, err := s.parsedAll(rows, read)
 	if err != nil {
 		return fmt.Errorf("loading resources: %w", err)
@@ -73,47 +75,9 @@ func (s *Server) enforce(ctx context.Context, next *state) error {
 	return nil
 }
 
-// catchUpEvery is how soon what is written but not in force is tried again.
-const catchUpEvery = time.Second
-
 // many resources leave so much garbage when they are compiled that it is worth
 // giving back: what is idle then may stay so for long.
 const many = 5000
-
-// catchUp brings into force, until ctx ends, what was written and could not be
-// brought into force at once: a Deny that stands in the store and withholds
-// nothing would be worse than one that was refused.
-func (s *Server) catchUp(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(catchUpEvery):
-		}
-		if s.grown.Swap(false) {
-			debug.FreeOSMemory()
-		}
-		if !s.behind.Load() {
-			continue
-		}
-		s.applying.Lock()
-		_, err := s.current(ctx) // an apply that was under way may have done it
-		s.applying.Unlock()
-		if err != nil {
-			s.cfg.Log.ErrorContext(ctx, "resources are written but not in force", "error", err)
-		}
-	}
-}
-
-// current returns what stands, to change it. The caller holds applying.
-func (s *Server) current(ctx context.Context) (*state, error) {
-	if s.behind.Load() {
-		if err := s.load(ctx, s.state.Load()); err != nil {
-			return nil, err
-		}
-	}
-	return s.state.Load(), nil
-}
 
 // adopt swaps the policy, tells every stream, and sets the peers. If that fails
 // the rest is in force.
@@ -351,6 +315,12 @@ func (s *Server) standing(now, compiled *state, changes []change, written []stor
 			rows[n] = keep(row, c.resource)
 		}
 	}
+	return s.with(now, compiled, rows, last)
+}
+
+// with is what stands with rows in place of those of their names, written up to a
+// revision; ones without a resource go.
+func (s *Server) with(now, compiled *state, rows []*stored, last uint64) (*state, error) {
 	all := now.after(rows)
 	ch, ok := identityChanges(rows)
 	if !ok {

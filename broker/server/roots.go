@@ -19,7 +19,18 @@ func (a authoritiesService) rootView(ctx context.Context) (rootView, error) {
 	s := a.s
 	v := rootsOf(s.cfg.Authority.List())
 	v.now, v.nodes = s.cfg.Now(), len(s.cfg.Broker.Nodes())
-	v.connected, v.holding = s.cfg.Broker.Holding(s.cfg.Authority.Bundle().Sequence)
+	sequence := s.cfg.Authority.Bundle().Sequence
+	v.connected, v.holding = s.cfg.Broker.Holding(sequence)
+	others, err := s.otherReplicas(ctx)
+	if err != nil {
+		return v, err
+	}
+	for _, r := range others {
+		v.connected += r.Connected
+		if r.Holds >= sequence {
+			v.holding += r.Connected
+		}
+	}
 	newest := v.newest()
 	if newest == nil {
 		return v, nil
@@ -32,7 +43,6 @@ func (a authoritiesService) rootView(ctx context.Context) (rootView, error) {
 			v.anchors = append(v.anchors, t.Name)
 		}
 	}
-	var err error
 	if v.confirmed, err = s.cfg.Store.ConfirmedAnchors(ctx, newest.ID); err != nil || v.old == nil {
 		return v, err
 	}

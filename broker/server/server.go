@@ -69,6 +69,7 @@ type Authority interface {
 	Changed() <-chan struct{}             // closed at the bundle's next change
 	CRLs() []authority.CRL                // those that are current
 	CRLsChanged() <-chan struct{}         // closed when there is a newer one
+	Reload(context.Context) error         // takes over what another broker wrote
 	Pin() string
 	List() []authority.Status
 	OIDCKeys() []authority.PublicKey
@@ -89,7 +90,13 @@ type Config struct {
 	Peers       *federation.Refresher
 	Policy      identity.Config
 	Resources   resource.Registry
-	OIDC        http.Handler  // discovery and keys; nil without an issuer
+	OIDC        http.Handler // discovery and keys; nil without an issuer
+	// Since is the revision of the store before anything of it was read: what was
+	// written after it is taken over.
+	Since uint64
+	// Replica says who this broker is among those that share the store; nil: it has
+	// the store for itself.
+	Replica     *store.Replica
 	RefreshHint time.Duration // of our bundle
 	Places      []string      // where JWT keys are published besides, and wait to be
 	// AdminCredentials tell who is at the admin socket and refuse everybody
@@ -181,10 +188,12 @@ type Server struct {
 	closing                   chan struct{}
 	started                   time.Time
 
-	acting   sync.Mutex  // held while an operator acts on an authority
-	applying sync.Mutex  // held while resources are changed: one writer at a time
-	behind   atomic.Bool // the store may hold what is not in force yet
-	grown    atomic.Bool // there is memory to give back
+	acting   sync.Mutex    // held while an operator acts on an authority
+	applying sync.Mutex    // held while resources are changed: one writer at a time
+	behind   atomic.Bool   // the store may hold what is not in force yet
+	grown    atomic.Bool   // there is memory to give back
+	taken    atomic.Uint64 // what was written up to this revision is in force
+	beat     time.Time     // when this broker last said that it is there; catchUp's
 	state    atomic.Pointer[state]
 
 	spiffe, web http.Handler
@@ -197,6 +206,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
+	s.taken.Store(cfg.Since)
 	s.exchanging, s.learners = make(chan struct{}, maxExchanges), make(chan struct{}, maxLearners)
 	first, err := newSettings(cfg.Policy, Settings{cfg.Roles, cfg.Login, cfg.Policy.DNSSuffixes, cfg.Policy.Subjects, cfg.Policy.MinTTL})
 	if err != nil {
@@ -231,7 +241,7 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	agents, admin := s.agentsServer(), s.adminServer()
-	errs := make(chan error, 4)
+	errs := make(chan error, 5)
 	var running sync.WaitGroup
 	running.Go(func() { errs <- serving("agents", agents.Serve(l.Agents)) })
 	running.Go(func() { errs <- serving("admin", admin.Serve(l.Admin)) })
@@ -250,7 +260,11 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	running.Go(func() { s.workers.run(ctx) })
 	running.Go(func() { s.keepOwn(ctx) })
 	running.Go(func() { s.follow(ctx) })
-	running.Go(func() { s.catchUp(ctx) })
+	running.Go(func() {
+		if err := s.catchUp(ctx); err != nil {
+			errs <- err
+		}
+	})
 	var err error
 	select {
 	case <-ctx.Done():

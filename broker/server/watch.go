@@ -146,17 +146,9 @@ func (w *watcher) run(ctx context.Context, ended <-chan error) error {
 
 // tell sends what the agent does not know yet, if anything.
 func (w *watcher) tell(ctx context.Context) (evicted bool, err error) {
-	// Read first: what follows is at least as new. Without the store the last
-	// one stands, so that erasures go out.
-	revision, err := w.s.cfg.Store.Revision(ctx)
-	switch {
-	case err == nil:
-		w.revision = revision
-	case !w.whole:
-		return false, err
-	default:
-		w.s.cfg.Log.WarnContext(ctx, "watch goes on without the store", "error", err)
-	}
+	// Read first: what follows is at least as new. Each message has a revision of its
+	// own, for the agent acknowledges it by that.
+	w.revision = max(w.revision+1, w.s.taken.Load())
 	m := &api.WatchResponse{Revision: w.revision, PolicyRevision: w.s.policyRevision()}
 	changes, evicted := w.session.Take()
 	m.Changes = w.pace(changes)

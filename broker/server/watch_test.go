@@ -96,10 +96,9 @@ func TestAWatchBeginsWithEverything(t *testing.T) {
 	if !first.GetWantedSet() || !slices.Contains(first.GetWantedFacts(), "workload.unix.sha256") {
 		t.Errorf("wanted facts %v", first.GetWantedFacts())
 	}
-	revision, err := e.store.Revision(t.Context())
 	head := e.audit.Head()
-	if err != nil || first.GetRevision() != revision || first.GetPolicyRevision() == 0 || !bytes.Equal(first.GetAuditHead(), head.Hash[:]) {
-		t.Errorf("revisions %d, %d of %d, head %x, %v", first.GetRevision(), first.GetPolicyRevision(), revision, first.GetAuditHead(), err)
+	if first.GetRevision() == 0 || first.GetPolicyRevision() == 0 || !bytes.Equal(first.GetAuditHead(), head.Hash[:]) {
+		t.Errorf("revisions %d, %d, head %x", first.GetRevision(), first.GetPolicyRevision(), first.GetAuditHead())
 	}
 
 	e.apply(web) // the hash is wanted no more

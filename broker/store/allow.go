@@ -13,7 +13,7 @@ import (
 // again, and the SVIDs of its former life stay without effect. The error wraps
 // broker.ErrNotFound if no such node is evicted.
 func (s *Store) AllowNode(ctx context.Context, id string) error {
-	err := s.revise(ctx, func(tx *sql.Tx, _ int64) error {
+	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
 		var key string
 		err := tx.QueryRowContext(ctx, `DELETE FROM node WHERE id = $1 AND evicted_at IS NOT NULL RETURNING durable_key`, id).Scan(&key)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -23,6 +23,9 @@ func (s *Store) AllowNode(ctx context.Context, id string) error {
 			return err
 		}
 		if _, err = tx.ExecContext(ctx, `DELETE FROM banned WHERE durable_key = $1`, key); err != nil {
+			return err
+		}
+		if err := removed(ctx, tx, "node", id, revision); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `UPDATE join_state SET digest = $1, recoveries = 0, refused_at = 0 WHERE durable_key = $2`, []byte{}, key)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/federation"
 )
 
@@ -44,13 +45,21 @@ func (s *Store) Bundles(ctx context.Context) ([]federation.Stored, error) {
 	return all, nil
 }
 
-// SaveBundle keeps a peer's bundle, in place of an earlier one.
+// SaveBundle keeps a peer's bundle, in place of an earlier one. The error wraps
+// broker.ErrConflict where what stands is newer: another broker's.
 func (s *Store) SaveBundle(ctx context.Context, b federation.Stored) error {
 	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
 		const write = `INSERT INTO bundle (trust_domain, revision, sequence, document, fetched_at, confirmed_at, held, held_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-			ON CONFLICT (trust_domain) DO UPDATE SET revision = $2, sequence = $3, document = $4, fetched_at = $5, confirmed_at = $6, held = $7, held_at = $8`
-		_, err := tx.ExecContext(ctx, write, b.TrustDomain.Name(), revision, strconv.FormatUint(b.Sequence, 10), bytesOf(b.Document), millis(b.FetchedAt), millis(b.ConfirmedAt), bytesOf(b.Held), millis(b.HeldAt))
-		return err
+			ON CONFLICT (trust_domain) DO UPDATE SET revision = $2, sequence = $3, document = $4, fetched_at = $5, confirmed_at = $6, held = $7, held_at = $8
+			WHERE bundle.confirmed_at <= $6 AND ($3 = '0' OR LENGTH(bundle.sequence) < LENGTH($3) OR LENGTH(bundle.sequence) = LENGTH($3) AND bundle.sequence <= $3)`
+		result, err := tx.ExecContext(ctx, write, b.TrustDomain.Name(), revision, strconv.FormatUint(b.Sequence, 10), bytesOf(b.Document), millis(b.FetchedAt), millis(b.ConfirmedAt), bytesOf(b.Held), millis(b.HeldAt))
+		if err != nil {
+			return err
+		}
+		if n, err := result.RowsAffected(); err != nil || n > 0 {
+			return err
+		}
+		return fmt.Errorf("%w: another broker has a newer one", broker.ErrConflict)
 	})
 	if err != nil {
 		return fmt.Errorf("saving the bundle of %s: %w", b.TrustDomain, err)

@@ -29,26 +29,31 @@ func (s *Store) SaveCutoff(ctx context.Context, c broker.Cutoff) error {
 // Cutoffs returns the cut-offs that were written after a revision, in the order
 // in which they were, and the revision of the last one.
 func (s *Store) Cutoffs(ctx context.Context, after uint64) ([]broker.Cutoff, uint64, error) {
-	const query = `SELECT kind, value, revision, issued_before, reason, actor, made_at FROM cutoff WHERE revision > $1 ORDER BY revision`
-	rows, err := s.read.QueryContext(ctx, query, int64(after))
+	all, last, err := cutoffs(ctx, s.read, int64(after))
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading cut-offs: %w", err)
 	}
+	return all, last, nil
+}
+
+func cutoffs(ctx context.Context, from querier, after int64) (all []broker.Cutoff, last uint64, err error) {
+	const query = `SELECT kind, value, revision, issued_before, reason, actor, made_at FROM cutoff WHERE revision > $1 ORDER BY revision`
+	rows, err := from.QueryContext(ctx, query, after)
+	if err != nil {
+		return nil, 0, err
+	}
 	defer rows.Close()
-	var all []broker.Cutoff
+	last = uint64(after)
 	for rows.Next() {
 		var c broker.Cutoff
 		var revision, before, made int64
 		if err := rows.Scan(&c.Kind, &c.Value, &revision, &before, &c.Reason, &c.Actor, &made); err != nil {
-			return nil, 0, fmt.Errorf("reading cut-offs: %w", err)
+			return nil, 0, err
 		}
-		c.Before, c.MadeAt, after = fromMillis(before), fromMillis(made), uint64(revision)
+		c.Before, c.MadeAt, last = fromMillis(before), fromMillis(made), uint64(revision)
 		all = append(all, c)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, 0, fmt.Errorf("reading cut-offs: %w", err)
-	}
-	return all, after, nil
+	return all, last, rows.Err()
 }
 
 // ForgetCutoffs removes the cut-offs that reach no further than a time.

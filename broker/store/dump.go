@@ -16,7 +16,7 @@ import (
 func Tables() []string {
 	return []string{
 		"authority", "banned", "bundle", "confirmation", "crl", "cutoff", "issued", "issued_mark", "join_state", "join_token",
-		"node", "policy_revision", "publication", "report_mark", "resource", "revoked", "spent_evidence",
+		"node", "policy_revision", "publication", "removed", "report_mark", "resource", "revoked", "spent_evidence",
 	}
 }
 
@@ -25,6 +25,7 @@ func Undumped() map[string]string {
 	return map[string]string{
 		"head":      "what it says stands at the beginning of a dump",
 		"migration": "Load makes the schema by the same texts",
+		"broker":    "each broker says itself that it is there",
 	}
 }
 

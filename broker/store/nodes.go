@@ -30,23 +30,45 @@ func readNode(ctx context.Context, tx *sql.Tx, id string) (broker.Node, error) {
 
 // Nodes returns all nodes, by ID.
 func (s *Store) Nodes(ctx context.Context) ([]broker.Node, error) {
-	rows, err := s.read.QueryContext(ctx, selectNode+` ORDER BY id`)
+	all, err := nodes(ctx, s.read, selectNode+` ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("reading nodes: %w", err)
 	}
+	return all, nil
+}
+
+// Node returns one as it stands now. The error wraps broker.ErrNotFound where
+// there is none.
+func (s *Store) Node(ctx context.Context, id string) (broker.Node, error) {
+	all, err := nodes(ctx, s.read, selectNode+` WHERE id = $1`, id)
+	if err == nil && len(all) == 0 {
+		err = broker.ErrNotFound
+	}
+	if err != nil {
+		return broker.Node{}, fmt.Errorf("reading node %s: %w", id, s.wayOut(err))
+	}
+	return all[0], nil
+}
+
+// A querier is a database or a transaction.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func nodes(ctx context.Context, from querier, query string, args ...any) (all []broker.Node, err error) {
+	rows, err := from.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
 	defer rows.Close()
-	var nodes []broker.Node
 	for rows.Next() {
 		n, err := scanNode(rows)
 		if err != nil {
-			return nil, fmt.Errorf("reading nodes: %w", err)
+			return nil, err
 		}
-		nodes = append(nodes, n)
+		all = append(all, n)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("reading nodes: %w", err)
-	}
-	return nodes, nil
+	return all, rows.Err()
 }
 
 func scanNode(row interface{ Scan(...any) error }) (broker.Node, error) {
@@ -93,6 +115,11 @@ func (s *Store) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 		}
 		if err := step(ctx, tx, n); err != nil {
 			return err
+		}
+		if n.Revision == 0 {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM removed WHERE kind = 'node' AND name = $1`, n.ID); err != nil {
+				return err
+			}
 		}
 		const write = `INSERT INTO node (` + nodeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, $12, $13, $14, $15, $16, $17)
 			ON CONFLICT (id) DO UPDATE SET revision = $2, name = $3, method = $4, join_rule = $5, durable_key = $6, facts = $7,
@@ -193,7 +220,7 @@ func (s *Store) ForgetNodes(ctx context.Context, ended broker.Ended) (ids []stri
 	if err := rows.Err(); err != nil || len(found) == 0 {
 		return found, err
 	}
-	err = s.revise(ctx, func(tx *sql.Tx, _ int64) error {
+	err = s.revise(ctx, func(tx *sql.Tx, revision int64) error {
 		ids = nil
 		for _, id := range found { // which may have joined again meanwhile
 			result, err := tx.ExecContext(ctx, `DELETE FROM node WHERE id = $1 AND evicted_at IS NULL AND expires_at < $2`, id, millis(ended.FormerBefore))
@@ -207,6 +234,9 @@ func (s *Store) ForgetNodes(ctx context.Context, ended broker.Ended) (ids []stri
 				continue
 			}
 			if _, err := tx.ExecContext(ctx, `DELETE FROM report_mark WHERE node = $1`, id); err != nil {
+				return err
+			}
+			if err := removed(ctx, tx, "node", id, revision); err != nil {
 				return err
 			}
 			ids = append(ids, id)

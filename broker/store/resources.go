@@ -173,9 +173,9 @@ func (s *Store) resourcesAt(ctx context.Context, revision int64) ([]Resource, ui
 	const query = `SELECT r.kind, r.name, r.revision, r.owner, r.body, r.actor, r.written_at FROM resource r
 		WHERE r.revision = (SELECT MAX(x.revision) FROM resource x WHERE x.kind = r.kind AND x.name = r.name AND x.revision <= $1)
 		ORDER BY r.kind, r.name`
-	all, err := s.listed(ctx, query, revision)
+	all, err := readResources(ctx, s.read, query, revision)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, fmt.Errorf("reading resources: %w", err)
 	}
 	var last uint64
 	stand := all[:0]
@@ -188,11 +188,11 @@ func (s *Store) resourcesAt(ctx context.Context, revision int64) ([]Resource, ui
 	return stand, last, nil
 }
 
-// listed reads rows of resources.
-func (s *Store) listed(ctx context.Context, query string, args ...any) ([]Resource, error) {
-	rows, err := s.read.QueryContext(ctx, query, args...)
+// readResources reads rows of resources.
+func readResources(ctx context.Context, from querier, query string, args ...any) ([]Resource, error) {
+	rows, err := from.QueryContext(ctx, query, args...)
 	if err != nil {
-		return nil, fmt.Errorf("reading resources: %w", err)
+		return nil, err
 	}
 	defer rows.Close()
 	var all []Resource
@@ -200,13 +200,10 @@ func (s *Store) listed(ctx context.Context, query string, args ...any) ([]Resour
 		var r Resource
 		var revision, written int64
 		if err := rows.Scan(&r.Kind, &r.Name, &revision, &r.Owner, &r.Body, &r.Actor, &written); err != nil {
-			return nil, fmt.Errorf("reading resources: %w", err)
+			return nil, err
 		}
 		r.Revision, r.WrittenAt = uint64(revision), fromMillis(written)
 		all = append(all, r)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("reading resources: %w", err)
-	}
-	return all, nil
+	return all, rows.Err()
 }

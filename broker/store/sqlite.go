@@ -16,16 +16,9 @@ import (
 func (s *Store) openSQLite(_ context.Context, cfg Config) error {
 	never := func(error) bool { return false }
 	s.wayOut, s.again, s.busy = sqliteWayOut, never, never
-	if err := makeDir(cfg.Dir); err != nil {
-		return err
-	}
-	lock, err := lockDir(cfg.Dir)
-	if err != nil {
-		return err
-	}
-	s.lock = lock
 	path := filepath.Join(cfg.Dir, "credence.db")
-	if err := makeFiles(path); err != nil {
+	err := makeFiles(path)
+	if err != nil {
 		return err
 	}
 	// fullfsync: without it darwin's disks keep in their caches what they said

@@ -24,15 +24,15 @@ import (
 )
 
 // schemaVersion is what this program writes and reads.
-const schemaVersion = 10
+const schemaVersion = 11
 
 // ErrLocked says that another broker has the directory.
 var ErrLocked = errors.New("the directory is in use by another broker")
 
 // Config says where the database is.
 type Config struct {
-	// Dir is the data directory with SQLite's file, made with mode 0700 where it
-	// is absent. Either it or URL is required.
+	// Dir is the broker's own data directory, made with mode 0700 where it is
+	// absent, with SQLite's file unless URL is given. Required without URL.
 	Dir string
 	// URL is a PostgreSQL database that brokers share: postgres://... or a libpq
 	// connection string. See CheckURL.
@@ -91,15 +91,33 @@ func connect(ctx context.Context, cfg Config) (s *Store, where string, err error
 		cfg.Now = time.Now
 	}
 	s = &Store{now: cfg.Now, keep: keepPolicy()}
+	open, where := s.openSQLite, "in "+cfg.Dir
 	switch {
 	case cfg.Dir == "" && cfg.URL == "":
 		return s, "", errors.New("no directory is named")
-	case cfg.URL != "" && cfg.Dir != "":
-		return s, "", errors.New("a directory and a URL are named")
 	case cfg.URL != "":
-		return s, "at its URL", s.openPostgres(ctx, cfg) // which may hold a password
+		open, where = s.openPostgres, "at its URL" // which may hold a password
 	}
-	return s, "in " + cfg.Dir, s.openSQLite(ctx, cfg)
+	if err := s.takeDir(cfg.Dir); err != nil {
+		return s, where, err
+	}
+	return s, where, open(ctx, cfg)
+}
+
+// takeDir makes the directory, if one is named, and keeps other brokers out of it.
+func (s *Store) takeDir(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := makeDir(dir); err != nil {
+		return err
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	s.lock = lock
+	return nil
 }
 
 // Close lets the database and its directory go.

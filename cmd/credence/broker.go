@@ -35,6 +35,8 @@ import (
 type brokerParts struct {
 	file      brokerFile
 	store     *store.Store
+	since     uint64         // revision of the store before anything of it was read
+	replica   *store.Replica // nil: the store is this broker's alone
 	audit     *audit.Log
 	keys      []*sourceKeys
 	authority *authority.Authority
@@ -70,10 +72,16 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if err != nil {
 		return nil, err
 	}
-	if p.store, err = store.Open(ctx, store.Config{Dir: f.Data, Now: o.now}); err != nil {
+	if p.store, err = store.Open(ctx, f.storeConfig(o.now)); err != nil {
+		return nil, err
+	}
+	if p.since, err = p.store.Revision(ctx); err != nil {
 		return nil, err
 	}
 	if p.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Log: o.log}); err != nil {
+		return nil, err
+	}
+	if err := p.claimName(ctx, o.now()); err != nil {
 		return nil, err
 	}
 	if err := p.openAuthority(ctx, td, o); err != nil {
@@ -124,7 +132,7 @@ func (p *brokerParts) authorityConfig(ctx context.Context, td spiffeid.TrustDoma
 		return config, err
 	}
 	config = authority.Config{
-		TrustDomain: td, Issuer: p.file.Issuer, Broker: "broker", Records: p.store, Keys: keys, RootKeys: rootKeys,
+		TrustDomain: td, Issuer: p.file.Issuer, Broker: p.file.Name, Records: p.store, Keys: keys, RootKeys: rootKeys,
 		Lives: authority.Lives{Lead: lead, RefreshHint: hint}, CRLURLs: p.file.CRLURLs, Places: p.file.PublishTo, Confirmed: p.store.Places,
 		Now: o.now, Log: o.log,
 	}
@@ -164,7 +172,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	p.methods = &joinMethods{trustDomain: td, store: p.store, svid: p.verifySVID(td, o.now), fetch: outward, now: o.now, log: o.log}
 	p.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: p.methods.of, Issuer: p.authority, Store: p.store, Audit: p.audit,
-		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: "broker", DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
+		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: p.file.Name, DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
 		Policy: &broker.Policy{Set: empty}, Now: o.now, Log: o.log,
 	})
 	if err != nil {
@@ -195,7 +203,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	p.server, err = server.New(ctx, server.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Version: cli.Version(), Broker: p.broker, Authority: p.authority,
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
-		RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
+		Since: p.since, Replica: p.replica, RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
 		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: p.methods.pod, Login: settings.Login, Roles: settings.Roles, Now: o.now, Log: o.log,
 	})

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/credence-id/credence/broker/authority"
@@ -14,6 +16,7 @@ import (
 	"github.com/credence-id/credence/broker/login"
 	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/broker/server"
+	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/cmd/cli"
 )
 
@@ -21,6 +24,7 @@ import (
 type brokerFile struct {
 	TrustDomain string `yaml:"trust_domain"` // required; lower case, for ever
 	Data        string `yaml:"data"`         // required; keys, database, record
+	Name        string `yaml:"name"`         // of this broker among those that share a database; default the host's, with SQLite "broker"
 	// Issuer of JWT-SVIDs: https, no trailing slash, exactly as clouds are told.
 	// Without it there is no OIDC and no JWT-SVID.
 	Issuer string `yaml:"issuer"`
@@ -31,7 +35,7 @@ type brokerFile struct {
 	} `yaml:"listen"`
 	Admin         string   `yaml:"admin"` // socket; default DATA/run/admin.sock
 	WebTLS        *webTLS  `yaml:"web_tls"`
-	Store         string   `yaml:"store"`          // sqlite
+	Store         string   `yaml:"store"`          // sqlite, or a PostgreSQL database that brokers share: postgres://...
 	DNSSuffixes   []string `yaml:"dns_suffixes"`   // under which Identities may ask for DNS names; empty permits none
 	Subjects      []string `yaml:"subjects"`       // RDNs (patterns) they may ask for besides CN=<their name>
 	AllowNetworks []string `yaml:"allow_networks"` // private networks that peers' URLs may lead to
@@ -76,8 +80,8 @@ func (f *brokerFile) complete() (err error) {
 			return fmt.Errorf("listen.%s: %q: host:port is wanted", l.field, l.address)
 		}
 	}
-	if f.Store != "sqlite" {
-		return fmt.Errorf("store: %q: sqlite is what this program has", f.Store)
+	if e := f.completeStore(); e != nil {
+		return e
 	}
 	if e := f.WebTLS.complete(f); e != nil {
 		return e
@@ -122,6 +126,41 @@ func (f *brokerFile) complete() (err error) {
 
 func (f *brokerFile) minTTL() (time.Duration, error) {
 	return cli.LifeField("min_ttl", f.MinTTL, time.Second, time.Hour)
+}
+
+// shared says whether other brokers may share the database.
+func (f *brokerFile) shared() bool { return f.Store != "sqlite" }
+
+// storeConfig is where the database is.
+func (f *brokerFile) storeConfig(now func() time.Time) store.Config {
+	c := store.Config{Dir: f.Data, Now: now}
+	if f.shared() {
+		c.URL = f.Store
+	}
+	return c
+}
+
+func (f *brokerFile) completeStore() error {
+	if f.shared() {
+		if !strings.HasPrefix(f.Store, "postgres://") && !strings.HasPrefix(f.Store, "postgresql://") {
+			return fmt.Errorf("store: %.20q: sqlite or postgres://USER@HOST/DATABASE is wanted", f.Store)
+		}
+		if e := store.CheckURL(f.Store); e != nil {
+			return fmt.Errorf("store: %w", e)
+		}
+		if f.Name == "" {
+			host, e := os.Hostname()
+			if e != nil {
+				return fmt.Errorf("name: is required where the host has none: %w", e)
+			}
+			f.Name, _, _ = strings.Cut(strings.ToLower(host), ".")
+		}
+	}
+	cli.SetDefault(&f.Name, "broker")
+	if len(f.Name) > 63 || strings.Trim(f.Name, "abcdefghijklmnopqrstuvwxyz0123456789-._") != "" {
+		return fmt.Errorf("name: %.80q: 1 to 63 of a-z, 0-9, '-', '.' and '_' are wanted", f.Name)
+	}
+	return nil
 }
 
 // refreshHint is what our bundle tells peers (SPIFFE Trust Domain and Bundle

@@ -66,7 +66,7 @@ func (p *program) keys(cmd *cobra.Command, f brokerFile, rewrap bool, forget []s
 	ctx := cmd.Context()
 	b := &brokerParts{file: f}
 	defer func() { err = errors.Join(err, b.close()) }()
-	if b.store, err = store.Open(ctx, store.Config{Dir: f.Data, Now: p.Now}); err != nil {
+	if b.store, err = store.Open(ctx, f.storeConfig(p.Now)); err != nil {
 		return cli.BadInput(err)
 	}
 	if b.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Log: p.Logger()}); err != nil {

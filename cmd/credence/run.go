@@ -139,7 +139,12 @@ data: %s
 # refuse such chains, or misread them.
 # name_constraints: false
 
+# SQLite in data, for one broker; or a PostgreSQL database that any number of
+# brokers share, each with a data directory and a name of its own (the host's by
+# default): postgres://credence@db.example.org/credence?sslmode=verify-full. Its
+# password, if it has one, is best kept in the file that PGPASSFILE names.
 # store: sqlite
+# name: broker
 
 # Where private keys are kept, and where the root's is, by default as keys: each
 # exactly one of disk, awskms, gcpkms, azurekv and pkcs11. kek_file holds 32

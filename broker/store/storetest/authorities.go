@@ -6,11 +6,13 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"math/big"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/federation"
 )
@@ -138,9 +140,19 @@ func bundles(e *env) {
 	e.must(err)
 	e.equal(got, []federation.Stored{a, b})
 
-	b.Document, b.Sequence, b.FetchedAt, b.ConfirmedAt = []byte("another"), 3, e.time.Add(time.Hour), time.Time{}
+	b.Document, b.Sequence, b.FetchedAt, b.ConfirmedAt = []byte("another"), 1<<63+1, e.time.Add(time.Hour), e.time.Add(2*time.Hour)
 	b.Held, b.HeldAt = []byte("waits"), e.time.Add(2*time.Hour)
 	e.must(e.SaveBundle(e.Context(), b))
+	for _, older := range []func(*federation.Stored){ // another broker's, which didn't know of this one
+		func(o *federation.Stored) { o.ConfirmedAt = e.time.Add(time.Hour) },
+		func(o *federation.Stored) { o.ConfirmedAt, o.Sequence = e.time.Add(3*time.Hour), 3 },
+	} {
+		o := b
+		older(&o)
+		if err := e.SaveBundle(e.Context(), o); !errors.Is(err, broker.ErrConflict) {
+			e.Errorf("it was kept: %v", err)
+		}
+	}
 	e.must(e.DeleteBundle(e.Context(), a.TrustDomain))
 	e.must(e.DeleteBundle(e.Context(), a.TrustDomain))
 	got, err = e.Bundles(e.Context())
