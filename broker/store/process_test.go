@@ -167,7 +167,7 @@ func TestKilledInAnApply(t *testing.T) {
 func fullChild(t *testing.T, dir string) {
 	s := open(t, dir)
 	apply(t, s, "first")
-	limit(t, 512<<10)
+	limit(t, 1<<20)
 	refused := 0
 	for i := range 100 {
 		_, last, err := s.Resources(t.Context())

@@ -1,3 +1,4 @@
+-- oldest: 10
 -- Brokers that share the database follow each other's changes. A row that is
 -- removed leaves its name, and the brokers leave theirs.
 CREATE TABLE removed (
