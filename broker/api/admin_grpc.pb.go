@@ -39,6 +39,9 @@ const (
 	Admin_InspectTarget_FullMethodName   = "/credence.broker.v1.Admin/InspectTarget"
 	Admin_ListRevisions_FullMethodName   = "/credence.broker.v1.Admin/ListRevisions"
 	Admin_Rollback_FullMethodName        = "/credence.broker.v1.Admin/Rollback"
+	Admin_QueryAudit_FullMethodName      = "/credence.broker.v1.Admin/QueryAudit"
+	Admin_ExportAudit_FullMethodName     = "/credence.broker.v1.Admin/ExportAudit"
+	Admin_TruncateAudit_FullMethodName   = "/credence.broker.v1.Admin/TruncateAudit"
 )
 
 // AdminClient is the client API for Admin service.
@@ -70,6 +73,9 @@ type AdminClient interface {
 	ListRevisions(ctx context.Context, in *ListRevisionsRequest, opts ...grpc.CallOption) (*ListRevisionsResponse, error)
 	// Rollback writes what stood at a revision, under a new one.
 	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
+	QueryAudit(ctx context.Context, in *QueryAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditRecord], error)
+	ExportAudit(ctx context.Context, in *ExportAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditRecord], error)
+	TruncateAudit(ctx context.Context, in *TruncateAuditRequest, opts ...grpc.CallOption) (*TruncateAuditResponse, error)
 }
 
 type adminClient struct {
@@ -289,6 +295,54 @@ func (c *adminClient) Rollback(ctx context.Context, in *RollbackRequest, opts ..
 	return out, nil
 }
 
+func (c *adminClient) QueryAudit(ctx context.Context, in *QueryAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditRecord], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[1], Admin_QueryAudit_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[QueryAuditRequest, AuditRecord]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_QueryAuditClient = grpc.ServerStreamingClient[AuditRecord]
+
+func (c *adminClient) ExportAudit(ctx context.Context, in *ExportAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditRecord], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[2], Admin_ExportAudit_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExportAuditRequest, AuditRecord]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ExportAuditClient = grpc.ServerStreamingClient[AuditRecord]
+
+func (c *adminClient) TruncateAudit(ctx context.Context, in *TruncateAuditRequest, opts ...grpc.CallOption) (*TruncateAuditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TruncateAuditResponse)
+	err := c.cc.Invoke(ctx, Admin_TruncateAudit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -318,6 +372,9 @@ type AdminServer interface {
 	ListRevisions(context.Context, *ListRevisionsRequest) (*ListRevisionsResponse, error)
 	// Rollback writes what stood at a revision, under a new one.
 	Rollback(context.Context, *RollbackRequest) (*ApplyResponse, error)
+	QueryAudit(*QueryAuditRequest, grpc.ServerStreamingServer[AuditRecord]) error
+	ExportAudit(*ExportAuditRequest, grpc.ServerStreamingServer[AuditRecord]) error
+	TruncateAudit(context.Context, *TruncateAuditRequest) (*TruncateAuditResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -387,6 +444,15 @@ func (UnimplementedAdminServer) ListRevisions(context.Context, *ListRevisionsReq
 }
 func (UnimplementedAdminServer) Rollback(context.Context, *RollbackRequest) (*ApplyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Rollback not implemented")
+}
+func (UnimplementedAdminServer) QueryAudit(*QueryAuditRequest, grpc.ServerStreamingServer[AuditRecord]) error {
+	return status.Error(codes.Unimplemented, "method QueryAudit not implemented")
+}
+func (UnimplementedAdminServer) ExportAudit(*ExportAuditRequest, grpc.ServerStreamingServer[AuditRecord]) error {
+	return status.Error(codes.Unimplemented, "method ExportAudit not implemented")
+}
+func (UnimplementedAdminServer) TruncateAudit(context.Context, *TruncateAuditRequest) (*TruncateAuditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TruncateAudit not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -762,6 +828,46 @@ func _Admin_Rollback_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_QueryAudit_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(QueryAuditRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).QueryAudit(m, &grpc.GenericServerStream[QueryAuditRequest, AuditRecord]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_QueryAuditServer = grpc.ServerStreamingServer[AuditRecord]
+
+func _Admin_ExportAudit_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ExportAuditRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).ExportAudit(m, &grpc.GenericServerStream[ExportAuditRequest, AuditRecord]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ExportAuditServer = grpc.ServerStreamingServer[AuditRecord]
+
+func _Admin_TruncateAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TruncateAuditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).TruncateAudit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_TruncateAudit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).TruncateAudit(ctx, req.(*TruncateAuditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -845,11 +951,25 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Rollback",
 			Handler:    _Admin_Rollback_Handler,
 		},
+		{
+			MethodName: "TruncateAudit",
+			Handler:    _Admin_TruncateAudit_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "TailAudit",
 			Handler:       _Admin_TailAudit_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "QueryAudit",
+			Handler:       _Admin_QueryAudit_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ExportAudit",
+			Handler:       _Admin_ExportAudit_Handler,
 			ServerStreams: true,
 		},
 	},

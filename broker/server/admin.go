@@ -4,13 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
-
-	"google.golang.org/grpc"
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/api"
@@ -23,9 +20,6 @@ import (
 
 // maxYAML bounds what one apply may bring.
 const maxYAML = 4 << 20
-
-// maxTail bounds how many records one tail looks back.
-const maxTail = 100_000
 
 type adminService struct {
 	api.UnsafeAdminServer
@@ -284,39 +278,6 @@ func (a adminService) ListAuthorities(ctx context.Context, _ *api.ListAuthoritie
 		response.Authorities = append(response.Authorities, one)
 	}
 	return response, nil
-}
-
-// TailAudit sends the last records and, if asked, follows.
-func (a adminService) TailAudit(r *api.TailAuditRequest, stream grpc.ServerStreamingServer[api.AuditRecord]) error {
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
-	go func() { // ends with the call
-		select {
-		case <-a.s.closing:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	send := func(record audit.Record) error {
-		text, err := json.Marshal(record)
-		if err != nil {
-			return err
-		}
-		return stream.Send(&api.AuditRecord{Json: text})
-	}
-	last := int(min(r.GetLast(), maxTail))
-	if r.GetFollow() {
-		return a.fail(ctx, a.s.cfg.Audit.Follow(ctx, last, send))
-	}
-	for record, err := range audit.Tail(ctx, a.s.cfg.AuditDir, last) {
-		if err == nil {
-			err = send(record)
-		}
-		if err != nil {
-			return a.fail(ctx, err)
-		}
-	}
-	return nil
 }
 
 // VerifyAudit reads the record from its first line to its last. What it finds

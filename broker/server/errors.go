@@ -82,6 +82,8 @@ func reasonOf(err error) string {
 		return "NOT_FOUND"
 	case errors.Is(err, audit.ErrUnavailable):
 		return "RECORD_UNAVAILABLE"
+	case errors.Is(err, audit.ErrReplaced):
+		return "RECORD_REPLACED"
 	}
 	return "BROKER_FAILED"
 }
@@ -112,6 +114,8 @@ func kindOf(err error) (code codes.Code, tell bool) {
 		return codes.NotFound, false
 	case errors.Is(err, audit.ErrUnavailable):
 		return codes.Unavailable, false
+	case errors.Is(err, audit.ErrReplaced):
+		return codes.DataLoss, true
 	case errors.Is(err, context.DeadlineExceeded):
 		return codes.DeadlineExceeded, false
 	}
@@ -143,6 +147,8 @@ func outermost(err error) string {
 		return "not found"
 	case errors.Is(err, audit.ErrUnavailable):
 		return "the broker cannot record and so releases nothing"
+	case errors.Is(err, audit.ErrReplaced):
+		return "the record is not the one that was read before"
 	case errors.Is(err, context.Canceled):
 		return "cancelled"
 	}

@@ -36,7 +36,7 @@ func expected(err error) bool {
 	}
 	switch status.Code(err) {
 	case codes.OK, codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.PermissionDenied, codes.Unauthenticated,
-		codes.FailedPrecondition, codes.Aborted, codes.ResourceExhausted, codes.DeadlineExceeded:
+		codes.FailedPrecondition, codes.Aborted, codes.ResourceExhausted, codes.DeadlineExceeded, codes.DataLoss:
 		return true
 	}
 	return false
@@ -147,13 +147,15 @@ func FuzzAdminRequests(f *testing.F) {
 		api.Admin_CreateToken_FullMethodName, api.Admin_ListNodes_FullMethodName, api.Admin_EvictNode_FullMethodName,
 		api.Admin_AllowNode_FullMethodName, api.Admin_Explain_FullMethodName, api.Admin_ShowBundle_FullMethodName,
 		api.Admin_ListAuthorities_FullMethodName, api.Admin_TailAudit_FullMethodName, api.Admin_VerifyAudit_FullMethodName, api.Admin_Status_FullMethodName,
-		api.Authorities_Revoke_FullMethodName, api.Authorities_ListIssued_FullMethodName}
+		api.Authorities_Revoke_FullMethodName, api.Authorities_ListIssued_FullMethodName, api.Admin_QueryAudit_FullMethodName, api.Admin_ExportAudit_FullMethodName,
+		api.Admin_TruncateAudit_FullMethodName}
 	seed(f, 0,
 		&api.ApplyRequest{Yaml: []byte(web), File: "a.yaml", DryRun: true}, &api.GetRequest{Kind: "Identity", Name: "web"}, &api.DeleteRequest{Kind: "Deny", Name: "x"},
 		&api.CreateTokenRequest{Node: "n2"}, &api.ListNodesRequest{}, &api.EvictNodeRequest{Id: "n2"},
 		&api.AllowNodeRequest{Id: "n2"}, &api.ExplainRequest{}, &api.ShowBundleRequest{},
 		&api.ListAuthoritiesRequest{}, &api.TailAuditRequest{}, &api.VerifyAuditRequest{}, &api.StatusRequest{},
-		&api.RevokeRequest{Kind: "identity", Value: "x", Reason: "r"}, &api.ListIssuedRequest{Identity: "web", Limit: 3})
+		&api.RevokeRequest{Kind: "identity", Value: "x", Reason: "r"}, &api.ListIssuedRequest{Identity: "web", Limit: 3},
+		&api.QueryAuditRequest{Filter: &api.AuditFilter{Kind: "issue.*", Outcome: "ok"}, Limit: 3}, &api.ExportAuditRequest{Sequence: 2, Hash: make([]byte, 32)}, &api.TruncateAuditRequest{Before: 1 << 40})
 	conn, err := grpc.NewClient("unix://"+filepath.Join(e.dir, "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		f.Fatal(err)

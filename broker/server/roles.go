@@ -45,6 +45,8 @@ var least = map[string]string{
 	api.Admin_ListAuthorities_FullMethodName:  Auditor,
 	api.Admin_TailAudit_FullMethodName:        Auditor,
 	api.Admin_VerifyAudit_FullMethodName:      Auditor,
+	api.Admin_QueryAudit_FullMethodName:       Auditor,
+	api.Admin_ExportAudit_FullMethodName:      Auditor,
 	api.Admin_Status_FullMethodName:           Auditor,
 	api.Admin_ListPeers_FullMethodName:        Auditor,
 	api.Admin_InspectTarget_FullMethodName:    Auditor,
@@ -72,7 +74,9 @@ var least = map[string]string{
 	api.Authorities_ConfirmPublished_FullMethodName: Admin,
 	api.Authorities_Revoke_FullMethodName:           Admin,
 
-	// An SVID that leaked is revoked, but no root key that left by it.
+	// An SVID that leaked is revoked, but no root key that left by it, nor does a
+	// record come back.
+	api.Admin_TruncateAudit_FullMethodName:       atSocket,
 	api.Authorities_ExportRoot_FullMethodName:    atSocket,
 	api.Authorities_RemoveRootKey_FullMethodName: atSocket,
 }

@@ -87,6 +87,9 @@ type Config struct {
 	Store       *store.Store
 	Audit       *audit.Log
 	AuditDir    string // where the record lies
+	// AuditHolds says who reads the record and must have read what is removed;
+	// nil: nothing is removed.
+	AuditHolds  func(context.Context) ([]audit.Hold, error)
 	Peers       *federation.Refresher
 	Policy      identity.Config
 	Resources   resource.Registry
