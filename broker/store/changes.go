@@ -177,19 +177,22 @@ func (s *Store) Claim(ctx context.Context, r Replica) error {
 }
 
 // Beat says that a broker is there, and returns the revision of the last change:
-// one statement, in place of Revision. The error wraps ErrNamed where another
+// one statement, in place of Revision, and a look as that is. The error wraps ErrNamed where another
 // data directory's broker took the name.
 func (s *Store) Beat(ctx context.Context, r Replica) (uint64, error) {
 	const beat = `UPDATE broker SET seen_at = $3, applied = $4, connected = $5, holds = $6, head_sequence = $7, head_hash = $8 WHERE name = $1 AND instance = $2
 		RETURNING (SELECT revision FROM head)`
 	var revision int64
-	err := s.write.QueryRowContext(ctx, beat, r.Name, r.Instance, millis(s.now()), int64(r.Applied), r.Connected, int64(r.Holds), int64(r.Head.Sequence), r.Head.Hash[:]).Scan(&revision)
+	err := s.look(ctx, func(ctx context.Context) error {
+		return s.write.QueryRowContext(ctx, beat, r.Name, r.Instance, millis(s.now()), int64(r.Applied), r.Connected, int64(r.Holds), int64(r.Head.Sequence), r.Head.Hash[:]).Scan(&revision)
+	})
 	if errors.Is(err, sql.ErrNoRows) {
 		err = ErrNamed
 	}
 	if err != nil {
 		return 0, fmt.Errorf("saying that broker %s is there: %w", r.Name, s.wayOut(err))
 	}
+	s.saw(uint64(revision))
 	return uint64(revision), nil
 }
 

@@ -83,6 +83,9 @@ func (s *Store) dump(ctx context.Context, w *dumpWriter, part Selection) (DumpHe
 		return DumpHead{}, err
 	}
 	defer tx.Rollback() // it only reads
+	if !s.read.now.Load().made.IsZero() {
+		return DumpHead{}, fmt.Errorf("%w: a snapshot stands in for it", ErrAway)
+	}
 	if s.unhurried != "" {
 		if _, err := tx.ExecContext(ctx, s.unhurried); err != nil {
 			return DumpHead{}, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"time"
 )
 
 // Pragma asks the connections that write and read what is in force.
@@ -25,9 +26,9 @@ func (s *Store) Keep(revisions, resources, anyway int64) { s.keep = kept{revisio
 // FailOnce has the next write to a table fail, after which it is tried again.
 func (s *Store) FailOnce(ctx context.Context, table string) error {
 	const name = "fail_once"
-	_, err := s.write.ExecContext(ctx, "CREATE TRIGGER "+name+" BEFORE INSERT ON "+table+" BEGIN SELECT RAISE(ABORT, 'not now'); END")
+	_, err := s.write.now.Load().ExecContext(ctx, "CREATE TRIGGER "+name+" BEFORE INSERT ON "+table+" BEGIN SELECT RAISE(ABORT, 'not now'); END")
 	s.again = func(error) bool {
-		_, gone := s.write.ExecContext(ctx, "DROP TRIGGER "+name)
+		_, gone := s.write.now.Load().ExecContext(ctx, "DROP TRIGGER "+name)
 		return gone == nil
 	}
 	return err
@@ -86,4 +87,37 @@ func (s *Store) Run(ctx context.Context, text string, args ...any) error {
 	defer tx.Rollback()
 	_, err = tx.ExecContext(ctx, text, args...)
 	return err
+}
+
+// LookedLongAgo is as if nobody had looked for long.
+func (s *Store) LookedLongAgo() { s.primary.looked.Store(0) }
+
+// Seal seals a text.
+func (s Snapshot) Seal(w io.Writer, made time.Time, text []byte) error {
+	return s.write(w, made, func(w io.Writer) error {
+		for len(text) > 0 { // in pieces of all sizes
+			n := min(len(text), 1+len(text)/3)
+			if _, err := w.Write(text[:n]); err != nil {
+				return err
+			}
+			text = text[n:]
+		}
+		return nil
+	})
+}
+
+// Unseal opens what Seal made.
+func (s Snapshot) Unseal(r io.Reader, now time.Time) (time.Time, []byte, error) {
+	made, plain, err := s.open(r, now)
+	if err != nil {
+		return made, nil, err
+	}
+	text, err := io.ReadAll(plain)
+	return made, text, err
+}
+
+// Impatient is a configuration with which servers are not waited for.
+func Impatient(cfg Config) Config {
+	cfg.patience = 300 * time.Millisecond
+	return cfg
 }

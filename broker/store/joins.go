@@ -23,7 +23,7 @@ func (s *Store) JoinState(ctx context.Context, durableKey string) (join.State, e
 
 const joinStateOf = `SELECT joins, digest, recoveries, refused_at FROM join_state WHERE durable_key = $1`
 
-func joinState(row *sql.Row) (join.State, error) {
+func joinState(row one) (join.State, error) {
 	var joins, recoveries, refused int64
 	var digest []byte
 	err := row.Scan(&joins, &digest, &recoveries, &refused)

@@ -47,7 +47,7 @@ const (
 // migrate brings the schema to what this program knows, one numbered text at a
 // time, each in one transaction: whoever is interrupted, another goes on.
 func (s *Store) migrate(ctx context.Context, m migrations) error {
-	if version, oldest, err := standing(ctx, s.write); err == nil && version >= m.newest {
+	if version, oldest, err := standing(ctx, s.write.now.Load()); err == nil && version >= m.newest {
 		return m.check(version, oldest) // and nothing is locked
 	}
 	for tries := 0; ; tries++ {

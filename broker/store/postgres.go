@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -18,11 +19,11 @@ import (
 
 // What a connection to PostgreSQL may take.
 const (
-	pgConnect    = 5 * time.Second
 	pgStatement  = "30s" // a statement, and a transaction that nobody goes on with
 	pgConnMax    = 10
 	pgConnIdle   = 4
 	pgConnMaxAge = time.Hour
+	pgKeepAlive  = 15 * time.Second
 )
 
 // CheckURL says why a PostgreSQL database may not be used. What it tells us
@@ -43,7 +44,6 @@ func parseURL(url string) (*pgx.ConnConfig, error) {
 			return nil, fmt.Errorf("the database server %s must prove who it is: say sslmode=verify-full, and sslrootcert=FILE where its CA is your own", s.Host)
 		}
 	}
-	c.ConnectTimeout = pgConnect
 	c.DefaultQueryExecMode = pgx.QueryExecModeExec // nothing is kept in the server: poolers, fail-over and schema changes do no harm
 	for name, value := range map[string]string{
 		"application_name": "credence", "statement_timeout": pgStatement, "idle_in_transaction_session_timeout": pgStatement,
@@ -82,16 +82,23 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 		if pgDemoted(err) {
 			generation.Add(1)
 		}
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+			err = s.primary.judge(context.Background(), err)
+		}
 		return pgWayOut(err)
 	}
+	s.primary = newPrimary(s.now)
+	c.ConnectTimeout = cmp.Or(cfg.patience, LookTime)
+	s.lookTime = c.ConnectTimeout * time.Duration(1+len(c.Fallbacks)) // each may take that long to connect to
+	c.DialFunc = s.primary.dial
 	s.unhurried = "SET LOCAL statement_timeout = 0"
 	s.atOnce = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
 	// Whoever became the primary meanwhile is found, among those of the URL; to read
 	// too: others may not know yet of a Deny or an eviction.
 	c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
-	s.read = openPool(c.Copy(), &generation)
-	s.write = openPool(c, &generation)
-	return pgWayOut(s.write.PingContext(ctx))
+	s.read = s.pool(openPool(c.Copy(), &generation))
+	s.write = s.pool(openPool(c, &generation))
+	return pgWayOut(s.look(ctx, s.write.ping))
 }
 
 func openPool(c *pgx.ConnConfig, generation *atomic.Int64) *sql.DB {

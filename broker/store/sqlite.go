@@ -26,14 +26,18 @@ func (s *Store) openSQLite(_ context.Context, cfg Config) error {
 	const pragmas = "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
 		"&_pragma=fullfsync(1)&_pragma=checkpoint_fullfsync(1)&_pragma=foreign_keys(1)"
 	name := "file:" + escape.Replace(path) + pragmas
-	if s.write, err = sql.Open("sqlite", name+"&_txlock=immediate"); err != nil {
+	write, err := sql.Open("sqlite", name+"&_txlock=immediate")
+	if err != nil {
 		return err
 	}
-	s.write.SetMaxOpenConns(1) // SQLite has one writer
-	if s.read, err = sql.Open("sqlite", name+"&_pragma=query_only(1)"); err != nil {
+	write.SetMaxOpenConns(1) // SQLite has one writer
+	s.write = s.pool(write)
+	read, err := sql.Open("sqlite", name+"&_pragma=query_only(1)")
+	if err != nil {
 		return err
 	}
-	s.read.SetMaxOpenConns(4)
+	read.SetMaxOpenConns(4)
+	s.read = s.pool(read)
 	return nil
 }
 

@@ -20,6 +20,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,17 +39,22 @@ type Config struct {
 	// URL is a PostgreSQL database that brokers share: postgres://... or a libpq
 	// connection string. See CheckURL.
 	URL string
-	Now func() time.Time // nil means time.Now
+	// Snapshot stands in for a database at a URL that is away when it is opened. Nil:
+	// then it is not opened.
+	Snapshot *Snapshot
+	Now      func() time.Time // nil means time.Now
 
-	schema *migrations          // nil: this program's
-	trace  func(string, ...any) // is told each statement to PostgreSQL; nil: nobody is
+	memory   bool                 // in place of Dir and URL
+	patience time.Duration        // with a server; 0: LookTime
+	schema   *migrations          // nil: this program's
+	trace    func(string, ...any) // is told each statement to PostgreSQL; nil: nobody is
 }
 
 // A Store is an open database. Its methods may be called concurrently; each
 // writing one is a single transaction, durable when it returns.
 type Store struct {
-	write *sql.DB
-	read  *sql.DB
+	write *pool
+	read  *pool
 	lock  io.Closer // nil: others may write too
 	now   func() time.Time
 	keep  kept
@@ -65,6 +72,12 @@ type Store struct {
 	// which it waits no longer than hurry has the engine wait.
 	busy  func(error) bool
 	hurry string
+
+	primary  *primary // nil: the database is in this process, and never away
+	lookTime time.Duration
+	live     *pool      // to read, for when a snapshot need not stand in any more; nil: none does
+	going    sync.Mutex // held while that is so decided
+	seen     atomic.Uint64
 }
 
 // Open opens the database in a directory, making it where it is absent, or at a
@@ -78,6 +91,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s, where, err := connect(ctx, cfg)
 	if err == nil {
 		err = s.migrate(ctx, *cmp.Or(cfg.schema, ours()))
+	}
+	if errors.Is(err, ErrAway) && cfg.Snapshot != nil {
+		err = s.standIn(ctx, *cfg.Snapshot, err)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", where, err), s.Close())
@@ -93,6 +109,8 @@ func connect(ctx context.Context, cfg Config) (s *Store, where string, err error
 	s = &Store{now: cfg.Now, keep: keepPolicy()}
 	open, where := s.openSQLite, "in "+cfg.Dir
 	switch {
+	case cfg.memory:
+		return s, "in memory", s.openMemory(ctx)
 	case cfg.Dir == "" && cfg.URL == "":
 		return s, "", errors.New("no directory is named")
 	case cfg.URL != "":
@@ -123,10 +141,8 @@ func (s *Store) takeDir(dir string) error {
 // Close lets the database and its directory go.
 func (s *Store) Close() error {
 	var errs []error
-	for _, db := range []*sql.DB{s.read, s.write} {
-		if db != nil {
-			errs = append(errs, db.Close())
-		}
+	for _, p := range []*pool{s.read, s.write, s.live} {
+		errs = append(errs, p.close())
 	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
@@ -134,12 +150,22 @@ func (s *Store) Close() error {
 	return errors.Join(errs...)
 }
 
-// Revision returns the revision of the last change.
+// Revision returns the revision of the last change. It is a look (LookTime): by it
+// the database is found to be away, and to be back.
 func (s *Store) Revision(ctx context.Context) (uint64, error) {
 	var r int64
-	if err := s.read.QueryRowContext(ctx, `SELECT revision FROM head`).Scan(&r); err != nil {
+	err := s.look(ctx, func(ctx context.Context) error {
+		// Of the database, also where a snapshot stands in for it.
+		from := s.read
+		if s.primary != nil {
+			from = s.write
+		}
+		return from.QueryRowContext(ctx, `SELECT revision FROM head`).Scan(&r)
+	})
+	if err != nil {
 		return 0, fmt.Errorf("reading the revision: %w", err)
 	}
+	s.saw(uint64(r))
 	return uint64(r), nil
 }
 
@@ -168,7 +194,13 @@ func (s *Store) tryTx(ctx context.Context, do func(*sql.Tx) error) error {
 	if err := do(tx); err != nil {
 		return err
 	}
-	return tx.Commit()
+	if err := tx.Commit(); err != nil {
+		if s.primary != nil && pgCode(err) == "" {
+			err = fmt.Errorf("whether it was written is not known, so look before you try again: %w", err)
+		}
+		return err
+	}
+	return nil
 }
 
 // revise runs do in one transaction under a new revision: the row lock, taken

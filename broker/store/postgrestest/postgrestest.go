@@ -56,6 +56,7 @@ func Start(t testing.TB) *Server {
 	if err != nil {
 		t.Fatalf("initdb: %v\n%s", err, out)
 	}
+	t.Cleanup(s.Kill)
 	s.Run(t)
 	return s
 }
@@ -90,7 +91,6 @@ func (s *Server) Run(t testing.TB) {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(s.Kill)
 	db := s.open(t)
 	defer db.Close()
 	for deadline := time.Now().Add(time.Minute); ; <-time.After(20 * time.Millisecond) {
@@ -115,6 +115,36 @@ func (s *Server) end(signal syscall.Signal) {
 	if s.cmd != nil && s.cmd.ProcessState == nil {
 		_ = s.cmd.Process.Signal(signal)
 		_ = s.cmd.Wait()
+	}
+}
+
+// Freeze stops the server where it stands, with all that it runs: its socket takes
+// connections and nobody answers. Thaw has it go on.
+func (s *Server) Freeze(t testing.TB) {
+	t.Helper()
+	s.signal(t, syscall.SIGSTOP)
+	t.Cleanup(func() { s.Thaw(t) }) // or it could not be ended
+}
+
+// Thaw undoes Freeze.
+func (s *Server) Thaw(t testing.TB) { s.signal(t, syscall.SIGCONT) }
+
+// signal reaches the server and its children.
+func (s *Server) signal(t testing.TB, signal syscall.Signal) {
+	t.Helper()
+	parent := s.cmd.Process.Pid
+	_ = syscall.Kill(parent, signal) // first: it makes no more children
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil || len(stats) == 0 {
+		t.Fatalf("there is no /proc (%v)", err)
+	}
+	for _, path := range stats {
+		text, _ := os.ReadFile(path) // it may have ended
+		pid, _, _ := strings.Cut(string(text), " ")
+		after := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		if child, err := strconv.Atoi(pid); err == nil && len(after) > 1 && after[1] == strconv.Itoa(parent) {
+			_ = syscall.Kill(child, signal)
+		}
 	}
 }
 
