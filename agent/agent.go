@@ -115,6 +115,7 @@ type Agent struct {
 	tokens  tokens
 	sources sources
 	reports *reports
+	heads   heads
 	pulses  pulses
 }
 
@@ -147,6 +148,9 @@ func New(cfg Config) (*Agent, error) {
 	if err := a.openKept(); err != nil {
 		return nil, fmt.Errorf("making an agent: %w", err)
 	}
+	if err := a.heads.open(cfg); err != nil {
+		return nil, fmt.Errorf("making an agent: %w", err)
+	}
 	if err := a.openReports(); err != nil {
 		return nil, fmt.Errorf("making an agent: %w", err)
 	}
@@ -176,6 +180,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	// These end with ctx alone.
 	running.Go(func() { _ = a.mindClock(ctx) })
 	running.Go(func() { _ = a.keeping(ctx) })
+	running.Go(func() {
+		a.heads.keeping(ctx, func(err error) { a.cfg.Log.WarnContext(ctx, "heads are kept in memory alone", "error", err) })
+	})
 	if err := a.establish(ctx); err != nil {
 		return a.end(ctx, err)
 	}

@@ -90,3 +90,16 @@ func (a *Agent) Wake() { a.reports.Nudge() }
 
 // Close ends an agent that has not run.
 func Close(a *Agent) { a.reports.end() }
+
+// Heads are those that an agent keeps.
+type Heads struct{ h heads }
+
+// OpenHeads reads what is kept in cfg.Data.
+func OpenHeads(cfg Config) (*Heads, error) {
+	h := &Heads{}
+	return h, h.h.open(cfg)
+}
+
+func (h *Heads) Take(line []byte) error { return h.h.take(line) }
+func (h *Heads) Told() [][]byte         { return h.h.told() }
+func (h *Heads) Save() error            { return h.h.save() }

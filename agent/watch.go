@@ -173,6 +173,9 @@ func (a *Agent) watchOnce(ctx context.Context, l *link) (served bool, err error)
 		}
 		silent.Stop()
 		a.heed(ctx, m, first)
+		if asked := m.GetHeadsWanted(); asked != 0 {
+			_ = stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Heads_{Heads: &api.WatchRequest_Heads{Asked: asked, Heads: a.heads.told()}}})
+		}
 		_ = stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Acknowledged{Acknowledged: m.GetRevision()}})
 	}
 }
@@ -204,6 +207,11 @@ func (a *Agent) heed(ctx context.Context, m *api.WatchResponse, first bool) {
 		if !c.GetErase() {
 			a.tokens.forget(c.GetSet())
 			a.sets.askAgain(c.GetSet())
+		}
+	}
+	if line := m.GetSignedHead(); len(line) > 0 {
+		if err := a.heads.take(line); err != nil {
+			a.cfg.Log.WarnContext(ctx, "a head of the broker's record is not kept", "error", err)
 		}
 	}
 	a.contact.hear(a.cfg.Now())

@@ -276,6 +276,9 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	return b, nil
 }
 
+// Origin is this broker's name, by which others know its record.
+func (b *Broker) Origin() string { return b.cfg.Origin }
+
 // Close writes the counts that are still to be recorded. No other method may be
 // called after it.
 func (b *Broker) Close() error {

@@ -1707,6 +1707,9 @@ func (x *AuditRecord) GetJson() []byte {
 
 type VerifyAuditRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Heads         [][]byte               `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"`                              // that the record is held against, lines as of ListHeads
+	FromAgents    bool                   `protobuf:"varint,2,opt,name=from_agents,json=fromAgents,proto3" json:"from_agents,omitempty"` // and those that connected agents keep
+	Agents        uint32                 `protobuf:"varint,3,opt,name=agents,proto3" json:"agents,omitempty"`                           // at most so many are asked; 0: 200
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1741,6 +1744,27 @@ func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
 	return file_broker_api_admin_proto_rawDescGZIP(), []int{25}
 }
 
+func (x *VerifyAuditRequest) GetHeads() [][]byte {
+	if x != nil {
+		return x.Heads
+	}
+	return nil
+}
+
+func (x *VerifyAuditRequest) GetFromAgents() bool {
+	if x != nil {
+		return x.FromAgents
+	}
+	return false
+}
+
+func (x *VerifyAuditRequest) GetAgents() uint32 {
+	if x != nil {
+		return x.Agents
+	}
+	return 0
+}
+
 type VerifyAuditResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Records       uint64                 `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"`
@@ -1748,6 +1772,9 @@ type VerifyAuditResponse struct {
 	Sequence      uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	Head          []byte                 `protobuf:"bytes,4,opt,name=head,proto3" json:"head,omitempty"`
 	Problem       string                 `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	Confirmed     uint64                 `protobuf:"varint,6,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // heads that stand in the record
+	Agents        uint32                 `protobuf:"varint,7,opt,name=agents,proto3" json:"agents,omitempty"`       // that told theirs
+	Notes         []string               `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`          // what was not held against it, and why
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1817,6 +1844,227 @@ func (x *VerifyAuditResponse) GetProblem() string {
 	return ""
 }
 
+func (x *VerifyAuditResponse) GetConfirmed() uint64 {
+	if x != nil {
+		return x.Confirmed
+	}
+	return 0
+}
+
+func (x *VerifyAuditResponse) GetAgents() uint32 {
+	if x != nil {
+		return x.Agents
+	}
+	return 0
+}
+
+func (x *VerifyAuditResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+type ListHeadsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FromAgents    bool                   `protobuf:"varint,1,opt,name=from_agents,json=fromAgents,proto3" json:"from_agents,omitempty"`
+	Agents        uint32                 `protobuf:"varint,2,opt,name=agents,proto3" json:"agents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListHeadsRequest) Reset() {
+	*x = ListHeadsRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListHeadsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListHeadsRequest) ProtoMessage() {}
+
+func (x *ListHeadsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListHeadsRequest.ProtoReflect.Descriptor instead.
+func (*ListHeadsRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListHeadsRequest) GetFromAgents() bool {
+	if x != nil {
+		return x.FromAgents
+	}
+	return false
+}
+
+func (x *ListHeadsRequest) GetAgents() uint32 {
+	if x != nil {
+		return x.Agents
+	}
+	return 0
+}
+
+type AuditHead struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Head          []byte                 `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
+	KeptBy        string                 `protobuf:"bytes,2,opt,name=kept_by,json=keptBy,proto3" json:"kept_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditHead) Reset() {
+	*x = AuditHead{}
+	mi := &file_broker_api_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditHead) ProtoMessage() {}
+
+func (x *AuditHead) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
+func (*AuditHead) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *AuditHead) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *AuditHead) GetKeptBy() string {
+	if x != nil {
+		return x.KeptBy
+	}
+	return ""
+}
+
+type HashFactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HashFactRequest) Reset() {
+	*x = HashFactRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HashFactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HashFactRequest) ProtoMessage() {}
+
+func (x *HashFactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HashFactRequest.ProtoReflect.Descriptor instead.
+func (*HashFactRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *HashFactRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HashFactRequest) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type HashFactResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Recorded      string                 `protobuf:"bytes,1,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HashFactResponse) Reset() {
+	*x = HashFactResponse{}
+	mi := &file_broker_api_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HashFactResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HashFactResponse) ProtoMessage() {}
+
+func (x *HashFactResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HashFactResponse.ProtoReflect.Descriptor instead.
+func (*HashFactResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *HashFactResponse) GetRecorded() string {
+	if x != nil {
+		return x.Recorded
+	}
+	return ""
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1825,7 +2073,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[27]
+	mi := &file_broker_api_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2085,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[27]
+	mi := &file_broker_api_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2098,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{27}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{31}
 }
 
 type StatusResponse struct {
@@ -1870,7 +2118,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[28]
+	mi := &file_broker_api_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2130,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[28]
+	mi := &file_broker_api_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2143,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{28}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StatusResponse) GetTrustDomain() string {
@@ -1989,7 +2237,7 @@ type PeerInfo struct {
 
 func (x *PeerInfo) Reset() {
 	*x = PeerInfo{}
-	mi := &file_broker_api_admin_proto_msgTypes[29]
+	mi := &file_broker_api_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2249,7 @@ func (x *PeerInfo) String() string {
 func (*PeerInfo) ProtoMessage() {}
 
 func (x *PeerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[29]
+	mi := &file_broker_api_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2262,7 @@ func (x *PeerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerInfo.ProtoReflect.Descriptor instead.
 func (*PeerInfo) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{29}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PeerInfo) GetTrustDomain() string {
@@ -2166,7 +2414,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[30]
+	mi := &file_broker_api_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2426,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[30]
+	mi := &file_broker_api_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2439,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{30}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListPeersRequest) GetTrustDomain() string {
@@ -2210,7 +2458,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[31]
+	mi := &file_broker_api_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2470,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[31]
+	mi := &file_broker_api_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2483,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{31}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerInfo {
@@ -2254,7 +2502,7 @@ type RefreshPeerRequest struct {
 
 func (x *RefreshPeerRequest) Reset() {
 	*x = RefreshPeerRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[32]
+	mi := &file_broker_api_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2514,7 @@ func (x *RefreshPeerRequest) String() string {
 func (*RefreshPeerRequest) ProtoMessage() {}
 
 func (x *RefreshPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[32]
+	mi := &file_broker_api_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2527,7 @@ func (x *RefreshPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshPeerRequest.ProtoReflect.Descriptor instead.
 func (*RefreshPeerRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{32}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RefreshPeerRequest) GetTrustDomain() string {
@@ -2298,7 +2546,7 @@ type RefreshPeerResponse struct {
 
 func (x *RefreshPeerResponse) Reset() {
 	*x = RefreshPeerResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[33]
+	mi := &file_broker_api_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2558,7 @@ func (x *RefreshPeerResponse) String() string {
 func (*RefreshPeerResponse) ProtoMessage() {}
 
 func (x *RefreshPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[33]
+	mi := &file_broker_api_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2571,7 @@ func (x *RefreshPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshPeerResponse.ProtoReflect.Descriptor instead.
 func (*RefreshPeerResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{33}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RefreshPeerResponse) GetPeer() *PeerInfo {
@@ -2343,7 +2591,7 @@ type AcceptPeerRequest struct {
 
 func (x *AcceptPeerRequest) Reset() {
 	*x = AcceptPeerRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[34]
+	mi := &file_broker_api_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2603,7 @@ func (x *AcceptPeerRequest) String() string {
 func (*AcceptPeerRequest) ProtoMessage() {}
 
 func (x *AcceptPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[34]
+	mi := &file_broker_api_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2616,7 @@ func (x *AcceptPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptPeerRequest.ProtoReflect.Descriptor instead.
 func (*AcceptPeerRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{34}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AcceptPeerRequest) GetTrustDomain() string {
@@ -2394,7 +2642,7 @@ type AcceptPeerResponse struct {
 
 func (x *AcceptPeerResponse) Reset() {
 	*x = AcceptPeerResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[35]
+	mi := &file_broker_api_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2654,7 @@ func (x *AcceptPeerResponse) String() string {
 func (*AcceptPeerResponse) ProtoMessage() {}
 
 func (x *AcceptPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[35]
+	mi := &file_broker_api_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2667,7 @@ func (x *AcceptPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptPeerResponse.ProtoReflect.Descriptor instead.
 func (*AcceptPeerResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{35}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AcceptPeerResponse) GetPeer() *PeerInfo {
@@ -2438,7 +2686,7 @@ type CheckPeerRequest struct {
 
 func (x *CheckPeerRequest) Reset() {
 	*x = CheckPeerRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[36]
+	mi := &file_broker_api_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2698,7 @@ func (x *CheckPeerRequest) String() string {
 func (*CheckPeerRequest) ProtoMessage() {}
 
 func (x *CheckPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[36]
+	mi := &file_broker_api_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2711,7 @@ func (x *CheckPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPeerRequest.ProtoReflect.Descriptor instead.
 func (*CheckPeerRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{36}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CheckPeerRequest) GetTrustDomain() string {
@@ -2482,7 +2730,7 @@ type CheckPeerResponse struct {
 
 func (x *CheckPeerResponse) Reset() {
 	*x = CheckPeerResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[37]
+	mi := &file_broker_api_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2742,7 @@ func (x *CheckPeerResponse) String() string {
 func (*CheckPeerResponse) ProtoMessage() {}
 
 func (x *CheckPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[37]
+	mi := &file_broker_api_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2755,7 @@ func (x *CheckPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPeerResponse.ProtoReflect.Descriptor instead.
 func (*CheckPeerResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{37}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CheckPeerResponse) GetFindings() []*PeerFinding {
@@ -2529,7 +2777,7 @@ type PeerFinding struct {
 
 func (x *PeerFinding) Reset() {
 	*x = PeerFinding{}
-	mi := &file_broker_api_admin_proto_msgTypes[38]
+	mi := &file_broker_api_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2541,7 +2789,7 @@ func (x *PeerFinding) String() string {
 func (*PeerFinding) ProtoMessage() {}
 
 func (x *PeerFinding) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[38]
+	mi := &file_broker_api_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2554,7 +2802,7 @@ func (x *PeerFinding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFinding.ProtoReflect.Descriptor instead.
 func (*PeerFinding) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{38}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PeerFinding) GetStep() string {
@@ -2595,7 +2843,7 @@ type InspectTargetRequest struct {
 
 func (x *InspectTargetRequest) Reset() {
 	*x = InspectTargetRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[39]
+	mi := &file_broker_api_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2855,7 @@ func (x *InspectTargetRequest) String() string {
 func (*InspectTargetRequest) ProtoMessage() {}
 
 func (x *InspectTargetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[39]
+	mi := &file_broker_api_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2868,7 @@ func (x *InspectTargetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetRequest.ProtoReflect.Descriptor instead.
 func (*InspectTargetRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{39}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *InspectTargetRequest) GetTarget() string {
@@ -2655,7 +2903,7 @@ type InspectTargetResponse struct {
 
 func (x *InspectTargetResponse) Reset() {
 	*x = InspectTargetResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[40]
+	mi := &file_broker_api_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2667,7 +2915,7 @@ func (x *InspectTargetResponse) String() string {
 func (*InspectTargetResponse) ProtoMessage() {}
 
 func (x *InspectTargetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[40]
+	mi := &file_broker_api_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2680,7 +2928,7 @@ func (x *InspectTargetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetResponse.ProtoReflect.Descriptor instead.
 func (*InspectTargetResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{40}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *InspectTargetResponse) GetTrustDomain() string {
@@ -2766,7 +3014,7 @@ type ListRevisionsRequest struct {
 
 func (x *ListRevisionsRequest) Reset() {
 	*x = ListRevisionsRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[41]
+	mi := &file_broker_api_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +3026,7 @@ func (x *ListRevisionsRequest) String() string {
 func (*ListRevisionsRequest) ProtoMessage() {}
 
 func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[41]
+	mi := &file_broker_api_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +3039,7 @@ func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{41}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListRevisionsRequest) GetKind() string {
@@ -2839,7 +3087,7 @@ type ListRevisionsResponse struct {
 
 func (x *ListRevisionsResponse) Reset() {
 	*x = ListRevisionsResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[42]
+	mi := &file_broker_api_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +3099,7 @@ func (x *ListRevisionsResponse) String() string {
 func (*ListRevisionsResponse) ProtoMessage() {}
 
 func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[42]
+	mi := &file_broker_api_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +3112,7 @@ func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{42}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListRevisionsResponse) GetRevisions() []*ListRevisionsResponse_Revision {
@@ -2896,7 +3144,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[43]
+	mi := &file_broker_api_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2908,7 +3156,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[43]
+	mi := &file_broker_api_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2921,7 +3169,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{43}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RollbackRequest) GetRevision() uint64 {
@@ -2994,7 +3242,7 @@ type AuditFilter struct {
 
 func (x *AuditFilter) Reset() {
 	*x = AuditFilter{}
-	mi := &file_broker_api_admin_proto_msgTypes[44]
+	mi := &file_broker_api_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3254,7 @@ func (x *AuditFilter) String() string {
 func (*AuditFilter) ProtoMessage() {}
 
 func (x *AuditFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[44]
+	mi := &file_broker_api_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3267,7 @@ func (x *AuditFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFilter.ProtoReflect.Descriptor instead.
 func (*AuditFilter) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{44}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AuditFilter) GetSequence() uint64 {
@@ -3111,7 +3359,7 @@ type QueryAuditRequest struct {
 
 func (x *QueryAuditRequest) Reset() {
 	*x = QueryAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[45]
+	mi := &file_broker_api_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3123,7 +3371,7 @@ func (x *QueryAuditRequest) String() string {
 func (*QueryAuditRequest) ProtoMessage() {}
 
 func (x *QueryAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[45]
+	mi := &file_broker_api_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3136,7 +3384,7 @@ func (x *QueryAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryAuditRequest.ProtoReflect.Descriptor instead.
 func (*QueryAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{45}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *QueryAuditRequest) GetFilter() *AuditFilter {
@@ -3178,7 +3426,7 @@ type ExportAuditRequest struct {
 
 func (x *ExportAuditRequest) Reset() {
 	*x = ExportAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[46]
+	mi := &file_broker_api_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3438,7 @@ func (x *ExportAuditRequest) String() string {
 func (*ExportAuditRequest) ProtoMessage() {}
 
 func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[46]
+	mi := &file_broker_api_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3451,7 @@ func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditRequest.ProtoReflect.Descriptor instead.
 func (*ExportAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{46}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExportAuditRequest) GetSequence() uint64 {
@@ -3237,7 +3485,7 @@ type TruncateAuditRequest struct {
 
 func (x *TruncateAuditRequest) Reset() {
 	*x = TruncateAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[47]
+	mi := &file_broker_api_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3249,7 +3497,7 @@ func (x *TruncateAuditRequest) String() string {
 func (*TruncateAuditRequest) ProtoMessage() {}
 
 func (x *TruncateAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[47]
+	mi := &file_broker_api_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3262,7 +3510,7 @@ func (x *TruncateAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAuditRequest.ProtoReflect.Descriptor instead.
 func (*TruncateAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{47}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *TruncateAuditRequest) GetBefore() int64 {
@@ -3292,7 +3540,7 @@ type TruncateAuditResponse struct {
 
 func (x *TruncateAuditResponse) Reset() {
 	*x = TruncateAuditResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[48]
+	mi := &file_broker_api_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3304,7 +3552,7 @@ func (x *TruncateAuditResponse) String() string {
 func (*TruncateAuditResponse) ProtoMessage() {}
 
 func (x *TruncateAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[48]
+	mi := &file_broker_api_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3317,7 +3565,7 @@ func (x *TruncateAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAuditResponse.ProtoReflect.Descriptor instead.
 func (*TruncateAuditResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{48}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TruncateAuditResponse) GetFiles() uint32 {
@@ -3371,7 +3619,7 @@ type ApplyResponse_Applied struct {
 
 func (x *ApplyResponse_Applied) Reset() {
 	*x = ApplyResponse_Applied{}
-	mi := &file_broker_api_admin_proto_msgTypes[49]
+	mi := &file_broker_api_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3631,7 @@ func (x *ApplyResponse_Applied) String() string {
 func (*ApplyResponse_Applied) ProtoMessage() {}
 
 func (x *ApplyResponse_Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[49]
+	mi := &file_broker_api_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3715,7 @@ type InspectTargetResponse_JWTKey struct {
 
 func (x *InspectTargetResponse_JWTKey) Reset() {
 	*x = InspectTargetResponse_JWTKey{}
-	mi := &file_broker_api_admin_proto_msgTypes[55]
+	mi := &file_broker_api_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3479,7 +3727,7 @@ func (x *InspectTargetResponse_JWTKey) String() string {
 func (*InspectTargetResponse_JWTKey) ProtoMessage() {}
 
 func (x *InspectTargetResponse_JWTKey) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[55]
+	mi := &file_broker_api_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3492,7 +3740,7 @@ func (x *InspectTargetResponse_JWTKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetResponse_JWTKey.ProtoReflect.Descriptor instead.
 func (*InspectTargetResponse_JWTKey) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{40, 0}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{44, 0}
 }
 
 func (x *InspectTargetResponse_JWTKey) GetId() string {
@@ -3536,7 +3784,7 @@ type InspectTargetResponse_Party struct {
 
 func (x *InspectTargetResponse_Party) Reset() {
 	*x = InspectTargetResponse_Party{}
-	mi := &file_broker_api_admin_proto_msgTypes[56]
+	mi := &file_broker_api_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3548,7 +3796,7 @@ func (x *InspectTargetResponse_Party) String() string {
 func (*InspectTargetResponse_Party) ProtoMessage() {}
 
 func (x *InspectTargetResponse_Party) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[56]
+	mi := &file_broker_api_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3561,7 +3809,7 @@ func (x *InspectTargetResponse_Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetResponse_Party.ProtoReflect.Descriptor instead.
 func (*InspectTargetResponse_Party) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{40, 1}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{44, 1}
 }
 
 func (x *InspectTargetResponse_Party) GetIdentity() string {
@@ -3618,7 +3866,7 @@ type ListRevisionsResponse_Revision struct {
 
 func (x *ListRevisionsResponse_Revision) Reset() {
 	*x = ListRevisionsResponse_Revision{}
-	mi := &file_broker_api_admin_proto_msgTypes[57]
+	mi := &file_broker_api_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3630,7 +3878,7 @@ func (x *ListRevisionsResponse_Revision) String() string {
 func (*ListRevisionsResponse_Revision) ProtoMessage() {}
 
 func (x *ListRevisionsResponse_Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[57]
+	mi := &file_broker_api_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3643,7 +3891,7 @@ func (x *ListRevisionsResponse_Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse_Revision.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse_Revision) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{42, 0}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{46, 0}
 }
 
 func (x *ListRevisionsResponse_Revision) GetRevision() uint64 {
@@ -3887,14 +4135,33 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x127\n" +
 	"\x06filter\x18\x03 \x01(\v2\x1f.credence.broker.v1.AuditFilterR\x06filter\"!\n" +
 	"\vAuditRecord\x12\x12\n" +
-	"\x04json\x18\x01 \x01(\fR\x04json\"\x14\n" +
-	"\x12VerifyAuditRequest\"\x8f\x01\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json\"c\n" +
+	"\x12VerifyAuditRequest\x12\x14\n" +
+	"\x05heads\x18\x01 \x03(\fR\x05heads\x12\x1f\n" +
+	"\vfrom_agents\x18\x02 \x01(\bR\n" +
+	"fromAgents\x12\x16\n" +
+	"\x06agents\x18\x03 \x01(\rR\x06agents\"\xdb\x01\n" +
 	"\x13VerifyAuditResponse\x12\x18\n" +
 	"\arecords\x18\x01 \x01(\x04R\arecords\x12\x14\n" +
 	"\x05files\x18\x02 \x01(\rR\x05files\x12\x1a\n" +
 	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04head\x18\x04 \x01(\fR\x04head\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\"\x0f\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\x12\x1c\n" +
+	"\tconfirmed\x18\x06 \x01(\x04R\tconfirmed\x12\x16\n" +
+	"\x06agents\x18\a \x01(\rR\x06agents\x12\x14\n" +
+	"\x05notes\x18\b \x03(\tR\x05notes\"K\n" +
+	"\x10ListHeadsRequest\x12\x1f\n" +
+	"\vfrom_agents\x18\x01 \x01(\bR\n" +
+	"fromAgents\x12\x16\n" +
+	"\x06agents\x18\x02 \x01(\rR\x06agents\"8\n" +
+	"\tAuditHead\x12\x12\n" +
+	"\x04head\x18\x01 \x01(\fR\x04head\x12\x17\n" +
+	"\akept_by\x18\x02 \x01(\tR\x06keptBy\";\n" +
+	"\x0fHashFactRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\".\n" +
+	"\x10HashFactResponse\x12\x1a\n" +
+	"\brecorded\x18\x01 \x01(\tR\brecorded\"\x0f\n" +
 	"\rStatusRequest\"\xf3\x02\n" +
 	"\x0eStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
@@ -4047,7 +4314,7 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\x04R\x04last\x12\x17\n" +
 	"\aheld_by\x18\x04 \x01(\tR\x06heldBy\x12\x17\n" +
-	"\aheld_at\x18\x05 \x01(\x04R\x06heldAt2\xa9\x10\n" +
+	"\aheld_at\x18\x05 \x01(\x04R\x06heldAt2\xd4\x11\n" +
 	"\x05Admin\x12L\n" +
 	"\x05Apply\x12 .credence.broker.v1.ApplyRequest\x1a!.credence.broker.v1.ApplyResponse\x12F\n" +
 	"\x03Get\x12\x1e.credence.broker.v1.GetRequest\x1a\x1f.credence.broker.v1.GetResponse\x12O\n" +
@@ -4074,7 +4341,9 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\n" +
 	"QueryAudit\x12%.credence.broker.v1.QueryAuditRequest\x1a\x1f.credence.broker.v1.AuditRecord0\x01\x12X\n" +
 	"\vExportAudit\x12&.credence.broker.v1.ExportAuditRequest\x1a\x1f.credence.broker.v1.AuditRecord0\x01\x12d\n" +
-	"\rTruncateAudit\x12(.credence.broker.v1.TruncateAuditRequest\x1a).credence.broker.v1.TruncateAuditResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"\rTruncateAudit\x12(.credence.broker.v1.TruncateAuditRequest\x1a).credence.broker.v1.TruncateAuditResponse\x12R\n" +
+	"\tListHeads\x12$.credence.broker.v1.ListHeadsRequest\x1a\x1d.credence.broker.v1.AuditHead0\x01\x12U\n" +
+	"\bHashFact\x12#.credence.broker.v1.HashFactRequest\x1a$.credence.broker.v1.HashFactResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_admin_proto_rawDescOnce sync.Once
@@ -4088,7 +4357,7 @@ func file_broker_api_admin_proto_rawDescGZIP() []byte {
 	return file_broker_api_admin_proto_rawDescData
 }
 
-var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_broker_api_admin_proto_goTypes = []any{
 	(*Resource)(nil),                       // 0: credence.broker.v1.Resource
 	(*ApplyRequest)(nil),                   // 1: credence.broker.v1.ApplyRequest
@@ -4117,63 +4386,67 @@ var file_broker_api_admin_proto_goTypes = []any{
 	(*AuditRecord)(nil),                    // 24: credence.broker.v1.AuditRecord
 	(*VerifyAuditRequest)(nil),             // 25: credence.broker.v1.VerifyAuditRequest
 	(*VerifyAuditResponse)(nil),            // 26: credence.broker.v1.VerifyAuditResponse
-	(*StatusRequest)(nil),                  // 27: credence.broker.v1.StatusRequest
-	(*StatusResponse)(nil),                 // 28: credence.broker.v1.StatusResponse
-	(*PeerInfo)(nil),                       // 29: credence.broker.v1.PeerInfo
-	(*ListPeersRequest)(nil),               // 30: credence.broker.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),              // 31: credence.broker.v1.ListPeersResponse
-	(*RefreshPeerRequest)(nil),             // 32: credence.broker.v1.RefreshPeerRequest
-	(*RefreshPeerResponse)(nil),            // 33: credence.broker.v1.RefreshPeerResponse
-	(*AcceptPeerRequest)(nil),              // 34: credence.broker.v1.AcceptPeerRequest
-	(*AcceptPeerResponse)(nil),             // 35: credence.broker.v1.AcceptPeerResponse
-	(*CheckPeerRequest)(nil),               // 36: credence.broker.v1.CheckPeerRequest
-	(*CheckPeerResponse)(nil),              // 37: credence.broker.v1.CheckPeerResponse
-	(*PeerFinding)(nil),                    // 38: credence.broker.v1.PeerFinding
-	(*InspectTargetRequest)(nil),           // 39: credence.broker.v1.InspectTargetRequest
-	(*InspectTargetResponse)(nil),          // 40: credence.broker.v1.InspectTargetResponse
-	(*ListRevisionsRequest)(nil),           // 41: credence.broker.v1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil),          // 42: credence.broker.v1.ListRevisionsResponse
-	(*RollbackRequest)(nil),                // 43: credence.broker.v1.RollbackRequest
-	(*AuditFilter)(nil),                    // 44: credence.broker.v1.AuditFilter
-	(*QueryAuditRequest)(nil),              // 45: credence.broker.v1.QueryAuditRequest
-	(*ExportAuditRequest)(nil),             // 46: credence.broker.v1.ExportAuditRequest
-	(*TruncateAuditRequest)(nil),           // 47: credence.broker.v1.TruncateAuditRequest
-	(*TruncateAuditResponse)(nil),          // 48: credence.broker.v1.TruncateAuditResponse
-	(*ApplyResponse_Applied)(nil),          // 49: credence.broker.v1.ApplyResponse.Applied
-	nil,                                    // 50: credence.broker.v1.CreateTokenRequest.LabelsEntry
-	nil,                                    // 51: credence.broker.v1.NodeInfo.FactsEntry
-	nil,                                    // 52: credence.broker.v1.ExplainRequest.FactsEntry
-	nil,                                    // 53: credence.broker.v1.ExplainRequest.WhyEntry
-	nil,                                    // 54: credence.broker.v1.StatusResponse.ListenEntry
-	(*InspectTargetResponse_JWTKey)(nil),   // 55: credence.broker.v1.InspectTargetResponse.JWTKey
-	(*InspectTargetResponse_Party)(nil),    // 56: credence.broker.v1.InspectTargetResponse.Party
-	(*ListRevisionsResponse_Revision)(nil), // 57: credence.broker.v1.ListRevisionsResponse.Revision
-	(*Target)(nil),                         // 58: credence.broker.v1.Target
-	(*Values)(nil),                         // 59: credence.broker.v1.Values
+	(*ListHeadsRequest)(nil),               // 27: credence.broker.v1.ListHeadsRequest
+	(*AuditHead)(nil),                      // 28: credence.broker.v1.AuditHead
+	(*HashFactRequest)(nil),                // 29: credence.broker.v1.HashFactRequest
+	(*HashFactResponse)(nil),               // 30: credence.broker.v1.HashFactResponse
+	(*StatusRequest)(nil),                  // 31: credence.broker.v1.StatusRequest
+	(*StatusResponse)(nil),                 // 32: credence.broker.v1.StatusResponse
+	(*PeerInfo)(nil),                       // 33: credence.broker.v1.PeerInfo
+	(*ListPeersRequest)(nil),               // 34: credence.broker.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),              // 35: credence.broker.v1.ListPeersResponse
+	(*RefreshPeerRequest)(nil),             // 36: credence.broker.v1.RefreshPeerRequest
+	(*RefreshPeerResponse)(nil),            // 37: credence.broker.v1.RefreshPeerResponse
+	(*AcceptPeerRequest)(nil),              // 38: credence.broker.v1.AcceptPeerRequest
+	(*AcceptPeerResponse)(nil),             // 39: credence.broker.v1.AcceptPeerResponse
+	(*CheckPeerRequest)(nil),               // 40: credence.broker.v1.CheckPeerRequest
+	(*CheckPeerResponse)(nil),              // 41: credence.broker.v1.CheckPeerResponse
+	(*PeerFinding)(nil),                    // 42: credence.broker.v1.PeerFinding
+	(*InspectTargetRequest)(nil),           // 43: credence.broker.v1.InspectTargetRequest
+	(*InspectTargetResponse)(nil),          // 44: credence.broker.v1.InspectTargetResponse
+	(*ListRevisionsRequest)(nil),           // 45: credence.broker.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),          // 46: credence.broker.v1.ListRevisionsResponse
+	(*RollbackRequest)(nil),                // 47: credence.broker.v1.RollbackRequest
+	(*AuditFilter)(nil),                    // 48: credence.broker.v1.AuditFilter
+	(*QueryAuditRequest)(nil),              // 49: credence.broker.v1.QueryAuditRequest
+	(*ExportAuditRequest)(nil),             // 50: credence.broker.v1.ExportAuditRequest
+	(*TruncateAuditRequest)(nil),           // 51: credence.broker.v1.TruncateAuditRequest
+	(*TruncateAuditResponse)(nil),          // 52: credence.broker.v1.TruncateAuditResponse
+	(*ApplyResponse_Applied)(nil),          // 53: credence.broker.v1.ApplyResponse.Applied
+	nil,                                    // 54: credence.broker.v1.CreateTokenRequest.LabelsEntry
+	nil,                                    // 55: credence.broker.v1.NodeInfo.FactsEntry
+	nil,                                    // 56: credence.broker.v1.ExplainRequest.FactsEntry
+	nil,                                    // 57: credence.broker.v1.ExplainRequest.WhyEntry
+	nil,                                    // 58: credence.broker.v1.StatusResponse.ListenEntry
+	(*InspectTargetResponse_JWTKey)(nil),   // 59: credence.broker.v1.InspectTargetResponse.JWTKey
+	(*InspectTargetResponse_Party)(nil),    // 60: credence.broker.v1.InspectTargetResponse.Party
+	(*ListRevisionsResponse_Revision)(nil), // 61: credence.broker.v1.ListRevisionsResponse.Revision
+	(*Target)(nil),                         // 62: credence.broker.v1.Target
+	(*Values)(nil),                         // 63: credence.broker.v1.Values
 }
 var file_broker_api_admin_proto_depIdxs = []int32{
-	49, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
+	53, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
 	0,  // 1: credence.broker.v1.GetResponse.resources:type_name -> credence.broker.v1.Resource
-	50, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
-	51, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
+	54, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
+	55, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
 	9,  // 4: credence.broker.v1.ListNodesResponse.nodes:type_name -> credence.broker.v1.NodeInfo
-	52, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
-	53, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
+	56, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
+	57, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
 	20, // 7: credence.broker.v1.ListAuthoritiesResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	44, // 8: credence.broker.v1.TailAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
-	54, // 9: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
-	29, // 10: credence.broker.v1.ListPeersResponse.peers:type_name -> credence.broker.v1.PeerInfo
-	29, // 11: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
-	29, // 12: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
-	38, // 13: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
-	58, // 14: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
-	55, // 15: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
-	56, // 16: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
-	57, // 17: credence.broker.v1.ListRevisionsResponse.revisions:type_name -> credence.broker.v1.ListRevisionsResponse.Revision
-	44, // 18: credence.broker.v1.QueryAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
-	59, // 19: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
-	59, // 20: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
-	49, // 21: credence.broker.v1.ListRevisionsResponse.Revision.wrote:type_name -> credence.broker.v1.ApplyResponse.Applied
+	48, // 8: credence.broker.v1.TailAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
+	58, // 9: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
+	33, // 10: credence.broker.v1.ListPeersResponse.peers:type_name -> credence.broker.v1.PeerInfo
+	33, // 11: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
+	33, // 12: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
+	42, // 13: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
+	62, // 14: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
+	59, // 15: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
+	60, // 16: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
+	61, // 17: credence.broker.v1.ListRevisionsResponse.revisions:type_name -> credence.broker.v1.ListRevisionsResponse.Revision
+	48, // 18: credence.broker.v1.QueryAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
+	63, // 19: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
+	63, // 20: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
+	53, // 21: credence.broker.v1.ListRevisionsResponse.Revision.wrote:type_name -> credence.broker.v1.ApplyResponse.Applied
 	1,  // 22: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
 	3,  // 23: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
 	5,  // 24: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
@@ -4186,42 +4459,46 @@ var file_broker_api_admin_proto_depIdxs = []int32{
 	21, // 31: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
 	23, // 32: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
 	25, // 33: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
-	27, // 34: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
-	30, // 35: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
-	32, // 36: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
-	34, // 37: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
-	36, // 38: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
-	39, // 39: credence.broker.v1.Admin.InspectTarget:input_type -> credence.broker.v1.InspectTargetRequest
-	41, // 40: credence.broker.v1.Admin.ListRevisions:input_type -> credence.broker.v1.ListRevisionsRequest
-	43, // 41: credence.broker.v1.Admin.Rollback:input_type -> credence.broker.v1.RollbackRequest
-	45, // 42: credence.broker.v1.Admin.QueryAudit:input_type -> credence.broker.v1.QueryAuditRequest
-	46, // 43: credence.broker.v1.Admin.ExportAudit:input_type -> credence.broker.v1.ExportAuditRequest
-	47, // 44: credence.broker.v1.Admin.TruncateAudit:input_type -> credence.broker.v1.TruncateAuditRequest
-	2,  // 45: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
-	4,  // 46: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
-	6,  // 47: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
-	8,  // 48: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
-	11, // 49: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
-	13, // 50: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
-	15, // 51: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
-	17, // 52: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
-	19, // 53: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
-	22, // 54: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
-	24, // 55: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
-	26, // 56: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
-	28, // 57: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
-	31, // 58: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
-	33, // 59: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
-	35, // 60: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
-	37, // 61: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
-	40, // 62: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
-	42, // 63: credence.broker.v1.Admin.ListRevisions:output_type -> credence.broker.v1.ListRevisionsResponse
-	2,  // 64: credence.broker.v1.Admin.Rollback:output_type -> credence.broker.v1.ApplyResponse
-	24, // 65: credence.broker.v1.Admin.QueryAudit:output_type -> credence.broker.v1.AuditRecord
-	24, // 66: credence.broker.v1.Admin.ExportAudit:output_type -> credence.broker.v1.AuditRecord
-	48, // 67: credence.broker.v1.Admin.TruncateAudit:output_type -> credence.broker.v1.TruncateAuditResponse
-	45, // [45:68] is the sub-list for method output_type
-	22, // [22:45] is the sub-list for method input_type
+	31, // 34: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
+	34, // 35: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
+	36, // 36: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
+	38, // 37: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
+	40, // 38: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
+	43, // 39: credence.broker.v1.Admin.InspectTarget:input_type -> credence.broker.v1.InspectTargetRequest
+	45, // 40: credence.broker.v1.Admin.ListRevisions:input_type -> credence.broker.v1.ListRevisionsRequest
+	47, // 41: credence.broker.v1.Admin.Rollback:input_type -> credence.broker.v1.RollbackRequest
+	49, // 42: credence.broker.v1.Admin.QueryAudit:input_type -> credence.broker.v1.QueryAuditRequest
+	50, // 43: credence.broker.v1.Admin.ExportAudit:input_type -> credence.broker.v1.ExportAuditRequest
+	51, // 44: credence.broker.v1.Admin.TruncateAudit:input_type -> credence.broker.v1.TruncateAuditRequest
+	27, // 45: credence.broker.v1.Admin.ListHeads:input_type -> credence.broker.v1.ListHeadsRequest
+	29, // 46: credence.broker.v1.Admin.HashFact:input_type -> credence.broker.v1.HashFactRequest
+	2,  // 47: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
+	4,  // 48: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
+	6,  // 49: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
+	8,  // 50: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
+	11, // 51: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
+	13, // 52: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
+	15, // 53: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
+	17, // 54: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
+	19, // 55: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
+	22, // 56: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
+	24, // 57: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
+	26, // 58: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
+	32, // 59: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
+	35, // 60: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
+	37, // 61: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
+	39, // 62: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
+	41, // 63: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
+	44, // 64: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
+	46, // 65: credence.broker.v1.Admin.ListRevisions:output_type -> credence.broker.v1.ListRevisionsResponse
+	2,  // 66: credence.broker.v1.Admin.Rollback:output_type -> credence.broker.v1.ApplyResponse
+	24, // 67: credence.broker.v1.Admin.QueryAudit:output_type -> credence.broker.v1.AuditRecord
+	24, // 68: credence.broker.v1.Admin.ExportAudit:output_type -> credence.broker.v1.AuditRecord
+	52, // 69: credence.broker.v1.Admin.TruncateAudit:output_type -> credence.broker.v1.TruncateAuditResponse
+	28, // 70: credence.broker.v1.Admin.ListHeads:output_type -> credence.broker.v1.AuditHead
+	30, // 71: credence.broker.v1.Admin.HashFact:output_type -> credence.broker.v1.HashFactResponse
+	47, // [47:72] is the sub-list for method output_type
+	22, // [22:47] is the sub-list for method input_type
 	22, // [22:22] is the sub-list for extension type_name
 	22, // [22:22] is the sub-list for extension extendee
 	0,  // [0:22] is the sub-list for field type_name
@@ -4239,7 +4516,7 @@ func file_broker_api_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_admin_proto_rawDesc), len(file_broker_api_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,6 +42,8 @@ const (
 	Admin_QueryAudit_FullMethodName      = "/credence.broker.v1.Admin/QueryAudit"
 	Admin_ExportAudit_FullMethodName     = "/credence.broker.v1.Admin/ExportAudit"
 	Admin_TruncateAudit_FullMethodName   = "/credence.broker.v1.Admin/TruncateAudit"
+	Admin_ListHeads_FullMethodName       = "/credence.broker.v1.Admin/ListHeads"
+	Admin_HashFact_FullMethodName        = "/credence.broker.v1.Admin/HashFact"
 )
 
 // AdminClient is the client API for Admin service.
@@ -76,6 +78,10 @@ type AdminClient interface {
 	QueryAudit(ctx context.Context, in *QueryAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditRecord], error)
 	ExportAudit(ctx context.Context, in *ExportAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditRecord], error)
 	TruncateAudit(ctx context.Context, in *TruncateAuditRequest, opts ...grpc.CallOption) (*TruncateAuditResponse, error)
+	// ListHeads tells the heads of the record that are known: this broker's, and
+	// those that agents and other brokers keep.
+	ListHeads(ctx context.Context, in *ListHeadsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditHead], error)
+	HashFact(ctx context.Context, in *HashFactRequest, opts ...grpc.CallOption) (*HashFactResponse, error)
 }
 
 type adminClient struct {
@@ -343,6 +349,35 @@ func (c *adminClient) TruncateAudit(ctx context.Context, in *TruncateAuditReques
 	return out, nil
 }
 
+func (c *adminClient) ListHeads(ctx context.Context, in *ListHeadsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditHead], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[3], Admin_ListHeads_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListHeadsRequest, AuditHead]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ListHeadsClient = grpc.ServerStreamingClient[AuditHead]
+
+func (c *adminClient) HashFact(ctx context.Context, in *HashFactRequest, opts ...grpc.CallOption) (*HashFactResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HashFactResponse)
+	err := c.cc.Invoke(ctx, Admin_HashFact_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -375,6 +410,10 @@ type AdminServer interface {
 	QueryAudit(*QueryAuditRequest, grpc.ServerStreamingServer[AuditRecord]) error
 	ExportAudit(*ExportAuditRequest, grpc.ServerStreamingServer[AuditRecord]) error
 	TruncateAudit(context.Context, *TruncateAuditRequest) (*TruncateAuditResponse, error)
+	// ListHeads tells the heads of the record that are known: this broker's, and
+	// those that agents and other brokers keep.
+	ListHeads(*ListHeadsRequest, grpc.ServerStreamingServer[AuditHead]) error
+	HashFact(context.Context, *HashFactRequest) (*HashFactResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -453,6 +492,12 @@ func (UnimplementedAdminServer) ExportAudit(*ExportAuditRequest, grpc.ServerStre
 }
 func (UnimplementedAdminServer) TruncateAudit(context.Context, *TruncateAuditRequest) (*TruncateAuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TruncateAudit not implemented")
+}
+func (UnimplementedAdminServer) ListHeads(*ListHeadsRequest, grpc.ServerStreamingServer[AuditHead]) error {
+	return status.Error(codes.Unimplemented, "method ListHeads not implemented")
+}
+func (UnimplementedAdminServer) HashFact(context.Context, *HashFactRequest) (*HashFactResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HashFact not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -868,6 +913,35 @@ func _Admin_TruncateAudit_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ListHeads_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListHeadsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).ListHeads(m, &grpc.GenericServerStream[ListHeadsRequest, AuditHead]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ListHeadsServer = grpc.ServerStreamingServer[AuditHead]
+
+func _Admin_HashFact_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HashFactRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).HashFact(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_HashFact_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).HashFact(ctx, req.(*HashFactRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -955,6 +1029,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "TruncateAudit",
 			Handler:    _Admin_TruncateAudit_Handler,
 		},
+		{
+			MethodName: "HashFact",
+			Handler:    _Admin_HashFact_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -970,6 +1048,11 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ExportAudit",
 			Handler:       _Admin_ExportAudit_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ListHeads",
+			Handler:       _Admin_ListHeads_Handler,
 			ServerStreams: true,
 		},
 	},

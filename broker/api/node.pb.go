@@ -1107,6 +1107,7 @@ type WatchRequest struct {
 	//
 	//	*WatchRequest_Since_
 	//	*WatchRequest_Acknowledged
+	//	*WatchRequest_Heads_
 	Step          isWatchRequest_Step `protobuf_oneof:"step"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1167,6 +1168,15 @@ func (x *WatchRequest) GetAcknowledged() uint64 {
 	return 0
 }
 
+func (x *WatchRequest) GetHeads() *WatchRequest_Heads {
+	if x != nil {
+		if x, ok := x.Step.(*WatchRequest_Heads_); ok {
+			return x.Heads
+		}
+	}
+	return nil
+}
+
 type isWatchRequest_Step interface {
 	isWatchRequest_Step()
 }
@@ -1179,9 +1189,15 @@ type WatchRequest_Acknowledged struct {
 	Acknowledged uint64 `protobuf:"varint,2,opt,name=acknowledged,proto3,oneof"` // a revision that the agent holds and serves
 }
 
+type WatchRequest_Heads_ struct {
+	Heads *WatchRequest_Heads `protobuf:"bytes,3,opt,name=heads,proto3,oneof"` // the answer to heads_wanted
+}
+
 func (*WatchRequest_Since_) isWatchRequest_Step() {}
 
 func (*WatchRequest_Acknowledged) isWatchRequest_Step() {}
+
+func (*WatchRequest_Heads_) isWatchRequest_Step() {}
 
 type WatchResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -1196,6 +1212,8 @@ type WatchResponse struct {
 	AuditSequence  uint64                 `protobuf:"varint,8,opt,name=audit_sequence,json=auditSequence,proto3" json:"audit_sequence,omitempty"`
 	Cutoffs        []*Cutoff              `protobuf:"bytes,10,rep,name=cutoffs,proto3" json:"cutoffs,omitempty"` // that JWT-SVIDs of ours are held against; whole list when cutoffs_set
 	CutoffsSet     bool                   `protobuf:"varint,11,opt,name=cutoffs_set,json=cutoffsSet,proto3" json:"cutoffs_set,omitempty"`
+	SignedHead     []byte                 `protobuf:"bytes,12,opt,name=signed_head,json=signedHead,proto3" json:"signed_head,omitempty"`     // of the record, a line of JSON: to be kept, and shown when asked for
+	HeadsWanted    uint64                 `protobuf:"varint,13,opt,name=heads_wanted,json=headsWanted,proto3" json:"heads_wanted,omitempty"` // not 0: the agent answers with the heads that it keeps, under this number
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1305,6 +1323,20 @@ func (x *WatchResponse) GetCutoffsSet() bool {
 		return x.CutoffsSet
 	}
 	return false
+}
+
+func (x *WatchResponse) GetSignedHead() []byte {
+	if x != nil {
+		return x.SignedHead
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetHeadsWanted() uint64 {
+	if x != nil {
+		return x.HeadsWanted
+	}
+	return 0
 }
 
 // A Cutoff revokes what was issued before a time.
@@ -2470,6 +2502,59 @@ func (x *IssueX509Response_Result) GetPolicyRevision() uint64 {
 	return 0
 }
 
+// Heads are those of brokers' records that the agent keeps, as they were told.
+type WatchRequest_Heads struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Asked         uint64                 `protobuf:"varint,1,opt,name=asked,proto3" json:"asked,omitempty"` // heads_wanted
+	Heads         [][]byte               `protobuf:"bytes,2,rep,name=heads,proto3" json:"heads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest_Heads) Reset() {
+	*x = WatchRequest_Heads{}
+	mi := &file_broker_api_node_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest_Heads) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest_Heads) ProtoMessage() {}
+
+func (x *WatchRequest_Heads) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_node_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest_Heads.ProtoReflect.Descriptor instead.
+func (*WatchRequest_Heads) Descriptor() ([]byte, []int) {
+	return file_broker_api_node_proto_rawDescGZIP(), []int{16, 0}
+}
+
+func (x *WatchRequest_Heads) GetAsked() uint64 {
+	if x != nil {
+		return x.Asked
+	}
+	return 0
+}
+
+func (x *WatchRequest_Heads) GetHeads() [][]byte {
+	if x != nil {
+		return x.Heads
+	}
+	return nil
+}
+
 type WatchRequest_Since struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -2479,7 +2564,7 @@ type WatchRequest_Since struct {
 
 func (x *WatchRequest_Since) Reset() {
 	*x = WatchRequest_Since{}
-	mi := &file_broker_api_node_proto_msgTypes[39]
+	mi := &file_broker_api_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2491,7 +2576,7 @@ func (x *WatchRequest_Since) String() string {
 func (*WatchRequest_Since) ProtoMessage() {}
 
 func (x *WatchRequest_Since) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[39]
+	mi := &file_broker_api_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2504,7 +2589,7 @@ func (x *WatchRequest_Since) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest_Since.ProtoReflect.Descriptor instead.
 func (*WatchRequest_Since) Descriptor() ([]byte, []int) {
-	return file_broker_api_node_proto_rawDescGZIP(), []int{16, 0}
+	return file_broker_api_node_proto_rawDescGZIP(), []int{16, 1}
 }
 
 func (x *WatchRequest_Since) GetRevision() uint64 {
@@ -2527,7 +2612,7 @@ type NodeExplainResponse_Near struct {
 
 func (x *NodeExplainResponse_Near) Reset() {
 	*x = NodeExplainResponse_Near{}
-	mi := &file_broker_api_node_proto_msgTypes[42]
+	mi := &file_broker_api_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2624,7 @@ func (x *NodeExplainResponse_Near) String() string {
 func (*NodeExplainResponse_Near) ProtoMessage() {}
 
 func (x *NodeExplainResponse_Near) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_node_proto_msgTypes[42]
+	mi := &file_broker_api_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2703,13 +2788,17 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\x06record\x18\x01 \x01(\tR\x06record\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x1b\n" +
 	"\tleast_ttl\x18\x03 \x01(\x03R\bleastTtl\x12\x19\n" +
-	"\bmost_ttl\x18\x04 \x01(\x03R\amostTtl\"\xa1\x01\n" +
+	"\bmost_ttl\x18\x04 \x01(\x03R\amostTtl\"\x96\x02\n" +
 	"\fWatchRequest\x12>\n" +
 	"\x05since\x18\x01 \x01(\v2&.credence.broker.v1.WatchRequest.SinceH\x00R\x05since\x12$\n" +
-	"\facknowledged\x18\x02 \x01(\x04H\x00R\facknowledged\x1a#\n" +
+	"\facknowledged\x18\x02 \x01(\x04H\x00R\facknowledged\x12>\n" +
+	"\x05heads\x18\x03 \x01(\v2&.credence.broker.v1.WatchRequest.HeadsH\x00R\x05heads\x1a3\n" +
+	"\x05Heads\x12\x14\n" +
+	"\x05asked\x18\x01 \x01(\x04R\x05asked\x12\x14\n" +
+	"\x05heads\x18\x02 \x03(\fR\x05heads\x1a#\n" +
 	"\x05Since\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevisionB\x06\n" +
-	"\x04step\"\xb9\x03\n" +
+	"\x04step\"\xfd\x03\n" +
 	"\rWatchResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12'\n" +
 	"\x0fpolicy_revision\x18\x02 \x01(\x04R\x0epolicyRevision\x124\n" +
@@ -2725,7 +2814,10 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\acutoffs\x18\n" +
 	" \x03(\v2\x1a.credence.broker.v1.CutoffR\acutoffs\x12\x1f\n" +
 	"\vcutoffs_set\x18\v \x01(\bR\n" +
-	"cutoffsSet\"J\n" +
+	"cutoffsSet\x12\x1f\n" +
+	"\vsigned_head\x18\f \x01(\fR\n" +
+	"signedHead\x12!\n" +
+	"\fheads_wanted\x18\r \x01(\x04R\vheadsWanted\"J\n" +
 	"\x06Cutoff\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
@@ -2834,7 +2926,7 @@ func file_broker_api_node_proto_rawDescGZIP() []byte {
 	return file_broker_api_node_proto_rawDescData
 }
 
-var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_broker_api_node_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_broker_api_node_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: credence.broker.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: credence.broker.v1.JoinResponse
@@ -2875,10 +2967,11 @@ var file_broker_api_node_proto_goTypes = []any{
 	(*IssueX509Response_Result)(nil), // 36: credence.broker.v1.IssueX509Response.Result
 	nil,                              // 37: credence.broker.v1.X509SVID.DependsEntry
 	nil,                              // 38: credence.broker.v1.JWTSVID.DependsEntry
-	(*WatchRequest_Since)(nil),       // 39: credence.broker.v1.WatchRequest.Since
-	nil,                              // 40: credence.broker.v1.HandOut.FactsEntry
-	nil,                              // 41: credence.broker.v1.Refusal.FactsEntry
-	(*NodeExplainResponse_Near)(nil), // 42: credence.broker.v1.NodeExplainResponse.Near
+	(*WatchRequest_Heads)(nil),       // 39: credence.broker.v1.WatchRequest.Heads
+	(*WatchRequest_Since)(nil),       // 40: credence.broker.v1.WatchRequest.Since
+	nil,                              // 41: credence.broker.v1.HandOut.FactsEntry
+	nil,                              // 42: credence.broker.v1.Refusal.FactsEntry
+	(*NodeExplainResponse_Near)(nil), // 43: credence.broker.v1.NodeExplainResponse.Near
 }
 var file_broker_api_node_proto_depIdxs = []int32{
 	32, // 0: credence.broker.v1.JoinRequest.start:type_name -> credence.broker.v1.JoinRequest.Start
@@ -2894,50 +2987,51 @@ var file_broker_api_node_proto_depIdxs = []int32{
 	14, // 10: credence.broker.v1.IssueJWTResponse.svids:type_name -> credence.broker.v1.JWTSVID
 	15, // 11: credence.broker.v1.IssueJWTResponse.denial:type_name -> credence.broker.v1.Denial
 	38, // 12: credence.broker.v1.JWTSVID.depends:type_name -> credence.broker.v1.JWTSVID.DependsEntry
-	39, // 13: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
-	20, // 14: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
-	19, // 15: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
-	18, // 16: credence.broker.v1.WatchResponse.cutoffs:type_name -> credence.broker.v1.Cutoff
-	21, // 17: credence.broker.v1.Bundle.crls:type_name -> credence.broker.v1.CRL
-	27, // 18: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
-	24, // 19: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
-	25, // 20: credence.broker.v1.ReportRequest.gaps:type_name -> credence.broker.v1.Gap
-	23, // 21: credence.broker.v1.ReportRequest.hand_outs:type_name -> credence.broker.v1.HandOut
-	40, // 22: credence.broker.v1.HandOut.facts:type_name -> credence.broker.v1.HandOut.FactsEntry
-	41, // 23: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
-	5,  // 24: credence.broker.v1.NodeExplainRequest.workload:type_name -> credence.broker.v1.Workload
-	15, // 25: credence.broker.v1.NodeExplainResponse.denial:type_name -> credence.broker.v1.Denial
-	42, // 26: credence.broker.v1.NodeExplainResponse.near:type_name -> credence.broker.v1.NodeExplainResponse.Near
-	4,  // 27: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
-	5,  // 28: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
-	7,  // 29: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
-	9,  // 30: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
-	15, // 31: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
-	4,  // 32: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 33: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 34: credence.broker.v1.HandOut.FactsEntry.value:type_name -> credence.broker.v1.Values
-	4,  // 35: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
-	0,  // 36: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
-	2,  // 37: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
-	6,  // 38: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
-	12, // 39: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
-	16, // 40: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
-	22, // 41: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
-	28, // 42: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
-	30, // 43: credence.broker.v1.Node.Explain:input_type -> credence.broker.v1.NodeExplainRequest
-	1,  // 44: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
-	3,  // 45: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
-	8,  // 46: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
-	13, // 47: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
-	17, // 48: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
-	26, // 49: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
-	29, // 50: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
-	31, // 51: credence.broker.v1.Node.Explain:output_type -> credence.broker.v1.NodeExplainResponse
-	44, // [44:52] is the sub-list for method output_type
-	36, // [36:44] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	40, // 13: credence.broker.v1.WatchRequest.since:type_name -> credence.broker.v1.WatchRequest.Since
+	39, // 14: credence.broker.v1.WatchRequest.heads:type_name -> credence.broker.v1.WatchRequest.Heads
+	20, // 15: credence.broker.v1.WatchResponse.bundles:type_name -> credence.broker.v1.Bundle
+	19, // 16: credence.broker.v1.WatchResponse.changes:type_name -> credence.broker.v1.Change
+	18, // 17: credence.broker.v1.WatchResponse.cutoffs:type_name -> credence.broker.v1.Cutoff
+	21, // 18: credence.broker.v1.Bundle.crls:type_name -> credence.broker.v1.CRL
+	27, // 19: credence.broker.v1.ReportRequest.exchanges:type_name -> credence.broker.v1.Exchange
+	24, // 20: credence.broker.v1.ReportRequest.refusals:type_name -> credence.broker.v1.Refusal
+	25, // 21: credence.broker.v1.ReportRequest.gaps:type_name -> credence.broker.v1.Gap
+	23, // 22: credence.broker.v1.ReportRequest.hand_outs:type_name -> credence.broker.v1.HandOut
+	41, // 23: credence.broker.v1.HandOut.facts:type_name -> credence.broker.v1.HandOut.FactsEntry
+	42, // 24: credence.broker.v1.Refusal.facts:type_name -> credence.broker.v1.Refusal.FactsEntry
+	5,  // 25: credence.broker.v1.NodeExplainRequest.workload:type_name -> credence.broker.v1.Workload
+	15, // 26: credence.broker.v1.NodeExplainResponse.denial:type_name -> credence.broker.v1.Denial
+	43, // 27: credence.broker.v1.NodeExplainResponse.near:type_name -> credence.broker.v1.NodeExplainResponse.Near
+	4,  // 28: credence.broker.v1.Workload.FactsEntry.value:type_name -> credence.broker.v1.Values
+	5,  // 29: credence.broker.v1.IssueX509Request.Item.workload:type_name -> credence.broker.v1.Workload
+	7,  // 30: credence.broker.v1.IssueX509Request.Item.held:type_name -> credence.broker.v1.Held
+	9,  // 31: credence.broker.v1.IssueX509Response.Result.svids:type_name -> credence.broker.v1.X509SVID
+	15, // 32: credence.broker.v1.IssueX509Response.Result.denial:type_name -> credence.broker.v1.Denial
+	4,  // 33: credence.broker.v1.X509SVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 34: credence.broker.v1.JWTSVID.DependsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 35: credence.broker.v1.HandOut.FactsEntry.value:type_name -> credence.broker.v1.Values
+	4,  // 36: credence.broker.v1.Refusal.FactsEntry.value:type_name -> credence.broker.v1.Values
+	0,  // 37: credence.broker.v1.Node.Join:input_type -> credence.broker.v1.JoinRequest
+	2,  // 38: credence.broker.v1.Node.Renew:input_type -> credence.broker.v1.RenewRequest
+	6,  // 39: credence.broker.v1.Node.IssueX509:input_type -> credence.broker.v1.IssueX509Request
+	12, // 40: credence.broker.v1.Node.IssueJWT:input_type -> credence.broker.v1.IssueJWTRequest
+	16, // 41: credence.broker.v1.Node.Watch:input_type -> credence.broker.v1.WatchRequest
+	22, // 42: credence.broker.v1.Node.Report:input_type -> credence.broker.v1.ReportRequest
+	28, // 43: credence.broker.v1.Node.RefreshBundle:input_type -> credence.broker.v1.RefreshBundleRequest
+	30, // 44: credence.broker.v1.Node.Explain:input_type -> credence.broker.v1.NodeExplainRequest
+	1,  // 45: credence.broker.v1.Node.Join:output_type -> credence.broker.v1.JoinResponse
+	3,  // 46: credence.broker.v1.Node.Renew:output_type -> credence.broker.v1.Joined
+	8,  // 47: credence.broker.v1.Node.IssueX509:output_type -> credence.broker.v1.IssueX509Response
+	13, // 48: credence.broker.v1.Node.IssueJWT:output_type -> credence.broker.v1.IssueJWTResponse
+	17, // 49: credence.broker.v1.Node.Watch:output_type -> credence.broker.v1.WatchResponse
+	26, // 50: credence.broker.v1.Node.Report:output_type -> credence.broker.v1.ReportResponse
+	29, // 51: credence.broker.v1.Node.RefreshBundle:output_type -> credence.broker.v1.RefreshBundleResponse
+	31, // 52: credence.broker.v1.Node.Explain:output_type -> credence.broker.v1.NodeExplainResponse
+	45, // [45:53] is the sub-list for method output_type
+	37, // [37:45] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_node_proto_init() }
@@ -2956,6 +3050,7 @@ func file_broker_api_node_proto_init() {
 	file_broker_api_node_proto_msgTypes[16].OneofWrappers = []any{
 		(*WatchRequest_Since_)(nil),
 		(*WatchRequest_Acknowledged)(nil),
+		(*WatchRequest_Heads_)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2963,7 +3058,7 @@ func file_broker_api_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_node_proto_rawDesc), len(file_broker_api_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -131,6 +131,9 @@ type Config struct {
 	MaxBytes int64
 	// Observe is told of each write, by the one who writes; nil: nobody is.
 	Observe func(Commit)
+	// HMACFacts are the names of facts, or their beginnings and ".*", of whose
+	// values the record has no more than an HMAC, under a key of its own.
+	HMACFacts []string
 	// Log is told of what was mended; nil discards.
 	Log *slog.Logger
 

@@ -31,6 +31,7 @@ type Log struct {
 	stats   Stats         // but for what is known elsewhere
 
 	observe func(Commit)
+	secrets *secrets
 }
 
 // state is how far the record is durable.
@@ -68,6 +69,10 @@ func Open(c Config) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the audit record %s: %w", c.Dir, err)
 	}
+	hidden, err := openSecrets(c.disk, c.Dir, c.HMACFacts)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the audit record: %w", err), dir.Close())
+	}
 	t := &tape{dir: c.Dir, max: c.MaxBytes, disk: c.disk, log: c.Log}
 	head, err := t.load()
 	if err == nil {
@@ -80,6 +85,7 @@ func Open(c Config) (*Log, error) {
 	l := &Log{
 		now:     c.Now,
 		observe: c.Observe,
+		secrets: hidden,
 		lock:    dir,
 		log:     c.Log,
 		done:    make(chan struct{}),
@@ -156,7 +162,7 @@ func (t *tape) before(firsts []uint64) (Ref, error) {
 // perhaps the first of them only): the record may say more than was released,
 // never less.
 func (l *Log) Append(ctx context.Context, events ...Event) ([]Ref, error) {
-	c, err := newCall(events)
+	c, err := l.newCall(events)
 	if err != nil {
 		return nil, err
 	}
@@ -175,13 +181,13 @@ func (l *Log) Append(ctx context.Context, events ...Event) ([]Ref, error) {
 	}
 }
 
-func newCall(events []Event) (*call, error) {
+func (l *Log) newCall(events []Event) (*call, error) {
 	if len(events) == 0 {
 		return nil, fmt.Errorf("%w: there is none", ErrRefused)
 	}
 	c := &call{done: make(chan struct{})}
 	for _, e := range events {
-		b, err := encodeEvent(e)
+		b, err := encodeEvent(l.secrets.hide(e))
 		if err != nil {
 			return nil, err
 		}

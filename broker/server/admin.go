@@ -280,19 +280,6 @@ func (a adminService) ListAuthorities(ctx context.Context, _ *api.ListAuthoritie
 	return response, nil
 }
 
-// VerifyAudit reads the record from its first line to its last. What it finds
-// wrong is an answer, not an error.
-func (a adminService) VerifyAudit(context.Context, *api.VerifyAuditRequest) (*api.VerifyAuditResponse, error) {
-	report, err := audit.Verify(a.s.cfg.AuditDir, a.s.cfg.Audit.Head())
-	response := &api.VerifyAuditResponse{
-		Records: report.Records, Files: uint32(report.Files), Sequence: report.Head.Sequence, Head: report.Head.Hash[:],
-	}
-	if err != nil {
-		response.Problem = err.Error()
-	}
-	return response, nil
-}
-
 // Status says how the broker does.
 func (a adminService) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusResponse, error) {
 	revision, err := a.s.cfg.Store.Revision(ctx)

@@ -51,6 +51,8 @@ var least = map[string]string{
 	api.Admin_ListPeers_FullMethodName:        Auditor,
 	api.Admin_InspectTarget_FullMethodName:    Auditor,
 	api.Admin_ListRevisions_FullMethodName:    Auditor,
+	api.Admin_ListHeads_FullMethodName:        Auditor,
+	api.Admin_HashFact_FullMethodName:         Auditor,
 	api.Authorities_ListIssued_FullMethodName: Auditor,
 	api.Authorities_ListCRLs_FullMethodName:   Auditor,
 

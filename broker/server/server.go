@@ -124,6 +124,7 @@ type Config struct {
 	Proofs    func(ctx context.Context, rules []join.Rule, cluster string, token []byte) (Pod, error)
 	Roles     []Role           // who administers by an SVID, on the agents' listener; none: nobody
 	Login     *Login           // nil: nobody logs in here
+	HeadEvery time.Duration    // how often agents are told how far the record has got; 0: 1 min
 	JoinStart time.Duration    // how long a caller of Join may take to begin; 0: 3 s
 	Log       *slog.Logger     // nil discards
 	Now       func() time.Time // nil means time.Now
@@ -150,6 +151,9 @@ func (c *Config) check() error {
 		if missing {
 			return fmt.Errorf("making a server: %s is required", name)
 		}
+	}
+	if c.HeadEvery == 0 {
+		c.HeadEvery = headEvery
 	}
 	if c.JoinStart == 0 {
 		c.JoinStart = 3 * time.Second
@@ -178,6 +182,7 @@ type Listeners struct {
 type Server struct {
 	cfg                       Config
 	svid                      ownSVID
+	heads                     heads
 	joins                     chan struct{}
 	exchanging                chan struct{} // as many as are under way
 	learners                  chan struct{} // as many as wait for a peer's bundle
@@ -268,6 +273,7 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 			errs <- err
 		}
 	})
+	running.Go(func() { s.tellHeads(ctx) })
 	var err error
 	select {
 	case <-ctx.Done():

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -74,8 +75,10 @@ func (n nodeService) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api
 		return status.Errorf(codes.ResourceExhausted, "this node watches %d times already", maxWatches)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- n.acknowledgements(stream, session) }()
-	w := watcher{s: n.s, session: session, send: stream.Send, sent: map[string]string{}}
+	witness := n.s.heads.enter(node.ID)
+	defer n.s.heads.leave(witness)
+	go func() { ended <- n.acknowledgements(stream, session, witness) }()
+	w := watcher{s: n.s, session: session, witness: witness, send: stream.Send, sent: map[string]string{}}
 	err = w.run(ctx, ended)
 	if status.Code(err) == codes.Unknown {
 		return n.fail(ctx, err)
@@ -84,7 +87,7 @@ func (n nodeService) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api
 }
 
 // acknowledgements reads what the agent holds, until the stream ends.
-func (n nodeService) acknowledgements(stream grpc.BidiStreamingServer[api.WatchRequest, api.WatchResponse], session *broker.Session) error {
+func (n nodeService) acknowledgements(stream grpc.BidiStreamingServer[api.WatchRequest, api.WatchResponse], session *broker.Session, witness *witness) error {
 	for {
 		m, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -93,6 +96,10 @@ func (n nodeService) acknowledgements(stream grpc.BidiStreamingServer[api.WatchR
 		if err != nil {
 			return err
 		}
+		if h := m.GetHeads(); h != nil {
+			witness.give(h.GetAsked(), takeHeads(h))
+			continue
+		}
 		session.Acknowledge(m.GetAcknowledged())
 	}
 }
@@ -100,10 +107,12 @@ func (n nodeService) acknowledgements(stream grpc.BidiStreamingServer[api.WatchR
 type watcher struct {
 	s        *Server
 	session  *broker.Session
+	witness  *witness
 	send     func(*api.WatchResponse) error
 	sent     map[string]string // trust domain to the bundle document last sent
 	lists    string            // the CRLs last sent with our own bundle
 	wanted   []string
+	head     []byte        // of the record, as last sent
 	revision uint64        // of the store, as last read
 	whole    bool          // a first message has been sent
 	paced    []*api.Change // to go out step by step
@@ -115,7 +124,7 @@ var errEvicted = status.Error(codes.PermissionDenied, "this node has been evicte
 
 func (w *watcher) run(ctx context.Context, ended <-chan error) error {
 	for {
-		ring := w.s.changed.wait() // before looking: nothing is missed
+		ring, heads := w.s.changed.wait(), w.s.heads.bell.wait() // before looking: nothing is missed
 		evicted, err := w.tell(ctx)
 		if err != nil {
 			return err
@@ -130,6 +139,16 @@ func (w *watcher) run(ctx context.Context, ended <-chan error) error {
 		if len(w.paced) > 0 {
 			next = time.After(paceStep)
 		}
+		if err := w.witnessed(ctx, ended, heads, ring, next); err != nil {
+			return err
+		}
+	}
+}
+
+// witnessed tells heads and asks for them, which needs no look at the store,
+// until there is more to do.
+func (w *watcher) witnessed(ctx context.Context, ended <-chan error, heads, ring <-chan struct{}, next <-chan time.Time) error {
+	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -138,9 +157,31 @@ func (w *watcher) run(ctx context.Context, ended <-chan error) error {
 		case err := <-ended:
 			return err
 		case <-ring:
+			return nil
 		case <-w.session.Wake():
+			return nil
 		case <-next:
+			return nil
+		case <-heads:
+			heads = w.s.heads.bell.wait()
+		case <-w.witness.wake:
 		}
+		m := &api.WatchResponse{Revision: w.revision, PolicyRevision: w.s.policyRevision(), HeadsWanted: w.witness.wanted()}
+		if w.addHead(m); m.SignedHead == nil && m.HeadsWanted == 0 {
+			continue
+		}
+		if err := w.send(m); err != nil {
+			return err
+		}
+	}
+}
+
+// addHead adds how far the record has got, if the agent has not been told.
+func (w *watcher) addHead(m *api.WatchResponse) {
+	head := w.s.cfg.Audit.Head()
+	m.AuditHead, m.AuditSequence = head.Hash[:], head.Sequence
+	if line := w.s.signedHead(); !bytes.Equal(line, w.head) {
+		m.SignedHead, w.head = line, line
 	}
 }
 
@@ -160,8 +201,7 @@ func (w *watcher) tell(ctx context.Context) (evicted bool, err error) {
 	if w.whole && len(m.Changes) == 0 && len(m.Bundles) == 0 && len(m.Removed) == 0 && !m.WantedSet && !m.CutoffsSet {
 		return evicted, nil
 	}
-	head := w.s.cfg.Audit.Head()
-	m.AuditHead, m.AuditSequence = head.Hash[:], head.Sequence
+	w.addHead(m)
 	w.whole = true
 	return evicted, w.send(m)
 }
