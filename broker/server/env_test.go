@@ -113,6 +113,7 @@ type env struct {
 	polled    bool // peers can poll its bundle
 	places    []string
 	joinStart time.Duration
+	headEvery time.Duration
 	joinTime  time.Duration
 	peers     *documents
 	method    func(join.Rule) join.Method // of the rules' method fake
@@ -257,7 +258,7 @@ func (e *env) open() {
 		AdminActor:       e.actor,
 		WebCertificate:   func() (*tls.Certificate, error) { return web, nil },
 		AuditHolds:       func(context.Context) ([]audit.Hold, error) { return nil, nil },
-		JoinStart:        e.joinStart, Log: log, Now: e.now,
+		JoinStart:        e.joinStart, HeadEvery: e.headEvery, Log: log, Now: e.now,
 	}
 	e.config.Places, e.config.Exchanger = e.places, e.exchanger
 	e.config.Login, e.config.Roles = e.login, e.roles
