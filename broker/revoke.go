@@ -366,9 +366,6 @@ func (b *Broker) Run(ctx context.Context) error {
 			dropped = now
 			err = errors.Join(err, b.dropCutoffs(ctx), b.forgetIssued(ctx, now), b.forgetNodes(ctx, now))
 		}
-		if ctx.Err() == nil {
-			b.NoteStore(err)
-		}
 		if err != nil && !away && ctx.Err() == nil {
 			b.cfg.Log.WarnContext(ctx, "revocations are not in step with the store; those that are known hold", "error", err)
 		}

@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"context"
-	"net/http"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -16,11 +15,4 @@ func (m *Metrics) Call(t *testing.T, method string, stream bool, err error) {
 		return
 	}
 	_, _ = m.unary(context.Background(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, err })
-}
-
-// Handler is GET /metrics.
-func (m *Metrics) Handler() http.Handler {
-	mux := http.NewServeMux()
-	m.routes(mux)
-	return mux
 }

@@ -160,9 +160,9 @@ func codeOf(err error) string {
 	return status.FromContextError(err).Code().String()
 }
 
-// routes adds GET /metrics.
-func (m *Metrics) routes(mux *http.ServeMux) {
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
+// Handler answers a scrape.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes})
 }
 
 // names bounds how many different ones there are.

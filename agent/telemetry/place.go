@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -23,6 +24,8 @@ const maxConnections = 64
 type Place struct {
 	Network, Address string // "tcp" or "unix"
 	Anywhere         bool   // other machines may reach it
+	// TLS says who may ask; nil: whoever reaches it.
+	TLS *tls.Config
 }
 
 // ParsePlace reads an address and port of loopback, or unix:///PATH. anywhere
@@ -66,14 +69,18 @@ func (p *Place) serve(ctx context.Context, h http.Handler, log *slog.Logger) {
 			}
 			continue
 		}
-		serve(ctx, &few{Listener: l}, p.guard(h), 10*time.Second)
+		l = &few{Listener: l}
+		if p.TLS != nil {
+			l = tls.NewListener(l, p.TLS)
+		}
+		serve(ctx, l, p.guard(h), 10*time.Second)
 	}
 }
 
 // guard refuses what a browser could be led to by a name that its attacker
 // points at us.
 func (p *Place) guard(h http.Handler) http.Handler {
-	if p.Network != "tcp" {
+	if p.Network != "tcp" || p.TLS != nil {
 		return h
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

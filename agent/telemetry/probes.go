@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -31,7 +32,11 @@ const freshFor = time.Second
 
 // HealthConfig is the wiring of a Health. Fields are required unless noted.
 type HealthConfig struct {
-	Agent Agent
+	Agent Probed
+	// Notes are told beside readiness to who may know why; nil: there are none.
+	Notes func() []string
+	// Says names the command that says why; empty: credence agent status.
+	Says string
 	// Public has it say no more than yes or no, and each call at once: for the
 	// workload socket, which everybody on the machine can reach.
 	Public bool
@@ -53,6 +58,10 @@ func NewHealth(cfg HealthConfig) *Health {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Notes == nil {
+		cfg.Notes = func() []string { return nil }
+	}
+	cfg.Says = cmp.Or(cfg.Says, "credence agent status")
 	return &Health{cfg: cfg}
 }
 
@@ -129,22 +138,30 @@ func (h *Health) Watch(r *health.HealthCheckRequest, stream grpc.ServerStreaming
 
 // routes adds GET /live and /ready; telling says why.
 func (h *Health) routes(mux *http.ServeMux, telling bool) {
-	answer := func(good string, why func() []string) http.HandlerFunc {
+	none := func() []string { return nil }
+	answer := func(good string, why, notes func() []string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 			w.Header().Set("Cache-Control", "no-store")
 			words := why()
 			if len(words) == 0 {
 				fmt.Fprintln(w, good)
+				for _, note := range notes() {
+					fmt.Fprintln(w, "but", note)
+				}
 				return
 			}
 			if !telling {
-				words = []string{"credence agent status says why"}
+				words = []string{h.cfg.Says + " says why"}
 			}
 			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprintf(w, "not %s: %s\n", good, strings.Join(words, "\n"))
 		}
 	}
-	mux.HandleFunc("GET /live", answer("live", h.cfg.Agent.Hung))
-	mux.HandleFunc("GET /ready", answer("ready", h.ready))
+	notes := none
+	if telling {
+		notes = h.cfg.Notes
+	}
+	mux.HandleFunc("GET /live", answer("live", h.cfg.Agent.Hung, none))
+	mux.HandleFunc("GET /ready", answer("ready", h.ready, notes))
 }

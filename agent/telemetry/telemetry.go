@@ -10,7 +10,8 @@
 //
 // It trusts the agent's word. It tells no secret: labels are of a known few
 // words, names that operators wrote, and SPIFFE IDs only where they are asked
-// for. What an agent counts is left to package agent.
+// for. What an agent counts is left to package agent. The places and the probes are
+// a broker's as well, whose metrics are another package's.
 package telemetry
 
 import (
@@ -28,15 +29,25 @@ import (
 
 // An Agent is what is told about. *agent.Agent is one.
 type Agent interface {
-	Hung() []string
-	Unready() []string
+	Probed
 	Status() agent.Status
+}
+
+// Probed is what probes ask: a broker is too.
+type Probed interface {
+	Hung() []string    // why it does not live; empty: it does
+	Unready() []string // why nothing should be asked of it; empty: it is ready
+}
+
+// Scraped is what tells metrics.
+type Scraped interface {
+	Handler() http.Handler // of GET /metrics
 }
 
 // Config is the wiring of Serve. Fields are required unless noted.
 type Config struct {
 	Health   *Health
-	Metrics  *Metrics
+	Metrics  Scraped
 	Admin    net.Listener // of Split: who may use it has been checked
 	Profiles bool         // pprof on Admin
 	Probes   *Place       // of GET /live and /ready besides; nil: nowhere
@@ -55,7 +66,7 @@ func Serve(ctx context.Context, cfg Config) {
 	}
 	admin := http.NewServeMux()
 	cfg.Health.routes(admin, true)
-	cfg.Metrics.routes(admin)
+	admin.Handle("GET /metrics", cfg.Metrics.Handler())
 	if cfg.Profiles {
 		profiles(admin)
 	}
@@ -68,7 +79,7 @@ func Serve(ctx context.Context, cfg Config) {
 	}
 	if p := cfg.Scrapes; p != nil {
 		mux := http.NewServeMux()
-		cfg.Metrics.routes(mux)
+		mux.Handle("GET /metrics", cfg.Metrics.Handler())
 		serving.Go(func() { p.serve(ctx, mux, cfg.Log) })
 	}
 	serving.Wait()

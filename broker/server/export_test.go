@@ -1,6 +1,9 @@
 package server
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // NewLimits are the token endpoint's, for what HTTP would take too long to show.
 func NewLimits(burst, rate float64, now func() time.Time) func(key string) (time.Duration, bool) {
@@ -17,3 +20,12 @@ var Least = least
 
 // May says whether a role may call an RPC.
 func (r Role) May(method string) bool { return r.may(method) }
+
+// Hung is of a beat, and now.
+func Hung(beat, now time.Time) []string { return hung(beat.UnixMilli(), now) }
+
+// TryRecord tries a record that could not be written.
+func (s *Server) TryRecord(ctx context.Context) { s.tryRecord(ctx) }
+
+// UnreadyFor is what is unready where a broker stands like that.
+func (s *Server) UnreadyFor(o Overview) []string { return s.unready(o) }

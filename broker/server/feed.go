@@ -54,11 +54,16 @@ func (s *Server) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, LookTime)
 	defer cancel()
 	revision, err := s.revision(ctx)
+	if !errors.Is(err, context.Canceled) {
+		s.cfg.Broker.NoteStore(err)
+	}
 	if err != nil {
 		return err
 	}
+	s.written.Store(revision)
 	if revision != s.taken.Load() {
-		if err := s.take(ctx); err != nil {
+		err := s.take(ctx)
+		if s.untaken.Store(err != nil); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,6 +24,7 @@ const (
 type limits struct {
 	burst, rate float64
 	now         func() time.Time
+	refused     atomic.Uint64 // how often there was none
 
 	mu      sync.Mutex // guards what follows
 	buckets map[string]*bucket
@@ -58,6 +60,7 @@ func (l *limits) take(key string) (wait time.Duration, ok bool) {
 	}
 	l.fill(b, now)
 	if b.left < 1 {
+		l.refused.Add(1)
 		return time.Duration((1 - b.left) / l.rate * float64(time.Second)), false
 	}
 	b.left--

@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,7 +30,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
@@ -89,11 +89,11 @@ type Config struct {
 	AuditDir    string // where the record lies
 	// AuditHolds says who reads the record and must have read what is removed;
 	// nil: nothing is removed.
-	AuditHolds  func(context.Context) ([]audit.Hold, error)
-	Peers       *federation.Refresher
-	Policy      identity.Config
-	Resources   resource.Registry
-	OIDC        http.Handler // discovery and keys; nil without an issuer
+	AuditHolds func(context.Context) ([]audit.Hold, error)
+	Peers      *federation.Refresher
+	Policy     identity.Config
+	Resources  resource.Registry
+	OIDC       http.Handler // discovery and keys; nil without an issuer
 	// Since is the revision of the store before anything of it was read: what was
 	// written after it is taken over.
 	Since uint64
@@ -121,13 +121,17 @@ type Config struct {
 	// cluster, by those of the rules that are of that cluster. An error that wraps
 	// join.ErrEvidence means that it proves nothing; any other, that it could not be
 	// judged. Nil: workloads prove nothing.
-	Proofs    func(ctx context.Context, rules []join.Rule, cluster string, token []byte) (Pod, error)
-	Roles     []Role           // who administers by an SVID, on the agents' listener; none: nobody
-	Login     *Login           // nil: nobody logs in here
-	HeadEvery time.Duration    // how often agents are told how far the record has got; 0: 1 min
-	JoinStart time.Duration    // how long a caller of Join may take to begin; 0: 3 s
-	Log       *slog.Logger     // nil discards
-	Now       func() time.Time // nil means time.Now
+	Proofs func(ctx context.Context, rules []join.Rule, cluster string, token []byte) (Pod, error)
+	Roles  []Role // who administers by an SVID, on the agents' listener; none: nobody
+	Login  *Login // nil: nobody logs in here
+	// Health answers gRPC's probes on the admin socket, by what the Server says of
+	// itself. Nil: nobody does.
+	Health    func(*Server) grpc_health_v1.HealthServer
+	Calls     []grpc.ServerOption // count the calls on both gRPC listeners
+	HeadEvery time.Duration       // how often agents are told how far the record has got; 0: 1 min
+	JoinStart time.Duration       // how long a caller of Join may take to begin; 0: 3 s
+	Log       *slog.Logger        // nil discards
+	Now       func() time.Time    // nil means time.Now
 }
 
 // Login is where people log in, and who checks what they show.
@@ -202,6 +206,10 @@ type Server struct {
 	grown    atomic.Bool   // there is memory to give back
 	taken    atomic.Uint64 // what was written up to this revision is in force
 	beat     time.Time     // when this broker last said that it is there; catchUp's
+	written  atomic.Uint64 // the store's last revision, as it was last seen
+	untaken  atomic.Bool   // what others wrote could not be taken over
+	behindAt atomic.Int64  // since when, in Unix milliseconds; 0: it is not
+	pulseAt  atomic.Int64  // when the locks were last free, likewise
 	state    atomic.Pointer[state]
 
 	spiffe, web http.Handler
@@ -274,6 +282,8 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 		}
 	})
 	running.Go(func() { s.tellHeads(ctx) })
+	running.Go(func() { s.pulse(ctx) })
+	running.Go(func() { s.resume(ctx) })
 	var err error
 	select {
 	case <-ctx.Done():
@@ -374,7 +384,7 @@ func (s *Server) stop(agents, admin *grpc.Server, web []*http.Server) {
 }
 
 func (s *Server) agentsServer() *grpc.Server {
-	g := grpc.NewServer(
+	g := grpc.NewServer(slices.Concat(s.cfg.Calls, []grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(s.agentsTLS())),
 		grpc.ChainUnaryInterceptor(s.workers.unary, s.recoverUnary, s.unaryAuth),
 		grpc.ChainStreamInterceptor(s.recoverStream, s.streamAuth),
@@ -384,11 +394,11 @@ func (s *Server) agentsServer() *grpc.Server {
 		// has no more than this of our memory.
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connWindow),
-		grpc.ConnectionTimeout(10*time.Second),
-		grpc.MaxHeaderListSize(16<<10),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.MaxHeaderListSize(16 << 10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-	)
+	})...)
 	api.RegisterNodeServer(g, nodeService{s: s})
 	api.RegisterExchangeServer(g, exchangeService{s: s})
 	api.RegisterAdminServer(g, adminService{s: s})
@@ -397,17 +407,19 @@ func (s *Server) agentsServer() *grpc.Server {
 }
 
 func (s *Server) adminServer() *grpc.Server {
-	g := grpc.NewServer(
+	g := grpc.NewServer(slices.Concat(s.cfg.Calls, []grpc.ServerOption{
 		grpc.Creds(s.cfg.AdminCredentials),
-		grpc.UnaryInterceptor(s.recoverUnary),
-		grpc.StreamInterceptor(s.recoverStream),
+		grpc.ChainUnaryInterceptor(s.recoverUnary),
+		grpc.ChainStreamInterceptor(s.recoverStream),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(64),
-		grpc.ConnectionTimeout(10*time.Second),
-	)
+		grpc.ConnectionTimeout(10 * time.Second),
+	})...)
 	api.RegisterAdminServer(g, adminService{s: s})
 	api.RegisterAuthoritiesServer(g, authoritiesService{s: s})
-	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
+	if s.cfg.Health != nil {
+		grpc_health_v1.RegisterHealthServer(g, s.cfg.Health(s))
+	}
 	return g
 }
 

@@ -24,6 +24,7 @@ const ownLife = 4 * time.Hour
 // listeners.
 type ownSVID struct {
 	current atomic.Pointer[ownCert]
+	failed  atomic.Bool // the last renewal did
 }
 
 type ownCert struct {
@@ -132,7 +133,9 @@ func (s *Server) keepOwn(ctx context.Context) {
 			s.svid.retryAt(s.cfg.Now().Add(time.Minute))
 			continue
 		}
-		if err := s.renewOwn(ctx); err != nil {
+		err := s.renewOwn(ctx)
+		s.svid.failed.Store(err != nil)
+		if err != nil {
 			s.cfg.Log.ErrorContext(ctx, "broker's SVID not renewed", "error", err)
 			s.svid.retryAt(s.cfg.Now().Add(5 * time.Second))
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/agent/caller"
+	watch "github.com/credence-id/credence/agent/telemetry"
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/authority"
@@ -26,6 +27,7 @@ import (
 	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/broker/server"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/broker/telemetry"
 	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/federation"
 	"github.com/credence-id/credence/federation/fetch"
@@ -48,6 +50,10 @@ type brokerParts struct {
 	networks  atomic.Pointer[[]netip.Prefix] // that may be dialled, whatever they are
 	keepWeb   func(context.Context) error    // nil: nothing to do
 	reloads   func(context.Context) error    // likewise
+	split     *watch.Split                   // of the admin socket
+	metrics   *telemetry.Metrics
+	now       func() time.Time
+	log       *slog.Logger
 }
 
 // brokerOptions are what differs between dev and broker run.
@@ -62,7 +68,7 @@ type brokerOptions struct {
 
 // newBroker puts a broker together in its data directory. Close it.
 func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerParts, err error) {
-	p := &brokerParts{file: f, listeners: o.listeners, keepWeb: o.web.keep}
+	p := &brokerParts{file: f, listeners: o.listeners, metrics: f.newMetrics(), now: o.now, log: o.log, keepWeb: o.web.keep}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -78,7 +84,7 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if p.since, err = p.store.Revision(ctx); err != nil {
 		return nil, err
 	}
-	if p.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Log: o.log}); err != nil {
+	if p.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Observe: p.metrics.Recorded, Log: o.log}); err != nil {
 		return nil, err
 	}
 	if err := p.claimName(ctx, o.now()); err != nil {
@@ -173,7 +179,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	p.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: p.methods.of, Issuer: p.authority, Store: p.store, Audit: p.audit,
 		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: p.file.Name, DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
-		Policy: &broker.Policy{Set: empty}, Now: o.now, Log: o.log,
+		Policy: &broker.Policy{Set: empty}, Observe: p.metrics.Observe, Now: o.now, Log: o.log,
 	})
 	if err != nil {
 		return err
@@ -205,9 +211,15 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
 		Since: p.since, Replica: p.replica, RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
-		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: p.methods.pod, Login: settings.Login, Roles: settings.Roles, Now: o.now, Log: o.log,
+		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: p.methods.pod, Login: settings.Login, Roles: settings.Roles,
+		Health: p.healthServer, Calls: p.metrics.ServerOptions(), Now: o.now, Log: o.log,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	p.metrics.Of(p.server)
+	p.splitAdmin()
+	return nil
 }
 
 // adminActor names who is at the admin socket, for the record.
@@ -222,11 +234,13 @@ func adminActor(ctx context.Context) string {
 func (p *brokerParts) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	errs := make(chan error, 6)
+	errs := make(chan error, 7)
 	var running sync.WaitGroup
 	if p.reloads != nil {
 		running.Go(func() { errs <- p.reloads(ctx) })
 	}
+	running.Go(p.split.Run)
+	running.Go(func() { errs <- p.watch(ctx) })
 	if p.keepWeb != nil {
 		running.Go(func() { errs <- p.keepWeb(ctx); cancel() })
 	}

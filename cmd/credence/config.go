@@ -48,6 +48,10 @@ type brokerFile struct {
 	Roles []roleFile      `yaml:"roles"` // who administers by an SVID, on listen.agents; none: nobody
 	Login *login.Settings `yaml:"login"` // where people log in; absent: nobody does
 
+	Health  healthFile  `yaml:"health"`  // where probes ask besides admin
+	Metrics metricsFile `yaml:"metrics"` // where Prometheus asks besides admin
+	Pprof   bool        `yaml:"pprof"`   // the Go runtime's profiles, on admin alone
+
 	CA anchorFile `yaml:",inline"`
 
 	Keys     *keySource `yaml:"keys"`      // where private keys are kept; default {disk: {dir: DATA/keys}}
@@ -96,6 +100,9 @@ func (f *brokerFile) complete() (err error) {
 		return e
 	}
 	if _, e := f.roles(); e != nil {
+		return e
+	}
+	if _, _, e := f.places(); e != nil {
 		return e
 	}
 	if f.Login != nil {

@@ -59,6 +59,7 @@ var mayImport = map[string][]string{
 		"broker", "broker/api", "broker/audit", "broker/authority", "broker/identity", "broker/join", "broker/join/token", "broker/oidc",
 		"broker/resource", "broker/store", "federation", "federation/endpoint", "exchangers",
 	},
+	"broker/telemetry":              {"broker", "broker/audit", "broker/authority", "broker/server", "federation"},
 	"federation":                    {},
 	"federation/fetch":              {"federation"},
 	"federation/endpoint":           {"federation", "federation/fetch"},

@@ -66,7 +66,7 @@ a running broker, that is its ports.`,
 				cli.Found("listen.spiffe", checkPort(f.Listen.SPIFFE)),
 				cli.Found("listen.web", checkWeb(f)),
 				cli.Found("admin socket", cli.CheckSocket(f.Admin)),
-			}, endings...))
+			}, append(f.checkPlaces(), endings...)...))
 		},
 	}
 	initCmd := &cobra.Command{
@@ -193,6 +193,14 @@ data: %s
 # ours: admin does everything, operator changes Identities and Denies whose every
 # ID lies under paths, auditor reads. The admin socket needs none.
 # roles: []                 # [{id: spiffe://example.org/people/ana, role: operator, paths: ["/shop/**"]}]
+
+# Where GET /live and /ready, and GET /metrics for Prometheus, are besides the admin
+# socket: 127.0.0.1:PORT or unix:///PATH. any_address lets health.listen be another
+# address, where it says no more than yes or no; metrics.allow names who may ask by
+# an X509-SVID of ours: metrics.listen speaks TLS then, at any address.
+# health: {listen: "", any_address: false}
+# metrics: {listen: "", allow: []}
+# pprof: false              # the Go runtime's profiles, on the admin socket alone
 
 # The shortest life that an Identity may ask for.
 # min_ttl: 1m
