@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -46,22 +45,6 @@ func viewIssued(all []*api.Issued) (views []issuedView, rows [][]string) {
 }
 
 const issuedHead = "KIND|SPIFFE ID|NODE|ISSUED|ENDS|SERIAL"
-
-// timeFlag reads an RFC 3339 time, or how long ago it was.
-func timeFlag(cmd *cobra.Command, name string) (int64, error) {
-	text, _ := cmd.Flags().GetString(name)
-	if text == "" {
-		return 0, nil
-	}
-	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
-		return time.Now().Add(-ago).Unix(), nil
-	}
-	t, err := time.Parse(time.RFC3339, text)
-	if err != nil {
-		return 0, cli.BadInput(fmt.Errorf("--%s %q: a time such as %s is wanted, or how long ago, such as 2h", name, text, time.Now().UTC().Format(time.RFC3339)))
-	}
-	return t.Unix(), nil
-}
 
 func (p *program) revokeCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -121,9 +104,12 @@ func (p *program) revoke(cmd *cobra.Command, _ []string) error {
 		return cli.BadInput(errors.New("what is to be revoked? --spiffe-id, --identity, --node or --authority names it"))
 	}
 	request.Reason, _ = cmd.Flags().GetString("reason")
-	var err error
-	if request.Before, err = timeFlag(cmd, "before"); err != nil {
+	before, err := momentFlag(cmd, "before")
+	if err != nil {
 		return err
+	}
+	if !before.IsZero() {
+		request.Before = before.Unix()
 	}
 	return adminConn(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 		r, err := api.NewAuthoritiesClient(conn).Revoke(ctx, request)
@@ -168,61 +154,4 @@ func revoked(r *api.RevokeResponse) string {
 		return text + "nothing of it is outstanding"
 	}
 	return text + fmt.Sprintf("%d SVIDs of it are outstanding, and believed by peers and clouds until %s", r.GetCount(), cli.When(until))
-}
-
-func (p *program) queryCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "query --spiffe-id ID | --identity NAME | --node NODE | --authority KEY | --serial SERIAL", Short: "List the SVIDs that somebody got", Args: cobra.NoArgs,
-		Long: `Query asks the broker which SVIDs were issued: to an ID, by an Identity, for a
-node, with a key, or under one serial number (of a JWT-SVID its jti). It reads
-the issuance index, which follows the record within a moment and keeps an SVID
-until a day after its end; the record itself keeps all.`,
-		Example: "  credence audit query --identity demo --live\n  credence audit query --spiffe-id spiffe://dev.example/demo/workload --from 2h -o json",
-		RunE:    p.query,
-	}
-	cmd.Flags().String("serial", "", "hex serial number, or jti")
-	cmd.Flags().String("spiffe-id", "", "whom it names")
-	cmd.Flags().String("identity", "", "which Identity granted it")
-	cmd.Flags().String("node", "", "which node it went to")
-	cmd.Flags().String("authority", "", "which key signed it (credence ca show)")
-	cmd.Flags().String("from", "", "issued from then on: a time (RFC 3339), or how long ago")
-	cmd.Flags().String("before", "", "issued before then")
-	cmd.Flags().Bool("live", false, "only those that have not ended")
-	cmd.Flags().Uint32P("limit", "n", 100, "how many, the newest first")
-	completeFlag(cmd, "identity", completeNamed("Identity"))
-	completeFlag(cmd, "node", completeNodes)
-	return cli.AddOutput(addAdmin(cmd))
-}
-
-func (p *program) query(cmd *cobra.Command, _ []string) (err error) {
-	r := &api.ListIssuedRequest{}
-	r.Serial, _ = cmd.Flags().GetString("serial")
-	r.SpiffeId, _ = cmd.Flags().GetString("spiffe-id")
-	r.Identity, _ = cmd.Flags().GetString("identity")
-	r.Node, _ = cmd.Flags().GetString("node")
-	r.Authority, _ = cmd.Flags().GetString("authority")
-	r.Live, _ = cmd.Flags().GetBool("live")
-	r.Limit, _ = cmd.Flags().GetUint32("limit")
-	if r.Serial+r.SpiffeId+r.Identity+r.Node+r.Authority == "" {
-		return cli.BadInput(errors.New("whose SVIDs? --spiffe-id, --identity, --node, --authority or --serial names them"))
-	}
-	if r.From, err = timeFlag(cmd, "from"); err != nil {
-		return err
-	}
-	if r.Before, err = timeFlag(cmd, "before"); err != nil {
-		return err
-	}
-	return adminConn(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-		got, err := api.NewAuthoritiesClient(conn).ListIssued(ctx, r)
-		if err != nil {
-			return err
-		}
-		views, rows := viewIssued(got.GetIssued())
-		return p.Show(cmd, map[string]any{"count": got.GetCount(), "issued": views}, func() error {
-			if left := got.GetCount() - uint64(len(rows)); left > 0 {
-				defer fmt.Fprintf(p.Err, "%d more: -n, --from and --before narrow it down\n", left)
-			}
-			return p.Table(issuedHead, rows)
-		})
-	})
 }

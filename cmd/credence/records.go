@@ -22,12 +22,14 @@ func (p *program) auditCommand() *cobra.Command {
 		Use: "tail", Short: "Show the last records; -f follows", Args: cobra.NoArgs,
 		Long: `Tail asks the broker for the last records of its chain: who got which identity,
 when and why, and who was refused or changed the policy. -f goes on with what
-comes, until Ctrl-C. As JSON each record is one line, as YAML one document.`,
-		Example: "  credence audit tail -n 5\n  credence audit tail -n 1 -o json",
+comes, until Ctrl-C. Flags pick some. As JSON each record is one line, as YAML
+one document.`,
+		Example: "  credence audit tail -n 5\n  credence audit tail -n 1 -o json\n  credence audit tail --outcome denied -n 3",
 		RunE:    p.tailAudit,
 	}
 	tail.Flags().Uint32P("last", "n", 20, "how many")
 	tail.Flags().BoolP("follow", "f", false, "go on with what comes")
+	addFilter(tail)
 	verify := &cobra.Command{
 		Use: "verify [--data DIR]", Short: "Check the whole record: that nothing was changed, cut out or put in", Args: cobra.NoArgs,
 		Long: `Verify checks each record's hash against the one before it. The broker does it,
@@ -45,8 +47,12 @@ head. It exits 1 where the record does not hold.`,
 func (p *program) tailAudit(cmd *cobra.Command, _ []string) error {
 	n, _ := cmd.Flags().GetUint32("last")
 	follow, _ := cmd.Flags().GetBool("follow")
+	filter, err := filterOf(cmd)
+	if err != nil {
+		return err
+	}
 	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-		stream, err := c.TailAudit(ctx, &api.TailAuditRequest{Last: n, Follow: follow})
+		stream, err := c.TailAudit(ctx, &api.TailAuditRequest{Last: n, Follow: follow, Filter: filter})
 		if err != nil {
 			return err
 		}
@@ -107,6 +113,7 @@ func gist(r audit.Record) string {
 	add("", r.SPIFFEID)
 	add("node ", strings.TrimPrefix(r.Node, "spiffe://"))
 	add("by ", r.Identity)
+	add("serial ", r.Serial)
 	add("for ", r.Target)
 	add("for ", strings.Join(r.Audiences, ","))
 	add("actor ", r.Actor)
