@@ -1,0 +1,7 @@
+package export
+
+// For fuzzing.
+var (
+	ParseAnswer    = parseAnswer
+	PartialSuccess = partialSuccess
+)
