@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,7 +20,8 @@ type Log struct {
 	done chan struct{}
 	err  error // of closing; readable after done
 
-	truncating sync.Mutex // held by Truncate
+	truncating sync.Mutex  // held by Truncate
+	renew      atomic.Bool // the next record begins a new file
 
 	mu      sync.Mutex // guards what follows
 	wake    *sync.Cond // there is something in queue, or closing is set
@@ -272,6 +274,9 @@ func (l *Log) run(t *tape, head Ref) {
 				data, at = appendLine(data, at, now, e)
 				c.refs[i] = at
 			}
+		}
+		if l.renew.Swap(false) {
+			t.fresh = true
 		}
 		err := t.append(data, head)
 		l.note(Commit{Records: int(at.Sequence - head.Sequence), Bytes: len(data), Took: l.now().Sub(now), Err: err})

@@ -76,6 +76,81 @@ func (l *Log) Truncate(ctx context.Context, c TruncateConfig) (done Truncated, e
 	}
 }
 
+// RetainConfig says how long Retain keeps records.
+type RetainConfig struct {
+	Keep time.Duration // required
+	// Holds are asked for before each removal. Required.
+	Holds func(context.Context) ([]Hold, error)
+	// Every is how often it looks; 0 means an hour.
+	Every time.Duration
+}
+
+// Retention is what keeps Retain from what it is to do.
+type Retention struct {
+	Held    *Hold // a reader that has not got so far
+	Problem error
+}
+
+// Retain removes what is older than c.Keep, by Truncate, until ctx ends or the Log
+// is closed, and says so in the log. So that records go soon after their time
+// also where little is recorded, it has a new file begun after a tenth of it. told
+// is called after each look; nil: nobody is.
+func (l *Log) Retain(ctx context.Context, c RetainConfig, told func(Retention)) error {
+	if c.Keep <= 0 || c.Holds == nil {
+		return errors.New("keeping the audit record for a time: a time and who reads it are wanted")
+	}
+	if c.Every == 0 {
+		c.Every = time.Hour
+	}
+	for {
+		r := l.retain(ctx, c)
+		if told != nil && ctx.Err() == nil {
+			told(r)
+		}
+		if at, _ := l.state(); at.closed {
+			return ErrClosed
+		}
+		if !sleep(ctx, c.Every) {
+			return fmt.Errorf("keeping the audit record for a time: %w", context.Cause(ctx))
+		}
+	}
+}
+
+func (l *Log) retain(ctx context.Context, c RetainConfig) Retention {
+	now := l.now()
+	holds, err := c.Holds(ctx)
+	var done Truncated
+	if err == nil {
+		err = l.beginAnew(now.Add(-c.Keep / 10))
+	}
+	if err == nil {
+		done, err = l.Truncate(ctx, TruncateConfig{Before: now.Add(-c.Keep), Holds: holds, Actor: "retention"})
+	}
+	if done.Records > 0 {
+		l.log.InfoContext(ctx, "audit record: what was too old was removed", "files", done.Files, "records", done.Records, "last", done.Last.ID())
+	}
+	switch {
+	case err != nil && ctx.Err() == nil:
+		l.log.WarnContext(ctx, "audit record: what is too old could not be removed", "error", err)
+	case done.Held != nil:
+		l.log.WarnContext(ctx, "audit record: what is too old stays, since a reader has not got so far", "reader", done.Held.Name, "at", done.Held.Sequence)
+	}
+	return Retention{Held: done.Held, Problem: err}
+}
+
+// beginAnew has the next record begin a file, if the newest was begun before.
+func (l *Log) beginAnew(before time.Time) error {
+	at, _ := l.state()
+	if at.size == 0 {
+		return nil
+	}
+	old, err := begunBefore(fileName(l.lock.Name(), at.first), before)
+	if err == nil && old {
+		l.renew.Store(true)
+	}
+	return err
+}
+
 // resume removes what a record says was removed and still stands there.
 func (l *Log) resume(ctx context.Context) error {
 	dir := l.lock.Name()

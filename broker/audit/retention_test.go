@@ -1,11 +1,14 @@
 package audit_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -277,4 +280,76 @@ func TestTruncationsThatLie(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRetain removes records a tenth of the time after theirs is over, however
+// few there are, and no sooner; and what a reader needs, when it has read it.
+func TestRetain(t *testing.T) {
+	dir := newDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		l, err := audit.Open(audit.Config{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var held atomic.Uint64
+		held.Store(1 << 60)
+		var last audit.Retention // read when all is idle
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() {
+			ended <- l.Retain(ctx, audit.RetainConfig{
+				Keep:  100 * 24 * time.Hour,
+				Holds: func(context.Context) ([]audit.Hold, error) { return []audit.Hold{{"a", held.Load()}}, nil },
+			}, func(r audit.Retention) { last = r })
+		}()
+		oldest := func() (time.Time, uint64) {
+			t.Helper()
+			synctest.Wait()
+			for r, err := range audit.Read(t.Context(), dir, mustOldest(t, l)) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return r.Time, r.Sequence
+			}
+			return time.Time{}, 0
+		}
+		for i := range 150 {
+			add(t, l, event(i))
+			time.Sleep(24 * time.Hour)
+			if at, _ := oldest(); time.Since(at) > 112*24*time.Hour {
+				t.Fatalf("on day %d there is a record of %s ago", i, time.Since(at))
+			}
+		}
+		if at, seq := oldest(); seq == 1 || time.Since(at) < 99*24*time.Hour {
+			t.Errorf("the oldest is record %d of %s ago", seq, time.Since(at))
+		}
+		_, before := oldest()
+		held.Store(before)
+		time.Sleep(40 * 24 * time.Hour)
+		if _, seq := oldest(); seq != before || last.Held == nil || last.Held.Name != "a" {
+			t.Errorf("record %d was removed: %+v", before, last)
+		}
+		held.Store(1 << 60)
+		time.Sleep(24 * time.Hour)
+		if _, seq := oldest(); seq == before || last.Held != nil {
+			t.Errorf("it stays: %+v", last)
+		}
+		verified(t, dir)
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func mustOldest(t *testing.T, l *audit.Log) uint64 {
+	t.Helper()
+	at, err := l.Oldest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at.Sequence
 }
