@@ -171,6 +171,7 @@ type Config struct {
 	Origin      string // this broker's name in the index
 	DenyFile    string // on this broker's disk: what is revoked, also without the store
 	Policy      *Policy
+	Away        func() error     // why the store takes no writes now; nil: it is not known before one is tried
 	NodeTTL     time.Duration    // 0: 4 h
 	LongestLife time.Duration    // of any SVID: a cut-off stands for so long; 0: 56 h
 	JoinTime    time.Duration    // how long one join may take; 0: 10 s
@@ -235,6 +236,9 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Away == nil {
+		cfg.Away = func() error { return nil }
 	}
 	if cfg.NodeTTL == 0 {
 		cfg.NodeTTL = 4 * time.Hour

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/big"
 	"sync"
+	"time"
 )
 
 // Changes are what other brokers wrote of what a Broker keeps, as of one
@@ -63,6 +64,8 @@ func (b *Broker) learn(ctx context.Context, id string, serial *big.Int) error {
 	if b.strange.has(shown) {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, briefly)
+	defer cancel()
 	n, err := b.cfg.Store.Node(ctx, id)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
@@ -76,6 +79,10 @@ func (b *Broker) learn(ctx context.Context, id string, serial *big.Int) error {
 	b.take(n)
 	return nil
 }
+
+// briefly is how long a joined node's request waits for the store, where that can
+// do without.
+const briefly = time.Second
 
 // strange is an SVID that was asked for.
 type strange struct{ node, serial string }

@@ -29,6 +29,10 @@ var ErrEvicted = errors.New("it is evicted")
 // out, or has to join again, is known in an instant.
 var ErrLeaving = errors.New("it is being evicted")
 
+// ErrUnsure says that a node, or its SVID, is not known here, and the store cannot
+// be asked whether another broker gave it.
+var ErrUnsure = errors.New("whether another broker gave its SVID is not known now")
+
 // MaxEvidence bounds the evidence of a join, in bytes.
 const MaxEvidence = 16 << 10
 
@@ -302,6 +306,9 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 	if ok && !known.EvictedAt.IsZero() { // the store holds this too; here nothing is signed or recorded first
 		return Joined{}, fmt.Errorf("%w: it was evicted at %s", ErrConflict, known.EvictedAt.UTC().Format(time.RFC3339))
 	}
+	if err := b.cfg.Away(); err != nil { // before anything is signed and recorded that could not be kept
+		return Joined{}, err
+	}
 	shown := node
 	if event.Kind == "join" {
 		node.Serial, node.Key, node.IssuedAt, node.Authority = known.Serial, known.Key, known.IssuedAt, known.Authority
@@ -375,7 +382,7 @@ func (b *Broker) Node(ctx context.Context, id spiffeid.ID, serial *big.Int, key 
 	n, err := b.showing(id, serial)
 	if errors.Is(err, errUnknown) {
 		if failed := b.learn(ctx, id.String(), serial); failed != nil {
-			return Node{}, fmt.Errorf("node %s: %w; whether another broker gave it is not known: %w", id, err, failed)
+			return Node{}, fmt.Errorf("node %s: %w: %w", id, ErrUnsure, failed)
 		}
 		n, err = b.showing(id, serial)
 	}

@@ -134,6 +134,8 @@ func (b *Broker) Report(ctx context.Context, node Node, spool string, reports []
 
 // mark returns how far this spool's reports stand in the record.
 func (b *Broker) mark(ctx context.Context, shard *reporterShard, node, spool string) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, briefly)
+	defer cancel()
 	if !b.indexer.wait(ctx, b.reporters.before) {
 		return 0, fmt.Errorf("%w: what was reported before is not known yet", audit.ErrUnavailable)
 	}

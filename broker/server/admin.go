@@ -283,6 +283,9 @@ func (a adminService) ListAuthorities(ctx context.Context, _ *api.ListAuthoritie
 // Status says how the broker does.
 func (a adminService) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusResponse, error) {
 	revision, err := a.s.cfg.Store.Revision(ctx)
+	if errors.Is(err, store.ErrAway) {
+		revision, err = a.s.cfg.Store.Seen(), nil
+	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
@@ -298,8 +301,24 @@ func (a adminService) Status(ctx context.Context, _ *api.StatusRequest) (*api.St
 	}, nil
 }
 
+// away says for how long the broker has been without its database, if it is.
+func (s *Server) away() string {
+	absence, away := s.cfg.Store.Away()
+	if !away {
+		return ""
+	}
+	text := "the database is away since " + absence.Since.UTC().Format(time.RFC3339)
+	if !absence.Snapshot.IsZero() {
+		text += ", and this broker started from its snapshot of " + absence.Snapshot.UTC().Format(time.RFC3339)
+	}
+	return fmt.Sprintf("%s: joined nodes are served, joins, tokens and changes fail, node evict --here works (%v)", text, absence.Reason)
+}
+
 // problems are what a person has to see to.
 func (s *Server) problems() (all []string) {
+	if text := s.away(); text != "" {
+		all = append(all, text)
+	}
 	if s.behind.Load() {
 		all = append(all, "resources are written that are not in force yet: the log says why")
 	}

@@ -71,6 +71,8 @@ func (s *Server) authenticate(ctx context.Context) (context.Context, error) {
 		switch {
 		case errors.Is(err, broker.ErrEvicted):
 			return nil, evicted{refusal}
+		case errors.Is(err, broker.ErrUnsure): // told to join first, it could not
+			return nil, status.Error(codes.Unavailable, "whether another broker gave this SVID is not known while the database is away; call again")
 		case errors.Is(err, broker.ErrLeaving):
 			return nil, status.Error(codes.Unavailable, "this node's standing is being changed; call again")
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/store"
 )
 
 // statusOf is the one place where errors become statuses. A node or a stranger
@@ -62,6 +63,8 @@ func withReason(code codes.Code, text, reason string) error {
 // reasonOf is outermost for programs: it says no more.
 func reasonOf(err error) string {
 	switch {
+	case errors.Is(err, store.ErrAway):
+		return "DATABASE_AWAY"
 	case errors.Is(err, join.ErrCloned):
 		return "CLONED"
 	case errors.Is(err, join.ErrRecovery):
@@ -94,6 +97,8 @@ func kindOf(err error) (code codes.Code, tell bool) {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return codes.Canceled, true
+	case errors.Is(err, store.ErrAway): // whatever else was found out: not all of it
+		return codes.Unavailable, true
 	case errors.Is(err, join.ErrCloned):
 		return codes.FailedPrecondition, false
 	case errors.Is(err, join.ErrRecovery):
@@ -125,6 +130,8 @@ func kindOf(err error) (code codes.Code, tell bool) {
 // outermost is what may be told of an error: its kind in words.
 func outermost(err error) string {
 	switch {
+	case errors.Is(err, store.ErrAway):
+		return "the broker's " + store.ErrAway.Error()[len("the "):]
 	case errors.Is(err, join.ErrCloned): // whoever is told has the key
 		return join.ErrCloned.Error()
 	case errors.Is(err, join.ErrRecovery):

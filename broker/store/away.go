@@ -52,6 +52,15 @@ func (s *Store) Away() (Absence, bool) {
 	return s.primary.absence, s.primary.absence.Reason != nil
 }
 
+// Writable returns an error that wraps ErrAway while the database is away, as it
+// was found last: without asking.
+func (s *Store) Writable() error {
+	if s.primary == nil {
+		return nil
+	}
+	return s.primary.away()
+}
+
 // A primary is the server that takes writes, and whether it is there. While it is
 // away nobody waits for it: what is under way ends, what comes is refused at once,
 // and only looks reach out for it.

@@ -39,6 +39,7 @@ type brokerParts struct {
 	store     *store.Store
 	since     uint64         // revision of the store before anything of it was read
 	replica   *store.Replica // nil: the store is this broker's alone
+	keeper    *store.Keeper  // nil: the database is in the data directory
 	audit     *audit.Log
 	keys      []*sourceKeys
 	authority *authority.Authority
@@ -78,10 +79,7 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if err != nil {
 		return nil, err
 	}
-	if p.store, err = store.Open(ctx, f.storeConfig(o.now)); err != nil {
-		return nil, err
-	}
-	if p.since, err = p.store.Revision(ctx); err != nil {
+	if err := p.openStore(ctx, o); err != nil {
 		return nil, err
 	}
 	if p.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Observe: p.metrics.Recorded, Log: o.log}); err != nil {
@@ -177,7 +175,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	}
 	p.methods = &joinMethods{trustDomain: td, store: p.store, svid: p.verifySVID(td, o.now), fetch: outward, now: o.now, log: o.log}
 	p.broker, err = broker.New(ctx, broker.Config{
-		TrustDomain: td, Method: p.methods.of, Issuer: p.authority, Store: p.store, Audit: p.audit,
+		TrustDomain: td, Method: p.methods.of, Issuer: p.authority, Store: p.store, Away: p.store.Writable, Audit: p.audit,
 		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: p.file.Name, DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
 		Policy: &broker.Policy{Set: empty}, Observe: p.metrics.Observe, Now: o.now, Log: o.log,
 	})
@@ -243,6 +241,9 @@ func (p *brokerParts) run(ctx context.Context) error {
 	running.Go(func() { errs <- p.watch(ctx) })
 	if p.keepWeb != nil {
 		running.Go(func() { errs <- p.keepWeb(ctx); cancel() })
+	}
+	if p.keeper != nil {
+		running.Go(func() { errs <- p.keeper.Run(ctx); cancel() })
 	}
 	running.Go(func() { errs <- p.authority.Run(ctx); cancel() })
 	running.Go(func() { errs <- p.peers.Run(ctx); cancel() })

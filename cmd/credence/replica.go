@@ -32,7 +32,9 @@ func (p *brokerParts) claimName(ctx context.Context, now time.Time) error {
 		Name: p.file.Name, Instance: instance, Version: cli.Version(), StartedAt: now,
 		Head: store.Head{Sequence: head.Sequence, Hash: head.Hash},
 	}
-	if err := p.store.Claim(ctx, r); err != nil {
+	// Without the database it is as it was claimed last; whoever has it else is told
+	// when it is back.
+	if err := p.store.Claim(ctx, r); err != nil && !errors.Is(err, store.ErrAway) {
 		return err
 	}
 	p.replica = &r

@@ -36,8 +36,9 @@ const lost = "if it is lost, so is every key under it: restore it from where you
 
 // A kek is a key-encryption key, ready for use.
 type kek struct {
-	id   [idSize]byte
-	aead cipher.AEAD
+	id       [idSize]byte
+	aead     cipher.AEAD
+	snapshot []byte // see SnapshotKeys
 }
 
 // A sealer encrypts keys under the first of its key-encryption keys; Rewrap
@@ -135,6 +136,9 @@ func newKEK(data []byte) (kek, error) {
 	copy(k.id[:], id)
 	key, err := hkdf.Key(sha256.New, secret, nil, "credence key-encryption key: aes-256-gcm", 32)
 	if err != nil {
+		return kek{}, err
+	}
+	if k.snapshot, err = hkdf.Key(sha256.New, secret, nil, "credence key-encryption key: snapshot of the database", 32); err != nil {
 		return kek{}, err
 	}
 	block, err := aes.NewCipher(key)

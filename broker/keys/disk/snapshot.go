@@ -1,0 +1,16 @@
+package disk
+
+// SnapshotKeys returns what a copy of the database on the broker's own disk is
+// sealed under, a secret of each key-encryption key, the one in use first; none
+// where keys are not encrypted.
+func SnapshotKeys(cfg Config) ([][]byte, error) {
+	s, err := newSealer(cfg)
+	if err != nil || s == nil {
+		return nil, err
+	}
+	var all [][]byte
+	for _, k := range s.keks {
+		all = append(all, k.snapshot)
+	}
+	return all, nil
+}
