@@ -14,16 +14,20 @@ type Replacement struct {
 }
 
 // act does one thing that an operator asked for: one at a time, not beside Tick,
-// on what is durable. Signing goes on meanwhile.
+// on what is durable. Signing goes on meanwhile. It takes the lead from another
+// broker, and does it again where that had changed something before.
 func (a *Authority) act(what string, ctx context.Context, do func(now time.Time) error) error {
 	if err := a.ticking.take(ctx); err != nil {
 		return fmt.Errorf("%s: waiting for what is under way: %w", what, err)
 	}
 	defer a.ticking.leave()
+	defer a.resign(ctx)
+	a.asked = true
+	defer func() { a.asked = false }()
 	if err := a.sync(ctx); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if err := do(a.now()); err != nil {
+	if err := a.decide(ctx, func(context.Context) error { return do(a.now()) }); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
@@ -103,10 +107,21 @@ func (k jwtKeys) earliest(l Lives) time.Time {
 // leaves the bundle, and a new standby is published, all in one change.
 func (a *Authority) ReplaceJWT(ctx context.Context, alg, reason string) (Replacement, error) {
 	var done Replacement
+	var asked string // the key that was active when it was asked for
 	err := a.act("replacing the "+alg+" key", ctx, func(now time.Time) error {
 		k, err := a.jwtPair(alg)
 		if err != nil {
 			return err
+		}
+		if err := a.lead(ctx); err != nil {
+			return err
+		}
+		if asked == "" {
+			asked = k.active.ID
+		}
+		if r, ok := a.live.Load().find(asked); ok && r.State == Revoked { // another broker did it
+			done = Replacement{Old: a.status(asked), New: a.status(k.active.ID), Until: now.Add(a.cfg.Lives.Lead), Believed: a.believedJWT(alg, now)}
+			return nil
 		}
 		made, err := a.newJWTKeys(ctx, alg, 1, now)
 		if err != nil {

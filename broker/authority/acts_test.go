@@ -477,7 +477,7 @@ func TestDropRootOfAnotherBroker(t *testing.T) {
 	e.need(a.PublishRoot(t.Context()))
 	e.need(a.ActivateRoot(t.Context(), of(a, authority.Root, authority.Published).ID))
 	old := of(a, authority.Root, authority.Old).ID
-	e.clock.set(start.Add(100 * hour))
+	e.clock.set(start.Add(70 * hour))
 	e.tick(a)
 	if _, err := a.DropRoot(t.Context(), old, false); !errors.Is(err, authority.ErrNotYet) || !strings.Contains(err.Error(), "b2 still signs") {
 		t.Errorf("error %v", err)

@@ -46,8 +46,10 @@ type Config struct {
 	Broker      string // whose issuing CA this is
 	Records     Records
 	Keys        Keys
-	RootKeys    Keys  // nil: Keys; opened only to sign an issuing CA or a CRL
-	Lives       Lives // zero fields take their defaults
+	RootKeys    Keys   // nil: Keys; opened only to sign an issuing CA or a CRL
+	JWTKeys     Keys   // nil: Keys
+	Leases      Leases // where several brokers share the Records; nil: this is the only one
+	Lives       Lives  // zero fields take their defaults
 
 	Upstream     Upstream // who certifies our CAs by itself; nil: our own root, or what Install brought
 	UpstreamName string   // for List and errors: "vault", "disk"; "csr" without an Upstream: no root of our own is made, Install is awaited
@@ -86,15 +88,22 @@ type Authority struct {
 	tries   int       // of the upstream, failed one after the other; under ticking
 	tryAt   time.Time // when to ask the upstream again; under ticking
 	asking  unused    // the key that the upstream is asked to certify; under ticking
+	lease   Lease     // held by this broker, if its Fence is set; under ticking
+	asked   bool      // an operator asked for what is done; under ticking
 
+	listing  sync.Mutex // held while lists are read and put in place
 	lists    atomic.Pointer[revocations]
 	problems problems
 	spreads  spreads
+	ahead    ahead
+	wake     chan struct{} // tells Run that another broker changed something
 
 	mu          sync.Mutex // guards what follows, and is held while records are saved; never while a key source works
 	publication Publication
 	signers     map[string]crypto.Signer // open keys by authority ID
+	unopened    map[string]error         // keys that could not be opened since the records were read, by authority ID
 	stale       bool                     // a save failed: what is durable is not known
+	opened      bool                     // Open is done
 }
 
 // Open returns the authority that the records describe. In an empty store it
@@ -106,12 +115,16 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{cfg: cfg, ready: make(chan struct{}), ticking: make(turn, 1), signers: map[string]crypto.Signer{}, stale: true}
+	a := &Authority{
+		cfg: cfg, ready: make(chan struct{}), ticking: make(turn, 1), wake: make(chan struct{}, 1),
+		signers: map[string]crypto.Signer{}, unopened: map[string]error{}, stale: true,
+	}
 	a.lists.Store(&revocations{changed: make(chan struct{})})
-	if err := a.sync(ctx); err != nil {
+	if err := a.read(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.makeRoot(ctx); err != nil {
+	defer a.resign(ctx)
+	if err := a.settled(ctx, a.makeRoot); err != nil {
 		return nil, err
 	}
 	if err := a.checkClock(); err != nil {
@@ -119,11 +132,15 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 	}
 	// What else the configuration changed of the bundle (its refresh hint) is a
 	// new bundle: it gets a new sequence number.
-	if err := a.change(ctx); err != nil {
-		return nil, err
+	if err := a.settled(ctx, func(ctx context.Context) error { return a.change(ctx) }); err != nil {
+		if a.live.Load().issuing == nil {
+			return nil, err
+		}
+		a.cfg.Log.ErrorContext(ctx, "the bundle is not published anew yet", "error", err)
 	}
 	// What works goes on working: only a start without anything that signs fails.
-	if _, err := a.renewIssuing(ctx); err != nil {
+	err = a.settled(ctx, func(ctx context.Context) error { _, err := a.renewIssuing(ctx); return err })
+	if err != nil {
 		ca := a.live.Load().issuing
 		if awaited := ca == nil && a.byHand(); !awaited && (ca == nil || !a.now().Before(ca.NotAfter)) {
 			return nil, err
@@ -133,15 +150,19 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 			return nil, err
 		}
 	}
-	if cfg.Issuer != "" {
-		if _, err := a.rotateJWT(ctx, "ES256"); err != nil {
+	if err := a.settled(ctx, func(ctx context.Context) error { _, err := a.rotateJWT(ctx, "ES256"); return err }); err != nil {
+		if a.live.Load().jwt["ES256"] == nil {
 			return nil, err
 		}
+		a.cfg.Log.ErrorContext(ctx, "JWT keys are not rotated yet", "error", err)
 	}
 	// CRLs that cannot be made now are made later: Tick says what stands in the way.
-	if _, err := a.renewCRLs(ctx); err != nil {
+	if err := a.settled(ctx, func(ctx context.Context) error { _, err := a.renewCRLs(ctx); return err }); err != nil {
 		a.cfg.Log.ErrorContext(ctx, "CRLs are not made yet", "error", err)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.opened = true
 	return a, nil
 }
 
@@ -156,6 +177,9 @@ func complete(cfg Config) (Config, error) {
 	}
 	if cfg.RootKeys == nil {
 		cfg.RootKeys = cfg.Keys
+	}
+	if cfg.JWTKeys == nil {
+		cfg.JWTKeys = cfg.Keys
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -245,67 +269,6 @@ func (a *Authority) Pin() string {
 	return "sha256:" + digest(roots[i].PublicKey).String()
 }
 
-// sync reads the records again where a failed save left it open what is
-// durable.
-func (a *Authority) sync(ctx context.Context) error {
-	return a.withKeys(ctx, func() error { return a.syncLocked(ctx) })
-}
-
-func (a *Authority) syncLocked(ctx context.Context) error {
-	if !a.stale {
-		return nil
-	}
-	records, publication, err := a.cfg.Records.Authorities(ctx)
-	if err != nil {
-		return err
-	}
-	next, err := a.snapshot(records, publication.Sequence)
-	if err != nil {
-		return err
-	}
-	a.install(next, publication)
-	a.stale = false
-	return nil
-}
-
-// change saves the changed records, with a new sequence number if they change
-// the bundle, and only then lets them be seen and used.
-func (a *Authority) change(ctx context.Context, changed ...Record) error {
-	return a.withKeys(ctx, func() error { return a.changeLocked(ctx, changed...) })
-}
-
-func (a *Authority) changeLocked(ctx context.Context, changed ...Record) error {
-	if a.stale {
-		return errors.New("changing authorities: an earlier change may or may not have been kept; they are read again first")
-	}
-	records := merge(a.live.Load().records, changed)
-	publication := a.publication
-	next, err := a.snapshot(records, publication.Sequence)
-	if err != nil {
-		return err
-	}
-	if err := a.checkNext(next); err != nil {
-		return err
-	}
-	if !next.bundle.is(publication.Digest) {
-		// SPIFFE Trust Domain and Bundle §4.1.1: it grows at every change, also
-		// when an old state of the store comes back.
-		publication.Sequence = max(publication.Sequence+1, uint64(max(a.cfg.Now().UnixMilli(), 0)))
-		if next, err = a.snapshot(records, publication.Sequence); err != nil {
-			return err
-		}
-		publication.Digest = next.bundle.digest()
-	} else if len(changed) == 0 {
-		return nil
-	}
-	if err := a.cfg.Records.SaveAuthorities(ctx, changed, publication); err != nil {
-		a.stale = true
-		return err
-	}
-	a.install(next, publication)
-	return nil
-}
-
 // checkNext holds what no change may break, whoever asked for it: an issuing
 // chain is used only if the bundle last published verifies it, and so does the
 // next; what signs is replaced, never lost.
@@ -323,24 +286,6 @@ func (a *Authority) checkNext(next *snapshot) error {
 		}
 	}
 	return nil
-}
-
-// merge returns the records with those changed, a signing key's last expiry
-// never falling: SVIDs are signed while a change is prepared.
-func merge(records, changed []Record) []Record {
-	records = slices.Clone(records)
-	for i, c := range changed {
-		j := slices.IndexFunc(records, func(r Record) bool { return r.ID == c.ID })
-		if j < 0 {
-			records = append(records, c)
-			continue
-		}
-		if records[j].LastExpiry.After(c.LastExpiry) {
-			changed[i].LastExpiry = records[j].LastExpiry
-		}
-		records[j] = changed[i]
-	}
-	return records
 }
 
 func (a *Authority) install(next *snapshot, publication Publication) {
@@ -368,25 +313,6 @@ func (a *Authority) keep(id string, key crypto.Signer) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.signers[id] = key
-}
-
-// promise makes it durable that the authority id may have signed an SVID that
-// lives until expiry. Steps of an hour: most signatures write nothing.
-func (a *Authority) promise(ctx context.Context, id string, expiry time.Time) error {
-	return a.withKeys(ctx, func() error {
-		if err := a.syncLocked(ctx); err != nil {
-			return err
-		}
-		r, ok := a.live.Load().find(id)
-		if !ok || !expiry.After(r.LastExpiry) {
-			return nil // somebody else did
-		}
-		r.LastExpiry = expiry.Truncate(time.Hour).Add(time.Hour)
-		if r.Use != JWTKey && r.LastExpiry.After(r.NotAfter) {
-			r.LastExpiry = r.NotAfter
-		}
-		return a.changeLocked(ctx, r)
-	})
 }
 
 // now is the time in records: whole seconds.

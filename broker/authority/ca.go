@@ -30,6 +30,9 @@ func (a *Authority) makeRoot(ctx context.Context) error {
 	if len(records) > 0 && !slices.ContainsFunc(records, lost) {
 		return fmt.Errorf("opening the authority: %d authorities are kept, but no root that is published", len(records))
 	}
+	if err := a.lead(ctx); err != nil {
+		return err
+	}
 	now := a.now()
 	r, err := a.newRoot(ctx, now)
 	if err != nil {

@@ -134,14 +134,24 @@ func (a *Authority) renewCRLs(ctx context.Context) (next time.Time, err error) {
 	}
 	now, s := a.now(), a.live.Load()
 	var errs []error
-	made := false
+	made, leading := false, false
 	for _, r := range s.records {
 		if !r.lists(now) || r.Use == Issuing && r.Broker != a.cfg.Broker {
 			continue
 		}
+		if a.cfg.Leases != nil && r.Use != Issuing && !leading && a.crlDue(s, r, now) {
+			// Another broker's revocation is not to be left out, nor its list made twice.
+			if err := a.lead(ctx); err != nil {
+				return time.Time{}, err
+			}
+			leading = true
+			if err := a.readRevocations(ctx); err != nil {
+				return time.Time{}, err
+			}
+		}
 		last, had := a.lists.Load().lists[r.ID]
 		entries, lacking := a.entries(s, r, last)
-		due := last.ThisUpdate.Add(a.cfg.Lives.Backdate + a.cfg.Lives.CRL/2)
+		due := a.crlDueAt(last)
 		if had && !lacking && now.Before(due) {
 			if next.IsZero() || due.Before(next) {
 				next = due
@@ -161,6 +171,16 @@ func (a *Authority) renewCRLs(ctx context.Context) (next time.Time, err error) {
 	return next, errors.Join(errs...)
 }
 
+func (a *Authority) crlDueAt(last CRL) time.Time {
+	return last.ThisUpdate.Add(a.cfg.Lives.Backdate + a.cfg.Lives.CRL/2)
+}
+
+func (a *Authority) crlDue(s *snapshot, r Record, now time.Time) bool {
+	last, had := a.lists.Load().lists[r.ID]
+	_, lacking := a.entries(s, r, last)
+	return !had || lacking || !now.Before(a.crlDueAt(last))
+}
+
 // problemCRL and an ID name what stands in the way of a CA's next CRL.
 const problemCRL = "crl "
 
@@ -176,6 +196,8 @@ func (a *Authority) crlMissed(ctx context.Context, r Record, last CRL, lacking b
 }
 
 func (a *Authority) readRevocations(ctx context.Context) error {
+	a.listing.Lock()
+	defer a.listing.Unlock()
 	revoked, lists, err := a.cfg.Records.Revocations(ctx)
 	if err != nil {
 		return err
@@ -183,6 +205,9 @@ func (a *Authority) readRevocations(ctx context.Context) error {
 	last := a.lists.Load()
 	read := &revocations{revoked: revoked, lists: make(map[string]CRL, len(lists)), changed: last.changed}
 	for _, l := range lists {
+		if known, ok := last.lists[l.Issuer]; ok && known.Number.Cmp(l.Number) > 0 {
+			return fmt.Errorf("reading revocations: CRL of %s: %w", l.Issuer, ErrOlder)
+		}
 		read.lists[l.Issuer] = l
 	}
 	same := maps.EqualFunc(read.lists, last.lists, func(x, y CRL) bool { return x.Number.Cmp(y.Number) == 0 })

@@ -50,6 +50,9 @@ func (a *Authority) requested(ctx context.Context, now time.Time, again bool) (R
 			given = append(given, r)
 		}
 	}
+	if err := a.lead(ctx); err != nil {
+		return Record{}, nil, err
+	}
 	r, key, err := newRecord(ctx, a.cfg.RootKeys, Domain, "P256")
 	if err != nil {
 		return r, nil, err

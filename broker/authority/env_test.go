@@ -61,6 +61,11 @@ type records struct {
 	saves       int
 	failAt      int // the n-th save fails; 0: none
 	keptFirst   bool
+	away        bool // it takes nothing
+	revision    uint64
+	lease       authority.Lease
+	leases      int
+	now         func() time.Time
 	check       func(map[string]authority.Record) error
 	step        func(before, after map[string]authority.Record) error
 
@@ -114,42 +119,106 @@ func (r *records) Authorities(context.Context) ([]authority.Record, authority.Pu
 	return all, r.publication, nil
 }
 
-func (r *records) SaveAuthorities(_ context.Context, changed []authority.Record, p authority.Publication) error {
+func (r *records) SaveAuthorities(_ context.Context, c authority.Change) (saved authority.Saved, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.saves++
-	if r.saves == r.failAt && !r.keptFirst {
-		return errSave
+	if r.saves == r.failAt && !r.keptFirst || r.away {
+		return saved, errSave
+	}
+	more := len(c.Records) > 0 || c.Publication.Sequence > 0
+	if saved.Before = r.publication.Version; more {
+		seen := c.Seen.Shared == saved.Before.Shared && (!c.All || c.Seen.All == saved.Before.All)
+		switch {
+		case !seen:
+			return saved, authority.ErrConflict
+		case c.Shared() && r.lease.Fence > c.Fence:
+			return saved, authority.ErrFenced
+		}
 	}
 	rows := maps.Clone(r.rows)
 	if rows == nil {
 		rows = map[string]authority.Record{}
 	}
-	for _, c := range changed {
+	for _, c := range c.Records {
+		if last := rows[c.ID].LastExpiry; last.After(c.LastExpiry) {
+			c.LastExpiry = last
+		}
 		rows[c.ID] = c
+	}
+	for id, end := range c.LastExpiry {
+		row, ok := rows[id]
+		if !ok || row.State == authority.Revoked {
+			return saved, authority.ErrConflict
+		}
+		if end.After(row.LastExpiry) {
+			row.LastExpiry = end
+		}
+		rows[id] = row
 	}
 	active := map[[3]string]bool{}
 	for _, c := range rows {
 		key := [3]string{string(c.Use), c.Alg, c.Broker}
 		if c.State == authority.Active && active[key] {
-			return errors.New("UNIQUE constraint failed: two active authorities")
+			return saved, errors.New("UNIQUE constraint failed: two active authorities")
 		}
 		active[key] = active[key] || c.State == authority.Active
 	}
 	if r.check != nil {
 		if err := r.check(rows); err != nil {
-			return err
+			return saved, err
 		}
 	}
 	if r.step != nil {
 		if err := r.step(r.rows, rows); err != nil {
-			return err
+			return saved, err
 		}
 	}
-	r.rows, r.publication = rows, p
-	r.history = append(r.history, p)
+	r.rows, saved.After = rows, saved.Before
+	if more {
+		r.revision++
+		if saved.After.All = r.revision; c.Shared() {
+			saved.After.Shared = r.revision
+		}
+	}
+	if c.Publication.Sequence > 0 {
+		r.publication = c.Publication
+		r.history = append(r.history, r.publication)
+	}
+	r.publication.Version = saved.After
 	if r.saves == r.failAt {
+		return saved, errSave
+	}
+	if !more {
+		return authority.Saved{}, nil
+	}
+	return saved, nil
+}
+
+// Acquire and Release are as strict as the store's.
+func (r *records) Acquire(_ context.Context, _, holder string, life time.Duration, take bool) (authority.Lease, bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.away {
+		return authority.Lease{}, false, errSave
+	}
+	now := r.now()
+	if r.lease.Fence > 0 && !take && r.lease.Holder != holder && now.Before(r.lease.Until) {
+		return r.lease, false, nil
+	}
+	r.leases++
+	r.lease = authority.Lease{Holder: holder, Fence: r.lease.Fence + 1, Until: now.Add(life)}
+	return r.lease, true, nil
+}
+
+func (r *records) Release(_ context.Context, _ string, fence uint64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.away {
 		return errSave
+	}
+	if r.lease.Fence == fence {
+		r.lease.Until = time.Time{}
 	}
 	return nil
 }
@@ -168,7 +237,9 @@ type env struct {
 
 func newEnv(t testing.TB) *env {
 	t.Helper()
-	return &env{t: t, clock: &clock{t: start}, records: &records{}, keys: &memoryKeys{}, issuer: issuer}
+	e := &env{t: t, clock: &clock{t: start}, keys: &memoryKeys{}, issuer: issuer}
+	e.records = &records{now: e.clock.now}
+	return e
 }
 
 func (e *env) config() authority.Config {

@@ -17,6 +17,13 @@ var (
 	ErrFull    = errors.New("the CRL is full")   // not all that was to be revoked is on it
 )
 
+// What Records refuse a change with, and Reload what is read.
+var (
+	ErrConflict = errors.New("another broker changed the authorities meanwhile")
+	ErrFenced   = fmt.Errorf("%w, and leads now", ErrConflict)
+	ErrOlder    = errors.New("the authorities as read are older than those in use")
+)
+
 func notYet(at time.Time, format string, args ...any) error {
 	return fmt.Errorf("%w, but at %s: %s", ErrNotYet, at.UTC().Format(time.RFC3339), fmt.Sprintf(format, args...))
 }

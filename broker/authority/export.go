@@ -66,15 +66,20 @@ func (a *Authority) RemoveRootKey(ctx context.Context, id string) (Status, error
 		source, can := a.cfg.RootKeys.(interface {
 			Remove(ctx context.Context, ref string) error
 		})
+		inStore := len(root.Sealed) > 0
 		switch {
 		case root.ID != id:
 			return refused("the copy is of root %s, and %s is active", id, root.ID)
 		case signer.ID == root.ID:
 			return refused("root %s signs the issuing CAs itself: have a CA of ours certified under it first (csr, install)", id)
-		case !can:
+		case !can && !inStore:
 			return refused("the root's key never leaves %s", a.keySource(root))
 		}
-		if err := source.Remove(ctx, root.KeyRef); err != nil {
+		if root.Sealed = nil; inStore {
+			if err := a.change(ctx, root); err != nil {
+				return err
+			}
+		} else if err := source.Remove(ctx, root.KeyRef); err != nil {
 			return err
 		}
 		a.mu.Lock()

@@ -31,30 +31,44 @@ var b64 = base64.RawURLEncoding
 func (a *Authority) SignJWT(ctx context.Context, g identity.Grant) (string, error) {
 	now := a.cfg.Now()
 	err := a.checkJWT(g, now)
-	if err == nil && g.Alg() == "RS256" {
+	if err == nil && g.Alg() == "RS256" && a.live.Load().active("RS256") == "" {
 		err = a.Ready(ctx)
 	}
 	if err != nil {
 		return "", fmt.Errorf("signing a JWT-SVID for %s: %w", g.ID(), err)
 	}
 	iat, exp := a.jwtLife(g, now)
+	longer(&a.ahead.jwt, exp.Sub(now))
 	for {
 		key := a.live.Load().jwt[g.Alg()]
 		if key == nil {
-			return "", fmt.Errorf("signing a JWT-SVID for %s: there is no active %s key", g.ID(), g.Alg())
+			return "", fmt.Errorf("signing a JWT-SVID for %s: %w", g.ID(), a.noKey(g.Alg()))
 		}
+		end := exp
 		if exp.After(key.LastExpiry) {
-			if err := a.promise(ctx, key.ID, exp); err != nil {
+			promised, again, err := a.promise(ctx, key.Record, now, exp)
+			if err != nil {
 				return "", fmt.Errorf("signing a JWT-SVID for %s: %w", g.ID(), err)
 			}
-			continue
+			if again {
+				continue
+			}
+			end = promised
 		}
-		token, err := a.signToken(key, g, iat, exp)
+		token, err := a.signToken(key, g, iat, end)
 		if err != nil {
 			return "", fmt.Errorf("signing a JWT-SVID for %s: %w", g.ID(), err)
 		}
 		return token, nil
 	}
+}
+
+// noKey says why there is no key of alg to sign with.
+func (a *Authority) noKey(alg string) error {
+	if why := a.problems.of(problemKey + a.live.Load().active(alg)); why != "" {
+		return errors.New(why)
+	}
+	return fmt.Errorf("there is no active %s key", alg)
 }
 
 // jwtLife counts the granted life from an iat that lies back by what clocks may

@@ -75,18 +75,18 @@ type spoken struct {
 	say func(string)
 }
 
-func (s spoken) SaveAuthorities(ctx context.Context, changed []authority.Record, p authority.Publication) error {
+func (s spoken) SaveAuthorities(ctx context.Context, change authority.Change) (authority.Saved, error) {
 	before := rowsOf(ctx, s.Store)
 	after := rowsOf(ctx, s.Store)
-	for _, c := range changed {
+	for _, c := range change.Records {
 		after[c.ID] = c
 	}
 	if err := checkStep(before, after); err != nil {
-		return fmt.Errorf("%w: %w", errUnsound, err)
+		return authority.Saved{}, fmt.Errorf("%w: %w", errUnsound, err)
 	}
 	s.say("saving")
 	defer s.say("saved")
-	return s.Store.SaveAuthorities(ctx, changed, p)
+	return s.Store.SaveAuthorities(ctx, change)
 }
 
 func (s spoken) SaveRevocations(ctx context.Context, added []authority.Revocation, lists []authority.CRL) error {

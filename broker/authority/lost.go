@@ -83,7 +83,16 @@ func ForgetKeys(ctx context.Context, cfg Config, ids []string) error {
 		}
 		changed = append(changed, a.forgotten(r))
 	}
-	return cfg.Records.SaveAuthorities(ctx, a.withRoom(records, changed), publication)
+	c := Change{Broker: cfg.Broker, Records: a.withRoom(records, changed), Publication: publication, Seen: publication.Version, All: true}
+	if cfg.Leases != nil {
+		lease, _, err := cfg.Leases.Acquire(ctx, LeaseName, cfg.Broker, leaseLife, true)
+		if err != nil {
+			return fmt.Errorf("forgetting keys: %w", err)
+		}
+		c.Fence = lease.Fence
+	}
+	_, err = cfg.Records.SaveAuthorities(ctx, c)
+	return err
 }
 
 // remaining is this broker's issuing CA, if it is not forgotten and lives.

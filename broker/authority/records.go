@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"math/big"
+	"slices"
 	"time"
 )
 
@@ -32,7 +33,7 @@ const (
 )
 
 // A Record is what is kept of one authority. It holds no private key: KeyRef
-// names it in a Keys.
+// names it in a Keys, or Sealed holds it where a SealedKeys alone can use it.
 type Record struct {
 	ID          string // key id: of a JWT key its kid; of a root that is not ours, of its certificate
 	Use         Use
@@ -41,6 +42,7 @@ type Record struct {
 	Broker      string   // whose issuing CA; empty: shared
 	Parent      string   // the authority that it was certified under; empty: itself, or not certified yet
 	KeyRef      string   // empty: the key is not ours
+	Sealed      []byte   // the private key, encrypted for this ID, use, algorithm and state (SealedKeys); none: it is where KeyRef says
 	PublicKey   []byte   // PKIX DER
 	Chain       [][]byte // DER, this certificate first, without the anchor; none for JWT keys
 	PublishedAt time.Time
@@ -55,10 +57,45 @@ type Record struct {
 type Publication struct {
 	Sequence uint64 // spiffe_sequence (SPIFFE Trust Domain and Bundle §4.1.1)
 	Digest   []byte // SHA-256 of what was published under that sequence
+	Version  Version
 }
 
-// Records keeps authorities durably. Save replaces the given records and the
-// publication in one transaction, durable when it returns.
+// A Version says how new a reading of the authorities is, in revisions of the
+// store, which only grow. A LastExpiry that was raised makes nothing newer.
+type Version struct {
+	All    uint64 // of the last change of any authority, or of the publication
+	Shared uint64 // of the last one of what all brokers share
+}
+
+// A Change is what one broker writes at once, having decided on what it had
+// seen.
+type Change struct {
+	Broker      string               // whose it is
+	Records     []Record             // take the place of those of the same ID; LastExpiry never falls
+	LastExpiry  map[string]time.Time // of others, by ID: raised, never lowered
+	Publication Publication          // Sequence 0: stays as it is
+	Seen        Version
+	All         bool   // it was decided on what other brokers have for themselves, too
+	Fence       uint64 // of the lease under which what is shared is changed; 0: there is none
+}
+
+// Shared says whether the change is of what all brokers share, or of what
+// another broker has for itself: more than raising a LastExpiry.
+func (c Change) Shared() bool {
+	return c.Publication.Sequence != 0 || slices.ContainsFunc(c.Records, func(r Record) bool { return r.Broker != c.Broker })
+}
+
+// Saved are the versions before and after a change.
+type Saved struct{ Before, After Version }
+
+// Records keeps authorities durably, for one broker or for several. Save makes
+// a change in one transaction, durable when it returns.
+//
+// It refuses with ErrConflict a change that was decided on less than it should
+// have seen (Seen.Shared, and with All Seen.All), and one that raises the
+// LastExpiry of an authority that is not there or is revoked; with ErrFenced one
+// of what is shared if the lease was given a higher fence. A change of nothing
+// but LastExpiry has seen enough, and has the zero Saved.
 //
 // SaveRevocations keeps revocations (by issuer and serial number; one that is
 // there stays as it is) and CRLs (one for each issuer), all in one transaction.
@@ -69,7 +106,7 @@ type Publication struct {
 // and CRLs that nobody renewed since.
 type Records interface {
 	Authorities(ctx context.Context) ([]Record, Publication, error)
-	SaveAuthorities(ctx context.Context, changed []Record, p Publication) error
+	SaveAuthorities(ctx context.Context, c Change) (Saved, error)
 	Revocations(ctx context.Context) ([]Revocation, []CRL, error)
 	SaveRevocations(ctx context.Context, added []Revocation, lists []CRL) error
 }
@@ -98,4 +135,14 @@ type CRL struct {
 type Keys interface {
 	Create(ctx context.Context, alg string) (ref string, key crypto.Signer, err error)
 	Open(ctx context.Context, ref string) (crypto.Signer, error)
+}
+
+// SealedKeys are Keys whose keys lie encrypted in the records, so that brokers
+// share them: Create keeps a key nowhere. What is sealed opens only with the
+// same bound words, in the same order: who writes the store can neither swap
+// keys nor give one another state.
+type SealedKeys interface {
+	Keys
+	Seal(key crypto.Signer, bound ...string) ([]byte, error)
+	Unseal(sealed []byte, bound ...string) (crypto.Signer, error)
 }

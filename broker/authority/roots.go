@@ -24,6 +24,9 @@ func (a *Authority) PublishRoot(ctx context.Context) (Status, error) {
 		if err := a.oneAtATime(s, ""); err != nil {
 			return err
 		}
+		if err := a.lead(ctx); err != nil {
+			return err
+		}
 		r, err := a.newRoot(ctx, now)
 		if err != nil {
 			return err

@@ -15,6 +15,7 @@ import (
 const (
 	maxWait   = time.Hour
 	retryWait = 30 * time.Second
+	ledWait   = 5 * time.Second // while another broker does what is due
 )
 
 // Run renews the authorities until ctx ends. The caller owns its goroutine.
@@ -34,6 +35,8 @@ func (a *Authority) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
+		case <-a.wake:
+			timer.Stop()
 		case <-timer.C:
 		}
 	}
@@ -46,25 +49,38 @@ func (a *Authority) Tick(ctx context.Context) (next time.Time, err error) {
 		return time.Time{}, err
 	}
 	defer a.ticking.leave()
+	defer a.resign(ctx)
 	if err := a.sync(ctx); err != nil {
 		return time.Time{}, err
 	}
 	next = a.cfg.Now().Add(maxWait)
 	var errs []error
-	note := func(t time.Time, err error) {
-		if err != nil {
+	do := func(do func(context.Context) (time.Time, error)) {
+		var at time.Time
+		err := a.decide(ctx, func(ctx context.Context) (err error) {
+			at, err = do(ctx)
+			return err
+		})
+		var led *ledElsewhere
+		switch {
+		case errors.As(err, &led):
+			at = earliest(led.Until, a.cfg.Now().Add(ledWait))
+		case err != nil:
 			errs = append(errs, err)
-		} else if !t.IsZero() && t.Before(next) {
-			next = t
+			return
+		}
+		if !at.IsZero() && at.Before(next) {
+			next = at
 		}
 	}
-	note(time.Time{}, a.change(ctx))
-	note(a.renewIssuing(ctx))
+	do(func(ctx context.Context) (time.Time, error) { return time.Time{}, a.change(ctx) })
+	do(a.renewIssuing)
 	for _, alg := range []string{"ES256", "RS256"} {
-		note(a.rotateJWT(ctx, alg))
+		do(func(ctx context.Context) (time.Time, error) { return a.rotateJWT(ctx, alg) })
 	}
-	note(a.retire(ctx))
-	note(a.renewCRLs(ctx))
+	do(a.promiseAhead) // of the keys that sign from now on
+	do(a.retire)
+	do(a.renewCRLs)
 	return next, errors.Join(errs...)
 }
 
@@ -183,6 +199,11 @@ func (a *Authority) nextJWT(ctx context.Context, alg string, k jwtKeys, now time
 	case k.standby == nil || promote:
 		missing = 1
 	}
+	if missing > 0 {
+		if err := a.lead(ctx); err != nil {
+			return nil, err
+		}
+	}
 	made, err := a.newJWTKeys(ctx, alg, missing, now)
 	if err != nil {
 		return nil, err
@@ -217,7 +238,7 @@ func (a *Authority) newJWTKeys(ctx context.Context, alg string, n int, now time.
 	g, making := errgroup.WithContext(ctx)
 	for i := range n {
 		g.Go(func() (err error) {
-			records[i], signers[i], err = newRecord(making, a.cfg.Keys, JWTKey, alg)
+			records[i], signers[i], err = newRecord(making, a.cfg.JWTKeys, JWTKey, alg)
 			return err
 		})
 	}
@@ -267,10 +288,15 @@ func (a *Authority) retire(ctx context.Context) (next time.Time, err error) {
 	return next, nil
 }
 
+// ownGrace is how long a broker may see to its own CAs before others do.
+const ownGrace = 10 * time.Minute
+
 func (a *Authority) retireAt(s *snapshot, r Record) (at time.Time, ok bool) {
 	switch {
 	case r.Use == Issuing && r.Broker == a.cfg.Broker && (r.State == Old || r.State == Prepared):
 		return r.NotAfter, true
+	case r.Use == Issuing && r.Broker != a.cfg.Broker && r.State != Revoked:
+		return r.NotAfter.Add(ownGrace), true // that broker is gone for good, or renews it when it comes back
 	case r.Use == Domain && r.State == Old:
 		return r.NotAfter, true
 	case r.Use == Root && r.State == Old:

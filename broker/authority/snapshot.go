@@ -1,12 +1,15 @@
 package authority
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -89,7 +92,29 @@ func (a *Authority) snapshot(records []Record, sequence uint64) (*snapshot, erro
 			return nil, err
 		}
 	}
+	a.fallBack(s)
 	return s, nil
+}
+
+// fallBack has the key before sign on, while it is published, where the active
+// one cannot be opened here.
+func (a *Authority) fallBack(s *snapshot) {
+	for _, r := range s.of(JWTKey, "") {
+		signer, open := a.signers[r.ID]
+		if r.State != Old || !open || s.jwt[r.Alg] != nil || a.unopened[s.active(r.Alg)] == nil {
+			continue
+		}
+		s.jwt[r.Alg] = &jwtKey{Record: r, header: jwtHeader(r), signer: signer}
+		s.signing[r.ID] = true
+	}
+}
+
+// active is the ID of the active JWT key of alg.
+func (s *snapshot) active(alg string) string {
+	if k := s.jwtKeys(alg); k.active != nil {
+		return k.active.ID
+	}
+	return ""
 }
 
 // use takes the key of r in if it signs, or will next.
@@ -99,6 +124,9 @@ func (a *Authority) use(s *snapshot, r Record) error {
 		return a.useCA(s, r)
 	case r.Use == JWTKey && (r.State == Active || r.State == Published):
 		// The standby's too: a key that is lost should be missed before it is needed.
+		if a.unopened[r.ID] != nil {
+			return nil
+		}
 		signer, err := a.signer(r)
 		if err != nil {
 			return err
@@ -133,8 +161,8 @@ func (a *Authority) useCA(s *snapshot, r Record) error {
 	if r.Use == Root {
 		ca.chain = nil
 	}
-	if !s.bundle.verifies(ca) {
-		return nil // its root is gone: it is replaced
+	if !s.bundle.verifies(ca) || a.unopened[r.ID] != nil {
+		return nil // its root or its key is gone: it is replaced
 	}
 	if ca.signer, err = a.signer(r); err != nil {
 		return err
@@ -155,14 +183,17 @@ func (a *Authority) signer(r Record) (crypto.Signer, error) {
 
 // keysOf is where r's key is kept.
 func (a *Authority) keysOf(r Record) Keys {
-	if r.Use == Root || r.Use == Domain {
+	switch r.Use {
+	case Root, Domain:
 		return a.cfg.RootKeys
+	case JWTKey:
+		return a.cfg.JWTKeys
 	}
 	return a.cfg.Keys
 }
 
 func openKey(ctx context.Context, keys Keys, r Record) (crypto.Signer, error) {
-	s, err := keys.Open(ctx, r.KeyRef)
+	s, err := open(ctx, keys, r)
 	if err != nil {
 		return nil, fmt.Errorf("opening the key of authority %s (%s %s): %w", r.ID, r.Use, r.Alg, err)
 	}
@@ -184,7 +215,67 @@ func newRecord(ctx context.Context, keys Keys, use Use, alg string) (Record, cry
 	if err != nil {
 		return Record{}, nil, fmt.Errorf("making a key for %s %s: %w", use, alg, err)
 	}
-	return Record{ID: digest(spki).String()[:32], Use: use, Alg: alg, KeyRef: ref, PublicKey: spki}, signer, nil
+	r := Record{ID: digest(spki).String()[:32], Use: use, Alg: alg, KeyRef: ref, PublicKey: spki}
+	if sealing, ok := keys.(SealedKeys); ok {
+		if r.Sealed, err = sealing.Seal(signer, r.bound()...); err != nil {
+			return Record{}, nil, fmt.Errorf("making a key for %s %s: %w", use, alg, err)
+		}
+	}
+	return r, signer, nil
+}
+
+// bound is what a sealed key is good for. A new one is of no state yet, and good
+// for nothing.
+func (r Record) bound() []string { return []string{r.ID, string(r.Use), r.Alg, string(r.State)} }
+
+func open(ctx context.Context, keys Keys, r Record) (crypto.Signer, error) {
+	sealing, ok := keys.(SealedKeys)
+	switch {
+	case !ok && len(r.Sealed) > 0:
+		return nil, errors.New("it lies encrypted in the store, and nothing is configured that opens it")
+	case !ok:
+		return keys.Open(ctx, r.KeyRef)
+	case len(r.Sealed) == 0:
+		return nil, fmt.Errorf("it is not in the store: %w", fs.ErrNotExist)
+	}
+	return sealing.Unseal(r.Sealed, r.bound()...)
+}
+
+// sealed returns the changed records with their keys sealed for what they become.
+// That of a revoked one is good for nothing more, and goes.
+func (a *Authority) sealed(last *snapshot, changed []Record) ([]Record, error) {
+	changed = slices.Clone(changed)
+	for i, r := range changed {
+		before := r
+		if known, ok := last.find(r.ID); ok && bytes.Equal(known.Sealed, r.Sealed) {
+			before = known
+		} else {
+			before.State = ""
+		}
+		if r.State == Revoked {
+			changed[i].Sealed = nil
+		}
+		if len(changed[i].Sealed) == 0 || slices.Equal(before.bound(), r.bound()) {
+			continue
+		}
+		if err := a.reseal(&changed[i], before); err != nil {
+			return nil, fmt.Errorf("sealing the key of authority %s (%s %s) as %s: %w", r.ID, r.Use, r.Alg, r.State, err)
+		}
+	}
+	return changed, nil
+}
+
+func (a *Authority) reseal(r *Record, before Record) error {
+	sealing, ok := a.keysOf(*r).(SealedKeys)
+	if !ok {
+		return errors.New("nothing is configured that opens it")
+	}
+	key, err := sealing.Unseal(before.Sealed, before.bound()...)
+	if err != nil {
+		return err
+	}
+	r.Sealed, err = sealing.Seal(key, r.bound()...)
+	return err
 }
 
 // stamp is when something that becomes durable after now is public: rounded

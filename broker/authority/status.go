@@ -75,8 +75,11 @@ func (a *Authority) statusOf(s *snapshot, r Record) Status {
 }
 
 func (a *Authority) keySource(r Record) string {
-	if r.KeyRef == "" {
+	switch {
+	case r.KeyRef == "":
 		return a.cfg.UpstreamName
+	case r.Use == Issuing && r.Broker != a.cfg.Broker:
+		return "broker " + r.Broker
 	}
 	if s, ok := a.keysOf(r).(fmt.Stringer); ok {
 		return s.String()
@@ -85,6 +88,9 @@ func (a *Authority) keySource(r Record) string {
 }
 
 func (a *Authority) problem(s *snapshot, r Record) string {
+	if why := a.problems.of(problemKey + r.ID); why != "" {
+		return why
+	}
 	switch {
 	case r.Use == Issuing && r.State == Prepared && r.Broker == a.cfg.Broker:
 		return a.problems.of(problemUpstream)

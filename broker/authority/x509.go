@@ -61,11 +61,16 @@ func (a *Authority) SignX509(ctx context.Context, g identity.Grant, pub crypto.P
 			return nil, fmt.Errorf("signing an X509-SVID for %s: there is no valid issuing CA", g.ID())
 		}
 		notAfter := earliest(g.Expires(), ca.NotAfter, now.Add(a.cfg.Lives.Issuing/3)).Truncate(time.Second)
+		longer(&a.ahead.x509, notAfter.Sub(now))
 		if notAfter.After(ca.LastExpiry) {
-			if err := a.promise(ctx, ca.ID, notAfter); err != nil {
+			end, again, err := a.promise(ctx, ca.Record, now, notAfter)
+			if err != nil {
 				return nil, fmt.Errorf("signing an X509-SVID for %s: %w", g.ID(), err)
 			}
-			continue
+			if again {
+				continue
+			}
+			notAfter = end.Truncate(time.Second)
 		}
 		leaf, err := a.signLeaf(ca, g, pub, spki, now, notAfter)
 		if err != nil {

@@ -226,15 +226,17 @@ func (f *forgetful) Authorities(context.Context) (all []authority.Record, _ auth
 	return all, f.p, nil
 }
 
-func (f *forgetful) SaveAuthorities(_ context.Context, changed []authority.Record, p authority.Publication) error {
+func (f *forgetful) SaveAuthorities(_ context.Context, c authority.Change) (authority.Saved, error) {
 	if f.rows == nil {
 		f.rows = map[string]authority.Record{}
 	}
-	for _, r := range changed {
+	for _, r := range c.Records {
 		f.rows[r.ID] = r
 	}
-	f.p = p
-	return nil
+	if c.Publication.Sequence > 0 {
+		f.p = c.Publication
+	}
+	return authority.Saved{}, nil
 }
 
 func (f *forgetful) Revocations(context.Context) ([]authority.Revocation, []authority.CRL, error) {

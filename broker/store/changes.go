@@ -93,7 +93,7 @@ func (s *Store) changes(ctx context.Context, tx *sql.Tx, after int64, c *Changes
 	if c.Cutoffs, _, err = cutoffs(ctx, tx, after); err != nil {
 		return err
 	}
-	const others = `SELECT EXISTS (SELECT 1 FROM authority WHERE revision > $1) OR EXISTS (SELECT 1 FROM crl WHERE revision > $1) OR EXISTS (SELECT 1 FROM revoked WHERE revision > $1),
+	const others = `SELECT EXISTS (SELECT 1 FROM authority WHERE revision > $1) OR EXISTS (SELECT 1 FROM publication WHERE revision > $1) OR EXISTS (SELECT 1 FROM crl WHERE revision > $1) OR EXISTS (SELECT 1 FROM revoked WHERE revision > $1),
 		EXISTS (SELECT 1 FROM bundle WHERE revision > $1)`
 	return tx.QueryRowContext(ctx, others, after).Scan(&c.Authorities, &c.Bundles)
 }

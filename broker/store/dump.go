@@ -26,6 +26,7 @@ func Undumped() map[string]string {
 		"head":      "what it says stands at the beginning of a dump",
 		"migration": "Load makes the schema by the same texts",
 		"broker":    "each broker says itself that it is there",
+		"lease":     "brokers that run hold them",
 	}
 }
 

@@ -26,7 +26,7 @@ import (
 )
 
 // schemaVersion is what this program writes and reads.
-const schemaVersion = 11
+const schemaVersion = 12
 
 // ErrLocked says that another broker has the directory.
 var ErrLocked = errors.New("the directory is in use by another broker")

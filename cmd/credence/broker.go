@@ -140,6 +140,9 @@ func (p *brokerParts) authorityConfig(ctx context.Context, td spiffeid.TrustDoma
 		Lives: authority.Lives{Lead: lead, RefreshHint: hint}, CRLURLs: p.file.CRLURLs, Places: p.file.PublishTo, Confirmed: p.store.Places,
 		Now: o.now, Log: o.log,
 	}
+	if p.file.shared() {
+		config.Leases = p.store
+	}
 	return config, p.file.CA.into(&config, o.now)
 }
 

@@ -62,37 +62,53 @@ func (e *env) equalAuthorities(want []authority.Record, p authority.Publication)
 	got, published, err := e.Authorities(e.Context())
 	e.must(err)
 	e.equal(got, want)
+	published.Version = authority.Version{}
 	e.equal(published, p)
+}
+
+// change is one of broker b1's, on what stands now.
+func (e *env) change(records []authority.Record, p authority.Publication) authority.Change {
+	e.Helper()
+	_, last, err := e.Authorities(e.Context())
+	e.must(err)
+	return authority.Change{Broker: "b1", Records: records, Publication: p, Seen: last.Version}
+}
+
+func (e *env) saveAuthorities(records []authority.Record, p authority.Publication) error {
+	e.Helper()
+	_, err := e.SaveAuthorities(e.Context(), e.change(records, p))
+	return err
 }
 
 func authorities(e *env) {
 	all := e.authorities()
-	e.must(e.SaveAuthorities(e.Context(), all, publication(1<<63+5)))
+	e.must(e.saveAuthorities(all, publication(1<<63+5)))
 	e.equalAuthorities(all, publication(1<<63+5))
 	all[2].State, all[2].ActivatedAt = authority.Active, e.time
-	e.must(e.SaveAuthorities(e.Context(), all[2:3], publication(1<<63+6)))
+	e.must(e.saveAuthorities(all[2:3], publication(1<<63+6)))
 	e.equalAuthorities(all, publication(1<<63+6))
-	e.must(e.SaveAuthorities(e.Context(), nil, publication(1<<63+7)))
+	e.must(e.saveAuthorities(nil, publication(1<<63+7)))
 	e.equalAuthorities(all, publication(1<<63+7))
 	e.equal(e.revision(), uint64(3))
 }
 
 func replaced(e *env) {
-	e.must(e.SaveAuthorities(e.Context(), e.authorities(), publication(1)))
+	e.must(e.saveAuthorities(e.authorities(), publication(1)))
 	other := e.authority("ca", authority.Issuing, authority.Old)
 	other.Broker, other.Alg, other.KeyRef, other.PublicKey = "b2", "P384", "elsewhere", []byte("another")
 	other.Chain = [][]byte{e.certificate("other")}
-	e.must(e.SaveAuthorities(e.Context(), []authority.Record{other}, publication(2)))
+	e.must(e.saveAuthorities([]authority.Record{other}, publication(2)))
 	got, _, err := e.Authorities(e.Context())
 	e.must(err)
+	other.LastExpiry = e.time.Add(time.Minute) // which never falls
 	e.equal(got[0], other)
 }
 
 func uniqueActive(e *env) {
 	all := e.authorities()
-	e.must(e.SaveAuthorities(e.Context(), all, publication(1)))
+	e.must(e.saveAuthorities(all, publication(1)))
 	second := e.authority("root2", authority.Root, authority.Active)
-	if err := e.SaveAuthorities(e.Context(), []authority.Record{second}, publication(2)); err == nil {
+	if err := e.saveAuthorities([]authority.Record{second}, publication(2)); err == nil {
 		e.Error("two roots are active")
 	}
 	e.equalAuthorities(all, publication(1)) // and the publication stays too
@@ -102,23 +118,23 @@ func uniqueActive(e *env) {
 	} {
 		r := e.authority("bad", authority.Root, authority.Old)
 		change(&r)
-		if err := e.SaveAuthorities(e.Context(), []authority.Record{r}, publication(2)); err == nil {
+		if err := e.saveAuthorities([]authority.Record{r}, publication(2)); err == nil {
 			e.Errorf("an authority of no known %s is kept", name)
 		}
 	}
 	other := e.authority("ca2", authority.Issuing, authority.Active)
 	other.Broker = "b2" // each broker has its own
-	e.must(e.SaveAuthorities(e.Context(), []authority.Record{other}, publication(2)))
+	e.must(e.saveAuthorities([]authority.Record{other}, publication(2)))
 }
 
 func changePlaces(e *env) {
 	first, second := e.authority("j1", authority.JWTKey, authority.Active), e.authority("j2", authority.JWTKey, authority.Published)
-	e.must(e.SaveAuthorities(e.Context(), []authority.Record{first, second}, publication(1)))
+	e.must(e.saveAuthorities([]authority.Record{first, second}, publication(1)))
 	first.State, second.State = authority.Old, authority.Active
-	e.must(e.SaveAuthorities(e.Context(), []authority.Record{second, first}, publication(2))) // the new one comes first
+	e.must(e.saveAuthorities([]authority.Record{second, first}, publication(2))) // the new one comes first
 	e.equalAuthorities([]authority.Record{first, second}, publication(2))
 	first.State, second.State = second.State, first.State
-	e.must(e.SaveAuthorities(e.Context(), []authority.Record{first, second}, publication(3)))
+	e.must(e.saveAuthorities([]authority.Record{first, second}, publication(3)))
 	e.equalAuthorities([]authority.Record{first, second}, publication(3))
 }
 

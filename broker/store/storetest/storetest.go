@@ -233,7 +233,7 @@ func (e *env) fill() {
 	}
 	_, _, err = e.SpendToken(ctx, hash("spent"), "token", e.time)
 	e.must(err)
-	e.must(e.SaveAuthorities(ctx, e.authorities(), publication(7)))
+	e.must(e.saveAuthorities(e.authorities(), publication(7)))
 	e.must(e.SaveBundle(ctx, e.bundle("peer.example", 1<<63)))
 	e.must(e.SaveRevocations(ctx, []authority.Revocation{e.revocation("ca", 1, e.time)}, []authority.CRL{e.list("ca", 1, e.time)}))
 }
@@ -241,8 +241,10 @@ func (e *env) fill() {
 func cancelled(e *env) {
 	e.fill()
 	before, revision := e.state(), e.revision()
+	change := e.change(nil, publication(8))
 	ctx, cancel := context.WithCancel(e.Context())
 	cancel()
+	_, authorities := e.SaveAuthorities(ctx, change)
 	_, applying := e.Apply(ctx, before.Last, by("uid:0"), []store.Change{text("Identity", "b")})
 	_, saving := e.SaveNode(ctx, e.node("n2"))
 	_, evicting := e.EvictNode(ctx, e.node("n1").ID, e.time)
@@ -251,7 +253,7 @@ func cancelled(e *env) {
 		"applying": applying, "saving": saving, "evicting": evicting, "spending": spending,
 		"keeping a bundle": e.SaveBundle(ctx, e.bundle("other.example", 1)),
 		"deleting one":     e.DeleteBundle(ctx, e.bundle("peer.example", 1).TrustDomain),
-		"authorities":      e.SaveAuthorities(ctx, nil, publication(8)),
+		"authorities":      authorities,
 		"revoking":         e.SaveRevocations(ctx, []authority.Revocation{e.revocation("ca", 2, e.time)}, nil),
 		"creating a token": e.CreateToken(ctx, e.token("more", "n1")),
 	} {

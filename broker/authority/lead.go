@@ -1,0 +1,128 @@
+package authority
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// LeaseName is of the lease under which brokers change what they share.
+const LeaseName = "authority"
+
+// leaseLife is how long a broker that ended amid its work holds others up.
+// Nobody holds the lease but for work that is due: it costs nothing otherwise.
+const leaseLife = time.Minute
+
+// A Lease is the right to change what brokers share, until it ends or another
+// broker has one with a higher fence.
+type Lease struct {
+	Holder string
+	Fence  uint64
+	Until  time.Time
+}
+
+// Leases are kept where the Records are.
+type Leases interface {
+	// Acquire gives holder the lease name under a higher fence than anybody had
+	// before, if nobody else holds it or take is set. Else it returns the
+	// other's, and false.
+	Acquire(ctx context.Context, name, holder string, life time.Duration, take bool) (Lease, bool, error)
+	// Release ends the lease with that fence, if it is the last.
+	Release(ctx context.Context, name string, fence uint64) error
+}
+
+// errUnled says that a change of what is shared was tried without the lease.
+var errUnled = errors.New("changing authorities: this broker does not lead")
+
+// ledElsewhere says that another broker does what is due.
+type ledElsewhere struct{ Lease }
+
+func (l *ledElsewhere) Error() string {
+	return fmt.Sprintf("broker %s changes what brokers share, at most until %s", l.Holder, l.Until.UTC().Format(time.RFC3339))
+}
+
+// lead makes this broker the one that changes what brokers share, before any
+// key is made for that. What others changed until then is read; if that is
+// anything the error is ErrConflict: decide again. The caller has its turn.
+func (a *Authority) lead(ctx context.Context) error {
+	if a.cfg.Leases == nil || a.lease.Fence != 0 && a.cfg.Now().Before(a.lease.Until.Add(-leaseLife/2)) {
+		return nil
+	}
+	lease, ok, err := a.cfg.Leases.Acquire(ctx, LeaseName, a.cfg.Broker, leaseLife, a.asked)
+	switch {
+	case err != nil:
+		return fmt.Errorf("taking the lead over the authorities: %w", err)
+	case !ok:
+		return &ledElsewhere{lease}
+	}
+	a.lease = lease
+	before := a.version()
+	if err := a.read(ctx); err != nil {
+		return err
+	}
+	if a.version() != before {
+		return ErrConflict
+	}
+	return nil
+}
+
+func (a *Authority) version() Version {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.publication.Version
+}
+
+// resign lets others lead. If it fails they wait until the lease ends.
+func (a *Authority) resign(ctx context.Context) {
+	if a.lease.Fence == 0 {
+		return
+	}
+	if err := a.cfg.Leases.Release(context.WithoutCancel(ctx), LeaseName, a.lease.Fence); err != nil {
+		a.cfg.Log.WarnContext(ctx, "the lease of the authorities is not released", "until", a.lease.Until, "error", err)
+	}
+	a.lease = Lease{}
+}
+
+// decide does something again that was decided on what another broker has
+// changed meanwhile.
+func (a *Authority) decide(ctx context.Context, do func(context.Context) error) error {
+	const tries = 8
+	for try := 1; ; try++ {
+		err := do(ctx)
+		if !errors.Is(err, ErrConflict) || try == tries {
+			return err
+		}
+		if err := a.sync(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// How often a broker that starts looks whether another has made what both need,
+// and how long it waits for that.
+const (
+	settleEvery = 100 * time.Millisecond
+	settleMost  = 2 * leaseLife
+)
+
+// settled is decide at the start: it waits while another broker does it.
+func (a *Authority) settled(ctx context.Context, do func(context.Context) error) error {
+	for waited := time.Duration(0); ; waited += settleEvery {
+		err := a.decide(ctx, do)
+		var led *ledElsewhere
+		if !errors.As(err, &led) || waited >= settleMost {
+			return err
+		}
+		timer := time.NewTimer(settleEvery)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		case <-timer.C:
+		}
+		if err := a.sync(ctx); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,593 @@
+package authority_test
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
+	"pgregory.net/rapid"
+
+	"github.com/credence-id/credence/broker/authority"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/broker/store/postgrestest"
+)
+
+// replica is the configuration of one of several brokers over e's records.
+func (e *env) replica(name string) authority.Config {
+	cfg := e.config()
+	cfg.Broker, cfg.Leases = name, e.records
+	return cfg
+}
+
+func openReplica(t testing.TB, cfg authority.Config) *authority.Authority {
+	t.Helper()
+	a, err := authority.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// replicas are three brokers with all of their first keys.
+func (e *env) replicas() (all []*authority.Authority) {
+	e.t.Helper()
+	for i := range 3 {
+		all = append(all, openReplica(e.t, e.replica(fmt.Sprintf("b%d", i+1))))
+		e.tick(all[i])
+	}
+	e.reload(all...)
+	return all
+}
+
+func (e *env) reload(all ...*authority.Authority) {
+	e.t.Helper()
+	for _, a := range all {
+		if err := a.Reload(e.t.Context()); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+}
+
+// shown is what an authority says of itself, without what one broker alone has.
+func shown(a *authority.Authority) []authority.Status {
+	list := a.List()
+	for i := range list {
+		list[i].KeySource, list[i].Problem = "", ""
+	}
+	return list
+}
+
+// agree has each of them say the same, and sign what the bundle of each other
+// verifies.
+func agree(t *testing.T, e *env, all ...*authority.Authority) {
+	t.Helper()
+	e.reload(all...)
+	for _, a := range all {
+		if d := cmp.Diff(shown(all[0]), shown(a)); d != "" {
+			t.Errorf("they say (-one, +another):\n%s", d)
+		}
+		if string(a.Bundle().Document) != string(all[0].Bundle().Document) {
+			t.Errorf("bundles: %s and %s", a.Bundle().Document, all[0].Bundle().Document)
+		}
+	}
+	for _, a := range all {
+		signs(t, e, a)
+	}
+}
+
+// Brokers that start at one moment over an empty database make one root and one
+// set of JWT keys, and each an issuing CA.
+func TestFirstStartTogether(t *testing.T) {
+	t.Parallel()
+	server := postgrestest.Start(t)
+	for range 5 {
+		e := newEnv(t)
+		url := server.Database(t)
+		all := make([]*authority.Authority, 3)
+		var starting errgroup.Group
+		for i := range all {
+			starting.Go(func() (err error) {
+				s, err := store.Open(t.Context(), store.Config{URL: url, Now: e.clock.now})
+				if err != nil {
+					return err
+				}
+				t.Cleanup(func() { s.Close() })
+				cfg := e.config()
+				cfg.Broker, cfg.Records, cfg.Leases = fmt.Sprint("b", i), s, s
+				if all[i], err = authority.Open(t.Context(), cfg); err != nil {
+					return err
+				}
+				_, err = all[i].Tick(t.Context())
+				return err
+			})
+		}
+		if err := starting.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		agree(t, e, all...)
+		counts := map[string]int{}
+		for _, s := range all[0].List() {
+			counts[fmt.Sprint(s.Use, s.Alg, s.State)]++
+		}
+		want := map[string]int{"rootP256active": 1, "x509P256active": 3, "jwtES256active": 1, "jwtES256published": 1, "jwtRS256active": 1, "jwtRS256published": 1}
+		if d := cmp.Diff(want, counts); d != "" {
+			t.Fatal(d)
+		}
+	}
+}
+
+// What one broker did the others obey after Reload, and say it alike.
+func TestReload(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	a, b, c := all[0], all[1], all[2]
+	changed, before := b.Changed(), b.Bundle().Sequence
+	one, two := states(a, "ES256")[authority.Active], states(a, "ES256")[authority.Published]
+	if _, err := a.ReplaceJWT(t.Context(), "ES256", "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	signedBy(t, e, b, "ES256", one) // it cannot know yet
+	e.reload(b, c)
+	select {
+	case <-changed:
+	default:
+		t.Error("Changed did not move")
+	}
+	if b.Bundle().Sequence <= before || slices.Contains(kids(b, "ES256"), one) {
+		t.Errorf("the revoked key is published under %d", b.Bundle().Sequence)
+	}
+	signedBy(t, e, b, "ES256", two)
+	agree(t, e, all...)
+
+	e.need(b.PublishRoot(t.Context()))
+	e.need(c.ActivateRoot(t.Context(), of(b, authority.Root, authority.Published).ID)) // acts read first
+	e.reload(all...)
+	for _, x := range all {
+		e.tick(x)
+	}
+	agree(t, e, all...)
+	root := of(a, authority.Root, authority.Active).ID
+	for _, s := range a.List() {
+		if s.Use == authority.Issuing && s.State == authority.Active && s.Root != root {
+			t.Errorf("the CA of %s stands under the old root", s.Broker)
+		}
+	}
+}
+
+// aged answers with what it read before.
+type aged struct {
+	authority.Records
+	old func() ([]authority.Record, authority.Publication)
+}
+
+func (r *aged) Authorities(ctx context.Context) ([]authority.Record, authority.Publication, error) {
+	if r.old == nil {
+		return r.Records.Authorities(ctx)
+	}
+	all, p := r.old()
+	return all, p, nil
+}
+
+// A copy of the database that lags behind takes nothing back.
+func TestReloadOlder(t *testing.T) {
+	e := newEnv(t)
+	cfg := e.replica("b1")
+	records := &aged{Records: e.records}
+	cfg.Records = records
+	a := openReplica(t, cfg)
+	e.tick(a)
+	all, p, err := e.records.Authorities(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.ReplaceJWT(t.Context(), "ES256", "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	list, document := shown(a), string(a.Bundle().Document)
+	for name, version := range map[string]authority.Version{"as it was": p.Version, "under a new revision": {All: 1000, Shared: 1000}} {
+		records.old = func() ([]authority.Record, authority.Publication) {
+			p := p
+			p.Version = version
+			return slices.Clone(all), p
+		}
+		if err := a.Reload(t.Context()); !errors.Is(err, authority.ErrOlder) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	records.old = func() ([]authority.Record, authority.Publication) { // who writes the database has the key active again
+		return slices.Clone(all), authority.Publication{Sequence: 1 << 62, Version: authority.Version{All: 1000, Shared: 1000}}
+	}
+	if err := a.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "was revoked") {
+		t.Errorf("a revoked key came back: %v", err)
+	}
+	if d := cmp.Diff(list, shown(a)); d != "" || document != string(a.Bundle().Document) {
+		t.Errorf("taken over:\n%s", d)
+	}
+}
+
+// A holder of the lease that froze amid a rotation changes nothing when it wakes
+// up, and obeys what others did.
+func TestFrozenHolder(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	keys := &interfering{Keys: e.keys}
+	cfg := e.replica("frozen")
+	cfg.Keys = keys
+	a, b := openReplica(t, cfg), all[1]
+	e.clock.set(start.Add(7*day + hour)) // a rotation is due
+	var after map[string]authority.Record
+	keys.during = func(alg string) {
+		if alg != "ES256" || after != nil {
+			return
+		}
+		after = map[string]authority.Record{}
+		e.clock.set(e.clock.now().Add(hour)) // it is frozen, and its lease ends
+		e.tick(b)
+		if _, err := b.ReplaceJWT(t.Context(), "ES256", "stolen"); err != nil {
+			t.Error(err)
+		}
+		after = maps.Clone(e.records.rows)
+	}
+	e.tick(a)
+	if len(after) == 0 {
+		t.Fatal("it made no key: the test is not one")
+	}
+	for id, r := range after {
+		now := e.records.rows[id]
+		now.LastExpiry = r.LastExpiry
+		if d := cmp.Diff(r, now); d != "" && r.Broker != "frozen" {
+			t.Errorf("the frozen holder changed %s %s:\n%s", r.Use, id, d)
+		}
+	}
+	all = append(all, a)
+	for _, x := range all {
+		e.tick(x)
+	}
+	agree(t, e, all...)
+}
+
+// A fence refuses a holder that the others overtook, also where they wrote
+// nothing.
+func TestFence(t *testing.T) {
+	e := newEnv(t)
+	cfg := e.replica("b1")
+	keys := &interfering{Keys: e.keys}
+	cfg.Keys = keys
+	a := openReplica(t, cfg)
+	e.tick(a)
+	saved, overtaken := e.records.publication, 0
+	keys.during = func(string) {
+		if overtaken++; overtaken == 1 {
+			if _, _, err := e.records.Acquire(t.Context(), authority.LeaseName, "b2", time.Minute, true); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	e.clock.set(start.Add(7*day + hour))
+	e.records.step = func(before, after map[string]authority.Record) error {
+		for id, r := range after {
+			if r.Use == authority.JWTKey && r.State != before[id].State {
+				return errors.New("b2 has the lease")
+			}
+		}
+		return nil
+	}
+	if _, err := a.Tick(t.Context()); err != nil { // b2 does it
+		t.Error(err)
+	}
+	if overtaken == 0 || e.records.publication.Sequence != saved.Sequence {
+		t.Errorf("overtaken %d times, sequence %d after %d", overtaken, e.records.publication.Sequence, saved.Sequence)
+	}
+	e.records.step = nil
+	e.clock.set(e.clock.now().Add(2 * time.Minute)) // b2 never did
+	e.tick(a)
+	if e.records.publication.Sequence == saved.Sequence {
+		t.Error("nobody rotates any more")
+	}
+}
+
+// In the steady state nobody asks for the lease.
+func TestLeaseCostsNothing(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	leases := e.records.leases
+	for h := range 11 {
+		e.clock.set(start.Add(time.Duration(h) * hour))
+		for _, a := range all {
+			e.tick(a)
+		}
+	}
+	if e.records.leases != leases {
+		t.Errorf("%d leases in ten hours", e.records.leases-leases)
+	}
+}
+
+// Each broker's own issuing CA is its own matter: one that is renewed is no
+// conflict for another that is renewed on what was read before.
+func TestOwnChangesDoNotConflict(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	e.clock.set(start.Add(40 * hour))
+	saves := e.records.saves
+	for _, a := range all {
+		e.need(a.RotateIssuing(t.Context()))
+	}
+	if n := e.records.saves - saves; n != len(all) {
+		t.Errorf("%d writes for %d renewals", n, len(all))
+	}
+	agree(t, e, all...)
+}
+
+// What a broker that is gone leaves behind is shown, and ends by itself.
+func TestGoneBroker(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	a := all[0]
+	named := func(name string) (states []authority.State) {
+		for _, s := range a.List() {
+			if s.Broker == name {
+				states = append(states, s.State)
+			}
+		}
+		return states
+	}
+	if got := named("b3"); !slices.Equal(got, []authority.State{authority.Active}) {
+		t.Errorf("b3's: %v", got)
+	}
+	for h := time.Duration(0); h < 90; h += 8 {
+		e.clock.set(start.Add(h * hour))
+		e.tick(all[1])
+		e.tick(a)
+	}
+	if got := named("b3"); !slices.Equal(got, []authority.State{authority.Revoked}) {
+		t.Errorf("b3's after its end: %v", got)
+	}
+	b := openReplica(t, e.replica("b3")) // and it may come back
+	agree(t, e, a, all[1], b)
+}
+
+// lossy keys lose some.
+type lossy struct {
+	authority.Keys
+	err  error
+	lost func(ref string) bool
+}
+
+func (k *lossy) Open(ctx context.Context, ref string) (crypto.Signer, error) {
+	if k.lost != nil && k.lost(ref) {
+		return nil, fmt.Errorf("key %s: %w", ref, k.err)
+	}
+	return k.Keys.Open(ctx, ref)
+}
+
+// A broker whose issuing key is lost makes another CA.
+func TestIssuingKeyIsLost(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	lost := of(all[0], authority.Issuing, authority.Active)
+	for _, s := range all[0].List() {
+		if s.Broker == "b2" {
+			lost = s
+		}
+	}
+	keys := &lossy{Keys: e.keys, err: fs.ErrNotExist, lost: func(ref string) bool { return ref == e.records.rows[lost.ID].KeyRef }}
+	cfg := e.replica("b2")
+	cfg.Keys, cfg.JWTKeys, cfg.RootKeys = keys, e.keys, e.keys
+	b := openReplica(t, cfg)
+	e.tick(b)
+	agree(t, e, all[0], b, all[2])
+	if s := e.records.rows[lost.ID].State; s != authority.Old {
+		t.Errorf("the lost one is %s", s)
+	}
+}
+
+// A broker that cannot open a JWT key that others made signs on with what it
+// has, and says what is missing.
+func TestJWTKeyOfAnotherKEK(t *testing.T) {
+	e := newEnv(t)
+	missing := errors.New("encrypted under key-encryption key 0123")
+	keys := &lossy{Keys: e.keys, err: missing}
+	cfg := e.replica("b2")
+	cfg.JWTKeys = keys
+	all := e.replicas()
+	a, b := all[0], openReplica(t, cfg)
+	known := map[string]bool{}
+	for _, r := range e.records.rows {
+		known[r.KeyRef] = true
+	}
+	e.clock.set(start.Add(7*day + hour))
+	e.tick(a)
+	e.clock.set(start.Add(14*day + 3*hour))
+	e.tick(a) // the active key is one that b never had
+	keys.lost = func(ref string) bool { return !known[ref] }
+	before := kids(b, "ES256")
+	e.reload(b)
+	if slices.Equal(before, kids(b, "ES256")) {
+		t.Error("the bundle is the old one")
+	}
+	signedBy(t, e, b, "ES256", states(a, "ES256")[authority.Old])
+	e.clock.set(e.clock.now().Add(2 * day))
+	e.tick(a) // it leaves the bundle
+	e.reload(b)
+	_, err := b.SignJWT(t.Context(), jwtGrant(t, "ES256", e.clock.now(), "a"))
+	if err == nil || !strings.Contains(err.Error(), missing.Error()) {
+		t.Errorf("%v, want %v", err, missing)
+	}
+	said := 0
+	for _, s := range b.List() {
+		if strings.Contains(s.Problem, missing.Error()) {
+			said++
+		}
+	}
+	if said == 0 {
+		t.Error("List does not say so")
+	}
+	key := newKey(t)
+	e.tick(b)
+	if _, err := b.SignX509(t.Context(), nodeGrant(t, key.Public(), e.clock.now(), hour), key.Public()); err != nil {
+		t.Error(err)
+	}
+	keys.lost = nil
+	e.reload(b)
+	agree(t, e, a, b)
+}
+
+// While the store takes nothing, signing goes on for an hour at least, whenever
+// that begins: no signature waits for it.
+func TestStoreAway(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	i := identity.Identity{JWT: &identity.JWT{Audiences: identity.Plain("a"), Alg: "ES256", TTL: hour}}
+	sign := func(a *authority.Authority, at time.Time) {
+		t.Helper()
+		key := newKey(t)
+		chain, err := a.SignX509(t.Context(), nodeGrant(t, key.Public(), at, 4*hour), key.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := chain[0].NotAfter.Sub(at); left < 2*hour {
+			t.Fatalf("an SVID of %s", left)
+		}
+		if _, err := a.SignJWT(t.Context(), grant(t, i, identity.Request{Audiences: []string{"a"}, Time: at})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for minute := range 24 * 6 { // ten minutes each
+		at := start.Add(time.Duration(minute) * 10 * time.Minute)
+		e.clock.set(at)
+		for _, a := range all {
+			sign(a, at)
+			e.tick(a)
+		}
+		saves := e.records.saves
+		e.records.away = true
+		for away := time.Duration(0); away <= hour; away += 20 * time.Minute {
+			e.clock.set(at.Add(away))
+			sign(all[minute%3], at.Add(away))
+		}
+		e.records.away = false
+		if e.records.saves != saves {
+			t.Fatalf("after %s a signature asked for a write", at.Sub(start))
+		}
+	}
+}
+
+// An SVID that outlives what is promised is cut short while the store is away;
+// when nothing is left of the promise the error says what is missing.
+func TestPromiseIsSpent(t *testing.T) {
+	e := newEnv(t)
+	a := openReplica(t, e.replica("b1"))
+	e.records.away = true
+	key := newKey(t)
+	chain, err := a.SignX509(t.Context(), nodeGrant(t, key.Public(), start, 3*hour), key.Public())
+	if err != nil || !chain[0].NotAfter.Equal(of(a, authority.Issuing, authority.Active).LastExpiry) {
+		t.Fatalf("%v", err)
+	}
+	if _, err := a.SignX509(t.Context(), nodeGrant(t, key.Public(), start, 9*hour), key.Public()); !errors.Is(err, errSave) {
+		t.Errorf("%v", err)
+	}
+	e.clock.set(start.Add(4 * hour))
+	if _, err := a.SignJWT(t.Context(), jwtGrant(t, "ES256", e.clock.now(), "a")); !errors.Is(err, errSave) || !strings.Contains(err.Error(), "promised") {
+		t.Errorf("%v", err)
+	}
+	e.records.away = false
+	if _, err := a.SignJWT(t.Context(), jwtGrant(t, "ES256", e.clock.now(), "a")); err != nil {
+		t.Error(err)
+	}
+}
+
+// A broker starts on records that can only be read, and signs as before.
+func TestOpenWithoutWrites(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	for _, at := range []time.Duration{10 * time.Minute, 37 * hour} { // and when its issuing CA is to be replaced
+		e.clock.set(start.Add(at))
+		e.tick(all[0])
+		e.tick(all[1])
+		e.records.away = true
+		a := openReplica(t, e.replica("b1"))
+		signs(t, e, a)
+		e.records.away = false
+		agree(t, e, a, all[1])
+	}
+}
+
+// Three brokers act at random, each on what it knows: what is durable is sound
+// at each step, and they agree once each has read it.
+func TestReplicasAtRandom(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(r *rapid.T) {
+		e := newEnv(t)
+		e.lives = authority.Lives{Issuing: 12 * hour, JWTKey: 30 * hour, Lead: 10 * hour, Keep: hour}
+		sequence := uint64(0)
+		e.records.step = func(_, after map[string]authority.Record) error {
+			if p := e.records.publication; p.Sequence < sequence {
+				return fmt.Errorf("sequence %d after %d", p.Sequence, sequence)
+			}
+			sequence = e.records.publication.Sequence
+			roots := 0
+			for _, row := range after {
+				if row.Use == authority.Root && row.State == authority.Active {
+					roots++
+				}
+			}
+			if roots > 1 {
+				return errors.New("two active roots")
+			}
+			return threeAtMost(after)
+		}
+		var all []*authority.Authority
+		for i := range 3 {
+			all = append(all, openReplica(t, e.replica(fmt.Sprint("b", i))))
+		}
+		for range rapid.IntRange(5, 25).Draw(r, "acts") {
+			e.clock.set(e.clock.now().Add(time.Duration(rapid.IntRange(0, 8).Draw(r, "half hours")) * 30 * time.Minute))
+			a := rapid.SampledFrom(all).Draw(r, "broker")
+			act := rapid.SampledFrom(append([]string{"tick", "reload", "sign", "all at once"}, actNames...)).Draw(r, "act")
+			err := e.actOf(a, act, all)
+			if err != nil && !errors.Is(err, authority.ErrNotYet) && !errors.Is(err, authority.ErrNothing) && !errors.Is(err, authority.ErrRefused) {
+				r.Fatalf("%s: %v", act, err)
+			}
+		}
+		e.reload(all...)
+		for _, a := range all {
+			e.tick(a)
+		}
+		agree(t, e, all...)
+	})
+}
+
+func (e *env) actOf(a *authority.Authority, act string, all []*authority.Authority) error {
+	switch act {
+	case "tick":
+		_, err := a.Tick(e.t.Context())
+		return err
+	case "reload":
+		return a.Reload(e.t.Context())
+	case "sign":
+		_, err := a.SignJWT(e.t.Context(), jwtGrant(e.t, "ES256", e.clock.now(), "a"))
+		return err
+	case "install", "revoke": // of one broker's house
+		return nil
+	case "all at once":
+		var acting sync.WaitGroup
+		errs := make([]error, len(all))
+		for i, a := range all {
+			acting.Go(func() { _, errs[i] = a.Tick(e.t.Context()) })
+		}
+		acting.Wait()
+		return errors.Join(errs...)
+	}
+	return (&house{env: e}).act(a, act)
+}
