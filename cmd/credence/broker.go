@@ -82,7 +82,9 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if err := p.openStore(ctx, o); err != nil {
 		return nil, err
 	}
-	if p.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Observe: p.metrics.Recorded, Log: o.log}); err != nil {
+	record := f.Audit.config(f.Data, o.log)
+	record.Observe = p.metrics.Recorded
+	if p.audit, err = audit.Open(record); err != nil {
 		return nil, err
 	}
 	if err := p.claimName(ctx, o.now()); err != nil {

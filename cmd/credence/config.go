@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/login"
@@ -51,6 +53,7 @@ type brokerFile struct {
 	Health  healthFile  `yaml:"health"`  // where probes ask besides admin
 	Metrics metricsFile `yaml:"metrics"` // where Prometheus asks besides admin
 	Pprof   bool        `yaml:"pprof"`   // the Go runtime's profiles, on admin alone
+	Audit   auditFile   `yaml:"audit"`   // the record
 
 	CA anchorFile `yaml:",inline"`
 
@@ -94,6 +97,9 @@ func (f *brokerFile) complete() (err error) {
 		return e
 	}
 	if e := f.completeKeys(); e != nil {
+		return e
+	}
+	if e := f.Audit.check(); e != nil {
 		return e
 	}
 	if e := f.CA.check(); e != nil {
@@ -178,6 +184,31 @@ func (f *brokerFile) refreshHint() (time.Duration, error) {
 		hint = 5 * time.Minute
 	}
 	return hint.Truncate(time.Second), err
+}
+
+// auditFile is audit of broker.yaml.
+type auditFile struct {
+	// HMACFacts name facts, or with .* what facts begin with, whose values the
+	// record has by an HMAC alone; absent: user.email and workload.docker.env.*.
+	HMACFacts []string `yaml:"hmac_facts"`
+}
+
+func (a auditFile) check() error {
+	for _, fact := range a.HMACFacts {
+		if err := audit.CheckFactPattern(fact); err != nil {
+			return fmt.Errorf("audit.hmac_facts: %w", err)
+		}
+	}
+	return nil
+}
+
+// config is how the record in a data directory is kept.
+func (a auditFile) config(data string, log *slog.Logger) audit.Config {
+	c := audit.Config{Dir: filepath.Join(data, "audit"), HMACFacts: a.HMACFacts, Log: log}
+	if a.HMACFacts == nil {
+		c.HMACFacts = audit.DefaultHMACFacts()
+	}
+	return c
 }
 
 // roleFile is a role of broker.yaml.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -69,7 +68,7 @@ func (p *program) keys(cmd *cobra.Command, f brokerFile, rewrap bool, forget []s
 	if b.store, err = store.Open(ctx, f.storeConfig(p.Now)); err != nil {
 		return cli.BadInput(err)
 	}
-	if b.audit, err = audit.Open(audit.Config{Dir: filepath.Join(f.Data, "audit"), Log: p.Logger()}); err != nil {
+	if b.audit, err = audit.Open(f.Audit.config(f.Data, p.Logger())); err != nil {
 		return cli.BadInput(err)
 	}
 	td, err := identity.ParseTrustDomain(f.TrustDomain)

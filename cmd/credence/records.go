@@ -31,17 +31,23 @@ one document.`,
 	tail.Flags().BoolP("follow", "f", false, "go on with what comes")
 	addFilter(tail)
 	verify := &cobra.Command{
-		Use: "verify [--data DIR]", Short: "Check the whole record: that nothing was changed, cut out or put in", Args: cobra.NoArgs,
+		Use: "verify [--data DIR] [--heads FILE] [--from-agents]", Short: "Check the whole record: that nothing was changed, cut out or put in", Args: cobra.NoArgs,
 		Long: `Verify checks each record's hash against the one before it. The broker does it,
 or with --data this program, on a broker's data directory, running or not.
-Compare the head that it prints with one that was noted elsewhere: whoever can
-write the files could have made a new chain, but not one that ends in an old
-head. It exits 1 where the record does not hold.`,
+Whoever can write the files can make a new chain, but not one that has the heads
+which others keep: --from-agents asks connected agents for theirs, and --heads
+reads those that credence audit heads, or an agent's heads.jsonl, kept. The first
+head that does not fit says from which record on the record cannot be trusted. A
+broker that may be another's judges nothing: with --data this program does. It
+exits 1 where the record does not hold.`,
 		Example: "  credence audit verify\n  credence audit verify --data ./state/broker",
 		RunE:    p.verifyAudit,
 	}
 	verify.Flags().String("data", "", "a broker's data directory, instead of asking a broker")
-	return cli.Group("audit", "The record of who got which identity, when and why", cli.AddOutput(addAdmin(tail)), cli.AddOutput(addAdmin(verify)), p.queryCommand())
+	verify.Flags().String("heads", "", "heads that were kept, one a line; - reads standard input")
+	verify.Flags().String("origin", "", "with --data: the name of the broker whose record it is, where the heads are of several")
+	addAskedAgents(verify)
+	return cli.Group("audit", "The record of who got which identity, when and why", cli.AddOutput(addAdmin(tail)), cli.AddOutput(addAdmin(verify)), p.headsCommand(), p.hmacCommand(), p.queryCommand())
 }
 
 func (p *program) tailAudit(cmd *cobra.Command, _ []string) error {
@@ -134,6 +140,10 @@ type verifyView struct {
 	Sequence uint64 `json:"sequence"`
 	Head     string `json:"head"` // hex, the last record's hash
 	Problem  string `json:"problem"`
+
+	Confirmed uint64   `json:"confirmed"` // heads kept elsewhere that stand in the record
+	Agents    uint32   `json:"agents"`    // that told theirs
+	Notes     []string `json:"notes"`     // on heads that were not held against it
 }
 
 func (p *program) verifyAudit(cmd *cobra.Command, _ []string) error {
@@ -146,6 +156,12 @@ func (p *program) verifyAudit(cmd *cobra.Command, _ []string) error {
 			return nil
 		}
 		_, err := fmt.Fprintf(p.Out, "%d records in %d files hold together; the head is %s %s\n", v.Records, v.Files, audit.Ref{Sequence: v.Sequence}.ID(), v.Head)
+		if v.Confirmed > 0 || v.Agents > 0 {
+			_, err = fmt.Fprintf(p.Out, "%d heads that were kept elsewhere stand in it; %d agents told theirs\n", v.Confirmed, v.Agents)
+		}
+		for _, note := range v.Notes {
+			fmt.Fprintln(p.Err, note)
+		}
 		return err
 	})
 	if err == nil && !v.Holds {
@@ -156,18 +172,37 @@ func (p *program) verifyAudit(cmd *cobra.Command, _ []string) error {
 
 // verified reads the record in --data, or has the broker read its own.
 func (p *program) verified(cmd *cobra.Command) (v verifyView, err error) {
+	lines, heads, err := p.headsFile(cmd)
+	if err != nil {
+		return v, err
+	}
+	fromAgents, most := askedAgents(cmd)
 	defer p.StartProgress("reading the record").Stop()
 	if dir, _ := cmd.Flags().GetString("data"); dir != "" {
-		report, err := audit.Verify(filepath.Join(dir, "audit"))
-		v = verifyView{err == nil, report.Records, uint32(report.Files), report.Head.Sequence, hex.EncodeToString(report.Head.Hash[:]), ""}
+		if fromAgents {
+			return v, cli.BadInput(errors.New("--from-agents asks the broker: credence audit heads --from-agents prints what --heads takes"))
+		}
+		origin, _ := cmd.Flags().GetString("origin")
+		known, notes, err := knownHere(origin, heads)
+		if err != nil {
+			return v, err
+		}
+		report, err := audit.VerifyKnown(cmd.Context(), filepath.Join(dir, "audit"), known)
+		v = verifyView{
+			Holds: err == nil, Records: report.Records, Files: uint32(report.Files), Sequence: report.Head.Sequence, Head: hex.EncodeToString(report.Head.Hash[:]),
+			Confirmed: uint64(report.Confirmed), Notes: notes,
+		}
 		if err != nil {
 			v.Problem = err.Error()
 		}
 		return v, nil
 	}
 	err = adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-		r, err := c.VerifyAudit(ctx, &api.VerifyAuditRequest{})
-		v = verifyView{r.GetProblem() == "", r.GetRecords(), r.GetFiles(), r.GetSequence(), hex.EncodeToString(r.GetHead()), r.GetProblem()}
+		r, err := c.VerifyAudit(ctx, &api.VerifyAuditRequest{Heads: lines, FromAgents: fromAgents, Agents: most})
+		v = verifyView{
+			r.GetProblem() == "", r.GetRecords(), r.GetFiles(), r.GetSequence(), hex.EncodeToString(r.GetHead()), r.GetProblem(),
+			r.GetConfirmed(), r.GetAgents(), r.GetNotes(),
+		}
 		return err
 	})
 	return v, err

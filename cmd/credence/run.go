@@ -202,6 +202,10 @@ data: %s
 # metrics: {listen: "", allow: []}
 # pprof: false              # the Go runtime's profiles, on the admin socket alone
 
+# Facts whose values the record has by an HMAC alone, under a key in its directory
+# (credence audit hmac finds one that is known): names, or beginnings and .*.
+# audit: {hmac_facts: [user.email, "workload.docker.env.*"]}
+
 # The shortest life that an Identity may ask for.
 # min_ttl: 1m
 `
