@@ -2102,18 +2102,30 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type StatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Issuer        string                 `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	StartedAt     int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
-	Nodes         uint32                 `protobuf:"varint,6,opt,name=nodes,proto3" json:"nodes,omitempty"`
-	Identities    uint32                 `protobuf:"varint,7,opt,name=identities,proto3" json:"identities,omitempty"`
-	Listen        map[string]string      `protobuf:"bytes,8,rep,name=listen,proto3" json:"listen,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Problem       string                 `protobuf:"bytes,9,opt,name=problem,proto3" json:"problem,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain    string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Version        string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Issuer         string                 `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	StartedAt      int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	Revision       uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Nodes          uint32                 `protobuf:"varint,6,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Identities     uint32                 `protobuf:"varint,7,opt,name=identities,proto3" json:"identities,omitempty"`
+	Listen         map[string]string      `protobuf:"bytes,8,rep,name=listen,proto3" json:"listen,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Problem        string                 `protobuf:"bytes,9,opt,name=problem,proto3" json:"problem,omitempty"`    // all problems
+	Name           string                 `protobuf:"bytes,10,opt,name=name,proto3" json:"name,omitempty"`         // of this broker
+	Problems       []string               `protobuf:"bytes,11,rep,name=problems,proto3" json:"problems,omitempty"` // what somebody has to see to, the worst first
+	Unready        []string               `protobuf:"bytes,12,rep,name=unready,proto3" json:"unready,omitempty"`   // why it should be asked for nothing; none: it is ready
+	Store          *StoreStatus           `protobuf:"bytes,13,opt,name=store,proto3" json:"store,omitempty"`
+	Replicas       []*ReplicaStatus       `protobuf:"bytes,14,rep,name=replicas,proto3" json:"replicas,omitempty"` // brokers that share the store, this one too
+	Authorities    []*AuthorityInfo       `protobuf:"bytes,15,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	Record         *RecordStatus          `protobuf:"bytes,16,opt,name=record,proto3" json:"record,omitempty"`
+	NodeStates     *NodesStatus           `protobuf:"bytes,17,opt,name=node_states,json=nodeStates,proto3" json:"node_states,omitempty"`
+	Peers          []*PeerInfo            `protobuf:"bytes,18,rep,name=peers,proto3" json:"peers,omitempty"`
+	Cutoffs        uint32                 `protobuf:"varint,19,opt,name=cutoffs,proto3" json:"cutoffs,omitempty"`                                     // that stand
+	PolicyRevision uint64                 `protobuf:"varint,20,opt,name=policy_revision,json=policyRevision,proto3" json:"policy_revision,omitempty"` // in force
+	SvidEnds       int64                  `protobuf:"varint,21,opt,name=svid_ends,json=svidEnds,proto3" json:"svid_ends,omitempty"`                   // the broker's own
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -2209,6 +2221,450 @@ func (x *StatusResponse) GetProblem() string {
 	return ""
 }
 
+func (x *StatusResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetUnready() []string {
+	if x != nil {
+		return x.Unready
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetStore() *StoreStatus {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetReplicas() []*ReplicaStatus {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetAuthorities() []*AuthorityInfo {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetRecord() *RecordStatus {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetNodeStates() *NodesStatus {
+	if x != nil {
+		return x.NodeStates
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetPeers() []*PeerInfo {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetCutoffs() uint32 {
+	if x != nil {
+		return x.Cutoffs
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetPolicyRevision() uint64 {
+	if x != nil {
+		return x.PolicyRevision
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetSvidEnds() int64 {
+	if x != nil {
+		return x.SvidEnds
+	}
+	return 0
+}
+
+type StoreStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Away          bool                   `protobuf:"varint,1,opt,name=away,proto3" json:"away,omitempty"`
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"` // since when it is there, or away; 0: it was not asked yet
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	Revision      uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"` // the last that was seen
+	Taken         uint64                 `protobuf:"varint,5,opt,name=taken,proto3" json:"taken,omitempty"`       // up to which all of it holds here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreStatus) Reset() {
+	*x = StoreStatus{}
+	mi := &file_broker_api_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreStatus) ProtoMessage() {}
+
+func (x *StoreStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
+func (*StoreStatus) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *StoreStatus) GetAway() bool {
+	if x != nil {
+		return x.Away
+	}
+	return false
+}
+
+func (x *StoreStatus) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *StoreStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *StoreStatus) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *StoreStatus) GetTaken() uint64 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
+type ReplicaStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	StartedAt     int64                  `protobuf:"varint,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	SeenAt        int64                  `protobuf:"varint,4,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
+	Taken         uint64                 `protobuf:"varint,5,opt,name=taken,proto3" json:"taken,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,6,opt,name=sequence,proto3" json:"sequence,omitempty"` // of its record's last
+	Connected     uint32                 `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`
+	Gone          bool                   `protobuf:"varint,8,opt,name=gone,proto3" json:"gone,omitempty"` // it has not been seen for a while
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaStatus) Reset() {
+	*x = ReplicaStatus{}
+	mi := &file_broker_api_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaStatus) ProtoMessage() {}
+
+func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
+func (*ReplicaStatus) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ReplicaStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetStartedAt() int64 {
+	if x != nil {
+		return x.StartedAt
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetSeenAt() int64 {
+	if x != nil {
+		return x.SeenAt
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetTaken() uint64 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetConnected() uint32 {
+	if x != nil {
+		return x.Connected
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+type RecordStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Head          []byte                 `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	Indexed       uint64                 `protobuf:"varint,3,opt,name=indexed,proto3" json:"indexed,omitempty"`                               // what the issuance index has of it
+	FailingSince  int64                  `protobuf:"varint,4,opt,name=failing_since,json=failingSince,proto3" json:"failing_since,omitempty"` // 0: it can be written
+	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	Free          int64                  `protobuf:"varint,6,opt,name=free,proto3" json:"free,omitempty"`       // bytes of room on its disk; negative: not known
+	Waiting       uint32                 `protobuf:"varint,7,opt,name=waiting,proto3" json:"waiting,omitempty"` // calls that wait for the disk
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordStatus) Reset() {
+	*x = RecordStatus{}
+	mi := &file_broker_api_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordStatus) ProtoMessage() {}
+
+func (x *RecordStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordStatus.ProtoReflect.Descriptor instead.
+func (*RecordStatus) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *RecordStatus) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RecordStatus) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *RecordStatus) GetIndexed() uint64 {
+	if x != nil {
+		return x.Indexed
+	}
+	return 0
+}
+
+func (x *RecordStatus) GetFailingSince() int64 {
+	if x != nil {
+		return x.FailingSince
+	}
+	return 0
+}
+
+func (x *RecordStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *RecordStatus) GetFree() int64 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
+func (x *RecordStatus) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+type NodesStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Joined        uint32                 `protobuf:"varint,1,opt,name=joined,proto3" json:"joined,omitempty"`
+	Ended         uint32                 `protobuf:"varint,2,opt,name=ended,proto3" json:"ended,omitempty"`
+	Evicted       uint32                 `protobuf:"varint,3,opt,name=evicted,proto3" json:"evicted,omitempty"`
+	Overdue       uint32                 `protobuf:"varint,4,opt,name=overdue,proto3" json:"overdue,omitempty"`                      // joined, and past three quarters of their SVID's life
+	FirstEnds     int64                  `protobuf:"varint,5,opt,name=first_ends,json=firstEnds,proto3" json:"first_ends,omitempty"` // when the first SVID of those that joined ends
+	Connected     uint32                 `protobuf:"varint,6,opt,name=connected,proto3" json:"connected,omitempty"`
+	Sessions      uint32                 `protobuf:"varint,7,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodesStatus) Reset() {
+	*x = NodesStatus{}
+	mi := &file_broker_api_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodesStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodesStatus) ProtoMessage() {}
+
+func (x *NodesStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodesStatus.ProtoReflect.Descriptor instead.
+func (*NodesStatus) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *NodesStatus) GetJoined() uint32 {
+	if x != nil {
+		return x.Joined
+	}
+	return 0
+}
+
+func (x *NodesStatus) GetEnded() uint32 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
+}
+
+func (x *NodesStatus) GetEvicted() uint32 {
+	if x != nil {
+		return x.Evicted
+	}
+	return 0
+}
+
+func (x *NodesStatus) GetOverdue() uint32 {
+	if x != nil {
+		return x.Overdue
+	}
+	return 0
+}
+
+func (x *NodesStatus) GetFirstEnds() int64 {
+	if x != nil {
+		return x.FirstEnds
+	}
+	return 0
+}
+
+func (x *NodesStatus) GetConnected() uint32 {
+	if x != nil {
+		return x.Connected
+	}
+	return 0
+}
+
+func (x *NodesStatus) GetSessions() uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
 type PeerInfo struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	TrustDomain     string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
@@ -2237,7 +2693,7 @@ type PeerInfo struct {
 
 func (x *PeerInfo) Reset() {
 	*x = PeerInfo{}
-	mi := &file_broker_api_admin_proto_msgTypes[33]
+	mi := &file_broker_api_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2705,7 @@ func (x *PeerInfo) String() string {
 func (*PeerInfo) ProtoMessage() {}
 
 func (x *PeerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[33]
+	mi := &file_broker_api_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2718,7 @@ func (x *PeerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerInfo.ProtoReflect.Descriptor instead.
 func (*PeerInfo) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{33}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PeerInfo) GetTrustDomain() string {
@@ -2414,7 +2870,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[34]
+	mi := &file_broker_api_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2426,7 +2882,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[34]
+	mi := &file_broker_api_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2439,7 +2895,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{34}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListPeersRequest) GetTrustDomain() string {
@@ -2458,7 +2914,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[35]
+	mi := &file_broker_api_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2470,7 +2926,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[35]
+	mi := &file_broker_api_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2483,7 +2939,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{35}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerInfo {
@@ -2502,7 +2958,7 @@ type RefreshPeerRequest struct {
 
 func (x *RefreshPeerRequest) Reset() {
 	*x = RefreshPeerRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[36]
+	mi := &file_broker_api_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +2970,7 @@ func (x *RefreshPeerRequest) String() string {
 func (*RefreshPeerRequest) ProtoMessage() {}
 
 func (x *RefreshPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[36]
+	mi := &file_broker_api_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +2983,7 @@ func (x *RefreshPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshPeerRequest.ProtoReflect.Descriptor instead.
 func (*RefreshPeerRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{36}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RefreshPeerRequest) GetTrustDomain() string {
@@ -2546,7 +3002,7 @@ type RefreshPeerResponse struct {
 
 func (x *RefreshPeerResponse) Reset() {
 	*x = RefreshPeerResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[37]
+	mi := &file_broker_api_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +3014,7 @@ func (x *RefreshPeerResponse) String() string {
 func (*RefreshPeerResponse) ProtoMessage() {}
 
 func (x *RefreshPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[37]
+	mi := &file_broker_api_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +3027,7 @@ func (x *RefreshPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshPeerResponse.ProtoReflect.Descriptor instead.
 func (*RefreshPeerResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{37}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RefreshPeerResponse) GetPeer() *PeerInfo {
@@ -2591,7 +3047,7 @@ type AcceptPeerRequest struct {
 
 func (x *AcceptPeerRequest) Reset() {
 	*x = AcceptPeerRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[38]
+	mi := &file_broker_api_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +3059,7 @@ func (x *AcceptPeerRequest) String() string {
 func (*AcceptPeerRequest) ProtoMessage() {}
 
 func (x *AcceptPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[38]
+	mi := &file_broker_api_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +3072,7 @@ func (x *AcceptPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptPeerRequest.ProtoReflect.Descriptor instead.
 func (*AcceptPeerRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{38}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AcceptPeerRequest) GetTrustDomain() string {
@@ -2642,7 +3098,7 @@ type AcceptPeerResponse struct {
 
 func (x *AcceptPeerResponse) Reset() {
 	*x = AcceptPeerResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[39]
+	mi := &file_broker_api_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +3110,7 @@ func (x *AcceptPeerResponse) String() string {
 func (*AcceptPeerResponse) ProtoMessage() {}
 
 func (x *AcceptPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[39]
+	mi := &file_broker_api_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +3123,7 @@ func (x *AcceptPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptPeerResponse.ProtoReflect.Descriptor instead.
 func (*AcceptPeerResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{39}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AcceptPeerResponse) GetPeer() *PeerInfo {
@@ -2686,7 +3142,7 @@ type CheckPeerRequest struct {
 
 func (x *CheckPeerRequest) Reset() {
 	*x = CheckPeerRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[40]
+	mi := &file_broker_api_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2698,7 +3154,7 @@ func (x *CheckPeerRequest) String() string {
 func (*CheckPeerRequest) ProtoMessage() {}
 
 func (x *CheckPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[40]
+	mi := &file_broker_api_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2711,7 +3167,7 @@ func (x *CheckPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPeerRequest.ProtoReflect.Descriptor instead.
 func (*CheckPeerRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{40}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CheckPeerRequest) GetTrustDomain() string {
@@ -2730,7 +3186,7 @@ type CheckPeerResponse struct {
 
 func (x *CheckPeerResponse) Reset() {
 	*x = CheckPeerResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[41]
+	mi := &file_broker_api_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +3198,7 @@ func (x *CheckPeerResponse) String() string {
 func (*CheckPeerResponse) ProtoMessage() {}
 
 func (x *CheckPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[41]
+	mi := &file_broker_api_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +3211,7 @@ func (x *CheckPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPeerResponse.ProtoReflect.Descriptor instead.
 func (*CheckPeerResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{41}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CheckPeerResponse) GetFindings() []*PeerFinding {
@@ -2777,7 +3233,7 @@ type PeerFinding struct {
 
 func (x *PeerFinding) Reset() {
 	*x = PeerFinding{}
-	mi := &file_broker_api_admin_proto_msgTypes[42]
+	mi := &file_broker_api_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2789,7 +3245,7 @@ func (x *PeerFinding) String() string {
 func (*PeerFinding) ProtoMessage() {}
 
 func (x *PeerFinding) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[42]
+	mi := &file_broker_api_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2802,7 +3258,7 @@ func (x *PeerFinding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFinding.ProtoReflect.Descriptor instead.
 func (*PeerFinding) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{42}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PeerFinding) GetStep() string {
@@ -2843,7 +3299,7 @@ type InspectTargetRequest struct {
 
 func (x *InspectTargetRequest) Reset() {
 	*x = InspectTargetRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[43]
+	mi := &file_broker_api_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2855,7 +3311,7 @@ func (x *InspectTargetRequest) String() string {
 func (*InspectTargetRequest) ProtoMessage() {}
 
 func (x *InspectTargetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[43]
+	mi := &file_broker_api_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2868,7 +3324,7 @@ func (x *InspectTargetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetRequest.ProtoReflect.Descriptor instead.
 func (*InspectTargetRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{43}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *InspectTargetRequest) GetTarget() string {
@@ -2903,7 +3359,7 @@ type InspectTargetResponse struct {
 
 func (x *InspectTargetResponse) Reset() {
 	*x = InspectTargetResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[44]
+	mi := &file_broker_api_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2915,7 +3371,7 @@ func (x *InspectTargetResponse) String() string {
 func (*InspectTargetResponse) ProtoMessage() {}
 
 func (x *InspectTargetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[44]
+	mi := &file_broker_api_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2928,7 +3384,7 @@ func (x *InspectTargetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetResponse.ProtoReflect.Descriptor instead.
 func (*InspectTargetResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{44}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *InspectTargetResponse) GetTrustDomain() string {
@@ -3014,7 +3470,7 @@ type ListRevisionsRequest struct {
 
 func (x *ListRevisionsRequest) Reset() {
 	*x = ListRevisionsRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[45]
+	mi := &file_broker_api_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3482,7 @@ func (x *ListRevisionsRequest) String() string {
 func (*ListRevisionsRequest) ProtoMessage() {}
 
 func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[45]
+	mi := &file_broker_api_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3495,7 @@ func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{45}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListRevisionsRequest) GetKind() string {
@@ -3087,7 +3543,7 @@ type ListRevisionsResponse struct {
 
 func (x *ListRevisionsResponse) Reset() {
 	*x = ListRevisionsResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[46]
+	mi := &file_broker_api_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3555,7 @@ func (x *ListRevisionsResponse) String() string {
 func (*ListRevisionsResponse) ProtoMessage() {}
 
 func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[46]
+	mi := &file_broker_api_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3568,7 @@ func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{46}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListRevisionsResponse) GetRevisions() []*ListRevisionsResponse_Revision {
@@ -3144,7 +3600,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[47]
+	mi := &file_broker_api_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3156,7 +3612,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[47]
+	mi := &file_broker_api_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3169,7 +3625,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{47}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RollbackRequest) GetRevision() uint64 {
@@ -3242,7 +3698,7 @@ type AuditFilter struct {
 
 func (x *AuditFilter) Reset() {
 	*x = AuditFilter{}
-	mi := &file_broker_api_admin_proto_msgTypes[48]
+	mi := &file_broker_api_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3254,7 +3710,7 @@ func (x *AuditFilter) String() string {
 func (*AuditFilter) ProtoMessage() {}
 
 func (x *AuditFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[48]
+	mi := &file_broker_api_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3267,7 +3723,7 @@ func (x *AuditFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFilter.ProtoReflect.Descriptor instead.
 func (*AuditFilter) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{48}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AuditFilter) GetSequence() uint64 {
@@ -3359,7 +3815,7 @@ type QueryAuditRequest struct {
 
 func (x *QueryAuditRequest) Reset() {
 	*x = QueryAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[49]
+	mi := &file_broker_api_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3827,7 @@ func (x *QueryAuditRequest) String() string {
 func (*QueryAuditRequest) ProtoMessage() {}
 
 func (x *QueryAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[49]
+	mi := &file_broker_api_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3840,7 @@ func (x *QueryAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryAuditRequest.ProtoReflect.Descriptor instead.
 func (*QueryAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{49}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *QueryAuditRequest) GetFilter() *AuditFilter {
@@ -3426,7 +3882,7 @@ type ExportAuditRequest struct {
 
 func (x *ExportAuditRequest) Reset() {
 	*x = ExportAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[50]
+	mi := &file_broker_api_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +3894,7 @@ func (x *ExportAuditRequest) String() string {
 func (*ExportAuditRequest) ProtoMessage() {}
 
 func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[50]
+	mi := &file_broker_api_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +3907,7 @@ func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditRequest.ProtoReflect.Descriptor instead.
 func (*ExportAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{50}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExportAuditRequest) GetSequence() uint64 {
@@ -3485,7 +3941,7 @@ type TruncateAuditRequest struct {
 
 func (x *TruncateAuditRequest) Reset() {
 	*x = TruncateAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[51]
+	mi := &file_broker_api_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3497,7 +3953,7 @@ func (x *TruncateAuditRequest) String() string {
 func (*TruncateAuditRequest) ProtoMessage() {}
 
 func (x *TruncateAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[51]
+	mi := &file_broker_api_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3510,7 +3966,7 @@ func (x *TruncateAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAuditRequest.ProtoReflect.Descriptor instead.
 func (*TruncateAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{51}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *TruncateAuditRequest) GetBefore() int64 {
@@ -3540,7 +3996,7 @@ type TruncateAuditResponse struct {
 
 func (x *TruncateAuditResponse) Reset() {
 	*x = TruncateAuditResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[52]
+	mi := &file_broker_api_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +4008,7 @@ func (x *TruncateAuditResponse) String() string {
 func (*TruncateAuditResponse) ProtoMessage() {}
 
 func (x *TruncateAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[52]
+	mi := &file_broker_api_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +4021,7 @@ func (x *TruncateAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAuditResponse.ProtoReflect.Descriptor instead.
 func (*TruncateAuditResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{52}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *TruncateAuditResponse) GetFiles() uint32 {
@@ -3619,7 +4075,7 @@ type ApplyResponse_Applied struct {
 
 func (x *ApplyResponse_Applied) Reset() {
 	*x = ApplyResponse_Applied{}
-	mi := &file_broker_api_admin_proto_msgTypes[53]
+	mi := &file_broker_api_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3631,7 +4087,7 @@ func (x *ApplyResponse_Applied) String() string {
 func (*ApplyResponse_Applied) ProtoMessage() {}
 
 func (x *ApplyResponse_Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[53]
+	mi := &file_broker_api_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +4171,7 @@ type InspectTargetResponse_JWTKey struct {
 
 func (x *InspectTargetResponse_JWTKey) Reset() {
 	*x = InspectTargetResponse_JWTKey{}
-	mi := &file_broker_api_admin_proto_msgTypes[59]
+	mi := &file_broker_api_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3727,7 +4183,7 @@ func (x *InspectTargetResponse_JWTKey) String() string {
 func (*InspectTargetResponse_JWTKey) ProtoMessage() {}
 
 func (x *InspectTargetResponse_JWTKey) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[59]
+	mi := &file_broker_api_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3740,7 +4196,7 @@ func (x *InspectTargetResponse_JWTKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetResponse_JWTKey.ProtoReflect.Descriptor instead.
 func (*InspectTargetResponse_JWTKey) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{44, 0}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{48, 0}
 }
 
 func (x *InspectTargetResponse_JWTKey) GetId() string {
@@ -3784,7 +4240,7 @@ type InspectTargetResponse_Party struct {
 
 func (x *InspectTargetResponse_Party) Reset() {
 	*x = InspectTargetResponse_Party{}
-	mi := &file_broker_api_admin_proto_msgTypes[60]
+	mi := &file_broker_api_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3796,7 +4252,7 @@ func (x *InspectTargetResponse_Party) String() string {
 func (*InspectTargetResponse_Party) ProtoMessage() {}
 
 func (x *InspectTargetResponse_Party) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[60]
+	mi := &file_broker_api_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3809,7 +4265,7 @@ func (x *InspectTargetResponse_Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetResponse_Party.ProtoReflect.Descriptor instead.
 func (*InspectTargetResponse_Party) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{44, 1}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{48, 1}
 }
 
 func (x *InspectTargetResponse_Party) GetIdentity() string {
@@ -3866,7 +4322,7 @@ type ListRevisionsResponse_Revision struct {
 
 func (x *ListRevisionsResponse_Revision) Reset() {
 	*x = ListRevisionsResponse_Revision{}
-	mi := &file_broker_api_admin_proto_msgTypes[61]
+	mi := &file_broker_api_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3878,7 +4334,7 @@ func (x *ListRevisionsResponse_Revision) String() string {
 func (*ListRevisionsResponse_Revision) ProtoMessage() {}
 
 func (x *ListRevisionsResponse_Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[61]
+	mi := &file_broker_api_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3891,7 +4347,7 @@ func (x *ListRevisionsResponse_Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse_Revision.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse_Revision) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{46, 0}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{50, 0}
 }
 
 func (x *ListRevisionsResponse_Revision) GetRevision() uint64 {
@@ -4162,7 +4618,7 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\".\n" +
 	"\x10HashFactResponse\x12\x1a\n" +
 	"\brecorded\x18\x01 \x01(\tR\brecorded\"\x0f\n" +
-	"\rStatusRequest\"\xf3\x02\n" +
+	"\rStatusRequest\"\x88\a\n" +
 	"\x0eStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
@@ -4175,10 +4631,57 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"identities\x18\a \x01(\rR\n" +
 	"identities\x12F\n" +
 	"\x06listen\x18\b \x03(\v2..credence.broker.v1.StatusResponse.ListenEntryR\x06listen\x12\x18\n" +
-	"\aproblem\x18\t \x01(\tR\aproblem\x1a9\n" +
+	"\aproblem\x18\t \x01(\tR\aproblem\x12\x12\n" +
+	"\x04name\x18\n" +
+	" \x01(\tR\x04name\x12\x1a\n" +
+	"\bproblems\x18\v \x03(\tR\bproblems\x12\x18\n" +
+	"\aunready\x18\f \x03(\tR\aunready\x125\n" +
+	"\x05store\x18\r \x01(\v2\x1f.credence.broker.v1.StoreStatusR\x05store\x12=\n" +
+	"\breplicas\x18\x0e \x03(\v2!.credence.broker.v1.ReplicaStatusR\breplicas\x12C\n" +
+	"\vauthorities\x18\x0f \x03(\v2!.credence.broker.v1.AuthorityInfoR\vauthorities\x128\n" +
+	"\x06record\x18\x10 \x01(\v2 .credence.broker.v1.RecordStatusR\x06record\x12@\n" +
+	"\vnode_states\x18\x11 \x01(\v2\x1f.credence.broker.v1.NodesStatusR\n" +
+	"nodeStates\x122\n" +
+	"\x05peers\x18\x12 \x03(\v2\x1c.credence.broker.v1.PeerInfoR\x05peers\x12\x18\n" +
+	"\acutoffs\x18\x13 \x01(\rR\acutoffs\x12'\n" +
+	"\x0fpolicy_revision\x18\x14 \x01(\x04R\x0epolicyRevision\x12\x1b\n" +
+	"\tsvid_ends\x18\x15 \x01(\x03R\bsvidEnds\x1a9\n" +
 	"\vListenEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd7\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x7f\n" +
+	"\vStoreStatus\x12\x12\n" +
+	"\x04away\x18\x01 \x01(\bR\x04away\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05taken\x18\x05 \x01(\x04R\x05taken\"\xd9\x01\n" +
+	"\rReplicaStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
+	"\n" +
+	"started_at\x18\x03 \x01(\x03R\tstartedAt\x12\x17\n" +
+	"\aseen_at\x18\x04 \x01(\x03R\x06seenAt\x12\x14\n" +
+	"\x05taken\x18\x05 \x01(\x04R\x05taken\x12\x1a\n" +
+	"\bsequence\x18\x06 \x01(\x04R\bsequence\x12\x1c\n" +
+	"\tconnected\x18\a \x01(\rR\tconnected\x12\x12\n" +
+	"\x04gone\x18\b \x01(\bR\x04gone\"\xc1\x01\n" +
+	"\fRecordStatus\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04head\x18\x02 \x01(\fR\x04head\x12\x18\n" +
+	"\aindexed\x18\x03 \x01(\x04R\aindexed\x12#\n" +
+	"\rfailing_since\x18\x04 \x01(\x03R\ffailingSince\x12\x14\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x12\x12\n" +
+	"\x04free\x18\x06 \x01(\x03R\x04free\x12\x18\n" +
+	"\awaiting\x18\a \x01(\rR\awaiting\"\xc8\x01\n" +
+	"\vNodesStatus\x12\x16\n" +
+	"\x06joined\x18\x01 \x01(\rR\x06joined\x12\x14\n" +
+	"\x05ended\x18\x02 \x01(\rR\x05ended\x12\x18\n" +
+	"\aevicted\x18\x03 \x01(\rR\aevicted\x12\x18\n" +
+	"\aoverdue\x18\x04 \x01(\rR\aoverdue\x12\x1d\n" +
+	"\n" +
+	"first_ends\x18\x05 \x01(\x03R\tfirstEnds\x12\x1c\n" +
+	"\tconnected\x18\x06 \x01(\rR\tconnected\x12\x1a\n" +
+	"\bsessions\x18\a \x01(\rR\bsessions\"\xd7\x04\n" +
 	"\bPeerInfo\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x10\n" +
 	"\x03url\x18\x02 \x01(\tR\x03url\x12\x18\n" +
@@ -4357,7 +4860,7 @@ func file_broker_api_admin_proto_rawDescGZIP() []byte {
 	return file_broker_api_admin_proto_rawDescData
 }
 
-var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_broker_api_admin_proto_goTypes = []any{
 	(*Resource)(nil),                       // 0: credence.broker.v1.Resource
 	(*ApplyRequest)(nil),                   // 1: credence.broker.v1.ApplyRequest
@@ -4392,116 +4895,126 @@ var file_broker_api_admin_proto_goTypes = []any{
 	(*HashFactResponse)(nil),               // 30: credence.broker.v1.HashFactResponse
 	(*StatusRequest)(nil),                  // 31: credence.broker.v1.StatusRequest
 	(*StatusResponse)(nil),                 // 32: credence.broker.v1.StatusResponse
-	(*PeerInfo)(nil),                       // 33: credence.broker.v1.PeerInfo
-	(*ListPeersRequest)(nil),               // 34: credence.broker.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),              // 35: credence.broker.v1.ListPeersResponse
-	(*RefreshPeerRequest)(nil),             // 36: credence.broker.v1.RefreshPeerRequest
-	(*RefreshPeerResponse)(nil),            // 37: credence.broker.v1.RefreshPeerResponse
-	(*AcceptPeerRequest)(nil),              // 38: credence.broker.v1.AcceptPeerRequest
-	(*AcceptPeerResponse)(nil),             // 39: credence.broker.v1.AcceptPeerResponse
-	(*CheckPeerRequest)(nil),               // 40: credence.broker.v1.CheckPeerRequest
-	(*CheckPeerResponse)(nil),              // 41: credence.broker.v1.CheckPeerResponse
-	(*PeerFinding)(nil),                    // 42: credence.broker.v1.PeerFinding
-	(*InspectTargetRequest)(nil),           // 43: credence.broker.v1.InspectTargetRequest
-	(*InspectTargetResponse)(nil),          // 44: credence.broker.v1.InspectTargetResponse
-	(*ListRevisionsRequest)(nil),           // 45: credence.broker.v1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil),          // 46: credence.broker.v1.ListRevisionsResponse
-	(*RollbackRequest)(nil),                // 47: credence.broker.v1.RollbackRequest
-	(*AuditFilter)(nil),                    // 48: credence.broker.v1.AuditFilter
-	(*QueryAuditRequest)(nil),              // 49: credence.broker.v1.QueryAuditRequest
-	(*ExportAuditRequest)(nil),             // 50: credence.broker.v1.ExportAuditRequest
-	(*TruncateAuditRequest)(nil),           // 51: credence.broker.v1.TruncateAuditRequest
-	(*TruncateAuditResponse)(nil),          // 52: credence.broker.v1.TruncateAuditResponse
-	(*ApplyResponse_Applied)(nil),          // 53: credence.broker.v1.ApplyResponse.Applied
-	nil,                                    // 54: credence.broker.v1.CreateTokenRequest.LabelsEntry
-	nil,                                    // 55: credence.broker.v1.NodeInfo.FactsEntry
-	nil,                                    // 56: credence.broker.v1.ExplainRequest.FactsEntry
-	nil,                                    // 57: credence.broker.v1.ExplainRequest.WhyEntry
-	nil,                                    // 58: credence.broker.v1.StatusResponse.ListenEntry
-	(*InspectTargetResponse_JWTKey)(nil),   // 59: credence.broker.v1.InspectTargetResponse.JWTKey
-	(*InspectTargetResponse_Party)(nil),    // 60: credence.broker.v1.InspectTargetResponse.Party
-	(*ListRevisionsResponse_Revision)(nil), // 61: credence.broker.v1.ListRevisionsResponse.Revision
-	(*Target)(nil),                         // 62: credence.broker.v1.Target
-	(*Values)(nil),                         // 63: credence.broker.v1.Values
+	(*StoreStatus)(nil),                    // 33: credence.broker.v1.StoreStatus
+	(*ReplicaStatus)(nil),                  // 34: credence.broker.v1.ReplicaStatus
+	(*RecordStatus)(nil),                   // 35: credence.broker.v1.RecordStatus
+	(*NodesStatus)(nil),                    // 36: credence.broker.v1.NodesStatus
+	(*PeerInfo)(nil),                       // 37: credence.broker.v1.PeerInfo
+	(*ListPeersRequest)(nil),               // 38: credence.broker.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),              // 39: credence.broker.v1.ListPeersResponse
+	(*RefreshPeerRequest)(nil),             // 40: credence.broker.v1.RefreshPeerRequest
+	(*RefreshPeerResponse)(nil),            // 41: credence.broker.v1.RefreshPeerResponse
+	(*AcceptPeerRequest)(nil),              // 42: credence.broker.v1.AcceptPeerRequest
+	(*AcceptPeerResponse)(nil),             // 43: credence.broker.v1.AcceptPeerResponse
+	(*CheckPeerRequest)(nil),               // 44: credence.broker.v1.CheckPeerRequest
+	(*CheckPeerResponse)(nil),              // 45: credence.broker.v1.CheckPeerResponse
+	(*PeerFinding)(nil),                    // 46: credence.broker.v1.PeerFinding
+	(*InspectTargetRequest)(nil),           // 47: credence.broker.v1.InspectTargetRequest
+	(*InspectTargetResponse)(nil),          // 48: credence.broker.v1.InspectTargetResponse
+	(*ListRevisionsRequest)(nil),           // 49: credence.broker.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),          // 50: credence.broker.v1.ListRevisionsResponse
+	(*RollbackRequest)(nil),                // 51: credence.broker.v1.RollbackRequest
+	(*AuditFilter)(nil),                    // 52: credence.broker.v1.AuditFilter
+	(*QueryAuditRequest)(nil),              // 53: credence.broker.v1.QueryAuditRequest
+	(*ExportAuditRequest)(nil),             // 54: credence.broker.v1.ExportAuditRequest
+	(*TruncateAuditRequest)(nil),           // 55: credence.broker.v1.TruncateAuditRequest
+	(*TruncateAuditResponse)(nil),          // 56: credence.broker.v1.TruncateAuditResponse
+	(*ApplyResponse_Applied)(nil),          // 57: credence.broker.v1.ApplyResponse.Applied
+	nil,                                    // 58: credence.broker.v1.CreateTokenRequest.LabelsEntry
+	nil,                                    // 59: credence.broker.v1.NodeInfo.FactsEntry
+	nil,                                    // 60: credence.broker.v1.ExplainRequest.FactsEntry
+	nil,                                    // 61: credence.broker.v1.ExplainRequest.WhyEntry
+	nil,                                    // 62: credence.broker.v1.StatusResponse.ListenEntry
+	(*InspectTargetResponse_JWTKey)(nil),   // 63: credence.broker.v1.InspectTargetResponse.JWTKey
+	(*InspectTargetResponse_Party)(nil),    // 64: credence.broker.v1.InspectTargetResponse.Party
+	(*ListRevisionsResponse_Revision)(nil), // 65: credence.broker.v1.ListRevisionsResponse.Revision
+	(*Target)(nil),                         // 66: credence.broker.v1.Target
+	(*Values)(nil),                         // 67: credence.broker.v1.Values
 }
 var file_broker_api_admin_proto_depIdxs = []int32{
-	53, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
+	57, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
 	0,  // 1: credence.broker.v1.GetResponse.resources:type_name -> credence.broker.v1.Resource
-	54, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
-	55, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
+	58, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
+	59, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
 	9,  // 4: credence.broker.v1.ListNodesResponse.nodes:type_name -> credence.broker.v1.NodeInfo
-	56, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
-	57, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
+	60, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
+	61, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
 	20, // 7: credence.broker.v1.ListAuthoritiesResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	48, // 8: credence.broker.v1.TailAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
-	58, // 9: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
-	33, // 10: credence.broker.v1.ListPeersResponse.peers:type_name -> credence.broker.v1.PeerInfo
-	33, // 11: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
-	33, // 12: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
-	42, // 13: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
-	62, // 14: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
-	59, // 15: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
-	60, // 16: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
-	61, // 17: credence.broker.v1.ListRevisionsResponse.revisions:type_name -> credence.broker.v1.ListRevisionsResponse.Revision
-	48, // 18: credence.broker.v1.QueryAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
-	63, // 19: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
-	63, // 20: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
-	53, // 21: credence.broker.v1.ListRevisionsResponse.Revision.wrote:type_name -> credence.broker.v1.ApplyResponse.Applied
-	1,  // 22: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
-	3,  // 23: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
-	5,  // 24: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
-	7,  // 25: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
-	10, // 26: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
-	12, // 27: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
-	14, // 28: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
-	16, // 29: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
-	18, // 30: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
-	21, // 31: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
-	23, // 32: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
-	25, // 33: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
-	31, // 34: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
-	34, // 35: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
-	36, // 36: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
-	38, // 37: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
-	40, // 38: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
-	43, // 39: credence.broker.v1.Admin.InspectTarget:input_type -> credence.broker.v1.InspectTargetRequest
-	45, // 40: credence.broker.v1.Admin.ListRevisions:input_type -> credence.broker.v1.ListRevisionsRequest
-	47, // 41: credence.broker.v1.Admin.Rollback:input_type -> credence.broker.v1.RollbackRequest
-	49, // 42: credence.broker.v1.Admin.QueryAudit:input_type -> credence.broker.v1.QueryAuditRequest
-	50, // 43: credence.broker.v1.Admin.ExportAudit:input_type -> credence.broker.v1.ExportAuditRequest
-	51, // 44: credence.broker.v1.Admin.TruncateAudit:input_type -> credence.broker.v1.TruncateAuditRequest
-	27, // 45: credence.broker.v1.Admin.ListHeads:input_type -> credence.broker.v1.ListHeadsRequest
-	29, // 46: credence.broker.v1.Admin.HashFact:input_type -> credence.broker.v1.HashFactRequest
-	2,  // 47: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
-	4,  // 48: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
-	6,  // 49: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
-	8,  // 50: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
-	11, // 51: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
-	13, // 52: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
-	15, // 53: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
-	17, // 54: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
-	19, // 55: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
-	22, // 56: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
-	24, // 57: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
-	26, // 58: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
-	32, // 59: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
-	35, // 60: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
-	37, // 61: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
-	39, // 62: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
-	41, // 63: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
-	44, // 64: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
-	46, // 65: credence.broker.v1.Admin.ListRevisions:output_type -> credence.broker.v1.ListRevisionsResponse
-	2,  // 66: credence.broker.v1.Admin.Rollback:output_type -> credence.broker.v1.ApplyResponse
-	24, // 67: credence.broker.v1.Admin.QueryAudit:output_type -> credence.broker.v1.AuditRecord
-	24, // 68: credence.broker.v1.Admin.ExportAudit:output_type -> credence.broker.v1.AuditRecord
-	52, // 69: credence.broker.v1.Admin.TruncateAudit:output_type -> credence.broker.v1.TruncateAuditResponse
-	28, // 70: credence.broker.v1.Admin.ListHeads:output_type -> credence.broker.v1.AuditHead
-	30, // 71: credence.broker.v1.Admin.HashFact:output_type -> credence.broker.v1.HashFactResponse
-	47, // [47:72] is the sub-list for method output_type
-	22, // [22:47] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	52, // 8: credence.broker.v1.TailAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
+	62, // 9: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
+	33, // 10: credence.broker.v1.StatusResponse.store:type_name -> credence.broker.v1.StoreStatus
+	34, // 11: credence.broker.v1.StatusResponse.replicas:type_name -> credence.broker.v1.ReplicaStatus
+	20, // 12: credence.broker.v1.StatusResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
+	35, // 13: credence.broker.v1.StatusResponse.record:type_name -> credence.broker.v1.RecordStatus
+	36, // 14: credence.broker.v1.StatusResponse.node_states:type_name -> credence.broker.v1.NodesStatus
+	37, // 15: credence.broker.v1.StatusResponse.peers:type_name -> credence.broker.v1.PeerInfo
+	37, // 16: credence.broker.v1.ListPeersResponse.peers:type_name -> credence.broker.v1.PeerInfo
+	37, // 17: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
+	37, // 18: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
+	46, // 19: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
+	66, // 20: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
+	63, // 21: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
+	64, // 22: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
+	65, // 23: credence.broker.v1.ListRevisionsResponse.revisions:type_name -> credence.broker.v1.ListRevisionsResponse.Revision
+	52, // 24: credence.broker.v1.QueryAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
+	67, // 25: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
+	67, // 26: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
+	57, // 27: credence.broker.v1.ListRevisionsResponse.Revision.wrote:type_name -> credence.broker.v1.ApplyResponse.Applied
+	1,  // 28: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
+	3,  // 29: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
+	5,  // 30: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
+	7,  // 31: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
+	10, // 32: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
+	12, // 33: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
+	14, // 34: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
+	16, // 35: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
+	18, // 36: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
+	21, // 37: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
+	23, // 38: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
+	25, // 39: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
+	31, // 40: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
+	38, // 41: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
+	40, // 42: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
+	42, // 43: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
+	44, // 44: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
+	47, // 45: credence.broker.v1.Admin.InspectTarget:input_type -> credence.broker.v1.InspectTargetRequest
+	49, // 46: credence.broker.v1.Admin.ListRevisions:input_type -> credence.broker.v1.ListRevisionsRequest
+	51, // 47: credence.broker.v1.Admin.Rollback:input_type -> credence.broker.v1.RollbackRequest
+	53, // 48: credence.broker.v1.Admin.QueryAudit:input_type -> credence.broker.v1.QueryAuditRequest
+	54, // 49: credence.broker.v1.Admin.ExportAudit:input_type -> credence.broker.v1.ExportAuditRequest
+	55, // 50: credence.broker.v1.Admin.TruncateAudit:input_type -> credence.broker.v1.TruncateAuditRequest
+	27, // 51: credence.broker.v1.Admin.ListHeads:input_type -> credence.broker.v1.ListHeadsRequest
+	29, // 52: credence.broker.v1.Admin.HashFact:input_type -> credence.broker.v1.HashFactRequest
+	2,  // 53: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
+	4,  // 54: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
+	6,  // 55: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
+	8,  // 56: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
+	11, // 57: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
+	13, // 58: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
+	15, // 59: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
+	17, // 60: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
+	19, // 61: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
+	22, // 62: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
+	24, // 63: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
+	26, // 64: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
+	32, // 65: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
+	39, // 66: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
+	41, // 67: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
+	43, // 68: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
+	45, // 69: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
+	48, // 70: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
+	50, // 71: credence.broker.v1.Admin.ListRevisions:output_type -> credence.broker.v1.ListRevisionsResponse
+	2,  // 72: credence.broker.v1.Admin.Rollback:output_type -> credence.broker.v1.ApplyResponse
+	24, // 73: credence.broker.v1.Admin.QueryAudit:output_type -> credence.broker.v1.AuditRecord
+	24, // 74: credence.broker.v1.Admin.ExportAudit:output_type -> credence.broker.v1.AuditRecord
+	56, // 75: credence.broker.v1.Admin.TruncateAudit:output_type -> credence.broker.v1.TruncateAuditResponse
+	28, // 76: credence.broker.v1.Admin.ListHeads:output_type -> credence.broker.v1.AuditHead
+	30, // 77: credence.broker.v1.Admin.HashFact:output_type -> credence.broker.v1.HashFactResponse
+	53, // [53:78] is the sub-list for method output_type
+	28, // [28:53] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_admin_proto_init() }
@@ -4516,7 +5029,7 @@ func file_broker_api_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_admin_proto_rawDesc), len(file_broker_api_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   62,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -15,7 +15,6 @@ import (
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/store"
-	"github.com/credence-id/credence/federation"
 )
 
 // maxYAML bounds what one apply may bring.
@@ -278,59 +277,4 @@ func (a adminService) ListAuthorities(ctx context.Context, _ *api.ListAuthoritie
 		response.Authorities = append(response.Authorities, one)
 	}
 	return response, nil
-}
-
-// Status says how the broker does.
-func (a adminService) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusResponse, error) {
-	revision, err := a.s.cfg.Store.Revision(ctx)
-	if errors.Is(err, store.ErrAway) {
-		revision, err = a.s.cfg.Store.Seen(), nil
-	}
-	if err != nil {
-		return nil, a.fail(ctx, err)
-	}
-	identities := 0
-	for _, r := range a.s.state.Load().resources {
-		if r.row.Kind == "Identity" {
-			identities++
-		}
-	}
-	return &api.StatusResponse{
-		Problem: strings.Join(a.s.problems(), "; "), TrustDomain: a.s.cfg.TrustDomain.Name(), Version: a.s.cfg.Version, Issuer: a.s.cfg.Issuer, StartedAt: a.s.started.Unix(),
-		Revision: revision, Nodes: uint32(len(a.s.cfg.Broker.Nodes())), Identities: uint32(identities), Listen: a.s.cfg.Listen,
-	}, nil
-}
-
-// away says for how long the broker has been without its database, if it is.
-func (s *Server) away() string {
-	absence, away := s.cfg.Store.Away()
-	if !away {
-		return ""
-	}
-	text := "the database is away since " + absence.Since.UTC().Format(time.RFC3339)
-	if !absence.Snapshot.IsZero() {
-		text += ", and this broker started from its snapshot of " + absence.Snapshot.UTC().Format(time.RFC3339)
-	}
-	return fmt.Sprintf("%s: joined nodes are served, joins, tokens and changes fail, node evict --here works (%v)", text, absence.Reason)
-}
-
-// problems are what a person has to see to.
-func (s *Server) problems() (all []string) {
-	if text := s.away(); text != "" {
-		all = append(all, text)
-	}
-	if s.behind.Load() {
-		all = append(all, "resources are written that are not in force yet: the log says why")
-	}
-	for _, st := range s.cfg.Authority.List() {
-		if st.Problem != "" {
-			all = append(all, fmt.Sprintf("%s %s: %s", st.Use, st.ID, st.Problem))
-		}
-	}
-	for _, p := range s.cfg.Peers.Statuses() {
-		if p.State == federation.Holding || p.State == federation.Closed || p.State == federation.Stale {
-			all = append(all, fmt.Sprintf("peer %s is %s (credence peer show %s)", p.TrustDomain, p.State, p.TrustDomain))
-		}
-	}
-	return all
 }

@@ -29,3 +29,6 @@ func (s *Server) TryRecord(ctx context.Context) { s.tryRecord(ctx) }
 
 // UnreadyFor is what is unready where a broker stands like that.
 func (s *Server) UnreadyFor(o Overview) []string { return s.unready(o) }
+
+// ProblemsFor is what somebody has to see to where a broker stands like that.
+func (s *Server) ProblemsFor(o Overview) []string { return s.problems(o) }

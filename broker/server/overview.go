@@ -28,6 +28,8 @@ type Overview struct {
 	BehindSince          time.Time
 	Identities           int
 	Store                broker.Contact
+	Snapshot             time.Time // of the store, that is read while it is away; zero: none is
+	Queries              uint64    // of the store, and transactions
 	Counts               broker.Counts
 	Audit                audit.Stats
 	Authorities          []authority.Status // none that are revoked
@@ -46,6 +48,11 @@ func (s *Server) Overview() Overview {
 	}
 	st := s.state.Load()
 	o.Revision, o.Identities = st.last, st.identities()
+	if absence, away := s.cfg.Store.Away(); away {
+		o.Store = broker.Contact{Away: true, Since: absence.Since, Error: fmt.Sprint(absence.Reason)}
+		o.Snapshot = absence.Snapshot
+	}
+	o.Queries = s.cfg.Store.Asked()
 	o.Taken, o.Written = s.taken.Load(), max(s.written.Load(), s.taken.Load())
 	if at := s.behindAt.Load(); at != 0 {
 		o.BehindSince = time.UnixMilli(at).UTC()
@@ -130,7 +137,11 @@ func (s *Server) unready(o Overview) (why []string) {
 
 func (s *Server) notes(o Overview) (all []string) {
 	if o.Store.Away {
-		all = append(all, fmt.Sprintf("the store is away since %s: SVIDs are issued; tokens, apply and the like are not: %s", stamp(o.Store.Since), o.Store.Error))
+		text := "the database is away since " + stamp(o.Store.Since)
+		if !o.Snapshot.IsZero() {
+			text += ", and this broker started from its snapshot of " + stamp(o.Snapshot)
+		}
+		all = append(all, fmt.Sprintf("%s: joined nodes are served, joins, tokens and changes fail, node evict --here works (%s)", text, o.Store.Error))
 	}
 	if free := o.Audit.Free; free >= 0 && free < fullAt {
 		all = append(all, fmt.Sprintf("the record's disk has %d MiB left: make room, without it nothing is issued", free>>20))

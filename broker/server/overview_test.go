@@ -14,8 +14,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/broker"
+	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/server"
+	"github.com/credence-id/credence/federation"
 )
 
 func TestOverview(t *testing.T) {
@@ -138,7 +140,11 @@ func TestReadyWithoutTheStore(t *testing.T) {
 	if why := e.server.Unready(); len(why) > 0 {
 		t.Errorf("%q", why)
 	}
-	if notes := strings.Join(e.server.Notes(), "; "); !strings.Contains(notes, "the store is away since") {
+	r, err := e.admin().Status(t.Context(), &api.StatusRequest{})
+	if err != nil || !r.GetStore().GetAway() || len(r.GetProblems()) == 0 || !strings.Contains(r.GetProblems()[0], "the database is away since") || len(r.GetAuthorities()) == 0 {
+		t.Errorf("%v %v", r, err)
+	}
+	if notes := strings.Join(e.server.Notes(), "; "); !strings.Contains(notes, "the database is away since") {
 		t.Errorf("%q", notes)
 	}
 }
@@ -191,5 +197,33 @@ func TestScrapeTLS(t *testing.T) {
 	}
 	if err := try(good); err == nil {
 		t.Error("a revoked SVID is taken")
+	}
+}
+
+// Status tells the worst first, each once, with a way out.
+func TestStatusTellsTheWorstFirst(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	o := e.server.Overview()
+	if all := e.server.ProblemsFor(o); len(all) > 0 {
+		t.Fatal(all)
+	}
+	now := e.now()
+	o.Notes = []string{"the disk is full soon"}
+	o.Unready = []string{"the issuing CA ends and is not renewed: the root's key is away"}
+	o.Counts.Overdue, o.Counts.Unsaved, o.Counts.Indexed = 3, 2, 0
+	o.Counts.Record = 1 << 20
+	o.Authorities[0].Problem = "the root's key is away"
+	o.Peers = []federation.Status{{TrustDomain: td, State: federation.Stale}, {TrustDomain: td, State: federation.Fresh}}
+	o.BehindSince = now
+	all := e.server.ProblemsFor(o)
+	wants := []string{"the issuing CA", "the disk", "2 revocations", "issuance index", "3 nodes", "peer example.org is stale"}
+	if len(all) != len(wants) {
+		t.Fatalf("%q", all)
+	}
+	for i, want := range wants {
+		if !strings.Contains(all[i], want) {
+			t.Errorf("%d: %q, want %s", i, all[i], want)
+		}
 	}
 }

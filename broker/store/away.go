@@ -52,6 +52,9 @@ func (s *Store) Away() (Absence, bool) {
 	return s.primary.absence, s.primary.absence.Reason != nil
 }
 
+// Asked is how many queries and transactions there were since Open.
+func (s *Store) Asked() uint64 { return s.asked.Load() }
+
 // Writable returns an error that wraps ErrAway while the database is away, as it
 // was found last: without asking.
 func (s *Store) Writable() error {
@@ -244,6 +247,7 @@ func (s *Store) pool(db *sql.DB) *pool {
 
 // begin returns the engine to ask.
 func (p *pool) begin(ctx context.Context) (*engine, error) {
+	p.store.asked.Add(1)
 	e := p.now.Load()
 	if !e.made.IsZero() {
 		return e, nil

@@ -53,6 +53,7 @@ type Config struct {
 // A Store is an open database. Its methods may be called concurrently; each
 // writing one is a single transaction, durable when it returns.
 type Store struct {
+	asked atomic.Uint64 // of the pools
 	write *pool
 	read  *pool
 	lock  io.Closer // nil: others may write too

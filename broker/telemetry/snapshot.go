@@ -54,6 +54,7 @@ var (
 	behind       = desc("policy_behind_timestamp_seconds", "Since when resources are written that are not in force; absent: there are none.")
 	storeUp      = desc("store_reachable", "1 while the store answers.")
 	storeSince   = desc("store_reachable_changed_timestamp_seconds", "Since when it does, or does not.")
+	queries      = desc("store_queries_total", "Queries and transactions that the store was asked for.")
 	sequence     = desc("record_sequence", "The sequence number of the last durable record.")
 	records      = desc("record_appends_total", "Records that were made durable.")
 	writes       = desc("record_writes_total", "Writes that made records durable.")
@@ -73,7 +74,7 @@ var (
 func (s snapshot) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		live, ready, authorityEnd, authorityDue, authorityBad, issuingEnd, issuingFrom, ownEnd, crlEnd, peers, peerAt, peerFetched, peerMax, peerSequence,
-		nodes, nodesLate, nodeEnd, connected, sessions, sets, identities, revision, taken, written, behind, storeUp, storeSince,
+		nodes, nodesLate, nodeEnd, connected, sessions, sets, identities, revision, taken, written, behind, storeUp, storeSince, queries,
 		sequence, records, writes, failures, failing, waiting, waitingBytes, free, indexLag, cutoffs, unsaved, unlisted, limited,
 	} {
 		c <- d
@@ -115,6 +116,7 @@ func (s snapshot) Collect(c chan<- prometheus.Metric) {
 		t.gauge(storeUp, one(!o.Store.Away))
 		t.at(storeSince, o.Store.Since)
 	}
+	t.counter(queries, o.Queries)
 	for name, n := range o.Limited {
 		t.counter(limited, n, name)
 	}

@@ -164,43 +164,6 @@ func viewAuthority(a *api.AuthorityInfo) authorityView {
 	}
 }
 
-type statusView struct {
-	TrustDomain string            `json:"trust_domain"`
-	Issuer      string            `json:"issuer"`
-	Version     string            `json:"version"`
-	StartedAt   cli.Moment        `json:"started_at"`
-	Revision    uint64            `json:"revision"`
-	Nodes       uint32            `json:"nodes"`
-	Identities  uint32            `json:"identities"`
-	Listen      map[string]string `json:"listen"`
-	Problem     string            `json:"problem"`
-}
-
-func viewStatus(r *api.StatusResponse) statusView {
-	v := statusView{
-		r.GetTrustDomain(), r.GetIssuer(), r.GetVersion(), cli.Moment(r.GetStartedAt()), r.GetRevision(), r.GetNodes(), r.GetIdentities(),
-		map[string]string{}, r.GetProblem(),
-	}
-	for name, address := range r.GetListen() {
-		v.Listen[name] = address
-	}
-	return v
-}
-
-func (v statusView) fields() [][2]string {
-	rows := [][2]string{
-		{"trust domain", v.TrustDomain}, {"issuer", v.Issuer}, {"version", v.Version}, {"up since", cli.When(int64(v.StartedAt))},
-		{"revision", fmt.Sprint(v.Revision)}, {"nodes", fmt.Sprint(v.Nodes)}, {"identities", fmt.Sprint(v.Identities)},
-	}
-	for _, name := range sortedKeys(v.Listen) {
-		rows = append(rows, [2]string{name, v.Listen[name]})
-	}
-	if v.Problem != "" {
-		rows = append(rows, [2]string{"problem", v.Problem})
-	}
-	return rows
-}
-
 func sortedKeys[V any](m map[string]V) []string {
 	keys := make([]string, 0, len(m))
 	for k := range m {
