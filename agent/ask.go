@@ -166,6 +166,7 @@ func (a *Agent) failed(ctx context.Context, ask []*set, err error) {
 		most = hungryPause
 	}
 	a.sets.pause.longer(now, most)
+	a.sets.pause.after(now, err)
 	for _, st := range ask {
 		st.failed, st.asking, st.due = err, false, true
 		st.changed.ring()

@@ -89,6 +89,7 @@ func (a *Agent) enter(ctx context.Context) error {
 			continue
 		}
 		p.longer(a.cfg.Now(), maxPause)
+		p.after(a.cfg.Now(), err)
 		a.cfg.Log.WarnContext(ctx, "not joined yet", "error", status.Convert(err).Message(), "brokers", a.cfg.Broker)
 		a.rest(ctx, p)
 	}

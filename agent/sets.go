@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/broker/api"
 )
@@ -107,6 +109,19 @@ func (p *pause) longer(now time.Time, most time.Duration) {
 	p.length = min(max(2*p.length, firstPause), maxPause)
 	d := min(p.length, most)
 	p.until = now.Add(d/2 + rand.N(d/2+1))
+}
+
+// after puts the next try off as long as a broker that is asked too often says, and
+// some more, so that not all come at once.
+func (p *pause) after(now time.Time, err error) {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok {
+			d := min(max(info.GetRetryDelay().AsDuration(), 0), maxPause)
+			if later := now.Add(d + rand.N(d/2+1)); later.After(p.until) {
+				p.until = later
+			}
+		}
+	}
 }
 
 // apart has a first pause fit what contacts are spread over: a broker that many

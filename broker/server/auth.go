@@ -78,6 +78,9 @@ func (s *Server) authenticate(ctx context.Context) (context.Context, error) {
 		}
 		return nil, refusal
 	}
+	if wait, ok := s.settings.Load().rates.calls.take(node.ID); !ok {
+		return nil, tooMany(wait)
+	}
 	return context.WithValue(ctx, nodeKey{}, node), nil
 }
 

@@ -112,9 +112,11 @@ type env struct {
 	issuer    string
 	polled    bool // peers can poll its bundle
 	places    []string
+	limits    server.Limits
 	joinStart time.Duration
 	headEvery time.Duration
 	joinTime  time.Duration
+	handshake time.Duration
 	peers     *documents
 	method    func(join.Rule) join.Method // of the rules' method fake
 	trust     func(server.Authority) server.Authority
@@ -258,7 +260,7 @@ func (e *env) open() {
 		AdminActor:       e.actor,
 		WebCertificate:   func() (*tls.Certificate, error) { return web, nil },
 		AuditHolds:       func(context.Context) ([]audit.Hold, error) { return nil, nil },
-		JoinStart:        e.joinStart, HeadEvery: e.headEvery, Log: log, Now: e.now,
+		JoinStart:        e.joinStart, HeadEvery: e.headEvery, Limits: e.limits, Handshake: e.handshake, Log: log, Now: e.now,
 	}
 	e.config.Places, e.config.Exchanger = e.places, e.exchanger
 	e.config.Login, e.config.Roles = e.login, e.roles
@@ -404,7 +406,7 @@ func (e *env) token(node string) string {
 
 // dial connects to the agents' listener, showing a certificate or none, and
 // takes nobody but /credence/broker at the other end.
-func (e *env) dial(show *tls.Certificate) *grpc.ClientConn {
+func (e *env) dial(show *tls.Certificate, more ...grpc.DialOption) *grpc.ClientConn {
 	e.t.Helper()
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, // the SVID is verified below, the host name is nothing
@@ -423,7 +425,7 @@ func (e *env) dial(show *tls.Certificate) *grpc.ClientConn {
 	if show != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return show, nil }
 	}
-	conn, err := grpc.NewClient(e.listeners.Agents.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	conn, err := grpc.NewClient(e.listeners.Agents.Addr().String(), append(more, grpc.WithTransportCredentials(credentials.NewTLS(config)))...)
 	if err != nil {
 		e.t.Fatal(err)
 	}

@@ -15,6 +15,14 @@ const MaxBuckets = maxBuckets
 
 var SourceOf = sourceOf
 
+// MaxStrangersOf is how many connections without a certificate one address has.
+const MaxStrangersOf = maxStrangersOf
+
+// NewPlaces are few places.
+func NewPlaces(n int) func(ctx context.Context, source string) (leave func(), err error) {
+	return newPlaces(n).enter
+}
+
 // Least is the least role of each RPC.
 var Least = least
 

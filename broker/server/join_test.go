@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
+
 	"sync/atomic"
 	"testing"
 	"time"
@@ -276,43 +276,6 @@ func TestAStalledStrangerIsCutOff(t *testing.T) {
 	})
 	if ctx.Err() != nil {
 		t.Error("it was the client that gave up")
-	}
-}
-
-func TestSixtyFourJoinsAtOnce(t *testing.T) {
-	entered, release := make(chan struct{}, 100), make(chan struct{})
-	e := newEnv(t, with(func(ctx context.Context, evidence []byte, _ join.Challenge) (join.Proof, error) {
-		entered <- struct{}{}
-		select {
-		case <-release:
-		case <-ctx.Done():
-		}
-		return proof(string(evidence), "acme")
-	}))
-	e.apply(fakeRule)
-	n1 := e.join("n1")
-	client := e.stranger()
-	key := spki(t, newKey(t).Public())
-	var joining sync.WaitGroup
-	defer joining.Wait()
-	defer close(release)
-	for i := range 64 {
-		joining.Go(func() {
-			_, _ = joinOnce(t.Context(), client, &api.JoinRequest_Start{Method: "fake", Evidence: fmt.Appendf(nil, "m%d", i), PublicKey: key})
-		})
-	}
-	for range 64 {
-		<-entered
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	_, err := joinOnce(ctx, e.stranger(), &api.JoinRequest_Start{Method: "fake", Evidence: []byte("x"), PublicKey: key})
-	wantCode(t, err, codes.DeadlineExceeded)
-	if len(entered) > 0 {
-		t.Error("a 65th was judged")
-	}
-	if _, _, err := n1.issue(t.Context(), t, "1"); err != nil {
-		t.Errorf("who has joined must not wait for who has not: %v", err)
 	}
 }
 

@@ -1,12 +1,20 @@
 package server
 
 import (
+	"cmp"
+	"fmt"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // How often the token endpoint is asked, before anything is signed or looked up:
@@ -17,6 +25,44 @@ const (
 	domainBurst, domainRate = 400, 40 // a peer's IDs together: it makes as many as it likes
 	maxBuckets              = 4096
 )
+
+// Limits bound what others take of a broker. A field that is zero means its default,
+// which a fleet does not meet: 5,000 agents behind one address, all of which connect
+// at once, are well below.
+type Limits struct {
+	Connections       int // open on agents at once: 20,000; on spiffe and on web a quarter of it each
+	SourceConnections int // of one address: 10,000; on spiffe and on web a tenth of it; and a tenth more each second
+	SourceRequests    int // of one address, on spiffe and web, a second: 100; 20 times as many at once
+	SourceJoins       int // joins of one address a second: 50; 200 times as many at once
+	NodeCalls         int // of one node a second: 500; 4 times as many at once
+}
+
+// WithDefaults has no field that is zero.
+func (l Limits) WithDefaults() Limits {
+	return Limits{
+		cmp.Or(l.Connections, 20000), cmp.Or(l.SourceConnections, 10000), cmp.Or(l.SourceRequests, 100), cmp.Or(l.SourceJoins, 50), cmp.Or(l.NodeCalls, 500),
+	}
+}
+
+// rates are what Limits allow by time.
+type rates struct {
+	Limits
+	agents, spiffe, web *limits // new connections
+	requests            *limits
+	joins               *limits
+	calls               *limits
+}
+
+func newRates(l Limits, now func() time.Time) *rates {
+	l = l.WithDefaults()
+	of, webOf := float64(l.SourceConnections), float64(max(l.SourceConnections/10, 1))
+	return &rates{
+		l, newLimits(of, of/10, now), newLimits(webOf, webOf/10, now), newLimits(webOf, webOf/10, now),
+		newLimits(float64(20*l.SourceRequests), float64(l.SourceRequests), now),
+		newLimits(float64(200*l.SourceJoins), float64(l.SourceJoins), now),
+		newLimits(float64(4*l.NodeCalls), float64(l.NodeCalls), now),
+	}
+}
 
 // limits are token buckets by key. There are at most maxBuckets: when those that
 // are full again have left and there are still so many, whoever else comes shares
@@ -116,4 +162,28 @@ func network(addr netip.Addr) string {
 	}
 	p, _ := addr.Prefix(64) // of a v6 address: it cannot fail
 	return p.String()
+}
+
+// tooMany is the refusal of one who asks too often, and says when to ask again
+// (google.rpc.RetryInfo).
+func tooMany(wait time.Duration) error {
+	s := status.New(codes.ResourceExhausted, fmt.Sprintf("too many requests; try again in %ds", seconds1(wait)))
+	detailed, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(wait)}, &errdetails.ErrorInfo{Domain: errorDomain, Reason: "TOO_MANY"})
+	if err != nil {
+		return s.Err()
+	}
+	return detailed.Err()
+}
+
+// bounded refuses requests of an address that asks too often.
+func (s *Server) bounded(h http.Handler, proxied bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if wait, ok := s.settings.Load().rates.requests.take(sourceOf(r, proxied)); !ok {
+			w.Header().Set("Cache-Control", "no-store")
+			w.Header().Set("Retry-After", strconv.FormatInt(seconds1(wait), 10))
+			http.Error(w, "too many requests", http.StatusTooManyRequests)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }

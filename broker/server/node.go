@@ -47,12 +47,15 @@ func (n nodeService) fail(ctx context.Context, err error) error {
 func (n nodeService) Join(stream grpc.BidiStreamingServer[api.JoinRequest, api.JoinResponse]) error {
 	ctx, cancel := context.WithTimeout(stream.Context(), 2*joinTime)
 	defer cancel()
-	select {
-	case n.s.joins <- struct{}{}:
-		defer func() { <-n.s.joins }()
-	case <-ctx.Done():
-		return n.fail(ctx, ctx.Err())
+	source := sourceOfCall(ctx)
+	if wait, ok := n.s.settings.Load().rates.joins.take(source); !ok {
+		return tooMany(wait)
 	}
+	leave, err := n.s.joins.enter(ctx, source)
+	if err != nil {
+		return n.fail(ctx, err)
+	}
+	defer leave()
 	first, err := n.start(ctx, stream)
 	if err != nil {
 		return n.fail(ctx, err)

@@ -20,6 +20,7 @@ type Settings struct {
 	Login                 *Login // nil: nobody logs in here
 	DNSSuffixes, Subjects []string
 	MinTTL                time.Duration
+	Limits                Limits
 }
 
 // settings are those in force. They are immutable and swapped whole.
@@ -27,11 +28,17 @@ type settings struct {
 	roles  map[spiffeid.ID]Role
 	login  *Login
 	policy identity.Config
+	rates  *rates
 }
 
-func newSettings(policy identity.Config, s Settings) (*settings, error) {
+func newSettings(before *settings, policy identity.Config, s Settings, now func() time.Time) (*settings, error) {
 	policy.DNSSuffixes, policy.Subjects, policy.MinTTL = s.DNSSuffixes, s.Subjects, s.MinTTL
 	next := &settings{roles: make(map[spiffeid.ID]Role, len(s.Roles)), login: s.Login, policy: policy}
+	if before != nil && before.rates.Limits == s.Limits.WithDefaults() {
+		next.rates = before.rates // they go on as they stand
+	} else {
+		next.rates = newRates(s.Limits, now)
+	}
 	for _, r := range s.Roles {
 		if _, twice := next.roles[r.ID]; twice || r.ID.IsZero() {
 			return nil, fmt.Errorf("%s has no role, or two", r.ID)
@@ -47,7 +54,7 @@ func newSettings(policy identity.Config, s Settings) (*settings, error) {
 func (s *Server) Reload(ctx context.Context, actor string, changed []string, to Settings) error {
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	next, err := newSettings(s.policyConfig(), to)
+	next, err := newSettings(s.settings.Load(), s.policyConfig(), to, s.cfg.Now)
 	if err != nil {
 		return fmt.Errorf("%w: %w", broker.ErrRequest, err)
 	}

@@ -166,8 +166,11 @@ func (s *Server) authorize(ctx context.Context, method string) (context.Context,
 	if p == nil {
 		return nil, errNoRole
 	}
+	if len(s.settings.Load().roles) == 0 { // as if it were not served here
+		return nil, status.Errorf(codes.Unimplemented, "unknown service %s", strings.TrimPrefix(path.Dir(method), "/"))
+	}
 	if wait, ok := s.sources.take(addressOf(p.Addr.String())); !ok {
-		return nil, status.Errorf(codes.ResourceExhausted, "too many requests; try again in %ds", seconds1(wait))
+		return nil, tooMany(wait)
 	}
 	info, _ := p.AuthInfo.(credentials.TLSInfo)
 	e, err := s.verifiedX509(info.State.PeerCertificates)
@@ -179,7 +182,7 @@ func (s *Server) authorize(ctx context.Context, method string) (context.Context,
 		return nil, errNoRole // a peer makes as many IDs as it likes
 	}
 	if wait, ok := s.callers.take("operator " + e.ID.String()); !ok {
-		return nil, status.Errorf(codes.ResourceExhausted, "too many requests; try again in %ds", seconds1(wait))
+		return nil, tooMany(wait)
 	}
 	role, ok := s.roleOf(e.ID)
 	if !ok {

@@ -13,6 +13,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -56,6 +57,9 @@ const (
 	streamWindow = 256 << 10
 	connWindow   = 1 << 20
 )
+
+// maxIdle is how long a connection without a call is kept open: agents have one always.
+const maxIdle = 5 * time.Minute
 
 // maxJoins bounds the joins under way at once.
 const maxJoins = 64
@@ -129,6 +133,8 @@ type Config struct {
 	Health    func(*Server) grpc_health_v1.HealthServer
 	Calls     []grpc.ServerOption // count the calls on both gRPC listeners
 	HeadEvery time.Duration       // how often agents are told how far the record has got; 0: 1 min
+	Limits    Limits              // a zero field: its default
+	Handshake time.Duration       // how long a handshake may take on agents; 0: 10 s
 	JoinStart time.Duration       // how long a caller of Join may take to begin; 0: 3 s
 	Log       *slog.Logger        // nil discards
 	Now       func() time.Time    // nil means time.Now
@@ -156,12 +162,8 @@ func (c *Config) check() error {
 			return fmt.Errorf("making a server: %s is required", name)
 		}
 	}
-	if c.HeadEvery == 0 {
-		c.HeadEvery = headEvery
-	}
-	if c.JoinStart == 0 {
-		c.JoinStart = 3 * time.Second
-	}
+	c.HeadEvery = cmp.Or(c.HeadEvery, headEvery)
+	c.JoinStart, c.Handshake = cmp.Or(c.JoinStart, 3*time.Second), cmp.Or(c.Handshake, 10*time.Second)
 	if c.Issuer != "" {
 		c.Policy.TokenEndpoint = oidc.TokenEndpoint(c.Issuer)
 	}
@@ -187,7 +189,8 @@ type Server struct {
 	cfg                       Config
 	svid                      ownSVID
 	heads                     heads
-	joins                     chan struct{}
+	joins                     *places
+	strangers                 crowd         // on agents, without a certificate
 	exchanging                chan struct{} // as many as are under way
 	learners                  chan struct{} // as many as wait for a peer's bundle
 	sources, callers, domains *limits       // of the token endpoint
@@ -221,10 +224,10 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, joins: make(chan struct{}, maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
+	s := &Server{cfg: cfg, joins: newPlaces(maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
 	s.taken.Store(cfg.Since)
 	s.exchanging, s.learners = make(chan struct{}, maxExchanges), make(chan struct{}, maxLearners)
-	first, err := newSettings(cfg.Policy, Settings{cfg.Roles, cfg.Login, cfg.Policy.DNSSuffixes, cfg.Policy.Subjects, cfg.Policy.MinTTL})
+	first, err := newSettings(nil, cfg.Policy, Settings{cfg.Roles, cfg.Login, cfg.Policy.DNSSuffixes, cfg.Policy.Subjects, cfg.Policy.MinTTL, cfg.Limits}, cfg.Now)
 	if err != nil {
 		return nil, fmt.Errorf("making a server: %w", err)
 	}
@@ -259,19 +262,19 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	agents, admin := s.agentsServer(), s.adminServer()
 	errs := make(chan error, 5)
 	var running sync.WaitGroup
-	running.Go(func() { errs <- serving("agents", agents.Serve(l.Agents)) })
+	running.Go(func() { errs <- serving("agents", agents.Serve(s.gate("agents", l.Agents))) })
 	running.Go(func() { errs <- serving("admin", admin.Serve(l.Admin)) })
 	var web []*http.Server
 	if l.SPIFFE != nil {
 		config := endpoint.SPIFFEServerTLS(s.svid.withAnchor)
-		server := s.quiet(endpoint.Server(s.spiffe, config))
+		server := s.quiet(endpoint.Server(s.bounded(s.spiffe, false), config))
 		web = append(web, server)
-		running.Go(func() { errs <- serving("spiffe", server.ServeTLS(l.SPIFFE, "", "")) })
+		running.Go(func() { errs <- serving("spiffe", server.ServeTLS(s.gate("spiffe", l.SPIFFE), "", "")) })
 	}
 	if l.Web != nil {
-		server := s.quiet(endpoint.Server(s.web, s.webTLS()))
+		server := s.quiet(endpoint.Server(s.bounded(s.web, s.cfg.WebProxied), s.webTLS()))
 		web = append(web, server)
-		running.Go(func() { errs <- serving("web", serveWeb(server, l.Web)) })
+		running.Go(func() { errs <- serving("web", serveWeb(server, s.gate("web", l.Web))) })
 	}
 	running.Go(func() { s.workers.run(ctx) })
 	running.Go(func() { s.keepOwn(ctx) })
@@ -385,7 +388,7 @@ func (s *Server) stop(agents, admin *grpc.Server, web []*http.Server) {
 
 func (s *Server) agentsServer() *grpc.Server {
 	g := grpc.NewServer(slices.Concat(s.cfg.Calls, []grpc.ServerOption{
-		grpc.Creds(credentials.NewTLS(s.agentsTLS())),
+		grpc.Creds(strangers{credentials.NewTLS(s.agentsTLS()), &s.strangers}),
 		grpc.ChainUnaryInterceptor(s.workers.unary, s.recoverUnary, s.unaryAuth),
 		grpc.ChainStreamInterceptor(s.recoverStream, s.streamAuth),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -394,10 +397,10 @@ func (s *Server) agentsServer() *grpc.Server {
 		// has no more than this of our memory.
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connWindow),
-		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.ConnectionTimeout(s.cfg.Handshake),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	})...)
 	api.RegisterNodeServer(g, nodeService{s: s})
 	api.RegisterExchangeServer(g, exchangeService{s: s})

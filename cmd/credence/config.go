@@ -55,6 +55,16 @@ type brokerFile struct {
 	Pprof   bool        `yaml:"pprof"`   // the Go runtime's profiles, on admin alone
 	Audit   auditFile   `yaml:"audit"`   // the record
 
+	// Limits are what others may take of this broker. The defaults are far above
+	// what 5,000 agents behind one address need.
+	Limits struct {
+		Connections       int `yaml:"connections"`        // open at listen.agents; a quarter of it at spiffe and at web each; default 20000
+		SourceConnections int `yaml:"source_connections"` // of one address; a tenth of it at spiffe and web; default 10000
+		SourceRequests    int `yaml:"source_requests"`    // a second of one address, at spiffe and web; default 100
+		SourceJoins       int `yaml:"source_joins"`       // joins a second of one address, after the first 200 times as many; default 50
+		NodeCalls         int `yaml:"node_calls"`         // a second of one node; default 500
+	} `yaml:"limits"`
+
 	CA anchorFile `yaml:",inline"`
 
 	Keys     *keySource `yaml:"keys"`      // where private keys are kept; default {disk: {dir: DATA/keys}}
@@ -116,6 +126,9 @@ func (f *brokerFile) complete() (err error) {
 			return fmt.Errorf("login.%w", e)
 		}
 	}
+	if e := f.checkLimits(); e != nil {
+		return e
+	}
 	hint, e := f.refreshHint()
 	if e != nil {
 		return e
@@ -172,6 +185,29 @@ func (f *brokerFile) completeStore() error {
 	cli.SetDefault(&f.Name, "broker")
 	if len(f.Name) > 63 || strings.Trim(f.Name, "abcdefghijklmnopqrstuvwxyz0123456789-._") != "" {
 		return fmt.Errorf("name: %.80q: 1 to 63 of a-z, 0-9, '-', '.' and '_' are wanted", f.Name)
+	}
+	return nil
+}
+
+func (f *brokerFile) limits() server.Limits { return server.Limits(f.Limits) }
+
+// mostOf bounds each limit: more than that is no limit.
+const mostOf = 1_000_000
+
+func (f *brokerFile) checkLimits() error {
+	for _, one := range []struct {
+		field string
+		value int
+	}{
+		{"connections", f.Limits.Connections}, {"source_connections", f.Limits.SourceConnections}, {"source_requests", f.Limits.SourceRequests},
+		{"source_joins", f.Limits.SourceJoins}, {"node_calls", f.Limits.NodeCalls},
+	} {
+		if one.value < 0 || one.value > mostOf {
+			return fmt.Errorf("limits.%s: %d: a number from 1 to %d is wanted, or 0 for the default", one.field, one.value, mostOf)
+		}
+	}
+	if l := f.limits().WithDefaults(); l.SourceConnections > l.Connections {
+		return fmt.Errorf("limits.source_connections: %d: one address would take all of %d", l.SourceConnections, l.Connections)
 	}
 	return nil
 }

@@ -13,11 +13,11 @@ import (
 )
 
 // reloadable are the keys of broker.yaml that a broker takes over while it runs.
-var reloadable = []string{"allow_networks", "dns_suffixes", "login", "min_ttl", "roles", "subjects"}
+var reloadable = []string{"allow_networks", "dns_suffixes", "limits", "login", "min_ttl", "roles", "subjects"}
 
 // settings are those of a file.
 func (p *brokerParts) settings(f brokerFile) (s server.Settings, err error) {
-	s.DNSSuffixes, s.Subjects = f.DNSSuffixes, f.Subjects
+	s.DNSSuffixes, s.Subjects, s.Limits = f.DNSSuffixes, f.Subjects, f.limits()
 	if s.MinTTL, err = f.minTTL(); err != nil {
 		return s, err
 	}
@@ -52,7 +52,7 @@ func (p *brokerParts) reload(ctx context.Context, path string, log *slog.Logger)
 	}
 	var taken []string
 	for _, key := range changedKeys(p.file, next) {
-		if slices.Contains(reloadable, key) {
+		if first, _, _ := strings.Cut(key, "."); slices.Contains(reloadable, first) {
 			taken = append(taken, key)
 			continue
 		}

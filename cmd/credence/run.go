@@ -26,7 +26,7 @@ CREDENCE_ADMIN to set. What cannot be opened, a port in use say, or data that
 another broker serves, ends it with one line (2).
 
 At SIGHUP it reads the file again and takes over what changed of allow_networks,
-dns_suffixes, login, min_ttl, roles and subjects: all of it or, where the file has
+dns_suffixes, limits, login, min_ttl, roles and subjects: all of it or, where the file has
 a mistake or a resource that stands would not be valid, nothing. Of other keys it
 logs that they need a restart. Files of the web certificate are read again by
 themselves.`,
@@ -208,6 +208,12 @@ data: %s
 
 # The shortest life that an Identity may ask for.
 # min_ttl: 1m
+
+# What others may take of this broker: connections open at listen.agents (at spiffe
+# and web a quarter), those of one address (a tenth), and each second the requests
+# of one address at spiffe and web, its joins, and the calls of one node. The
+# defaults are far above what 5,000 agents behind one address need.
+# limits: {connections: 20000, source_connections: 10000, source_requests: 100, source_joins: 50, node_calls: 500}
 `
 
 func brokerConfig(cmd *cobra.Command) (brokerFile, error) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -314,6 +315,51 @@ func TestWebWithoutCertificateRefuses(t *testing.T) {
 	at := p.serve(t, endpoint.WebServerTLS(p.getCert))
 	if _, err := dial(t, at, &tls.Config{}); err == nil {
 		t.Error("shook hands without a certificate")
+	}
+}
+
+// Who begins a handshake, a header or a body and goes no further, or asks nothing
+// more, is hung up on.
+func TestSlowCallersAreHungUpOn(t *testing.T) {
+	root := newCA(t)
+	var p published
+	p.show(root.SVID(t, brokerID))
+	s := endpoint.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }), endpoint.SPIFFEServerTLS(p.getCert))
+	for _, d := range []*time.Duration{&s.ReadHeaderTimeout, &s.ReadTimeout, &s.WriteTimeout, &s.IdleTimeout} {
+		if *d > time.Minute {
+			t.Errorf("%s is long", *d)
+		}
+		*d /= 20 // nobody here is patient
+	}
+	s.ErrorLog = log.New(io.Discard, "", 0)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	go s.ServeTLS(l, "", "")
+	for name, first := range map[string]string{
+		"nothing": "", "half a hello": "\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+		"half a header": "GET / HTTP/1.1\r\nHost: a\r\n", "half a body": "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\na", "one request": "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if len(first) > 10 {
+				conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+			}
+			_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+			if _, err := io.WriteString(conn, first); err != nil {
+				return // we were slow ourselves
+			}
+			if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("the connection is kept")
+			}
+		})
 	}
 }
 

@@ -1,0 +1,385 @@
+package server_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/join"
+	"github.com/credence-id/credence/broker/server"
+)
+
+// from dials as another address of this machine.
+func from(address string) *net.Dialer {
+	return &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: patience}
+}
+
+const patience = 20 * time.Second
+
+// taken says whether a connection is held open: whoever is refused is hung up on
+// before a handshake.
+func taken(t *testing.T, address, source string) (conn net.Conn, ok bool) {
+	t.Helper()
+	raw, err := from(source).DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		return nil, false
+	}
+	t.Cleanup(func() { raw.Close() })
+	if err := raw.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}})
+	if err := c.HandshakeContext(t.Context()); err != nil {
+		return nil, false
+	}
+	// TLS 1.3 is done for us before it is for them: who is let in hears the server.
+	if c.ConnectionState().NegotiatedProtocol == "h2" {
+		if _, err := io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+string(frame(settingsFrame, 0, 0, nil))); err != nil {
+			return nil, false
+		}
+		if _, err := io.ReadFull(c, make([]byte, 9)); err != nil {
+			return nil, false
+		}
+	}
+	return c, true
+}
+
+// One address fills its part of each listener, and nobody else's; what it leaves is
+// there again.
+func TestConnectionsAreBounded(t *testing.T) {
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 40, SourceConnections: 30} })
+	for listener, address := range e.tlsListeners() {
+		most := map[string]int{"agents": 30, "spiffe": 3, "web": 3}[listener]
+		var open []net.Conn
+		for n := range most {
+			conn, ok := taken(t, address, "127.0.0.2")
+			if !ok {
+				t.Fatalf("%s: connection %d of %d is refused", listener, n+1, most)
+			}
+			open = append(open, conn)
+		}
+		if _, ok := taken(t, address, "127.0.0.2"); ok {
+			t.Errorf("%s: one more than %d is taken", listener, most)
+		}
+		if _, ok := taken(t, address, "127.0.0.3"); !ok {
+			t.Errorf("%s: another address is locked out", listener)
+		}
+		for _, conn := range open {
+			conn.Close()
+		}
+	}
+	if line := e.log.line("connections refused"); !strings.Contains(line, "source=127.0.0.2") {
+		t.Errorf("the log tells nothing: %q", line)
+	}
+	n := e.join("n1") // once the server has heard that they hung up
+	if _, _, err := n.issue(t.Context(), t, "1"); err != nil {
+		t.Error(err)
+	}
+}
+
+// New connections of one address are bounded by the second, closed ones too:
+// handshakes cost us more than them.
+func TestHandshakesAreBounded(t *testing.T) {
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{SourceConnections: 20} })
+	address := e.listeners.Agents.Addr().String()
+	n := 0
+	for range 60 {
+		conn, ok := taken(t, address, "127.0.0.2")
+		if !ok {
+			break
+		}
+		conn.Close()
+		n++
+	}
+	if n < 20 || n == 60 {
+		t.Errorf("%d connections are taken one after the other", n)
+	}
+	if _, ok := taken(t, address, "127.0.0.3"); !ok {
+		t.Error("another address is locked out")
+	}
+	e.ahead.Add(int64(time.Minute))
+	if _, ok := taken(t, address, "127.0.0.2"); !ok {
+		t.Error("it is refused a minute later")
+	}
+}
+
+// Idle connections of strangers, as many as an address may have, cost bounded memory,
+// and nodes are served beside them.
+func TestStrangersAreBounded(t *testing.T) {
+	e := newEnv(t)
+	address := e.listeners.Agents.Addr().String()
+	n := e.join("n1")
+	before := heap()
+	in, out := 0, 0
+	for range server.MaxStrangersOf + 8 {
+		if _, ok := taken(t, address, "127.0.0.2"); ok {
+			in++
+		} else {
+			out++
+		}
+	}
+	if in != server.MaxStrangersOf || out != 8 {
+		t.Errorf("%d are taken, %d refused", in, out)
+	}
+	if each := (int64(heap()) - int64(before)) / int64(in); each > 512<<10 {
+		t.Errorf("each costs %d bytes", each)
+	}
+	if _, _, err := n.issue(t.Context(), t, "1"); err != nil {
+		t.Error(err)
+	}
+	e.join("n2")
+}
+
+// Who asks an HTTPS listener too often is told when to come back; others are served.
+func TestRequestsOfAnAddressAreBounded(t *testing.T) {
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{SourceRequests: 1} })
+	for _, listener := range []string{"spiffe", "web"} {
+		e.ahead.Add(int64(time.Hour)) // both listeners count together
+		get := func(source string) *http.Response {
+			client := &http.Client{Transport: &http.Transport{
+				DialContext: from(source).DialContext, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true,
+			}}
+			defer client.CloseIdleConnections()
+			r, err := client.Get("https://" + e.tlsListeners()[listener] + server.BundlePath)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Body.Close()
+			return r
+		}
+		served := 0
+		r := get("127.0.0.2")
+		for ; r.StatusCode == http.StatusOK && served < 100; r = get("127.0.0.2") {
+			served++
+		}
+		after, err := strconv.Atoi(r.Header.Get("Retry-After"))
+		if r.StatusCode != http.StatusTooManyRequests || served < 20 || err != nil || after < 1 || r.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: after %d: %s, %v", listener, served, r.Status, r.Header)
+		}
+		if r := get("127.0.0.3"); r.StatusCode != http.StatusOK {
+			t.Errorf("%s: another address gets %s", listener, r.Status)
+		}
+	}
+}
+
+// retryIn is when a refusal says to come back.
+func retryIn(err error) time.Duration {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.RetryInfo); ok {
+			return info.GetRetryDelay().AsDuration()
+		}
+	}
+	return 0
+}
+
+// A node that calls too often is told when to come back; other nodes are served.
+func TestCallsOfANodeAreBounded(t *testing.T) {
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{NodeCalls: 1} })
+	loud, calm := e.join("n1"), e.join("n2")
+	var err error
+	served := 0
+	for ; err == nil && served < 100; served++ {
+		_, err = loud.Report(t.Context(), &api.ReportRequest{})
+	}
+	wantCode(t, err, codes.ResourceExhausted)
+	if in := retryIn(err); in <= 0 || in > time.Second || served < 4 {
+		t.Errorf("after %d calls: again in %s", served, in)
+	}
+	if _, err := calm.Report(t.Context(), &api.ReportRequest{}); err != nil {
+		t.Error(err)
+	}
+	more := e.settings()
+	more.Limits.NodeCalls = 100
+	if err := e.server.Reload(t.Context(), "test", []string{"limits.node_calls"}, more); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if _, err := loud.Report(t.Context(), &api.ReportRequest{}); err != nil {
+			t.Fatal("with more allowed: ", err)
+		}
+	}
+	if err := e.server.Reload(t.Context(), "test", []string{"limits.node_calls"}, e.settings()); err != nil {
+		t.Fatal(err)
+	}
+	for err = nil; err == nil; {
+		_, err = loud.Report(t.Context(), &api.ReportRequest{})
+	}
+	e.ahead.Add(int64(2 * time.Second))
+	if _, err := loud.Report(t.Context(), &api.ReportRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// Joins of one address are bounded, in vain or not.
+func TestJoinsOfAnAddressAreBounded(t *testing.T) {
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{SourceJoins: 1} })
+	client := api.NewNodeClient(e.dial(nil))
+	var err error
+	for n := 0; n < 400 && status.Code(err) != codes.ResourceExhausted; n++ {
+		stream, open := client.Join(t.Context())
+		if open != nil {
+			t.Fatal(open)
+		}
+		if err := stream.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		_, err = stream.Recv()
+	}
+	wantCode(t, err, codes.ResourceExhausted)
+	if in := retryIn(err); in <= 0 || in > time.Second {
+		t.Errorf("again in %s", in)
+	}
+}
+
+// An address that fills its places among the joins leaves half to others.
+func TestPlaces(t *testing.T) {
+	enter := server.NewPlaces(4)
+	now, cancel := context.WithCancel(t.Context())
+	cancel()
+	var leave []func()
+	for range 2 {
+		l, err := enter(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave = append(leave, l)
+	}
+	if _, err := enter(now, "a"); err == nil {
+		t.Error("one address has three of four")
+	}
+	l, err := enter(t.Context(), "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l()
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		l, err := enter(t.Context(), "a")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		l()
+	})
+	leave[0]()
+	waiting.Wait()
+	leave[1]()
+}
+
+// Who begins a handshake and goes no further is hung up on.
+func TestSlowHandshakesAreHungUpOn(t *testing.T) {
+	e := newEnv(t, func(e *env) { e.handshake = 100 * time.Millisecond })
+	for name, first := range map[string][]byte{"nothing": nil, "half a hello": {22, 3, 1, 2, 0, 1, 0, 1, 252}} {
+		conn, err := net.Dial("tcp", e.listeners.Agents.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write(first); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(patience))
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s is said: the connection is kept", name)
+		}
+	}
+}
+
+// Joins under way are bounded, and of one address to half.
+func TestSixtyFourJoinsAtOnce(t *testing.T) {
+	entered, release := make(chan struct{}, 100), make(chan struct{})
+	e := newEnv(t, with(func(ctx context.Context, evidence []byte, _ join.Challenge) (join.Proof, error) {
+		entered <- struct{}{}
+		select {
+		case <-release:
+		case <-ctx.Done():
+		}
+		return proof(string(evidence), "acme")
+	}))
+	e.apply(fakeRule)
+	n1 := e.join("n1")
+	two := [2]api.NodeClient{e.stranger(), api.NewNodeClient(e.dial(nil, grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		return from("127.0.0.2").DialContext(ctx, "tcp", address)
+	})))}
+	key := spki(t, newKey(t).Public())
+	var joining sync.WaitGroup
+	defer joining.Wait()
+	defer close(release)
+	for i := range 64 {
+		joining.Go(func() {
+			_, _ = joinOnce(t.Context(), two[i%2], &api.JoinRequest_Start{Method: "fake", Evidence: fmt.Appendf(nil, "m%d", i), PublicKey: key})
+		})
+	}
+	for range 64 {
+		<-entered
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := joinOnce(ctx, e.stranger(), &api.JoinRequest_Start{Method: "fake", Evidence: []byte("x"), PublicKey: key})
+	wantCode(t, err, codes.DeadlineExceeded)
+	if len(entered) > 0 {
+		t.Error("a 65th was judged")
+	}
+	if _, _, err := n1.issue(t.Context(), t, "1"); err != nil {
+		t.Errorf("who has joined must not wait for who has not: %v", err)
+	}
+}
+
+// Streams that are opened and taken back at once cost no more goroutines than a
+// connection may have streams.
+//
+// Regression: CVE-2023-44487
+func TestRapidResetIsBounded(t *testing.T) {
+	e := newEnv(t)
+	for listener, address := range e.tlsListeners() {
+		conn, err := tls.DialWithDialer(from("127.0.0.2"), "tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go io.Copy(io.Discard, bufio.NewReader(conn)) // or its words would hold up the server
+		if _, err := conn.Write(append([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), frame(settingsFrame, 0, 0, nil)...)); err != nil {
+			t.Fatal(err)
+		}
+		before, peak := runtime.NumGoroutine(), 0
+		path := map[string]string{"agents": "/credence.broker.v1.Node/Join"}[listener]
+		if path == "" {
+			path = server.BundlePath
+		}
+		block := append([]byte{0x83, 0x87}, field(":path", path)...)
+		block = append(append(block, field(":authority", "a")...), append(field("content-type", "application/grpc"), field("te", "trailers")...)...)
+		for n := range uint32(20000) {
+			id := 2*n + 1
+			both := append(frame(headers, 4, id, block), frame(3, 0, id, binary.BigEndian.AppendUint32(nil, 8))...) // RST_STREAM, CANCEL
+			if _, err := conn.Write(both); err != nil {
+				break // it has had enough of us
+			}
+			if n%100 == 0 {
+				peak = max(peak, runtime.NumGoroutine())
+			}
+		}
+		conn.Close()
+		if peak-before > 1200 {
+			t.Errorf("%s: %d goroutines more", listener, peak-before)
+		}
+	}
+	e.join("n1")
+}
