@@ -90,6 +90,9 @@ type Event struct {
 	Facts     map[string][]string `json:"facts,omitempty"`
 	Count     uint64              `json:"count,omitempty"` // like events folded into one record; 0 means 1
 	Detail    map[string]string   `json:"detail,omitempty"`
+
+	// Spare says that it may wait while the disk is full, as what is not OK must.
+	Spare bool `json:"-"`
 }
 
 // A Record is an event in its place.
@@ -129,6 +132,9 @@ type Config struct {
 	Now func() time.Time
 	// MaxBytes is the size after which a new file is begun; 0 means 64 MiB.
 	MaxBytes int64
+	// Reserve is the room that is kept, where the system can, for what is granted
+	// and revoked while the disk is full; 0 means 16 MiB, less than 0 none.
+	Reserve int64
 	// Observe is told of each write, by the one who writes; nil: nobody is.
 	Observe func(Commit)
 	// HMACFacts are the names of facts, or their beginnings and ".*", of whose
@@ -149,6 +155,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.MaxBytes == 0 {
 		c.MaxBytes = 64 << 20
+	}
+	if c.Reserve == 0 {
+		c.Reserve = 16 << 20
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -17,6 +17,8 @@ type file interface {
 type disk interface {
 	open(path string) (file, error) // to append, made if absent
 	syncDir(dir string) error
+	reserve(path string, size int64) error // makes an empty file that has room
+	rename(from, to string) error
 }
 
 type osDisk struct{}
@@ -33,6 +35,8 @@ func (osDisk) syncDir(dir string) error {
 	defer d.Close()
 	return d.Sync()
 }
+
+func (osDisk) rename(from, to string) error { return os.Rename(from, to) }
 
 // makeDir makes the record's directory, and its name durable, if it is absent.
 func makeDir(d disk, dir string) error {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
+	"os"
 )
 
 // A File and a Disk are what tests put in place of the real ones.
@@ -24,6 +26,17 @@ type testDisk struct{ Disk }
 
 func (d testDisk) open(path string) (file, error) { return d.Open(path) }
 func (d testDisk) syncDir(dir string) error       { return d.SyncDir(dir) }
+
+func (d testDisk) reserve(path string, size int64) error {
+	if r, ok := d.Disk.(interface {
+		Reserve(path string, size int64) error
+	}); ok {
+		return r.Reserve(path, size)
+	}
+	return errors.ErrUnsupported
+}
+
+func (testDisk) rename(from, to string) error { return os.Rename(from, to) }
 
 // OpenOn is Open on another disk.
 func OpenOn(d Disk, c Config) (*Log, error) {

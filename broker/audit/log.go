@@ -48,6 +48,7 @@ type state struct {
 type call struct {
 	events [][]byte // encoded
 	bytes  int
+	spare  bool // it may not take of the reserve
 	refs   []Ref
 	err    error
 	done   chan struct{} // refs and err are set
@@ -75,7 +76,7 @@ func Open(c Config) (*Log, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the audit record: %w", err), dir.Close())
 	}
-	t := &tape{dir: c.Dir, max: c.MaxBytes, disk: c.disk, log: c.Log}
+	t := &tape{dir: c.Dir, max: c.MaxBytes, disk: c.disk, log: c.Log, reserve: reserve{size: c.Reserve}}
 	head, err := t.load()
 	if err == nil {
 		err = t.prepare(head)
@@ -95,6 +96,7 @@ func Open(c Config) (*Log, error) {
 		changed: make(chan struct{}),
 	}
 	l.wake = sync.NewCond(&l.mu)
+	t.replenish(c.Now())
 	go l.run(t, head)
 	return l, nil
 }
@@ -187,7 +189,7 @@ func (l *Log) newCall(events []Event) (*call, error) {
 	if len(events) == 0 {
 		return nil, fmt.Errorf("%w: there is none", ErrRefused)
 	}
-	c := &call{done: make(chan struct{})}
+	c := &call{done: make(chan struct{}), spare: true}
 	for _, e := range events {
 		b, err := encodeEvent(l.secrets.hide(e))
 		if err != nil {
@@ -195,6 +197,7 @@ func (l *Log) newCall(events []Event) (*call, error) {
 		}
 		c.events = append(c.events, b)
 		c.bytes += len(b) + lineOverhead
+		c.spare = c.spare && (e.Spare || !e.OK)
 	}
 	if c.bytes > maxBatch {
 		return nil, fmt.Errorf("%w: %d events at once take %d bytes, %d are possible", ErrRefused, len(events), c.bytes, maxBatch)
@@ -263,36 +266,78 @@ func (l *Log) Close() error {
 func (l *Log) run(t *tape, head Ref) {
 	defer close(l.done)
 	for batch := l.take(); len(batch) > 0; batch = l.take() {
-		size, at, now := 0, head, l.now()
-		for _, c := range batch {
-			size += c.bytes
-		}
-		data := make([]byte, 0, size)
-		for _, c := range batch {
-			c.refs = make([]Ref, len(c.events))
-			for i, e := range c.events {
-				data, at = appendLine(data, at, now, e)
-				c.refs[i] = at
-			}
-		}
-		if l.renew.Swap(false) {
-			t.fresh = true
-		}
-		err := t.append(data, head)
-		l.note(Commit{Records: int(at.Sequence - head.Sequence), Bytes: len(data), Took: l.now().Sub(now), Err: err})
-		if err == nil {
-			head = at
-			l.publish(state{head: head, first: t.first, size: t.size})
-		}
-		for _, c := range batch {
-			if c.err = err; err != nil {
-				c.refs = nil
-			}
-			close(c.done)
-		}
+		head = l.record(t, head, batch)
 	}
 	l.err = errors.Join(t.close(head), l.lock.Close())
 	l.publish(state{head: head, first: t.first, size: t.size, closed: true})
+}
+
+// record makes calls durable and returns the new head. While the disk is full,
+// those that may wait are refused, and the others take of the reserve.
+func (l *Log) record(t *tape, head Ref, batch []*call) Ref {
+	t.replenish(l.now())
+	batch = refuseSpare(batch, t.refusal())
+	at, err := l.commit(t, head, batch)
+	if isFull(err) && t.reserve.size > 0 {
+		t.shorten(err)
+		batch = refuseSpare(batch, t.refusal())
+		if len(batch) > 0 && t.spend(head) {
+			at, err = l.commit(t, head, batch)
+		}
+	}
+	for _, c := range batch {
+		c.end(err)
+	}
+	return at
+}
+
+// refuseSpare ends the calls that may wait, if there is an error to end them with,
+// and returns the others.
+func refuseSpare(batch []*call, err error) (left []*call) {
+	if err == nil {
+		return batch
+	}
+	for _, c := range batch {
+		if c.spare {
+			c.end(err)
+			continue
+		}
+		left = append(left, c)
+	}
+	return left
+}
+
+func (c *call) end(err error) {
+	if c.err = err; err != nil {
+		c.refs = nil
+	}
+	close(c.done)
+}
+
+// commit writes calls after head and returns the new one.
+func (l *Log) commit(t *tape, head Ref, batch []*call) (Ref, error) {
+	if len(batch) == 0 {
+		return head, nil
+	}
+	size, at, now := 0, head, l.now()
+	for _, c := range batch {
+		size += c.bytes
+	}
+	data := make([]byte, 0, size)
+	for _, c := range batch {
+		c.refs = make([]Ref, len(c.events))
+		for i, e := range c.events {
+			data, at = appendLine(data, at, now, e)
+			c.refs[i] = at
+		}
+	}
+	err := t.append(data, head)
+	l.note(Commit{Records: int(at.Sequence - head.Sequence), Bytes: len(data), Took: l.now().Sub(now), Err: err})
+	if err != nil {
+		return head, err
+	}
+	l.publish(state{head: at, first: t.first, size: t.size})
+	return at, nil
 }
 
 // take waits for calls and returns those that go together; none means that

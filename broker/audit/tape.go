@@ -21,6 +21,8 @@ type tape struct {
 	size  int64
 	info  os.FileInfo // of path when it was opened
 	fresh bool        // go on in a new file
+
+	reserve reserve
 }
 
 // A failure is what kept a record from being durable.
@@ -116,8 +118,10 @@ func (t *tape) mend(head Ref) error {
 		t.file = nil
 		return err
 	}
-	if err = t.file.Truncate(t.size); err == nil {
-		err = t.file.Sync()
+	if size > t.size { // else it would give away room that is kept beyond its end
+		if err = t.file.Truncate(t.size); err == nil {
+			err = t.file.Sync()
+		}
 	}
 	if err == nil && t.size > 0 {
 		err = t.endsWith(head)
