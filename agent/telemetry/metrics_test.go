@@ -1,6 +1,7 @@
 package telemetry_test
 
 import (
+	_ "embed"
 	"errors"
 	"fmt"
 	"net/http"
@@ -67,39 +68,9 @@ func families(t *testing.T, m *telemetry.Metrics) map[string]*dto.MetricFamily {
 
 // Dashboards and alerts hang on these: a name, a label or a type changes only
 // with a line in the release notes.
-const frozen = `
-credence_agent_attestation_duration_seconds histogram attestor | How long an attestor took.
-credence_agent_attestations_total counter attestor,outcome | Attestations of processes.
-credence_agent_broker_call_duration_seconds histogram method | How long a broker took to answer, or was waited for.
-credence_agent_broker_calls_total counter code,method | gRPC calls to a broker that are no streams.
-credence_agent_broker_connected gauge  | 1 while a Watch stream to a broker is open.
-credence_agent_broker_heard_timestamp_seconds gauge  | When a broker last answered.
-credence_agent_build_info gauge goversion,version | Always 1; the labels tell what runs.
-credence_agent_bundle_updated_timestamp_seconds gauge trust_domain | When the broker last told of a trust domain's bundle.
-credence_agent_call_duration_seconds histogram method | How long a gRPC call took that is no stream.
-credence_agent_calls_total counter code,method | gRPC calls on the agent's sockets that ended.
-credence_agent_credential_sessions gauge  | Sessions with providers that are kept fresh.
-credence_agent_credentials_delivered_total counter flow,outcome,target | Credentials that callers asked for; those beyond exchanges were held.
-credence_agent_exchanges_total counter flow,outcome,target | Exchanges with providers: ok, or the class of the failure.
-credence_agent_kept_timestamp_seconds gauge  | When what goes on over a restart was last written.
-credence_agent_live gauge  | 1 while none of the agent's own loops hangs.
-credence_agent_node_renewals_total counter outcome | Tries to join or to renew the node's SVID.
-credence_agent_node_svid_expiry_timestamp_seconds gauge  | When the node's SVID ends.
-credence_agent_open_streams gauge method | gRPC streams that are open.
-credence_agent_output_acts_total counter act,outcome,output | What was done for outputs: write, erase, hook.
-credence_agent_ready gauge  | 1 while SVIDs are renewed, or more than a quarter of their lives is left.
-credence_agent_refusals_total counter code | Callers that this agent refused by itself.
-credence_agent_spool_bytes gauge  | What they take on disk.
-credence_agent_spool_lost_reports_total counter  | Reports that were lost.
-credence_agent_spool_max_bytes gauge  | What they may take.
-credence_agent_spool_reports gauge  | Reports that the broker's record does not have yet.
-credence_agent_svid_earliest_expiry_timestamp_seconds gauge  | When the first of the X509-SVIDs that are served ends.
-credence_agent_svid_expiry_timestamp_seconds gauge spiffe_id | When an X509-SVID that is served ends; of several of one SPIFFE ID the first.
-credence_agent_svid_renewals_total counter outcome | Answers of the broker about the X509-SVIDs of one workload.
-credence_agent_svids_held gauge  | X509-SVIDs that are served, each counted once.
-credence_agent_watch_streams_total counter outcome | Watch streams to a broker: ok began, failed ended or could not begin.
-credence_agent_workload_sets gauge  | Different sets of facts that workloads have, or had shortly ago.
-`
+//
+//go:embed testdata/frozen.txt
+var frozen string
 
 func TestFrozen(t *testing.T) {
 	t.Parallel()
