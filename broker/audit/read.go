@@ -133,8 +133,11 @@ func (l *Log) FollowAfter(ctx context.Context, after Ref, fn func(Record) error)
 
 // Oldest is the place before the oldest record that is still there, for
 // FollowAfter. It has no hash.
-func (l *Log) Oldest() (Ref, error) {
-	firsts, err := list(l.lock.Name())
+func (l *Log) Oldest() (Ref, error) { return OldestIn(l.lock.Name()) }
+
+// OldestIn is Oldest without a Log.
+func OldestIn(dir string) (Ref, error) {
+	firsts, err := list(dir)
 	if err != nil || len(firsts) == 0 {
 		return Ref{}, err
 	}

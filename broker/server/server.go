@@ -94,10 +94,13 @@ type Config struct {
 	// AuditHolds says who reads the record and must have read what is removed;
 	// nil: nothing is removed.
 	AuditHolds func(context.Context) ([]audit.Hold, error)
-	Peers      *federation.Refresher
-	Policy     identity.Config
-	Resources  resource.Registry
-	OIDC       http.Handler // discovery and keys; nil without an issuer
+	// AuditProblems are why the record is not carried away or kept as it should
+	// be; nil: there are none.
+	AuditProblems func() []string
+	Peers         *federation.Refresher
+	Policy        identity.Config
+	Resources     resource.Registry
+	OIDC          http.Handler // discovery and keys; nil without an issuer
 	// Since is the revision of the store before anything of it was read: what was
 	// written after it is taken over.
 	Since uint64

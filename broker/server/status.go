@@ -98,6 +98,9 @@ func (s *Server) problems(o Overview) []string {
 			all = append(all, fmt.Sprintf("peer %s is %s (credence peer show %s)", p.TrustDomain, p.State, p.TrustDomain))
 		}
 	}
+	if s.cfg.AuditProblems != nil {
+		all = append(all, s.cfg.AuditProblems()...)
+	}
 	return all
 }
 

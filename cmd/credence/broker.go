@@ -41,6 +41,7 @@ type brokerParts struct {
 	replica   *store.Replica // nil: the store is this broker's alone
 	keeper    *store.Keeper  // nil: the database is in the data directory
 	audit     *audit.Log
+	keeping   *keeping
 	keys      []*sourceKeys
 	authority *authority.Authority
 	peers     *federation.Refresher
@@ -85,6 +86,9 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	record := f.Audit.config(f.Data, o.log)
 	record.Observe = p.metrics.Recorded
 	if p.audit, err = audit.Open(record); err != nil {
+		return nil, err
+	}
+	if p.keeping, err = p.newKeeping(); err != nil {
 		return nil, err
 	}
 	if err := p.claimName(ctx, o.now()); err != nil {
@@ -211,7 +215,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	}
 	p.server, err = server.New(ctx, server.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Version: cli.Version(), Broker: p.broker, Authority: p.authority,
-		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
+		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), AuditHolds: p.keeping.holds, AuditProblems: p.keeping.problems, Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
 		Since: p.since, Replica: p.replica, RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
 		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: p.methods.pod, Login: settings.Login, Roles: settings.Roles, Limits: settings.Limits,
@@ -237,7 +241,7 @@ func adminActor(ctx context.Context) string {
 func (p *brokerParts) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	errs := make(chan error, 7)
+	errs := make(chan error, 9)
 	var running sync.WaitGroup
 	if p.reloads != nil {
 		running.Go(func() { errs <- p.reloads(ctx) })
@@ -250,6 +254,7 @@ func (p *brokerParts) run(ctx context.Context) error {
 	if p.keeper != nil {
 		running.Go(func() { errs <- p.keeper.Run(ctx); cancel() })
 	}
+	running.Go(func() { errs <- p.keeping.run(ctx); cancel() })
 	running.Go(func() { errs <- p.authority.Run(ctx); cancel() })
 	running.Go(func() { errs <- p.peers.Run(ctx); cancel() })
 	running.Go(func() { errs <- p.broker.Run(ctx); cancel() })
@@ -270,6 +275,9 @@ func (p *brokerParts) close() error {
 	var errs []error
 	if p.broker != nil {
 		errs = append(errs, p.broker.Close())
+	}
+	if p.keeping != nil {
+		errs = append(errs, p.keeping.close())
 	}
 	if p.audit != nil {
 		errs = append(errs, p.audit.Close())

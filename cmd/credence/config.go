@@ -109,13 +109,13 @@ func (f *brokerFile) complete() (err error) {
 	if e := f.completeKeys(); e != nil {
 		return e
 	}
-	if e := f.Audit.check(); e != nil {
-		return e
-	}
 	if e := f.CA.check(); e != nil {
 		return e
 	}
 	if _, e := f.roles(); e != nil {
+		return e
+	}
+	if e := f.Audit.check(); e != nil {
 		return e
 	}
 	if _, _, e := f.places(); e != nil {
@@ -226,7 +226,9 @@ func (f *brokerFile) refreshHint() (time.Duration, error) {
 type auditFile struct {
 	// HMACFacts name facts, or with .* what facts begin with, whose values the
 	// record has by an HMAC alone; absent: user.email and workload.docker.env.*.
-	HMACFacts []string `yaml:"hmac_facts"`
+	HMACFacts []string     `yaml:"hmac_facts"`
+	Keep      string       `yaml:"keep"`   // how long records are kept, at least a day, such as 400d; default for ever
+	Export    []exportFile `yaml:"export"` // where they are carried to; what one hasn't taken yet is kept longer
 }
 
 func (a auditFile) check() error {
@@ -235,7 +237,7 @@ func (a auditFile) check() error {
 			return fmt.Errorf("audit.hmac_facts: %w", err)
 		}
 	}
-	return nil
+	return a.checkKeeping()
 }
 
 // config is how the record in a data directory is kept.

@@ -47,7 +47,7 @@ exits 1 where the record does not hold.`,
 	verify.Flags().String("heads", "", "heads that were kept, one a line; - reads standard input")
 	verify.Flags().String("origin", "", "with --data: the name of the broker whose record it is, where the heads are of several")
 	addAskedAgents(verify)
-	return cli.Group("audit", "The record of who got which identity, when and why", cli.AddOutput(addAdmin(tail)), cli.AddOutput(addAdmin(verify)), p.headsCommand(), p.hmacCommand(), p.queryCommand())
+	return cli.Group("audit", "The record of who got which identity, when and why", cli.AddOutput(addAdmin(tail)), cli.AddOutput(addAdmin(verify)), p.headsCommand(), p.hmacCommand(), p.queryCommand(), p.exportRecordCommand(), p.truncateCommand())
 }
 
 func (p *program) tailAudit(cmd *cobra.Command, _ []string) error {

@@ -202,9 +202,12 @@ data: %s
 # metrics: {listen: "", allow: []}
 # pprof: false              # the Go runtime's profiles, on the admin socket alone
 
-# Facts whose values the record has by an HMAC alone, under a key in its directory
-# (credence audit hmac finds one that is known): names, or beginnings and .*.
-# audit: {hmac_facts: [user.email, "workload.docker.env.*"]}
+# The record. Of facts in hmac_facts (names, or beginnings and .*) it has values by
+# an HMAC alone, under a key in its directory (credence audit hmac finds one that is
+# known). keep is how long records are kept (at least a day, such as 400d; default
+# for ever), export where they are carried to: a file, or a collector of JSON lines
+# or, with otlp, of OpenTelemetry logs. What one has not taken yet is kept longer.
+# audit: {hmac_facts: [user.email, "workload.docker.env.*"], keep: "", export: []}  # [{name: siem, to: "https://siem.example.org:4318", otlp: true, headers_file: "", svid_dir: "", ca_file: ""}]
 
 # The shortest life that an Identity may ask for.
 # min_ttl: 1m
