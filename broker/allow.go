@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/credence-id/credence/broker/audit"
@@ -23,7 +24,11 @@ func (b *Broker) Allow(ctx context.Context, id, actor, reason string) error {
 	if !evicted {
 		return b.recoverable(ctx, id)
 	}
-	if err := b.cfg.Store.AllowNode(ctx, id); err != nil {
+	here, err := b.welcomeHere(n)
+	if err != nil {
+		return err
+	}
+	if err := b.cfg.Store.AllowNode(ctx, id); err != nil && !(here && errors.Is(err, ErrNotFound)) {
 		return err
 	}
 	b.mu.Lock()

@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -200,9 +201,11 @@ type Broker struct {
 	revoking sync.Mutex  // guards what follows, and is taken before mu
 	file     *denyFile
 	unsaved  map[cutKey]Cutoff // not in the store yet
+	unsure   map[string]bool   // of file.out, those that the store does not know, and that was logged
 
 	mu       sync.RWMutex // guards nodes, leaving and sessions, and the swapping of cuts
 	nodes    map[string]Node
+	out      map[string]eviction   // made here, which the store does not have yet; by node ID
 	leaving  map[string]int        // evictions under way, by node ID
 	sessions map[string][]*Session // by node ID
 }
@@ -273,8 +276,9 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if b.unnamed, err = audit.NewCounter(audit.CounterConfig{Log: cfg.Audit, Kind: "login.refused", Logger: cfg.Log}); err != nil {
 		return nil, errors.Join(err, b.shown.Close(), b.strangers.Close(), b.denials.Close())
 	}
+	b.out = maps.Clone(b.file.out)
 	for _, n := range nodes {
-		b.nodes[n.ID] = n
+		b.nodes[n.ID] = b.marked(n)
 	}
 	b.policy.Store(cfg.Policy)
 	return b, nil

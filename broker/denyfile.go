@@ -15,9 +15,10 @@ import (
 )
 
 // A denyFile keeps the cut-offs on the broker's own disk, so that they hold
-// when the store is away, over a restart too. A line is one cut-off as JSON;
-// it is durable when append returns.
+// when the store is away, over a restart too; and the evictions that the store does
+// not have yet. A line is one of these as JSON; it is durable when append returns.
 type denyFile struct {
+	out   map[string]eviction // by node ID
 	path  string
 	lines int  // in the file, also those that later ones outdid
 	dirty bool // what follows the last whole line is not ours to keep
@@ -38,13 +39,19 @@ type denied struct {
 	Reason string    `json:"reason,omitempty"`
 	Actor  string    `json:"actor,omitempty"`
 	MadeAt time.Time `json:"made_at,omitzero"`
+	// DurableKey is of an eviction (kindEvict): by which its node is banned.
+	DurableKey string `json:"durable_key,omitempty"`
+}
+
+func deniedBy(c Cutoff) denied {
+	return denied{Kind: c.Kind, Value: c.Value, Before: c.Before, Reason: c.Reason, Actor: c.Actor, MadeAt: c.MadeAt}
 }
 
 // openDenyFile reads the file, where there is one. A last line without an end
 // was never confirmed, and is passed over; anything else that is not a cut-off
 // is an error: what it revoked would be good again.
 func openDenyFile(path string, td spiffeid.TrustDomain) (*denyFile, []Cutoff, error) {
-	d := &denyFile{path: path}
+	d := &denyFile{path: path, out: make(map[string]eviction)}
 	text, err := readBounded(path, maxDenyFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return d, nil, nil
@@ -57,12 +64,16 @@ func openDenyFile(path string, td spiffeid.TrustDomain) (*denyFile, []Cutoff, er
 	var all []Cutoff
 	for line := range bytes.Lines(whole) {
 		d.lines++
-		c, err := parseDenied(td, line)
+		c, out, err := parseDenied(td, line)
 		if err == nil && d.lines > maxDenyLines {
 			err = fmt.Errorf("more than %d lines", maxDenyLines)
 		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("reading what is revoked: %s line %d: %w; mend the line, or take the file away if the database has all of it", path, d.lines, err)
+		}
+		if out.ID != "" {
+			d.out[out.ID] = out
+			continue
 		}
 		all = append(all, c)
 	}
@@ -82,24 +93,36 @@ func readBounded(path string, most int64) ([]byte, error) {
 	return text, err
 }
 
-func parseDenied(td spiffeid.TrustDomain, line []byte) (Cutoff, error) {
+// parseDenied reads a line: a cut-off or an eviction.
+func parseDenied(td spiffeid.TrustDomain, line []byte) (Cutoff, eviction, error) {
+	fail := func(err error) (Cutoff, eviction, error) { return Cutoff{}, eviction{}, err }
 	if len(line) > maxDenyLine {
-		return Cutoff{}, fmt.Errorf("it has %d bytes, at most %d are taken", len(line), maxDenyLine)
+		return fail(fmt.Errorf("it has %d bytes, at most %d are taken", len(line), maxDenyLine))
 	}
 	var l denied
 	decode := json.NewDecoder(bytes.NewReader(line))
 	decode.DisallowUnknownFields()
 	if err := decode.Decode(&l); err != nil {
-		return Cutoff{}, err
+		return fail(err)
 	}
 	if decode.More() {
-		return Cutoff{}, errors.New("it is more than one JSON object")
+		return fail(errors.New("it is more than one JSON object"))
 	}
-	c := Cutoff(l)
+	c := Cutoff{Kind: l.Kind, Value: l.Value, Before: l.Before, Reason: l.Reason, Actor: l.Actor, MadeAt: l.MadeAt}
 	if c.Before.IsZero() {
-		return Cutoff{}, errors.New("it has no before")
+		return fail(errors.New("it has no before"))
 	}
-	return c, CheckCutoff(td, c)
+	if l.Kind != kindEvict {
+		if l.DurableKey != "" {
+			return fail(errors.New("it has a durable key and is no eviction"))
+		}
+		return c, eviction{}, CheckCutoff(td, c)
+	}
+	if l.DurableKey == "" {
+		return fail(errors.New("it has no durable key"))
+	}
+	c.Kind = CutNode
+	return Cutoff{}, eviction{ID: l.Value, DurableKey: l.DurableKey, At: l.Before}, CheckCutoff(td, c)
 }
 
 // append makes one more cut-off durable. standing is what replaces the file
@@ -108,7 +131,12 @@ func (d *denyFile) append(c Cutoff, standing map[cutKey]Cutoff) error {
 	if d.dirty || d.lines >= maxDenyLines {
 		return d.rewrite(standing)
 	}
-	line, err := json.Marshal(denied(c))
+	return d.add(deniedBy(c))
+}
+
+// add writes one more line.
+func (d *denyFile) add(l denied) error {
+	line, err := json.Marshal(l)
 	if err == nil {
 		err = d.write(append(line, '\n'))
 	}
@@ -139,8 +167,15 @@ func (d *denyFile) write(line []byte) error {
 // rewrite replaces the file by what stands, whole or not at all.
 func (d *denyFile) rewrite(standing map[cutKey]Cutoff) error {
 	var text []byte
+	lines := make([]denied, 0, len(standing)+len(d.out))
 	for _, c := range standing {
-		line, err := json.Marshal(denied(c))
+		lines = append(lines, deniedBy(c))
+	}
+	for _, out := range d.out {
+		lines = append(lines, out.denied())
+	}
+	for _, l := range lines {
+		line, err := json.Marshal(l)
 		if err != nil {
 			return fmt.Errorf("keeping what is revoked in %s: %w", d.path, err)
 		}
@@ -153,7 +188,7 @@ func (d *denyFile) rewrite(standing map[cutKey]Cutoff) error {
 	if err != nil {
 		return fmt.Errorf("keeping what is revoked in %s: %w", d.path, err)
 	}
-	d.lines, d.dirty = len(standing), false
+	d.lines, d.dirty = len(lines), false
 	return nil
 }
 

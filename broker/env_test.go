@@ -188,14 +188,15 @@ func (s *nodes) SaveNode(ctx context.Context, n broker.Node) (broker.Node, error
 type env struct {
 	testing.TB
 	*broker.Broker
-	dir    string
-	store  *nodes
-	issuer *issuer
-	record *recorder
-	policy *broker.Policy
-	method join.Method // of join rules whose method is fake
-	lists  broker.Lister
-	site   string // label of the tokens that are made
+	dir        string
+	store      *nodes
+	issuer     *issuer
+	record     *recorder
+	policy     *broker.Policy
+	method     join.Method // of join rules whose method is fake
+	lists      broker.Lister
+	unwritable error  // why the store takes no writes; nil: it does
+	site       string // label of the tokens that are made
 
 	mu   sync.Mutex // guards what follows
 	time time.Time
@@ -256,7 +257,7 @@ func (e *env) start() {
 
 func (e *env) config() broker.Config {
 	return broker.Config{
-		TrustDomain: td, Issuer: e.issuer, Store: e.store, Audit: e.record, Policy: e.policy, Now: e.now,
+		TrustDomain: td, Issuer: e.issuer, Store: e.store, Audit: e.record, Policy: e.policy, Now: e.now, Away: func() error { return e.unwritable },
 		Record: e.record.Log, Index: e.store, CRLs: e.lists, Origin: "b1", DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
 		Method: func(r join.Rule) (join.Method, error) {
 			if r.Method == "fake" {

@@ -42,6 +42,7 @@ func (b *Broker) take(n Node) {
 	if n.Revision <= known.Revision {
 		return
 	}
+	n = b.marked(n)
 	b.nodes[n.ID] = n
 	if !n.EvictedAt.IsZero() {
 		for _, s := range b.sessions[n.ID] {

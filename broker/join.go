@@ -306,6 +306,9 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 	if ok && !known.EvictedAt.IsZero() { // the store holds this too; here nothing is signed or recorded first
 		return Joined{}, fmt.Errorf("%w: it was evicted at %s", ErrConflict, known.EvictedAt.UTC().Format(time.RFC3339))
 	}
+	if at, out := b.outHere(node.DurableKey); out {
+		return Joined{}, fmt.Errorf("%w: it was evicted at %s", ErrConflict, at.UTC().Format(time.RFC3339))
+	}
 	if err := b.cfg.Away(); err != nil { // before anything is signed and recorded that could not be kept
 		return Joined{}, err
 	}
@@ -365,7 +368,7 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 // holds mu.
 func (b *Broker) keep(n Node) {
 	if n.Revision > b.nodes[n.ID].Revision {
-		b.nodes[n.ID] = n
+		b.nodes[n.ID] = b.marked(n)
 	}
 }
 
@@ -480,10 +483,15 @@ func (b *Broker) Evict(ctx context.Context, id, actor, reason string) (Node, err
 	if !ok {
 		return Node{}, fmt.Errorf("evicting %s: %w", id, ErrNotFound)
 	}
-	others := b.sharing(n)
-	n, err := b.evict(ctx, id, actor, reason)
+	return b.evictAll(ctx, n, actor, reason, b.evict)
+}
+
+// evictAll evicts a node, and those that have its durable key.
+func (b *Broker) evictAll(ctx context.Context, n Node, actor, reason string, evict func(ctx context.Context, id, actor, reason string) (Node, error)) (Node, error) {
+	id, others := n.ID, b.sharing(n)
+	n, err := evict(ctx, id, actor, reason)
 	for _, other := range others {
-		_, failed := b.evict(ctx, other, actor, "as "+id+": "+reason)
+		_, failed := evict(ctx, other, actor, "as "+id+": "+reason)
 		err = errors.Join(err, failed)
 	}
 	return n, err
@@ -522,11 +530,15 @@ func (b *Broker) evict(ctx context.Context, id, actor, reason string) (Node, err
 		s.evict()
 	}
 	b.mu.Unlock()
-	_, err = b.cfg.Audit.Append(ctx, audit.Event{Kind: "evict", OK: true, Node: id, Actor: actor, Reason: reason})
+	return n, b.recordEvicted(ctx, id, actor, reason, nil)
+}
+
+func (b *Broker) recordEvicted(ctx context.Context, id, actor, reason string, detail map[string]string) error {
+	_, err := b.cfg.Audit.Append(ctx, audit.Event{Kind: "evict", OK: true, Node: id, Actor: actor, Reason: reason, Detail: detail})
 	if err != nil {
-		return Node{}, fmt.Errorf("evicting %s: it is out, but that is not recorded: %w", id, err)
+		return fmt.Errorf("evicting %s: it is out, but that is not recorded: %w", id, err)
 	}
-	return n, nil
+	return nil
 }
 
 // EvictReason is why a node is out, as far as it is remembered: the record knows it

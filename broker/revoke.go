@@ -226,6 +226,7 @@ func (b *Broker) loadCutoffs(ctx context.Context) error {
 		return err
 	}
 	b.file, b.unsaved = deny, make(map[cutKey]Cutoff)
+	b.unsure = make(map[string]bool)
 	all := make(map[cutKey]Cutoff)
 	now := b.cfg.Now()
 	for _, c := range kept {
@@ -361,7 +362,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	var dropped time.Time
 	away := false
 	for {
-		err := errors.Join(b.readCutoffs(ctx), b.saveCutoffs(ctx))
+		err := errors.Join(b.readCutoffs(ctx), b.saveCutoffs(ctx), b.saveEvictions(ctx))
 		if now := b.cfg.Now(); now.Sub(dropped).Abs() >= dropEvery {
 			dropped = now
 			err = errors.Join(err, b.dropCutoffs(ctx), b.forgetIssued(ctx, now), b.forgetNodes(ctx, now))

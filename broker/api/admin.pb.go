@@ -881,6 +881,7 @@ type EvictNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Here          bool                   `protobuf:"varint,3,opt,name=here,proto3" json:"here,omitempty"` // without the database too: on this broker until that is back
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -929,9 +930,17 @@ func (x *EvictNodeRequest) GetReason() string {
 	return ""
 }
 
+func (x *EvictNodeRequest) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
+}
+
 type EvictNodeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"` // what of it is still to come; empty: nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -971,6 +980,13 @@ func (x *EvictNodeResponse) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *EvictNodeResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 type AllowNodeRequest struct {
@@ -4521,12 +4537,14 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x10ListNodesRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"G\n" +
 	"\x11ListNodesResponse\x122\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x1c.credence.broker.v1.NodeInfoR\x05nodes\":\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1c.credence.broker.v1.NodeInfoR\x05nodes\"N\n" +
 	"\x10EvictNodeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"/\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04here\x18\x03 \x01(\bR\x04here\"I\n" +
 	"\x11EvictNodeResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\":\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\":\n" +
 	"\x10AllowNodeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x13\n" +

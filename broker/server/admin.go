@@ -206,13 +206,21 @@ func unix(t time.Time) int64 {
 // EvictNode shuts a node out and bans its return.
 func (a adminService) EvictNode(ctx context.Context, r *api.EvictNodeRequest) (*api.EvictNodeResponse, error) {
 	n, err := a.findNode(r.GetId())
-	if err == nil {
+	problem := ""
+	switch {
+	case err != nil:
+	case r.GetHere():
+		n, problem, err = a.s.cfg.Broker.EvictHere(ctx, n.ID, a.s.actor(ctx), r.GetReason())
+	default:
 		n, err = a.s.cfg.Broker.Evict(ctx, n.ID, a.s.actor(ctx), r.GetReason())
+		if errors.Is(err, store.ErrAway) {
+			err = fmt.Errorf("%w; credence node evict --here shuts it out on this broker at once, and everywhere when the database is back", err)
+		}
 	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	return &api.EvictNodeResponse{Revision: n.Revision}, nil
+	return &api.EvictNodeResponse{Revision: n.Revision, Problem: problem}, nil
 }
 
 // AllowNode lets an evicted node join again.

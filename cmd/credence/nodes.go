@@ -129,17 +129,25 @@ it is evicted, why. It exits 1 where there is no such node.`,
 		Long: `Evict has the broker refuse a node, by its name or SPIFFE ID, from now on: its
 agent, where it is connected, erases all SVIDs and cloud credentials at once and
 ends; what it holds elsewhere ends by itself. The node cannot join again, with a
-new token either, until it is allowed to.`,
-		Example: "  credence node evict dev --reason 'a drill'",
+new token either, until it is allowed to.
+
+Without the database, --here does so on this broker, durably, and everywhere when
+the database is back.`,
+		Example: "  credence node evict dev --reason 'a drill'\n  credence node evict dev --here",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			reason, _ := cmd.Flags().GetString("reason")
+			here, _ := cmd.Flags().GetBool("here")
 			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-				r, err := c.EvictNode(ctx, &api.EvictNodeRequest{Id: args[0], Reason: reason})
+				r, err := c.EvictNode(ctx, &api.EvictNodeRequest{Id: args[0], Reason: reason, Here: here})
 				if err != nil {
 					return err
 				}
-				v := map[string]any{"node": args[0], "evicted": true, "revision": r.GetRevision()}
-				return p.Say(cmd, v, args[0]+" is evicted: its SVIDs are erased where its agent is connected, and end by themselves elsewhere")
+				v := map[string]any{"node": args[0], "evicted": true, "revision": r.GetRevision(), "problem": r.GetProblem()}
+				text := args[0] + " is evicted: its SVIDs are erased where its agent is connected, and end by themselves elsewhere"
+				if problem := r.GetProblem(); problem != "" {
+					text += "; " + problem
+				}
+				return p.Say(cmd, v, text)
 			})
 		},
 	}
@@ -165,6 +173,7 @@ first: register another key before, if it may be stolen.`,
 		c.ValidArgsFunction = completeFirst(completeNodes)
 	}
 	evict.Flags().String("reason", "", "for the record")
+	evict.Flags().Bool("here", false, "on this broker at once, also without the database")
 	allow.Flags().String("reason", "", "for the record")
 	return cli.Group("node", "Nodes", cli.AddOutput(addAdmin(show)), cli.AddOutput(addAdmin(one)), cli.AddOutput(addAdmin(evict)), cli.AddOutput(addAdmin(allow)))
 }
