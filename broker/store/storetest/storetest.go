@@ -74,6 +74,9 @@ func Run(t *testing.T, open Open) {
 		"cut-offs come back":                    cutoffs,
 		"cut-offs only grow":                    cutoffsOnlyGrow,
 		"old cut-offs are forgotten":            cutoffsForgotten,
+		"what is new is told":                   changes,
+		"followers end with what stands":        followed,
+		"a name is one broker's":                claims,
 		"a restart keeps everything":            restart,
 		"an ended call writes nothing":          cancelled,
 	} {
