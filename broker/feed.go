@@ -21,7 +21,11 @@ type Changes struct {
 // newer stays: changes may come twice, and in any order. An error is of the deny
 // file: all of it holds then too.
 func (b *Broker) Take(c Changes) error {
-	err := b.takeCutoffs(c.Cutoffs)
+	b.takeNodes(c) // first: who is evicted is told that, and not that its SVID is revoked
+	return b.takeCutoffs(c.Cutoffs)
+}
+
+func (b *Broker) takeNodes(c Changes) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, n := range c.Nodes {
@@ -32,7 +36,6 @@ func (b *Broker) Take(c Changes) error {
 			delete(b.nodes, id)
 		}
 	}
-	return err
 }
 
 // take takes a node over, and tells its sessions what changed. The caller holds

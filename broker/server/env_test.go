@@ -104,6 +104,9 @@ func (d *documents) set(url string, document []byte) {
 type env struct {
 	t         testing.TB
 	dir       string
+	database  string                             // that it shares; empty: its own, in dir
+	name      string                             // among those that share it
+	keys      string                             // directory of keys that they share
 	ahead     atomic.Int64                       // by which its clock is ahead
 	building  sync.Mutex                         // guards clusters
 	leaving   atomic.Pointer[context.CancelFunc] // hangs up the next operator
@@ -178,7 +181,7 @@ func newEnv(t testing.TB, changes ...func(*env)) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{t: t, dir: dir, peers: &documents{m: map[string][]byte{}}, log: &logBuffer{}}
+	e := &env{t: t, dir: dir, name: "broker", keys: filepath.Join(dir, "keys"), peers: &documents{m: map[string][]byte{}}, log: &logBuffer{}}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	e.listen()
 	for _, change := range changes {
@@ -223,14 +226,21 @@ func (e *env) open() {
 	}
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(e.log, e.t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
-	e.store, err = store.Open(ctx, store.Config{Dir: e.dir, Now: e.now})
+	e.store, err = store.Open(ctx, store.Config{Dir: e.dir, URL: e.database, Now: e.now})
 	check(err)
+	since, err := e.store.Revision(ctx)
+	check(err)
+	var replica *store.Replica
+	if e.database != "" {
+		replica = &store.Replica{Name: e.name, Instance: e.dir, Version: "test", StartedAt: e.now()}
+		check(e.store.Claim(ctx, *replica))
+	}
 	e.audit, err = audit.Open(audit.Config{Dir: e.auditDir(), Now: e.auditNow})
 	check(err)
-	keys, err := disk.New(disk.Config{Dir: filepath.Join(e.dir, "keys")})
+	keys, err := disk.New(disk.Config{Dir: e.keys})
 	check(err)
 	e.authority, err = authority.Open(ctx, authority.Config{
-		TrustDomain: td, Issuer: e.issuer, Broker: "broker", Records: e.store, Keys: keys, Now: e.now, Log: log,
+		TrustDomain: td, Issuer: e.issuer, Broker: e.name, Records: e.store, Keys: keys, Now: e.now, Log: log,
 	})
 	check(err)
 	peers, err := federation.New(federation.Config{TrustDomain: td, Fetcher: e.peers, Store: e.store, Now: e.now, Log: log})
@@ -241,7 +251,7 @@ func (e *env) open() {
 	e.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: e.methodOf, Issuer: e.authority, Store: e.store, Audit: e.audit,
 		Policy: &broker.Policy{Set: empty}, Log: log, Now: e.now, JoinTime: e.joinTime,
-		Record: e.audit, Index: e.store, CRLs: server.Lists{Authority: e.authority}, Origin: "broker", DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
+		Record: e.audit, Index: e.store, CRLs: server.Lists{Authority: e.authority}, Origin: e.name, DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
 	})
 	check(err)
 	var discovery http.Handler
@@ -261,6 +271,7 @@ func (e *env) open() {
 		WebCertificate:   func() (*tls.Certificate, error) { return web, nil },
 		AuditHolds:       func(context.Context) ([]audit.Hold, error) { return nil, nil },
 		JoinStart:        e.joinStart, HeadEvery: e.headEvery, Limits: e.limits, Handshake: e.handshake, Log: log, Now: e.now,
+		Since: since, Replica: replica,
 	}
 	e.config.Places, e.config.Exchanger = e.places, e.exchanger
 	e.config.Login, e.config.Roles = e.login, e.roles
@@ -344,7 +355,7 @@ func (e *env) run() {
 	running.Go(func() { e.authority.Run(ctx) })
 	running.Go(func() { e.config.Peers.Run(ctx) })
 	running.Go(func() { e.broker.Run(ctx) })
-	running.Go(func() { e.failed = e.server.Run(ctx, e.listeners) })
+	running.Go(func() { e.failed = e.server.Run(ctx, e.listeners); cancel() })
 	go func() { running.Wait(); close(e.stopped) }()
 	e.t.Cleanup(e.close)
 }

@@ -23,6 +23,7 @@ const (
 	pgConnMax    = 10
 	pgConnIdle   = 4
 	pgConnMaxAge = time.Hour
+	pgPingAfter  = 10 * time.Second // idle
 	pgKeepAlive  = 15 * time.Second
 )
 
@@ -113,7 +114,9 @@ func openPool(c *pgx.ConnConfig, generation *atomic.Int64) *sql.DB {
 				return driver.ErrBadConn
 			}
 			return nil
-		}))
+		}),
+		// The look that comes each second would be two questions.
+		stdlib.OptionShouldPing(func(_ context.Context, p stdlib.ShouldPingParams) bool { return p.IdleDuration > pgPingAfter }))
 	pool.SetMaxOpenConns(pgConnMax)
 	pool.SetMaxIdleConns(pgConnIdle)
 	pool.SetConnMaxLifetime(pgConnMaxAge)

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -31,8 +32,26 @@ type Server struct {
 	bin       string
 	as        *syscall.Credential // it refuses to run as root
 	cmd       *exec.Cmd
-	log       bytes.Buffer
+	log       output
 	databases atomic.Int64
+}
+
+// output is what a server says, to be read while it runs.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer // guarded by mu
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
 }
 
 // Start starts a server without databases of ours, until the test is done.
@@ -169,6 +188,24 @@ func (s *Server) Database(t testing.TB) string {
 	name := fmt.Sprintf("t%d", s.databases.Add(1))
 	s.Exec(t, "CREATE SCHEMA "+name)
 	return s.URL(name)
+}
+
+// Statements has the server tell all that it is asked from now on, and returns
+// what tells it.
+func (s *Server) Statements(t testing.TB) func() []string {
+	t.Helper()
+	s.Exec(t, "ALTER SYSTEM SET log_statement = 'all'", "SELECT pg_reload_conf()")
+	from := len(s.log.String())
+	return func() (all []string) {
+		for line := range strings.Lines(s.log.String()[from:]) {
+			for _, way := range []string{"LOG:  statement: ", "LOG:  execute "} {
+				if _, text, ok := strings.Cut(line, way); ok {
+					all = append(all, strings.TrimSpace(text))
+				}
+			}
+		}
+		return all
+	}
 }
 
 // Exec runs statements as the superuser, outside of any database of ours.

@@ -87,7 +87,7 @@ func changes(e *env) {
 	e.must(e.SaveBundle(e.Context(), e.bundle("a.example", 1)))
 	e.equal(since(9).Bundles, true)
 	last := since(9).Revision
-	e.must(e.SaveAuthorities(e.Context(), []authority.Record{e.authority("r1", authority.JWTKey, authority.Published)}, publication(1)))
+	e.must(e.saveAuthorities([]authority.Record{e.authority("r1", authority.JWTKey, authority.Published)}, publication(1)))
 	c = since(last)
 	e.equal([]bool{c.Authorities, c.Bundles}, []bool{true, false})
 }
