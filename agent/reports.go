@@ -93,6 +93,7 @@ func (r *reports) exchange(ctx context.Context, e exchangers.Event, identity str
 	m := &api.Exchange{
 		SpiffeId: e.SPIFFEID.String(), Target: e.Target, Time: e.Time.Unix(), Ok: e.OK,
 		Class: string(e.Class), Code: exchangers.Clean(e.Code), RequestId: exchangers.Clean(e.RequestID), Identity: identity,
+		Shown: e.Shown,
 	}
 	if !e.Expires.IsZero() {
 		m.Expires = e.Expires.Unix()

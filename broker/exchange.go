@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -125,7 +126,7 @@ func (b *Broker) exchange(ctx context.Context, r ExchangeRequest) (JWTSVID, erro
 		return JWTSVID{}, err
 	}
 	event := issued("issue.jwt", who.node, request, d, made)
-	event.Detail = r.Evidence.detail()
+	event.Detail = withDetail(event.Detail, r.Evidence.detail())
 	if err := b.releaseTo(ctx, who, event); err != nil {
 		return JWTSVID{}, err
 	}
@@ -317,12 +318,18 @@ func (b *Broker) Refuse(ctx context.Context, r ExchangeRequest, code, reason str
 	if err != nil {
 		return nil, fmt.Errorf("recording a denial: %w", err)
 	}
-	return &Denial{Record: ref.ID(), Code: code}, nil
+	return &Denial{Record: ref.IDAt(b.cfg.Origin), Code: code}, nil
 }
 
 // CountRefused counts what strangers showed in vain. A reason is a few words of
 // ours.
 func (b *Broker) CountRefused(reason string) { b.shown.Add(reason) }
+
+// withDetail adds more, which it keeps, to a record's detail.
+func withDetail(detail, more map[string]string) map[string]string {
+	maps.Copy(more, detail)
+	return more
+}
 
 // detail names evidence in a record.
 func (e Evidence) detail() map[string]string {
@@ -467,6 +474,6 @@ func (l *lender) x509(ctx context.Context) ([]*x509.Certificate, crypto.Signer, 
 }
 
 func (l *lender) record(ctx context.Context, event audit.Event) error {
-	event.Target, event.Detail = l.target, l.who.detail()
+	event.Target, event.Detail = l.target, withDetail(event.Detail, l.who.detail())
 	return l.b.releaseTo(ctx, l.who, event)
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/big"
 	"slices"
 	"strconv"
 	"strings"
@@ -429,7 +430,7 @@ func (b *Broker) deny(ctx context.Context, p ground, node Node, r identity.Reque
 	if err != nil {
 		return nil, fmt.Errorf("recording a denial: %w", err)
 	}
-	denial.Record = ref.ID()
+	denial.Record = ref.IDAt(b.cfg.Origin)
 	return denial, nil
 }
 
@@ -440,6 +441,10 @@ type signed struct {
 	raw               []byte
 }
 
+// NodeSVID is the detail that has the serial of the node's own SVID, which it
+// showed: the record of that, "join" or "renew", has how it joined, and its facts.
+const NodeSVID = "node_svid"
+
 // issued is the record of one SVID. The facts are those that the decision
 // depended on: what else the process was is not the record's business.
 func issued(kind string, node Node, r identity.Request, d identity.Decision, s signed) audit.Event {
@@ -449,8 +454,12 @@ func issued(kind string, node Node, r identity.Request, d identity.Decision, s s
 			facts[name] = values
 		}
 	}
+	var detail map[string]string
+	if node.ID != "" {
+		detail = map[string]string{NodeSVID: serialText(new(big.Int).SetBytes(node.Serial))}
+	}
 	return fit(audit.Event{
-		Kind: kind, OK: true, Node: node.ID, SPIFFEID: d.ID.String(), Identity: d.Identity, Revision: d.Revision,
+		Kind: kind, OK: true, Detail: detail, Node: node.ID, SPIFFEID: d.ID.String(), Identity: d.Identity, Revision: d.Revision,
 		Serial: s.serial, Authority: s.authority, Issued: d.Grant.Made(), NotAfter: s.notAfter, Digest: digestText(s.raw), Audiences: d.Grant.Audiences(), Target: r.Target, Facts: facts,
 	})
 }

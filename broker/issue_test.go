@@ -65,7 +65,8 @@ func TestIssueX509(t *testing.T) {
 			Kind: "issue.x509", OK: true, Node: n.ID, SPIFFEID: id, Identity: svid.Identity, Revision: 1,
 			Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()), NotAfter: leaf.NotAfter, Digest: hex.EncodeToString(sum[:]),
 			Authority: e.active(authority.Issuing, ""), Issued: e.now(),
-			Facts: map[string][]string{"node.name": {"n1"}, "workload.unix.uid": {"33"}}, // and not what the process is besides
+			Facts:  map[string][]string{"node.name": {"n1"}, "workload.unix.uid": {"33"}}, // and not what the process is besides
+			Detail: nodeSVID(n),
 		})
 	}
 	e.equal(e.record.of("issue.x509"), recorded)
@@ -270,7 +271,7 @@ func (e *env) recordOf(kind string) string {
 	defer e.record.mu.Unlock()
 	for i, ev := range e.record.events {
 		if ev.Kind == kind {
-			return e.record.refs[i].ID()
+			return e.record.refs[i].IDAt("b1")
 		}
 	}
 	return ""
@@ -488,9 +489,15 @@ func TestIssueJWT(t *testing.T) {
 					Kind: "issue.jwt", OK: true, Node: n.ID, SPIFFEID: svid.ID.String(), Identity: svid.Identity, Revision: 1,
 					Serial: c["jti"].(string), Authority: e.active(authority.JWTKey, header(t, svid.Token)["alg"].(string)), Issued: e.now(), NotAfter: time.Unix(exp, 0), Digest: hex.EncodeToString(sum[:]),
 					Audiences: audiences, Target: row.ask.Target, Facts: map[string][]string{"node.name": {"n1"}, "workload.unix.uid": {"33"}},
+					Detail: nodeSVID(n),
 				})
 			}
 			e.equal(strings.Join(names, " "), row.want)
 		})
 	}
+}
+
+// nodeSVID is how a record names the node's own, whose record has its facts.
+func nodeSVID(n broker.Node) map[string]string {
+	return map[string]string{"node_svid": hex.EncodeToString(n.Serial)}
 }

@@ -154,7 +154,7 @@ func (b *Broker) denyLogin(ctx context.Context, l Login, err error) (*Denial, er
 	if err != nil {
 		return nil, fmt.Errorf("recording a denial: %w", err)
 	}
-	denial.Record = ref.ID()
+	denial.Record = ref.IDAt(b.cfg.Origin)
 	return denial, nil
 }
 

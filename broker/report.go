@@ -117,6 +117,7 @@ func (b *Broker) Report(ctx context.Context, node Node, spool string, reports []
 	slices.SortStableFunc(reports, func(x, y Report) int { return cmp.Compare(x.Number, y.Number) })
 	for _, r := range reports {
 		if r.Number > done {
+			r.Event.Spare = true // the node keeps it until it is here
 			events, done = append(events, r.Event), r.Number
 		}
 	}

@@ -65,9 +65,9 @@ func (s *Source) answering(claims string) (*call, Credential, error) {
 }
 
 // exchange asks the provider, or has it answer a challenge.
-func (s *Source) exchange(ctx context.Context, claims string) (Credential, error) {
+func (s *Source) exchange(ctx context.Context, svids SVIDs, claims string) (Credential, error) {
 	if claims == "" {
-		return s.cfg.Exchanger.Exchange(ctx, s.cfg.SVIDs)
+		return s.cfg.Exchanger.Exchange(ctx, svids)
 	}
-	return s.cfg.Exchanger.(Challenged).Answer(ctx, s.cfg.SVIDs, claims)
+	return s.cfg.Exchanger.(Challenged).Answer(ctx, svids, claims)
 }

@@ -47,6 +47,7 @@ type Event struct {
 	Code      string // the provider's; "local": it failed before the provider was asked
 	RequestID string
 	Expires   time.Time // of a success
+	Shown     []string  // serial numbers, or jti, of the SVIDs that it asked for to show
 }
 
 // A Source keeps the credential of one SPIFFE ID for one Target. It asks the
@@ -231,13 +232,15 @@ func (s *Source) run(ctx context.Context, c *call) {
 		return
 	}
 	ctx, clock := WatchClock(ctx, s.cfg.Now)
-	cred, err := s.exchange(ctx, c.claims)
+	svids := &shown{SVIDs: s.cfg.SVIDs}
+	cred, err := s.exchange(ctx, svids, c.claims)
 	if err == nil {
 		if err = cred.Check(s.cfg.Now()); err != nil {
 			err = fmt.Errorf("using the credential of %s: %w", s.cfg.Target, err)
 		}
 	}
 	event := s.event(cred, err)
+	event.Shown = svids.all()
 	err = s.clock(clock, err)
 	if unreported := s.cfg.Report(ctx, event); unreported != nil && err == nil {
 		err = unreported

@@ -1970,6 +1970,7 @@ type Exchange struct {
 	RequestId     string                 `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Expires       int64                  `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`
 	Identity      string                 `protobuf:"bytes,10,opt,name=identity,proto3" json:"identity,omitempty"`
+	Shown         []string               `protobuf:"bytes,11,rep,name=shown,proto3" json:"shown,omitempty"` // hex serial numbers, or jti, of the SVIDs that it was for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2072,6 +2073,13 @@ func (x *Exchange) GetIdentity() string {
 		return x.Identity
 	}
 	return ""
+}
+
+func (x *Exchange) GetShown() []string {
+	if x != nil {
+		return x.Shown
+	}
+	return nil
 }
 
 type RefreshBundleRequest struct {
@@ -2871,7 +2879,7 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"\x03why\x18\x04 \x01(\tR\x03why\x12\x14\n" +
 	"\x05total\x18\x05 \x01(\x04R\x05total\",\n" +
 	"\x0eReportResponse\x12\x1a\n" +
-	"\baccepted\x18\x01 \x01(\x04R\baccepted\"\xf2\x01\n" +
+	"\baccepted\x18\x01 \x01(\x04R\baccepted\"\x88\x02\n" +
 	"\bExchange\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
@@ -2884,7 +2892,8 @@ const file_broker_api_node_proto_rawDesc = "" +
 	"request_id\x18\b \x01(\tR\trequestId\x12\x18\n" +
 	"\aexpires\x18\t \x01(\x03R\aexpires\x12\x1a\n" +
 	"\bidentity\x18\n" +
-	" \x01(\tR\bidentity\"P\n" +
+	" \x01(\tR\bidentity\x12\x14\n" +
+	"\x05shown\x18\v \x03(\tR\x05shown\"P\n" +
 	"\x14RefreshBundleRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\"-\n" +

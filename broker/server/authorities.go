@@ -49,7 +49,7 @@ func (a authoritiesService) act(ctx context.Context, code, reason string, detail
 	a.s.acting.Lock()
 	defer a.s.acting.Unlock()
 	event := audit.Event{Kind: "authority", OK: true, Actor: a.s.actor(ctx), Code: code, Reason: reason, Detail: detail}
-	ctx = context.WithoutCancel(ctx) // what is recorded is done, though the caller left
+	ctx = as(context.WithoutCancel(ctx), event.Actor) // what is recorded is done, though the caller left
 	if _, err := a.s.cfg.Audit.Append(ctx, event); err != nil {
 		return fmt.Errorf("recording %s: %w", code, err)
 	}

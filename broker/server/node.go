@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -285,11 +286,18 @@ func (n nodeService) Report(ctx context.Context, r *api.ReportRequest) (*api.Rep
 	node := callerNode(ctx)
 	in := reports{node: node.ID}
 	for _, e := range r.GetExchanges() {
-		in.add(e.GetId(), e.GetTime(), audit.Event{
+		event := audit.Event{
 			Kind: broker.RecordExchange, OK: e.GetOk(), SPIFFEID: bounded(e.GetSpiffeId()), Identity: bounded(e.GetIdentity()),
 			Target: bounded(e.GetTarget()), Code: bounded(e.GetCode()), NotAfter: optionalTime(e.GetExpires()),
 			Detail: map[string]string{"class": bounded(e.GetClass()), "request_id": bounded(e.GetRequestId())},
-		})
+		}
+		if shown := e.GetShown(); len(shown) > 0 { // the records of these SVIDs have the same serial
+			event.Serial = bounded(shown[0])
+			if len(shown) > 1 {
+				event.Detail["shown"] = bounded(strings.Join(shown[:min(len(shown), 8)], " "))
+			}
+		}
+		in.add(e.GetId(), e.GetTime(), event)
 	}
 	for _, f := range r.GetRefusals() {
 		facts, err := identity.NewFacts("workload", plain(f.GetFacts()))

@@ -72,7 +72,7 @@ func (a adminService) AcceptPeer(ctx context.Context, r *api.AcceptPeerRequest) 
 	if _, err := a.s.cfg.Audit.Append(ctx, event); err != nil {
 		return nil, a.fail(ctx, fmt.Errorf("recording that a bundle is accepted: %w", err))
 	}
-	if err := a.s.cfg.Peers.Accept(ctx, td, held); err != nil { // what was recorded, and no other
+	if err := a.s.cfg.Peers.Accept(as(ctx, event.Actor), td, held); err != nil { // what was recorded, and no other
 		return nil, a.fail(ctx, err)
 	}
 	return &api.AcceptPeerResponse{Peer: a.peerInfo(td)}, nil

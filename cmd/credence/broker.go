@@ -105,7 +105,7 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	outward := fetch.Config{AllowedNow: func() []netip.Prefix { return *p.networks.Load() }, Roots: o.webRoots, Now: o.now, Log: o.log}
 	client := fetch.New(outward)
 	p.peers, err = federation.New(federation.Config{
-		TrustDomain: td, Store: p.store, Now: o.now, Log: o.log,
+		TrustDomain: td, Store: server.RecordPeers(p.store, p.audit), Now: o.now, Log: o.log,
 		Fetcher: client, Checker: client,
 		Own: func() *x509bundle.Bundle {
 			b, _ := p.authority.GetX509BundleForTrustDomain(td)
@@ -142,7 +142,7 @@ func (p *brokerParts) authorityConfig(ctx context.Context, td spiffeid.TrustDoma
 		return config, err
 	}
 	config = authority.Config{
-		TrustDomain: td, Issuer: p.file.Issuer, Broker: p.file.Name, Records: p.store, Keys: keys, RootKeys: rootKeys,
+		TrustDomain: td, Issuer: p.file.Issuer, Broker: p.file.Name, Records: server.RecordAuthorities(p.store, p.audit), Keys: keys, RootKeys: rootKeys,
 		Lives: authority.Lives{Lead: lead, RefreshHint: hint}, CRLURLs: p.file.CRLURLs, Places: p.file.PublishTo, Confirmed: p.store.Places,
 		Now: o.now, Log: o.log,
 	}
