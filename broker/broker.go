@@ -159,6 +159,10 @@ type Target struct {
 	Settings []byte // JSON
 }
 
+// NodeLife is how long a node's SVID lives by default: so long a node goes on
+// that no broker renews.
+const NodeLife = 4 * time.Hour
+
 // Config is the wiring of a Broker. Fields are required unless noted.
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
@@ -173,7 +177,7 @@ type Config struct {
 	DenyFile    string // on this broker's disk: what is revoked, also without the store
 	Policy      *Policy
 	Away        func() error     // why the store takes no writes now; nil: it is not known before one is tried
-	NodeTTL     time.Duration    // 0: 4 h
+	NodeTTL     time.Duration    // 0: NodeLife
 	LongestLife time.Duration    // of any SVID: a cut-off stands for so long; 0: 56 h
 	JoinTime    time.Duration    // how long one join may take; 0: 10 s
 	Observe     func(Event)      // told what happened, while the caller waits; nil: nobody is
@@ -244,7 +248,7 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 		cfg.Away = func() error { return nil }
 	}
 	if cfg.NodeTTL == 0 {
-		cfg.NodeTTL = 4 * time.Hour
+		cfg.NodeTTL = NodeLife
 	}
 	if cfg.JoinTime == 0 {
 		cfg.JoinTime = 10 * time.Second

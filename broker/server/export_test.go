@@ -40,3 +40,6 @@ func (s *Server) UnreadyFor(o Overview) []string { return s.unready(o) }
 
 // ProblemsFor is what somebody has to see to where a broker stands like that.
 func (s *Server) ProblemsFor(o Overview) []string { return s.problems(o) }
+
+// CatchUp takes over what other brokers write until ctx ends.
+func (s *Server) CatchUp(ctx context.Context) error { return s.catchUp(ctx) }

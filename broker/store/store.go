@@ -102,6 +102,13 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
+// Check says whether the database can be reached, and changes nothing. One of a
+// newer program is found when it is opened.
+func Check(ctx context.Context, url string, now func() time.Time) error {
+	s, _, err := connect(ctx, Config{URL: url, Now: now})
+	return errors.Join(err, s.Close())
+}
+
 // connect opens the database as it is. The Store is to be closed on an error too.
 func connect(ctx context.Context, cfg Config) (s *Store, where string, err error) {
 	if cfg.Now == nil {

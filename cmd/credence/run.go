@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"os"
 	"os/signal"
 	"syscall"
@@ -47,7 +48,8 @@ themselves.`,
 	check := &cobra.Command{
 		Use: "check -c broker.yaml", Short: "Check this machine for a broker: ports, disk, clock", Args: cobra.NoArgs,
 		Long: `Check tries on this machine what broker run would need: clock, data directory,
-ports, web certificate and admin socket. It leaves nothing. Of a broker that runs
+ports, web certificate, admin socket and a shared database. It leaves nothing. It
+tells how late an eviction holds, on this broker and on others. Of a broker that runs
 by this file it asks the JoinRules, and tells which certificate of theirs, or of
 those built in, ends within 90 days. It exits 1 where something is wrong; beside
 a running broker, that is its ports.`,
@@ -66,7 +68,7 @@ a running broker, that is its ports.`,
 				cli.Found("listen.spiffe", checkPort(f.Listen.SPIFFE)),
 				cli.Found("listen.web", checkWeb(f)),
 				cli.Found("admin socket", cli.CheckSocket(f.Admin)),
-			}, append(f.checkPlaces(), endings...)...))
+			}, slices.Concat(f.checkShared(cmd.Context(), p.Now), f.checkPlaces(), endings)...))
 		},
 	}
 	initCmd := &cobra.Command{
