@@ -1791,6 +1791,7 @@ type VerifyAuditResponse struct {
 	Confirmed     uint64                 `protobuf:"varint,6,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // heads that stand in the record
 	Agents        uint32                 `protobuf:"varint,7,opt,name=agents,proto3" json:"agents,omitempty"`       // that told theirs
 	Notes         []string               `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`          // what was not held against it, and why
+	Removed       *RemovedRecords        `protobuf:"bytes,9,opt,name=removed,proto3" json:"removed,omitempty"`      // none: it has its beginning
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1881,6 +1882,82 @@ func (x *VerifyAuditResponse) GetNotes() []string {
 	return nil
 }
 
+func (x *VerifyAuditResponse) GetRemoved() *RemovedRecords {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+// RemovedRecords were removed for their age, as a record says.
+type RemovedRecords struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Last          uint64                 `protobuf:"varint,1,opt,name=last,proto3" json:"last,omitempty"`     // all up to this one
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`      // of that one, from which the chain goes on
+	Record        uint64                 `protobuf:"varint,3,opt,name=record,proto3" json:"record,omitempty"` // the one that says so
+	At            int64                  `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`         // Unix seconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovedRecords) Reset() {
+	*x = RemovedRecords{}
+	mi := &file_broker_api_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovedRecords) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovedRecords) ProtoMessage() {}
+
+func (x *RemovedRecords) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovedRecords.ProtoReflect.Descriptor instead.
+func (*RemovedRecords) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RemovedRecords) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *RemovedRecords) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *RemovedRecords) GetRecord() uint64 {
+	if x != nil {
+		return x.Record
+	}
+	return 0
+}
+
+func (x *RemovedRecords) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 type ListHeadsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FromAgents    bool                   `protobuf:"varint,1,opt,name=from_agents,json=fromAgents,proto3" json:"from_agents,omitempty"`
@@ -1891,7 +1968,7 @@ type ListHeadsRequest struct {
 
 func (x *ListHeadsRequest) Reset() {
 	*x = ListHeadsRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[27]
+	mi := &file_broker_api_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +1980,7 @@ func (x *ListHeadsRequest) String() string {
 func (*ListHeadsRequest) ProtoMessage() {}
 
 func (x *ListHeadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[27]
+	mi := &file_broker_api_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +1993,7 @@ func (x *ListHeadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHeadsRequest.ProtoReflect.Descriptor instead.
 func (*ListHeadsRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{27}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListHeadsRequest) GetFromAgents() bool {
@@ -1943,7 +2020,7 @@ type AuditHead struct {
 
 func (x *AuditHead) Reset() {
 	*x = AuditHead{}
-	mi := &file_broker_api_admin_proto_msgTypes[28]
+	mi := &file_broker_api_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2032,7 @@ func (x *AuditHead) String() string {
 func (*AuditHead) ProtoMessage() {}
 
 func (x *AuditHead) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[28]
+	mi := &file_broker_api_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2045,7 @@ func (x *AuditHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
 func (*AuditHead) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{28}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AuditHead) GetHead() []byte {
@@ -1995,7 +2072,7 @@ type HashFactRequest struct {
 
 func (x *HashFactRequest) Reset() {
 	*x = HashFactRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[29]
+	mi := &file_broker_api_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2084,7 @@ func (x *HashFactRequest) String() string {
 func (*HashFactRequest) ProtoMessage() {}
 
 func (x *HashFactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[29]
+	mi := &file_broker_api_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2097,7 @@ func (x *HashFactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashFactRequest.ProtoReflect.Descriptor instead.
 func (*HashFactRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{29}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *HashFactRequest) GetName() string {
@@ -2046,7 +2123,7 @@ type HashFactResponse struct {
 
 func (x *HashFactResponse) Reset() {
 	*x = HashFactResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[30]
+	mi := &file_broker_api_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2058,7 +2135,7 @@ func (x *HashFactResponse) String() string {
 func (*HashFactResponse) ProtoMessage() {}
 
 func (x *HashFactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[30]
+	mi := &file_broker_api_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2071,7 +2148,7 @@ func (x *HashFactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashFactResponse.ProtoReflect.Descriptor instead.
 func (*HashFactResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{30}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *HashFactResponse) GetRecorded() string {
@@ -2089,7 +2166,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[31]
+	mi := &file_broker_api_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2101,7 +2178,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[31]
+	mi := &file_broker_api_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2114,7 +2191,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{31}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{32}
 }
 
 type StatusResponse struct {
@@ -2146,7 +2223,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[32]
+	mi := &file_broker_api_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2235,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[32]
+	mi := &file_broker_api_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2248,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{32}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatusResponse) GetTrustDomain() string {
@@ -2334,7 +2411,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_broker_api_admin_proto_msgTypes[33]
+	mi := &file_broker_api_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2423,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[33]
+	mi := &file_broker_api_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2436,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{33}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StoreStatus) GetAway() bool {
@@ -2413,7 +2490,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_broker_api_admin_proto_msgTypes[34]
+	mi := &file_broker_api_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2425,7 +2502,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[34]
+	mi := &file_broker_api_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2438,7 +2515,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{34}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReplicaStatus) GetName() string {
@@ -2512,7 +2589,7 @@ type RecordStatus struct {
 
 func (x *RecordStatus) Reset() {
 	*x = RecordStatus{}
-	mi := &file_broker_api_admin_proto_msgTypes[35]
+	mi := &file_broker_api_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2601,7 @@ func (x *RecordStatus) String() string {
 func (*RecordStatus) ProtoMessage() {}
 
 func (x *RecordStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[35]
+	mi := &file_broker_api_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2614,7 @@ func (x *RecordStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordStatus.ProtoReflect.Descriptor instead.
 func (*RecordStatus) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{35}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RecordStatus) GetSequence() uint64 {
@@ -2604,7 +2681,7 @@ type NodesStatus struct {
 
 func (x *NodesStatus) Reset() {
 	*x = NodesStatus{}
-	mi := &file_broker_api_admin_proto_msgTypes[36]
+	mi := &file_broker_api_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2616,7 +2693,7 @@ func (x *NodesStatus) String() string {
 func (*NodesStatus) ProtoMessage() {}
 
 func (x *NodesStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[36]
+	mi := &file_broker_api_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2629,7 +2706,7 @@ func (x *NodesStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesStatus.ProtoReflect.Descriptor instead.
 func (*NodesStatus) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{36}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NodesStatus) GetJoined() uint32 {
@@ -2709,7 +2786,7 @@ type PeerInfo struct {
 
 func (x *PeerInfo) Reset() {
 	*x = PeerInfo{}
-	mi := &file_broker_api_admin_proto_msgTypes[37]
+	mi := &file_broker_api_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2721,7 +2798,7 @@ func (x *PeerInfo) String() string {
 func (*PeerInfo) ProtoMessage() {}
 
 func (x *PeerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[37]
+	mi := &file_broker_api_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2734,7 +2811,7 @@ func (x *PeerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerInfo.ProtoReflect.Descriptor instead.
 func (*PeerInfo) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{37}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PeerInfo) GetTrustDomain() string {
@@ -2886,7 +2963,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[38]
+	mi := &file_broker_api_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2898,7 +2975,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[38]
+	mi := &file_broker_api_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2911,7 +2988,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{38}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListPeersRequest) GetTrustDomain() string {
@@ -2930,7 +3007,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[39]
+	mi := &file_broker_api_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3019,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[39]
+	mi := &file_broker_api_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3032,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{39}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerInfo {
@@ -2974,7 +3051,7 @@ type RefreshPeerRequest struct {
 
 func (x *RefreshPeerRequest) Reset() {
 	*x = RefreshPeerRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[40]
+	mi := &file_broker_api_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3063,7 @@ func (x *RefreshPeerRequest) String() string {
 func (*RefreshPeerRequest) ProtoMessage() {}
 
 func (x *RefreshPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[40]
+	mi := &file_broker_api_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3076,7 @@ func (x *RefreshPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshPeerRequest.ProtoReflect.Descriptor instead.
 func (*RefreshPeerRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{40}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RefreshPeerRequest) GetTrustDomain() string {
@@ -3018,7 +3095,7 @@ type RefreshPeerResponse struct {
 
 func (x *RefreshPeerResponse) Reset() {
 	*x = RefreshPeerResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[41]
+	mi := &file_broker_api_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3030,7 +3107,7 @@ func (x *RefreshPeerResponse) String() string {
 func (*RefreshPeerResponse) ProtoMessage() {}
 
 func (x *RefreshPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[41]
+	mi := &file_broker_api_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3043,7 +3120,7 @@ func (x *RefreshPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshPeerResponse.ProtoReflect.Descriptor instead.
 func (*RefreshPeerResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{41}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RefreshPeerResponse) GetPeer() *PeerInfo {
@@ -3063,7 +3140,7 @@ type AcceptPeerRequest struct {
 
 func (x *AcceptPeerRequest) Reset() {
 	*x = AcceptPeerRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[42]
+	mi := &file_broker_api_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3152,7 @@ func (x *AcceptPeerRequest) String() string {
 func (*AcceptPeerRequest) ProtoMessage() {}
 
 func (x *AcceptPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[42]
+	mi := &file_broker_api_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3165,7 @@ func (x *AcceptPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptPeerRequest.ProtoReflect.Descriptor instead.
 func (*AcceptPeerRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{42}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AcceptPeerRequest) GetTrustDomain() string {
@@ -3114,7 +3191,7 @@ type AcceptPeerResponse struct {
 
 func (x *AcceptPeerResponse) Reset() {
 	*x = AcceptPeerResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[43]
+	mi := &file_broker_api_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3126,7 +3203,7 @@ func (x *AcceptPeerResponse) String() string {
 func (*AcceptPeerResponse) ProtoMessage() {}
 
 func (x *AcceptPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[43]
+	mi := &file_broker_api_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3139,7 +3216,7 @@ func (x *AcceptPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptPeerResponse.ProtoReflect.Descriptor instead.
 func (*AcceptPeerResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{43}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AcceptPeerResponse) GetPeer() *PeerInfo {
@@ -3158,7 +3235,7 @@ type CheckPeerRequest struct {
 
 func (x *CheckPeerRequest) Reset() {
 	*x = CheckPeerRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[44]
+	mi := &file_broker_api_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3170,7 +3247,7 @@ func (x *CheckPeerRequest) String() string {
 func (*CheckPeerRequest) ProtoMessage() {}
 
 func (x *CheckPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[44]
+	mi := &file_broker_api_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3183,7 +3260,7 @@ func (x *CheckPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPeerRequest.ProtoReflect.Descriptor instead.
 func (*CheckPeerRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{44}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CheckPeerRequest) GetTrustDomain() string {
@@ -3202,7 +3279,7 @@ type CheckPeerResponse struct {
 
 func (x *CheckPeerResponse) Reset() {
 	*x = CheckPeerResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[45]
+	mi := &file_broker_api_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +3291,7 @@ func (x *CheckPeerResponse) String() string {
 func (*CheckPeerResponse) ProtoMessage() {}
 
 func (x *CheckPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[45]
+	mi := &file_broker_api_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +3304,7 @@ func (x *CheckPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPeerResponse.ProtoReflect.Descriptor instead.
 func (*CheckPeerResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{45}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckPeerResponse) GetFindings() []*PeerFinding {
@@ -3249,7 +3326,7 @@ type PeerFinding struct {
 
 func (x *PeerFinding) Reset() {
 	*x = PeerFinding{}
-	mi := &file_broker_api_admin_proto_msgTypes[46]
+	mi := &file_broker_api_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3261,7 +3338,7 @@ func (x *PeerFinding) String() string {
 func (*PeerFinding) ProtoMessage() {}
 
 func (x *PeerFinding) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[46]
+	mi := &file_broker_api_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3274,7 +3351,7 @@ func (x *PeerFinding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFinding.ProtoReflect.Descriptor instead.
 func (*PeerFinding) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{46}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PeerFinding) GetStep() string {
@@ -3315,7 +3392,7 @@ type InspectTargetRequest struct {
 
 func (x *InspectTargetRequest) Reset() {
 	*x = InspectTargetRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[47]
+	mi := &file_broker_api_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3404,7 @@ func (x *InspectTargetRequest) String() string {
 func (*InspectTargetRequest) ProtoMessage() {}
 
 func (x *InspectTargetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[47]
+	mi := &file_broker_api_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3417,7 @@ func (x *InspectTargetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetRequest.ProtoReflect.Descriptor instead.
 func (*InspectTargetRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{47}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *InspectTargetRequest) GetTarget() string {
@@ -3375,7 +3452,7 @@ type InspectTargetResponse struct {
 
 func (x *InspectTargetResponse) Reset() {
 	*x = InspectTargetResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[48]
+	mi := &file_broker_api_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +3464,7 @@ func (x *InspectTargetResponse) String() string {
 func (*InspectTargetResponse) ProtoMessage() {}
 
 func (x *InspectTargetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[48]
+	mi := &file_broker_api_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +3477,7 @@ func (x *InspectTargetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetResponse.ProtoReflect.Descriptor instead.
 func (*InspectTargetResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{48}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *InspectTargetResponse) GetTrustDomain() string {
@@ -3486,7 +3563,7 @@ type ListRevisionsRequest struct {
 
 func (x *ListRevisionsRequest) Reset() {
 	*x = ListRevisionsRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[49]
+	mi := &file_broker_api_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3498,7 +3575,7 @@ func (x *ListRevisionsRequest) String() string {
 func (*ListRevisionsRequest) ProtoMessage() {}
 
 func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[49]
+	mi := &file_broker_api_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3511,7 +3588,7 @@ func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{49}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListRevisionsRequest) GetKind() string {
@@ -3559,7 +3636,7 @@ type ListRevisionsResponse struct {
 
 func (x *ListRevisionsResponse) Reset() {
 	*x = ListRevisionsResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[50]
+	mi := &file_broker_api_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3571,7 +3648,7 @@ func (x *ListRevisionsResponse) String() string {
 func (*ListRevisionsResponse) ProtoMessage() {}
 
 func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[50]
+	mi := &file_broker_api_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3584,7 +3661,7 @@ func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{50}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListRevisionsResponse) GetRevisions() []*ListRevisionsResponse_Revision {
@@ -3616,7 +3693,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[51]
+	mi := &file_broker_api_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3628,7 +3705,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[51]
+	mi := &file_broker_api_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3641,7 +3718,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{51}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RollbackRequest) GetRevision() uint64 {
@@ -3714,7 +3791,7 @@ type AuditFilter struct {
 
 func (x *AuditFilter) Reset() {
 	*x = AuditFilter{}
-	mi := &file_broker_api_admin_proto_msgTypes[52]
+	mi := &file_broker_api_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3726,7 +3803,7 @@ func (x *AuditFilter) String() string {
 func (*AuditFilter) ProtoMessage() {}
 
 func (x *AuditFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[52]
+	mi := &file_broker_api_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3739,7 +3816,7 @@ func (x *AuditFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFilter.ProtoReflect.Descriptor instead.
 func (*AuditFilter) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{52}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AuditFilter) GetSequence() uint64 {
@@ -3831,7 +3908,7 @@ type QueryAuditRequest struct {
 
 func (x *QueryAuditRequest) Reset() {
 	*x = QueryAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[53]
+	mi := &file_broker_api_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3843,7 +3920,7 @@ func (x *QueryAuditRequest) String() string {
 func (*QueryAuditRequest) ProtoMessage() {}
 
 func (x *QueryAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[53]
+	mi := &file_broker_api_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3856,7 +3933,7 @@ func (x *QueryAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryAuditRequest.ProtoReflect.Descriptor instead.
 func (*QueryAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{53}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *QueryAuditRequest) GetFilter() *AuditFilter {
@@ -3898,7 +3975,7 @@ type ExportAuditRequest struct {
 
 func (x *ExportAuditRequest) Reset() {
 	*x = ExportAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[54]
+	mi := &file_broker_api_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3910,7 +3987,7 @@ func (x *ExportAuditRequest) String() string {
 func (*ExportAuditRequest) ProtoMessage() {}
 
 func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[54]
+	mi := &file_broker_api_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3923,7 +4000,7 @@ func (x *ExportAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditRequest.ProtoReflect.Descriptor instead.
 func (*ExportAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{54}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExportAuditRequest) GetSequence() uint64 {
@@ -3957,7 +4034,7 @@ type TruncateAuditRequest struct {
 
 func (x *TruncateAuditRequest) Reset() {
 	*x = TruncateAuditRequest{}
-	mi := &file_broker_api_admin_proto_msgTypes[55]
+	mi := &file_broker_api_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3969,7 +4046,7 @@ func (x *TruncateAuditRequest) String() string {
 func (*TruncateAuditRequest) ProtoMessage() {}
 
 func (x *TruncateAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[55]
+	mi := &file_broker_api_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3982,7 +4059,7 @@ func (x *TruncateAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAuditRequest.ProtoReflect.Descriptor instead.
 func (*TruncateAuditRequest) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{55}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *TruncateAuditRequest) GetBefore() int64 {
@@ -4012,7 +4089,7 @@ type TruncateAuditResponse struct {
 
 func (x *TruncateAuditResponse) Reset() {
 	*x = TruncateAuditResponse{}
-	mi := &file_broker_api_admin_proto_msgTypes[56]
+	mi := &file_broker_api_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4101,7 @@ func (x *TruncateAuditResponse) String() string {
 func (*TruncateAuditResponse) ProtoMessage() {}
 
 func (x *TruncateAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[56]
+	mi := &file_broker_api_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4114,7 @@ func (x *TruncateAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAuditResponse.ProtoReflect.Descriptor instead.
 func (*TruncateAuditResponse) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{56}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *TruncateAuditResponse) GetFiles() uint32 {
@@ -4091,7 +4168,7 @@ type ApplyResponse_Applied struct {
 
 func (x *ApplyResponse_Applied) Reset() {
 	*x = ApplyResponse_Applied{}
-	mi := &file_broker_api_admin_proto_msgTypes[57]
+	mi := &file_broker_api_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4103,7 +4180,7 @@ func (x *ApplyResponse_Applied) String() string {
 func (*ApplyResponse_Applied) ProtoMessage() {}
 
 func (x *ApplyResponse_Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[57]
+	mi := &file_broker_api_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4187,7 +4264,7 @@ type InspectTargetResponse_JWTKey struct {
 
 func (x *InspectTargetResponse_JWTKey) Reset() {
 	*x = InspectTargetResponse_JWTKey{}
-	mi := &file_broker_api_admin_proto_msgTypes[63]
+	mi := &file_broker_api_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4199,7 +4276,7 @@ func (x *InspectTargetResponse_JWTKey) String() string {
 func (*InspectTargetResponse_JWTKey) ProtoMessage() {}
 
 func (x *InspectTargetResponse_JWTKey) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[63]
+	mi := &file_broker_api_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4212,7 +4289,7 @@ func (x *InspectTargetResponse_JWTKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetResponse_JWTKey.ProtoReflect.Descriptor instead.
 func (*InspectTargetResponse_JWTKey) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{48, 0}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{49, 0}
 }
 
 func (x *InspectTargetResponse_JWTKey) GetId() string {
@@ -4256,7 +4333,7 @@ type InspectTargetResponse_Party struct {
 
 func (x *InspectTargetResponse_Party) Reset() {
 	*x = InspectTargetResponse_Party{}
-	mi := &file_broker_api_admin_proto_msgTypes[64]
+	mi := &file_broker_api_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4268,7 +4345,7 @@ func (x *InspectTargetResponse_Party) String() string {
 func (*InspectTargetResponse_Party) ProtoMessage() {}
 
 func (x *InspectTargetResponse_Party) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[64]
+	mi := &file_broker_api_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4281,7 +4358,7 @@ func (x *InspectTargetResponse_Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTargetResponse_Party.ProtoReflect.Descriptor instead.
 func (*InspectTargetResponse_Party) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{48, 1}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{49, 1}
 }
 
 func (x *InspectTargetResponse_Party) GetIdentity() string {
@@ -4338,7 +4415,7 @@ type ListRevisionsResponse_Revision struct {
 
 func (x *ListRevisionsResponse_Revision) Reset() {
 	*x = ListRevisionsResponse_Revision{}
-	mi := &file_broker_api_admin_proto_msgTypes[65]
+	mi := &file_broker_api_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4350,7 +4427,7 @@ func (x *ListRevisionsResponse_Revision) String() string {
 func (*ListRevisionsResponse_Revision) ProtoMessage() {}
 
 func (x *ListRevisionsResponse_Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[65]
+	mi := &file_broker_api_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4363,7 +4440,7 @@ func (x *ListRevisionsResponse_Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse_Revision.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse_Revision) Descriptor() ([]byte, []int) {
-	return file_broker_api_admin_proto_rawDescGZIP(), []int{50, 0}
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{51, 0}
 }
 
 func (x *ListRevisionsResponse_Revision) GetRevision() uint64 {
@@ -4614,7 +4691,7 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x05heads\x18\x01 \x03(\fR\x05heads\x12\x1f\n" +
 	"\vfrom_agents\x18\x02 \x01(\bR\n" +
 	"fromAgents\x12\x16\n" +
-	"\x06agents\x18\x03 \x01(\rR\x06agents\"\xdb\x01\n" +
+	"\x06agents\x18\x03 \x01(\rR\x06agents\"\x99\x02\n" +
 	"\x13VerifyAuditResponse\x12\x18\n" +
 	"\arecords\x18\x01 \x01(\x04R\arecords\x12\x14\n" +
 	"\x05files\x18\x02 \x01(\rR\x05files\x12\x1a\n" +
@@ -4623,7 +4700,13 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\aproblem\x18\x05 \x01(\tR\aproblem\x12\x1c\n" +
 	"\tconfirmed\x18\x06 \x01(\x04R\tconfirmed\x12\x16\n" +
 	"\x06agents\x18\a \x01(\rR\x06agents\x12\x14\n" +
-	"\x05notes\x18\b \x03(\tR\x05notes\"K\n" +
+	"\x05notes\x18\b \x03(\tR\x05notes\x12<\n" +
+	"\aremoved\x18\t \x01(\v2\".credence.broker.v1.RemovedRecordsR\aremoved\"`\n" +
+	"\x0eRemovedRecords\x12\x12\n" +
+	"\x04last\x18\x01 \x01(\x04R\x04last\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x16\n" +
+	"\x06record\x18\x03 \x01(\x04R\x06record\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\x03R\x02at\"K\n" +
 	"\x10ListHeadsRequest\x12\x1f\n" +
 	"\vfrom_agents\x18\x01 \x01(\bR\n" +
 	"fromAgents\x12\x16\n" +
@@ -4878,7 +4961,7 @@ func file_broker_api_admin_proto_rawDescGZIP() []byte {
 	return file_broker_api_admin_proto_rawDescData
 }
 
-var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_broker_api_admin_proto_goTypes = []any{
 	(*Resource)(nil),                       // 0: credence.broker.v1.Resource
 	(*ApplyRequest)(nil),                   // 1: credence.broker.v1.ApplyRequest
@@ -4907,132 +4990,134 @@ var file_broker_api_admin_proto_goTypes = []any{
 	(*AuditRecord)(nil),                    // 24: credence.broker.v1.AuditRecord
 	(*VerifyAuditRequest)(nil),             // 25: credence.broker.v1.VerifyAuditRequest
 	(*VerifyAuditResponse)(nil),            // 26: credence.broker.v1.VerifyAuditResponse
-	(*ListHeadsRequest)(nil),               // 27: credence.broker.v1.ListHeadsRequest
-	(*AuditHead)(nil),                      // 28: credence.broker.v1.AuditHead
-	(*HashFactRequest)(nil),                // 29: credence.broker.v1.HashFactRequest
-	(*HashFactResponse)(nil),               // 30: credence.broker.v1.HashFactResponse
-	(*StatusRequest)(nil),                  // 31: credence.broker.v1.StatusRequest
-	(*StatusResponse)(nil),                 // 32: credence.broker.v1.StatusResponse
-	(*StoreStatus)(nil),                    // 33: credence.broker.v1.StoreStatus
-	(*ReplicaStatus)(nil),                  // 34: credence.broker.v1.ReplicaStatus
-	(*RecordStatus)(nil),                   // 35: credence.broker.v1.RecordStatus
-	(*NodesStatus)(nil),                    // 36: credence.broker.v1.NodesStatus
-	(*PeerInfo)(nil),                       // 37: credence.broker.v1.PeerInfo
-	(*ListPeersRequest)(nil),               // 38: credence.broker.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),              // 39: credence.broker.v1.ListPeersResponse
-	(*RefreshPeerRequest)(nil),             // 40: credence.broker.v1.RefreshPeerRequest
-	(*RefreshPeerResponse)(nil),            // 41: credence.broker.v1.RefreshPeerResponse
-	(*AcceptPeerRequest)(nil),              // 42: credence.broker.v1.AcceptPeerRequest
-	(*AcceptPeerResponse)(nil),             // 43: credence.broker.v1.AcceptPeerResponse
-	(*CheckPeerRequest)(nil),               // 44: credence.broker.v1.CheckPeerRequest
-	(*CheckPeerResponse)(nil),              // 45: credence.broker.v1.CheckPeerResponse
-	(*PeerFinding)(nil),                    // 46: credence.broker.v1.PeerFinding
-	(*InspectTargetRequest)(nil),           // 47: credence.broker.v1.InspectTargetRequest
-	(*InspectTargetResponse)(nil),          // 48: credence.broker.v1.InspectTargetResponse
-	(*ListRevisionsRequest)(nil),           // 49: credence.broker.v1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil),          // 50: credence.broker.v1.ListRevisionsResponse
-	(*RollbackRequest)(nil),                // 51: credence.broker.v1.RollbackRequest
-	(*AuditFilter)(nil),                    // 52: credence.broker.v1.AuditFilter
-	(*QueryAuditRequest)(nil),              // 53: credence.broker.v1.QueryAuditRequest
-	(*ExportAuditRequest)(nil),             // 54: credence.broker.v1.ExportAuditRequest
-	(*TruncateAuditRequest)(nil),           // 55: credence.broker.v1.TruncateAuditRequest
-	(*TruncateAuditResponse)(nil),          // 56: credence.broker.v1.TruncateAuditResponse
-	(*ApplyResponse_Applied)(nil),          // 57: credence.broker.v1.ApplyResponse.Applied
-	nil,                                    // 58: credence.broker.v1.CreateTokenRequest.LabelsEntry
-	nil,                                    // 59: credence.broker.v1.NodeInfo.FactsEntry
-	nil,                                    // 60: credence.broker.v1.ExplainRequest.FactsEntry
-	nil,                                    // 61: credence.broker.v1.ExplainRequest.WhyEntry
-	nil,                                    // 62: credence.broker.v1.StatusResponse.ListenEntry
-	(*InspectTargetResponse_JWTKey)(nil),   // 63: credence.broker.v1.InspectTargetResponse.JWTKey
-	(*InspectTargetResponse_Party)(nil),    // 64: credence.broker.v1.InspectTargetResponse.Party
-	(*ListRevisionsResponse_Revision)(nil), // 65: credence.broker.v1.ListRevisionsResponse.Revision
-	(*Target)(nil),                         // 66: credence.broker.v1.Target
-	(*Values)(nil),                         // 67: credence.broker.v1.Values
+	(*RemovedRecords)(nil),                 // 27: credence.broker.v1.RemovedRecords
+	(*ListHeadsRequest)(nil),               // 28: credence.broker.v1.ListHeadsRequest
+	(*AuditHead)(nil),                      // 29: credence.broker.v1.AuditHead
+	(*HashFactRequest)(nil),                // 30: credence.broker.v1.HashFactRequest
+	(*HashFactResponse)(nil),               // 31: credence.broker.v1.HashFactResponse
+	(*StatusRequest)(nil),                  // 32: credence.broker.v1.StatusRequest
+	(*StatusResponse)(nil),                 // 33: credence.broker.v1.StatusResponse
+	(*StoreStatus)(nil),                    // 34: credence.broker.v1.StoreStatus
+	(*ReplicaStatus)(nil),                  // 35: credence.broker.v1.ReplicaStatus
+	(*RecordStatus)(nil),                   // 36: credence.broker.v1.RecordStatus
+	(*NodesStatus)(nil),                    // 37: credence.broker.v1.NodesStatus
+	(*PeerInfo)(nil),                       // 38: credence.broker.v1.PeerInfo
+	(*ListPeersRequest)(nil),               // 39: credence.broker.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),              // 40: credence.broker.v1.ListPeersResponse
+	(*RefreshPeerRequest)(nil),             // 41: credence.broker.v1.RefreshPeerRequest
+	(*RefreshPeerResponse)(nil),            // 42: credence.broker.v1.RefreshPeerResponse
+	(*AcceptPeerRequest)(nil),              // 43: credence.broker.v1.AcceptPeerRequest
+	(*AcceptPeerResponse)(nil),             // 44: credence.broker.v1.AcceptPeerResponse
+	(*CheckPeerRequest)(nil),               // 45: credence.broker.v1.CheckPeerRequest
+	(*CheckPeerResponse)(nil),              // 46: credence.broker.v1.CheckPeerResponse
+	(*PeerFinding)(nil),                    // 47: credence.broker.v1.PeerFinding
+	(*InspectTargetRequest)(nil),           // 48: credence.broker.v1.InspectTargetRequest
+	(*InspectTargetResponse)(nil),          // 49: credence.broker.v1.InspectTargetResponse
+	(*ListRevisionsRequest)(nil),           // 50: credence.broker.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),          // 51: credence.broker.v1.ListRevisionsResponse
+	(*RollbackRequest)(nil),                // 52: credence.broker.v1.RollbackRequest
+	(*AuditFilter)(nil),                    // 53: credence.broker.v1.AuditFilter
+	(*QueryAuditRequest)(nil),              // 54: credence.broker.v1.QueryAuditRequest
+	(*ExportAuditRequest)(nil),             // 55: credence.broker.v1.ExportAuditRequest
+	(*TruncateAuditRequest)(nil),           // 56: credence.broker.v1.TruncateAuditRequest
+	(*TruncateAuditResponse)(nil),          // 57: credence.broker.v1.TruncateAuditResponse
+	(*ApplyResponse_Applied)(nil),          // 58: credence.broker.v1.ApplyResponse.Applied
+	nil,                                    // 59: credence.broker.v1.CreateTokenRequest.LabelsEntry
+	nil,                                    // 60: credence.broker.v1.NodeInfo.FactsEntry
+	nil,                                    // 61: credence.broker.v1.ExplainRequest.FactsEntry
+	nil,                                    // 62: credence.broker.v1.ExplainRequest.WhyEntry
+	nil,                                    // 63: credence.broker.v1.StatusResponse.ListenEntry
+	(*InspectTargetResponse_JWTKey)(nil),   // 64: credence.broker.v1.InspectTargetResponse.JWTKey
+	(*InspectTargetResponse_Party)(nil),    // 65: credence.broker.v1.InspectTargetResponse.Party
+	(*ListRevisionsResponse_Revision)(nil), // 66: credence.broker.v1.ListRevisionsResponse.Revision
+	(*Target)(nil),                         // 67: credence.broker.v1.Target
+	(*Values)(nil),                         // 68: credence.broker.v1.Values
 }
 var file_broker_api_admin_proto_depIdxs = []int32{
-	57, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
+	58, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
 	0,  // 1: credence.broker.v1.GetResponse.resources:type_name -> credence.broker.v1.Resource
-	58, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
-	59, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
+	59, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
+	60, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
 	9,  // 4: credence.broker.v1.ListNodesResponse.nodes:type_name -> credence.broker.v1.NodeInfo
-	60, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
-	61, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
+	61, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
+	62, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
 	20, // 7: credence.broker.v1.ListAuthoritiesResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	52, // 8: credence.broker.v1.TailAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
-	62, // 9: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
-	33, // 10: credence.broker.v1.StatusResponse.store:type_name -> credence.broker.v1.StoreStatus
-	34, // 11: credence.broker.v1.StatusResponse.replicas:type_name -> credence.broker.v1.ReplicaStatus
-	20, // 12: credence.broker.v1.StatusResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
-	35, // 13: credence.broker.v1.StatusResponse.record:type_name -> credence.broker.v1.RecordStatus
-	36, // 14: credence.broker.v1.StatusResponse.node_states:type_name -> credence.broker.v1.NodesStatus
-	37, // 15: credence.broker.v1.StatusResponse.peers:type_name -> credence.broker.v1.PeerInfo
-	37, // 16: credence.broker.v1.ListPeersResponse.peers:type_name -> credence.broker.v1.PeerInfo
-	37, // 17: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
-	37, // 18: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
-	46, // 19: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
-	66, // 20: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
-	63, // 21: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
-	64, // 22: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
-	65, // 23: credence.broker.v1.ListRevisionsResponse.revisions:type_name -> credence.broker.v1.ListRevisionsResponse.Revision
-	52, // 24: credence.broker.v1.QueryAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
-	67, // 25: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
-	67, // 26: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
-	57, // 27: credence.broker.v1.ListRevisionsResponse.Revision.wrote:type_name -> credence.broker.v1.ApplyResponse.Applied
-	1,  // 28: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
-	3,  // 29: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
-	5,  // 30: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
-	7,  // 31: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
-	10, // 32: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
-	12, // 33: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
-	14, // 34: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
-	16, // 35: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
-	18, // 36: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
-	21, // 37: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
-	23, // 38: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
-	25, // 39: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
-	31, // 40: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
-	38, // 41: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
-	40, // 42: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
-	42, // 43: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
-	44, // 44: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
-	47, // 45: credence.broker.v1.Admin.InspectTarget:input_type -> credence.broker.v1.InspectTargetRequest
-	49, // 46: credence.broker.v1.Admin.ListRevisions:input_type -> credence.broker.v1.ListRevisionsRequest
-	51, // 47: credence.broker.v1.Admin.Rollback:input_type -> credence.broker.v1.RollbackRequest
-	53, // 48: credence.broker.v1.Admin.QueryAudit:input_type -> credence.broker.v1.QueryAuditRequest
-	54, // 49: credence.broker.v1.Admin.ExportAudit:input_type -> credence.broker.v1.ExportAuditRequest
-	55, // 50: credence.broker.v1.Admin.TruncateAudit:input_type -> credence.broker.v1.TruncateAuditRequest
-	27, // 51: credence.broker.v1.Admin.ListHeads:input_type -> credence.broker.v1.ListHeadsRequest
-	29, // 52: credence.broker.v1.Admin.HashFact:input_type -> credence.broker.v1.HashFactRequest
-	2,  // 53: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
-	4,  // 54: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
-	6,  // 55: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
-	8,  // 56: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
-	11, // 57: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
-	13, // 58: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
-	15, // 59: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
-	17, // 60: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
-	19, // 61: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
-	22, // 62: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
-	24, // 63: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
-	26, // 64: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
-	32, // 65: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
-	39, // 66: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
-	41, // 67: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
-	43, // 68: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
-	45, // 69: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
-	48, // 70: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
-	50, // 71: credence.broker.v1.Admin.ListRevisions:output_type -> credence.broker.v1.ListRevisionsResponse
-	2,  // 72: credence.broker.v1.Admin.Rollback:output_type -> credence.broker.v1.ApplyResponse
-	24, // 73: credence.broker.v1.Admin.QueryAudit:output_type -> credence.broker.v1.AuditRecord
-	24, // 74: credence.broker.v1.Admin.ExportAudit:output_type -> credence.broker.v1.AuditRecord
-	56, // 75: credence.broker.v1.Admin.TruncateAudit:output_type -> credence.broker.v1.TruncateAuditResponse
-	28, // 76: credence.broker.v1.Admin.ListHeads:output_type -> credence.broker.v1.AuditHead
-	30, // 77: credence.broker.v1.Admin.HashFact:output_type -> credence.broker.v1.HashFactResponse
-	53, // [53:78] is the sub-list for method output_type
-	28, // [28:53] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	53, // 8: credence.broker.v1.TailAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
+	27, // 9: credence.broker.v1.VerifyAuditResponse.removed:type_name -> credence.broker.v1.RemovedRecords
+	63, // 10: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
+	34, // 11: credence.broker.v1.StatusResponse.store:type_name -> credence.broker.v1.StoreStatus
+	35, // 12: credence.broker.v1.StatusResponse.replicas:type_name -> credence.broker.v1.ReplicaStatus
+	20, // 13: credence.broker.v1.StatusResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
+	36, // 14: credence.broker.v1.StatusResponse.record:type_name -> credence.broker.v1.RecordStatus
+	37, // 15: credence.broker.v1.StatusResponse.node_states:type_name -> credence.broker.v1.NodesStatus
+	38, // 16: credence.broker.v1.StatusResponse.peers:type_name -> credence.broker.v1.PeerInfo
+	38, // 17: credence.broker.v1.ListPeersResponse.peers:type_name -> credence.broker.v1.PeerInfo
+	38, // 18: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
+	38, // 19: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
+	47, // 20: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
+	67, // 21: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
+	64, // 22: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
+	65, // 23: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
+	66, // 24: credence.broker.v1.ListRevisionsResponse.revisions:type_name -> credence.broker.v1.ListRevisionsResponse.Revision
+	53, // 25: credence.broker.v1.QueryAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
+	68, // 26: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
+	68, // 27: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
+	58, // 28: credence.broker.v1.ListRevisionsResponse.Revision.wrote:type_name -> credence.broker.v1.ApplyResponse.Applied
+	1,  // 29: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
+	3,  // 30: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
+	5,  // 31: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
+	7,  // 32: credence.broker.v1.Admin.CreateToken:input_type -> credence.broker.v1.CreateTokenRequest
+	10, // 33: credence.broker.v1.Admin.ListNodes:input_type -> credence.broker.v1.ListNodesRequest
+	12, // 34: credence.broker.v1.Admin.EvictNode:input_type -> credence.broker.v1.EvictNodeRequest
+	14, // 35: credence.broker.v1.Admin.AllowNode:input_type -> credence.broker.v1.AllowNodeRequest
+	16, // 36: credence.broker.v1.Admin.Explain:input_type -> credence.broker.v1.ExplainRequest
+	18, // 37: credence.broker.v1.Admin.ShowBundle:input_type -> credence.broker.v1.ShowBundleRequest
+	21, // 38: credence.broker.v1.Admin.ListAuthorities:input_type -> credence.broker.v1.ListAuthoritiesRequest
+	23, // 39: credence.broker.v1.Admin.TailAudit:input_type -> credence.broker.v1.TailAuditRequest
+	25, // 40: credence.broker.v1.Admin.VerifyAudit:input_type -> credence.broker.v1.VerifyAuditRequest
+	32, // 41: credence.broker.v1.Admin.Status:input_type -> credence.broker.v1.StatusRequest
+	39, // 42: credence.broker.v1.Admin.ListPeers:input_type -> credence.broker.v1.ListPeersRequest
+	41, // 43: credence.broker.v1.Admin.RefreshPeer:input_type -> credence.broker.v1.RefreshPeerRequest
+	43, // 44: credence.broker.v1.Admin.AcceptPeer:input_type -> credence.broker.v1.AcceptPeerRequest
+	45, // 45: credence.broker.v1.Admin.CheckPeer:input_type -> credence.broker.v1.CheckPeerRequest
+	48, // 46: credence.broker.v1.Admin.InspectTarget:input_type -> credence.broker.v1.InspectTargetRequest
+	50, // 47: credence.broker.v1.Admin.ListRevisions:input_type -> credence.broker.v1.ListRevisionsRequest
+	52, // 48: credence.broker.v1.Admin.Rollback:input_type -> credence.broker.v1.RollbackRequest
+	54, // 49: credence.broker.v1.Admin.QueryAudit:input_type -> credence.broker.v1.QueryAuditRequest
+	55, // 50: credence.broker.v1.Admin.ExportAudit:input_type -> credence.broker.v1.ExportAuditRequest
+	56, // 51: credence.broker.v1.Admin.TruncateAudit:input_type -> credence.broker.v1.TruncateAuditRequest
+	28, // 52: credence.broker.v1.Admin.ListHeads:input_type -> credence.broker.v1.ListHeadsRequest
+	30, // 53: credence.broker.v1.Admin.HashFact:input_type -> credence.broker.v1.HashFactRequest
+	2,  // 54: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
+	4,  // 55: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
+	6,  // 56: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
+	8,  // 57: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
+	11, // 58: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
+	13, // 59: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
+	15, // 60: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
+	17, // 61: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
+	19, // 62: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
+	22, // 63: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
+	24, // 64: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
+	26, // 65: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
+	33, // 66: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
+	40, // 67: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
+	42, // 68: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
+	44, // 69: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
+	46, // 70: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
+	49, // 71: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
+	51, // 72: credence.broker.v1.Admin.ListRevisions:output_type -> credence.broker.v1.ListRevisionsResponse
+	2,  // 73: credence.broker.v1.Admin.Rollback:output_type -> credence.broker.v1.ApplyResponse
+	24, // 74: credence.broker.v1.Admin.QueryAudit:output_type -> credence.broker.v1.AuditRecord
+	24, // 75: credence.broker.v1.Admin.ExportAudit:output_type -> credence.broker.v1.AuditRecord
+	57, // 76: credence.broker.v1.Admin.TruncateAudit:output_type -> credence.broker.v1.TruncateAuditResponse
+	29, // 77: credence.broker.v1.Admin.ListHeads:output_type -> credence.broker.v1.AuditHead
+	31, // 78: credence.broker.v1.Admin.HashFact:output_type -> credence.broker.v1.HashFactResponse
+	54, // [54:79] is the sub-list for method output_type
+	29, // [29:54] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_broker_api_admin_proto_init() }
@@ -5047,7 +5132,7 @@ func file_broker_api_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_admin_proto_rawDesc), len(file_broker_api_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   66,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

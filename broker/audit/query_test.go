@@ -88,7 +88,7 @@ func queries() map[string]audit.Query {
 		"denied":               {OK: no()},
 		"done":                 {OK: yes()},
 		"several":              {Identity: "id3", Kind: "deny", Node: "n2"},
-		"a record":             {Sequence: 1234},
+		"a record":             {Sequence: 834},
 		"the first":            {Sequence: 1},
 		"none such":            {Sequence: 1 << 40},
 		"before one":           {Below: 300},
@@ -132,7 +132,7 @@ func wanted(records []audit.Record, q audit.Query) (found []uint64) {
 }
 
 func TestSearch(t *testing.T) {
-	l, dir := mixedRecord(t, 2000, 300<<10)
+	l, dir := mixedRecord(t, 1250, 150<<10)
 	records := all(t, dir)
 	check := func(how string, search func(audit.Query) func(func(audit.Record, error) bool)) {
 		for name, q := range queries() {
@@ -150,7 +150,7 @@ func TestSearch(t *testing.T) {
 	check("with one", files)
 	check("of a log", func(q audit.Query) func(func(audit.Record, error) bool) { return l.Search(t.Context(), q) })
 	check("told to read all", func(q audit.Query) func(func(audit.Record, error) bool) { q.NoIndex = true; return files(q) })
-	if q := (audit.Query{Kind: "deny"}); len(wanted(records, q)) != 400 {
+	if q := (audit.Query{Kind: "deny"}); len(wanted(records, q)) != 250 {
 		t.Error("the reference is wrong")
 	}
 }
@@ -167,7 +167,7 @@ func sidecars(t testing.TB, dir string) []string {
 // TestHostileSidecars puts what is wrong in place of an index: nothing that the
 // record has may be missed, and nothing found that it has not.
 func TestHostileSidecars(t *testing.T) {
-	l, dir := mixedRecord(t, 1500, 300<<10)
+	l, dir := mixedRecord(t, 1100, 250<<10)
 	index(t, l)
 	made := sidecars(t, dir)
 	if len(made) < 2 {

@@ -293,14 +293,14 @@ func TestRetain(t *testing.T) {
 		}
 		var held atomic.Uint64
 		held.Store(1 << 60)
-		var last audit.Retention // read when all is idle
+		var last atomic.Pointer[audit.Retention]
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() {
 			ended <- l.Retain(ctx, audit.RetainConfig{
 				Keep:  100 * 24 * time.Hour,
 				Holds: func(context.Context) ([]audit.Hold, error) { return []audit.Hold{{"a", held.Load()}}, nil },
-			}, func(r audit.Retention) { last = r })
+			}, func(r audit.Retention) { last.Store(&r) })
 		}()
 		oldest := func() (time.Time, uint64) {
 			t.Helper()
@@ -326,13 +326,13 @@ func TestRetain(t *testing.T) {
 		_, before := oldest()
 		held.Store(before)
 		time.Sleep(40 * 24 * time.Hour)
-		if _, seq := oldest(); seq != before || last.Held == nil || last.Held.Name != "a" {
-			t.Errorf("record %d was removed: %+v", before, last)
+		if _, seq := oldest(); seq != before || last.Load().Held == nil || last.Load().Held.Name != "a" {
+			t.Errorf("record %d was removed: %+v", before, last.Load())
 		}
 		held.Store(1 << 60)
 		time.Sleep(24 * time.Hour)
-		if _, seq := oldest(); seq == before || last.Held != nil {
-			t.Errorf("it stays: %+v", last)
+		if _, seq := oldest(); seq == before || last.Load().Held != nil {
+			t.Errorf("it stays: %+v", last.Load())
 		}
 		verified(t, dir)
 		cancel()

@@ -315,6 +315,9 @@ func (a adminService) VerifyAudit(ctx context.Context, r *api.VerifyAuditRequest
 	response.Records, response.Files, response.Notes = report.Records, uint32(report.Files), notes
 	response.Sequence, response.Head = report.Head.Sequence, report.Head.Hash[:]
 	response.Confirmed = uint64(report.Confirmed)
+	if t := report.Removed; t != nil {
+		response.Removed = &api.RemovedRecords{Last: t.Last.Sequence, Hash: t.Last.Hash[:], Record: t.Record.Sequence, At: t.Time.Unix()}
+	}
 	if err != nil {
 		response.Problem = err.Error()
 	} else if now.Ref != (audit.Ref{}) {

@@ -19,7 +19,31 @@ const (
 	maxTail  = 100_000 // records that one tail looks back
 	maxFound = 10_000  // that one query finds
 	maxKept  = 1_000   // that are held until they can be sent the oldest first
+
+	maxSearches = 4 // at once; others wait
+	searchTime  = 2 * time.Minute
 )
+
+// search finds records when its turn has come.
+func (a adminService) search(ctx context.Context, q audit.Query, found func(audit.Record) error) error {
+	ctx, cancel := context.WithTimeout(ctx, searchTime)
+	defer cancel()
+	select {
+	case a.s.searches <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for other searches of the record: %w", context.Cause(ctx))
+	}
+	defer func() { <-a.s.searches }()
+	for record, err := range a.s.cfg.Audit.Search(ctx, q) {
+		if err == nil {
+			err = found(record)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // untilClosing is a stream's context that ends with the server too.
 func (a adminService) untilClosing(ctx context.Context) (context.Context, func()) {
@@ -79,11 +103,8 @@ func (a adminService) tailSome(ctx context.Context, r *api.TailAuditRequest, sen
 		past := q
 		past.Below, past.Limit = head.Sequence+1, int(n)
 		var found []audit.Record
-		for record, err := range a.s.cfg.Audit.Search(ctx, past) {
-			if err != nil {
-				return err
-			}
-			found = append(found, record)
+		if err := a.search(ctx, past, func(record audit.Record) error { found = append(found, record); return nil }); err != nil {
+			return err
 		}
 		for _, record := range slices.Backward(found) {
 			if err := send(record); err != nil {
@@ -142,16 +163,7 @@ func (a adminService) QueryAudit(r *api.QueryAuditRequest, stream grpc.ServerStr
 	if q.Limit == 0 {
 		q.Limit = 100
 	}
-	send := sendRecords(stream)
-	for record, err := range a.s.cfg.Audit.Search(ctx, q) {
-		if err == nil {
-			err = send(record)
-		}
-		if err != nil {
-			return a.fail(ctx, err)
-		}
-	}
-	return nil
+	return a.fail(ctx, a.search(ctx, q, sendRecords(stream)))
 }
 
 // ExportAudit sends every record after a place, in order, as they stand, so that

@@ -204,6 +204,7 @@ type Server struct {
 	changed                   bell
 	workers                   *workers
 	closing                   chan struct{}
+	searches                  chan struct{} // holds who searches the record
 	started                   time.Time
 
 	acting   sync.Mutex    // held while an operator acts on an authority
@@ -227,7 +228,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, joins: newPlaces(maxJoins), workers: newWorkers(), closing: make(chan struct{}), started: cfg.Now()}
+	s := &Server{cfg: cfg, joins: newPlaces(maxJoins), workers: newWorkers(), closing: make(chan struct{}), searches: make(chan struct{}, maxSearches), started: cfg.Now()}
 	s.taken.Store(cfg.Since)
 	s.exchanging, s.learners = make(chan struct{}, maxExchanges), make(chan struct{}, maxLearners)
 	first, err := newSettings(nil, cfg.Policy, Settings{cfg.Roles, cfg.Login, cfg.Policy.DNSSuffixes, cfg.Policy.Subjects, cfg.Policy.MinTTL, cfg.Limits}, cfg.Now)

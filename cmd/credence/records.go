@@ -144,6 +144,16 @@ type verifyView struct {
 	Confirmed uint64   `json:"confirmed"` // heads kept elsewhere that stand in the record
 	Agents    uint32   `json:"agents"`    // that told theirs
 	Notes     []string `json:"notes"`     // on heads that were not held against it
+
+	Removed *removedView `json:"removed"` // null: it has its beginning
+}
+
+// removedView are records that were removed for their age, as a record says.
+type removedView struct {
+	Last   uint64     `json:"last"` // all up to this one
+	Hash   string     `json:"hash"` // of that one
+	Record uint64     `json:"record"`
+	At     cli.Moment `json:"at"`
 }
 
 func (p *program) verifyAudit(cmd *cobra.Command, _ []string) error {
@@ -156,6 +166,9 @@ func (p *program) verifyAudit(cmd *cobra.Command, _ []string) error {
 			return nil
 		}
 		_, err := fmt.Fprintf(p.Out, "%d records in %d files hold together; the head is %s %s\n", v.Records, v.Files, audit.Ref{Sequence: v.Sequence}.ID(), v.Head)
+		if r := v.Removed; r != nil {
+			fmt.Fprintf(p.Out, "records up to %s were removed for their age at %s, as %s says; the chain goes on from %s\n", audit.Ref{Sequence: r.Last}.ID(), cli.When(int64(r.At)), audit.Ref{Sequence: r.Record}.ID(), r.Hash)
+		}
 		if v.Confirmed > 0 || v.Agents > 0 {
 			_, err = fmt.Fprintf(p.Out, "%d heads that were kept elsewhere stand in it; %d agents told theirs\n", v.Confirmed, v.Agents)
 		}
@@ -192,6 +205,9 @@ func (p *program) verified(cmd *cobra.Command) (v verifyView, err error) {
 			Holds: err == nil, Records: report.Records, Files: uint32(report.Files), Sequence: report.Head.Sequence, Head: hex.EncodeToString(report.Head.Hash[:]),
 			Confirmed: uint64(report.Confirmed), Notes: notes,
 		}
+		if t := report.Removed; t != nil {
+			v.Removed = &removedView{t.Last.Sequence, hex.EncodeToString(t.Last.Hash[:]), t.Record.Sequence, cli.Moment(t.Time.Unix())}
+		}
 		if err != nil {
 			v.Problem = err.Error()
 		}
@@ -201,7 +217,10 @@ func (p *program) verified(cmd *cobra.Command) (v verifyView, err error) {
 		r, err := c.VerifyAudit(ctx, &api.VerifyAuditRequest{Heads: lines, FromAgents: fromAgents, Agents: most})
 		v = verifyView{
 			r.GetProblem() == "", r.GetRecords(), r.GetFiles(), r.GetSequence(), hex.EncodeToString(r.GetHead()), r.GetProblem(),
-			r.GetConfirmed(), r.GetAgents(), r.GetNotes(),
+			r.GetConfirmed(), r.GetAgents(), r.GetNotes(), nil,
+		}
+		if t := r.GetRemoved(); t != nil {
+			v.Removed = &removedView{t.GetLast(), hex.EncodeToString(t.GetHash()), t.GetRecord(), cli.Moment(t.GetAt())}
 		}
 		return err
 	})
