@@ -179,7 +179,7 @@ func (a *Agent) waitForPerson(ctx context.Context, why, person error) {
 		need = a.newToken()
 	}
 	if a.contact.need(need) {
-		a.cfg.Log.ErrorContext(ctx, "this node cannot join again by itself; "+left, "reason", why, "error", person, "needs", need)
+		a.cfg.Log.ErrorContext(ctx, "this node cannot join again by itself", "left", left, "reason", why, "error", person, "needs", need)
 	}
 }
 

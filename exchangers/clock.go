@@ -114,7 +114,7 @@ func (s *Source) clock(c *Clock, err error) error {
 	}
 	s.mu.Unlock()
 	if warn {
-		s.cfg.Log.Warn(text, "target", s.cfg.Target, "skew", skew.Round(time.Second))
+		s.cfg.Log.Warn("clocks differ", "problem", text, "target", s.cfg.Target, "skew", skew.Round(time.Second))
 	}
 	if text == "" || err == nil {
 		return err

@@ -81,7 +81,7 @@ func TestAClockThatIsOffIsNamed(t *testing.T) {
 				}
 				return
 			}
-			if !strings.Contains(log.String(), "level=WARN msg=\""+row.want) {
+			if !strings.Contains(log.String(), "level=WARN msg=\"clocks differ\" problem=\""+row.want) {
 				t.Errorf("log: %s", &log)
 			}
 			if row.err != nil && !strings.Contains(err.Error(), row.want) {

@@ -160,7 +160,7 @@ func (a *Authority) rotateJWT(ctx context.Context, alg string) (next time.Time, 
 			return time.Time{}, err
 		}
 		for _, r := range changed {
-			a.cfg.Log.InfoContext(ctx, "JWT key "+string(r.State), "authority", r.ID, "alg", r.Alg)
+			a.cfg.Log.InfoContext(ctx, "JWT key changed", "state", string(r.State), "authority", r.ID, "alg", r.Alg)
 		}
 	}
 	k = a.jwtKeys(a.live.Load(), alg)

@@ -31,7 +31,7 @@ func newPublisher(t *testing.T) *publisher {
 	}
 	file := p.write("broker.yaml", fmt.Appendf(nil, "trust_domain: example.org\ndata: %s/b\nissuer: https://id.example.org/td\nlisten: {agents: \"127.0.0.1:%s\", spiffe: none}\n", p.dir, agents))
 	broker := start(t, "credence", "broker", "run", "-c", file)
-	if _, err := broker.await("JWT key active.*alg=RS256", 0); err != nil {
+	if _, err := broker.await("JWT key changed.*state=active.*alg=RS256", 0); err != nil {
 		t.Fatal(err)
 	}
 	p.env = append(os.Environ(), "CREDENCE_ADMIN="+filepath.Join(p.dir, "b", "run", "admin.sock"),

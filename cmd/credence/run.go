@@ -247,7 +247,7 @@ func (p *program) runBroker(ctx context.Context, f brokerFile, path string, hang
 			return cli.BadInput(err)
 		}
 		for _, w := range warnings {
-			log.WarnContext(ctx, w)
+			log.WarnContext(ctx, "issuer", "problem", w)
 		}
 	}
 	var err error

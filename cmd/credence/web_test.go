@@ -84,7 +84,7 @@ func TestBrokerWithACME(t *testing.T) {
 	if _, err := p.await("web certificate from the CA", 0); err != nil {
 		t.Fatalf("%v\nthe CA refused %q", err, ca.Refused())
 	}
-	if _, err := p.await("JWT key active.*alg=RS256", 0); err != nil {
+	if _, err := p.await("JWT key changed.*state=active.*alg=RS256", 0); err != nil {
 		t.Fatal(err)
 	}
 	discovery := fetchAt(t, address, "https://id.example.org/td/.well-known/openid-configuration", ca.Roots)
