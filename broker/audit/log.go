@@ -331,6 +331,9 @@ func (l *Log) commit(t *tape, head Ref, batch []*call) (Ref, error) {
 			c.refs[i] = at
 		}
 	}
+	if l.renew.Swap(false) {
+		t.fresh = true
+	}
 	err := t.append(data, head)
 	l.note(Commit{Records: int(at.Sequence - head.Sequence), Bytes: len(data), Took: l.now().Sub(now), Err: err})
 	if err != nil {
