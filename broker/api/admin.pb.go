@@ -4152,6 +4152,102 @@ func (x *TruncateAuditResponse) GetHeldAt() uint64 {
 	return 0
 }
 
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Recipients    []string               `protobuf:"bytes,1,rep,name=recipients,proto3" json:"recipients,omitempty"` // age1...
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_broker_api_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *BackupRequest) GetRecipients() []string {
+	if x != nil {
+		return x.Recipients
+	}
+	return nil
+}
+
+type BackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`         // of the encrypted file, in order
+	Manifest      []byte                 `protobuf:"bytes,2,opt,name=manifest,proto3" json:"manifest,omitempty"` // JSON; in the last message alone
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_broker_api_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_api_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_broker_api_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *BackupResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
 type ApplyResponse_Applied struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -4168,7 +4264,7 @@ type ApplyResponse_Applied struct {
 
 func (x *ApplyResponse_Applied) Reset() {
 	*x = ApplyResponse_Applied{}
-	mi := &file_broker_api_admin_proto_msgTypes[58]
+	mi := &file_broker_api_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4180,7 +4276,7 @@ func (x *ApplyResponse_Applied) String() string {
 func (*ApplyResponse_Applied) ProtoMessage() {}
 
 func (x *ApplyResponse_Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[58]
+	mi := &file_broker_api_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4264,7 +4360,7 @@ type InspectTargetResponse_JWTKey struct {
 
 func (x *InspectTargetResponse_JWTKey) Reset() {
 	*x = InspectTargetResponse_JWTKey{}
-	mi := &file_broker_api_admin_proto_msgTypes[64]
+	mi := &file_broker_api_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4276,7 +4372,7 @@ func (x *InspectTargetResponse_JWTKey) String() string {
 func (*InspectTargetResponse_JWTKey) ProtoMessage() {}
 
 func (x *InspectTargetResponse_JWTKey) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[64]
+	mi := &file_broker_api_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4333,7 +4429,7 @@ type InspectTargetResponse_Party struct {
 
 func (x *InspectTargetResponse_Party) Reset() {
 	*x = InspectTargetResponse_Party{}
-	mi := &file_broker_api_admin_proto_msgTypes[65]
+	mi := &file_broker_api_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4345,7 +4441,7 @@ func (x *InspectTargetResponse_Party) String() string {
 func (*InspectTargetResponse_Party) ProtoMessage() {}
 
 func (x *InspectTargetResponse_Party) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[65]
+	mi := &file_broker_api_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4415,7 +4511,7 @@ type ListRevisionsResponse_Revision struct {
 
 func (x *ListRevisionsResponse_Revision) Reset() {
 	*x = ListRevisionsResponse_Revision{}
-	mi := &file_broker_api_admin_proto_msgTypes[66]
+	mi := &file_broker_api_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4427,7 +4523,7 @@ func (x *ListRevisionsResponse_Revision) String() string {
 func (*ListRevisionsResponse_Revision) ProtoMessage() {}
 
 func (x *ListRevisionsResponse_Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_api_admin_proto_msgTypes[66]
+	mi := &file_broker_api_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4918,7 +5014,14 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\x04R\x04last\x12\x17\n" +
 	"\aheld_by\x18\x04 \x01(\tR\x06heldBy\x12\x17\n" +
-	"\aheld_at\x18\x05 \x01(\x04R\x06heldAt2\xd4\x11\n" +
+	"\aheld_at\x18\x05 \x01(\x04R\x06heldAt\"/\n" +
+	"\rBackupRequest\x12\x1e\n" +
+	"\n" +
+	"recipients\x18\x01 \x03(\tR\n" +
+	"recipients\"@\n" +
+	"\x0eBackupResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
+	"\bmanifest\x18\x02 \x01(\fR\bmanifest2\xa7\x12\n" +
 	"\x05Admin\x12L\n" +
 	"\x05Apply\x12 .credence.broker.v1.ApplyRequest\x1a!.credence.broker.v1.ApplyResponse\x12F\n" +
 	"\x03Get\x12\x1e.credence.broker.v1.GetRequest\x1a\x1f.credence.broker.v1.GetResponse\x12O\n" +
@@ -4947,7 +5050,8 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\vExportAudit\x12&.credence.broker.v1.ExportAuditRequest\x1a\x1f.credence.broker.v1.AuditRecord0\x01\x12d\n" +
 	"\rTruncateAudit\x12(.credence.broker.v1.TruncateAuditRequest\x1a).credence.broker.v1.TruncateAuditResponse\x12R\n" +
 	"\tListHeads\x12$.credence.broker.v1.ListHeadsRequest\x1a\x1d.credence.broker.v1.AuditHead0\x01\x12U\n" +
-	"\bHashFact\x12#.credence.broker.v1.HashFactRequest\x1a$.credence.broker.v1.HashFactResponseB,Z*github.com/credence-id/credence/broker/apib\x06proto3"
+	"\bHashFact\x12#.credence.broker.v1.HashFactRequest\x1a$.credence.broker.v1.HashFactResponse\x12Q\n" +
+	"\x06Backup\x12!.credence.broker.v1.BackupRequest\x1a\".credence.broker.v1.BackupResponse0\x01B,Z*github.com/credence-id/credence/broker/apib\x06proto3"
 
 var (
 	file_broker_api_admin_proto_rawDescOnce sync.Once
@@ -4961,7 +5065,7 @@ func file_broker_api_admin_proto_rawDescGZIP() []byte {
 	return file_broker_api_admin_proto_rawDescData
 }
 
-var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_broker_api_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
 var file_broker_api_admin_proto_goTypes = []any{
 	(*Resource)(nil),                       // 0: credence.broker.v1.Resource
 	(*ApplyRequest)(nil),                   // 1: credence.broker.v1.ApplyRequest
@@ -5021,30 +5125,32 @@ var file_broker_api_admin_proto_goTypes = []any{
 	(*ExportAuditRequest)(nil),             // 55: credence.broker.v1.ExportAuditRequest
 	(*TruncateAuditRequest)(nil),           // 56: credence.broker.v1.TruncateAuditRequest
 	(*TruncateAuditResponse)(nil),          // 57: credence.broker.v1.TruncateAuditResponse
-	(*ApplyResponse_Applied)(nil),          // 58: credence.broker.v1.ApplyResponse.Applied
-	nil,                                    // 59: credence.broker.v1.CreateTokenRequest.LabelsEntry
-	nil,                                    // 60: credence.broker.v1.NodeInfo.FactsEntry
-	nil,                                    // 61: credence.broker.v1.ExplainRequest.FactsEntry
-	nil,                                    // 62: credence.broker.v1.ExplainRequest.WhyEntry
-	nil,                                    // 63: credence.broker.v1.StatusResponse.ListenEntry
-	(*InspectTargetResponse_JWTKey)(nil),   // 64: credence.broker.v1.InspectTargetResponse.JWTKey
-	(*InspectTargetResponse_Party)(nil),    // 65: credence.broker.v1.InspectTargetResponse.Party
-	(*ListRevisionsResponse_Revision)(nil), // 66: credence.broker.v1.ListRevisionsResponse.Revision
-	(*Target)(nil),                         // 67: credence.broker.v1.Target
-	(*Values)(nil),                         // 68: credence.broker.v1.Values
+	(*BackupRequest)(nil),                  // 58: credence.broker.v1.BackupRequest
+	(*BackupResponse)(nil),                 // 59: credence.broker.v1.BackupResponse
+	(*ApplyResponse_Applied)(nil),          // 60: credence.broker.v1.ApplyResponse.Applied
+	nil,                                    // 61: credence.broker.v1.CreateTokenRequest.LabelsEntry
+	nil,                                    // 62: credence.broker.v1.NodeInfo.FactsEntry
+	nil,                                    // 63: credence.broker.v1.ExplainRequest.FactsEntry
+	nil,                                    // 64: credence.broker.v1.ExplainRequest.WhyEntry
+	nil,                                    // 65: credence.broker.v1.StatusResponse.ListenEntry
+	(*InspectTargetResponse_JWTKey)(nil),   // 66: credence.broker.v1.InspectTargetResponse.JWTKey
+	(*InspectTargetResponse_Party)(nil),    // 67: credence.broker.v1.InspectTargetResponse.Party
+	(*ListRevisionsResponse_Revision)(nil), // 68: credence.broker.v1.ListRevisionsResponse.Revision
+	(*Target)(nil),                         // 69: credence.broker.v1.Target
+	(*Values)(nil),                         // 70: credence.broker.v1.Values
 }
 var file_broker_api_admin_proto_depIdxs = []int32{
-	58, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
+	60, // 0: credence.broker.v1.ApplyResponse.applied:type_name -> credence.broker.v1.ApplyResponse.Applied
 	0,  // 1: credence.broker.v1.GetResponse.resources:type_name -> credence.broker.v1.Resource
-	59, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
-	60, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
+	61, // 2: credence.broker.v1.CreateTokenRequest.labels:type_name -> credence.broker.v1.CreateTokenRequest.LabelsEntry
+	62, // 3: credence.broker.v1.NodeInfo.facts:type_name -> credence.broker.v1.NodeInfo.FactsEntry
 	9,  // 4: credence.broker.v1.ListNodesResponse.nodes:type_name -> credence.broker.v1.NodeInfo
-	61, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
-	62, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
+	63, // 5: credence.broker.v1.ExplainRequest.facts:type_name -> credence.broker.v1.ExplainRequest.FactsEntry
+	64, // 6: credence.broker.v1.ExplainRequest.why:type_name -> credence.broker.v1.ExplainRequest.WhyEntry
 	20, // 7: credence.broker.v1.ListAuthoritiesResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
 	53, // 8: credence.broker.v1.TailAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
 	27, // 9: credence.broker.v1.VerifyAuditResponse.removed:type_name -> credence.broker.v1.RemovedRecords
-	63, // 10: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
+	65, // 10: credence.broker.v1.StatusResponse.listen:type_name -> credence.broker.v1.StatusResponse.ListenEntry
 	34, // 11: credence.broker.v1.StatusResponse.store:type_name -> credence.broker.v1.StoreStatus
 	35, // 12: credence.broker.v1.StatusResponse.replicas:type_name -> credence.broker.v1.ReplicaStatus
 	20, // 13: credence.broker.v1.StatusResponse.authorities:type_name -> credence.broker.v1.AuthorityInfo
@@ -5055,14 +5161,14 @@ var file_broker_api_admin_proto_depIdxs = []int32{
 	38, // 18: credence.broker.v1.RefreshPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
 	38, // 19: credence.broker.v1.AcceptPeerResponse.peer:type_name -> credence.broker.v1.PeerInfo
 	47, // 20: credence.broker.v1.CheckPeerResponse.findings:type_name -> credence.broker.v1.PeerFinding
-	67, // 21: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
-	64, // 22: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
-	65, // 23: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
-	66, // 24: credence.broker.v1.ListRevisionsResponse.revisions:type_name -> credence.broker.v1.ListRevisionsResponse.Revision
+	69, // 21: credence.broker.v1.InspectTargetResponse.target:type_name -> credence.broker.v1.Target
+	66, // 22: credence.broker.v1.InspectTargetResponse.keys:type_name -> credence.broker.v1.InspectTargetResponse.JWTKey
+	67, // 23: credence.broker.v1.InspectTargetResponse.parties:type_name -> credence.broker.v1.InspectTargetResponse.Party
+	68, // 24: credence.broker.v1.ListRevisionsResponse.revisions:type_name -> credence.broker.v1.ListRevisionsResponse.Revision
 	53, // 25: credence.broker.v1.QueryAuditRequest.filter:type_name -> credence.broker.v1.AuditFilter
-	68, // 26: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
-	68, // 27: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
-	58, // 28: credence.broker.v1.ListRevisionsResponse.Revision.wrote:type_name -> credence.broker.v1.ApplyResponse.Applied
+	70, // 26: credence.broker.v1.NodeInfo.FactsEntry.value:type_name -> credence.broker.v1.Values
+	70, // 27: credence.broker.v1.ExplainRequest.FactsEntry.value:type_name -> credence.broker.v1.Values
+	60, // 28: credence.broker.v1.ListRevisionsResponse.Revision.wrote:type_name -> credence.broker.v1.ApplyResponse.Applied
 	1,  // 29: credence.broker.v1.Admin.Apply:input_type -> credence.broker.v1.ApplyRequest
 	3,  // 30: credence.broker.v1.Admin.Get:input_type -> credence.broker.v1.GetRequest
 	5,  // 31: credence.broker.v1.Admin.Delete:input_type -> credence.broker.v1.DeleteRequest
@@ -5088,33 +5194,35 @@ var file_broker_api_admin_proto_depIdxs = []int32{
 	56, // 51: credence.broker.v1.Admin.TruncateAudit:input_type -> credence.broker.v1.TruncateAuditRequest
 	28, // 52: credence.broker.v1.Admin.ListHeads:input_type -> credence.broker.v1.ListHeadsRequest
 	30, // 53: credence.broker.v1.Admin.HashFact:input_type -> credence.broker.v1.HashFactRequest
-	2,  // 54: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
-	4,  // 55: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
-	6,  // 56: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
-	8,  // 57: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
-	11, // 58: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
-	13, // 59: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
-	15, // 60: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
-	17, // 61: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
-	19, // 62: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
-	22, // 63: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
-	24, // 64: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
-	26, // 65: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
-	33, // 66: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
-	40, // 67: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
-	42, // 68: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
-	44, // 69: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
-	46, // 70: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
-	49, // 71: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
-	51, // 72: credence.broker.v1.Admin.ListRevisions:output_type -> credence.broker.v1.ListRevisionsResponse
-	2,  // 73: credence.broker.v1.Admin.Rollback:output_type -> credence.broker.v1.ApplyResponse
-	24, // 74: credence.broker.v1.Admin.QueryAudit:output_type -> credence.broker.v1.AuditRecord
-	24, // 75: credence.broker.v1.Admin.ExportAudit:output_type -> credence.broker.v1.AuditRecord
-	57, // 76: credence.broker.v1.Admin.TruncateAudit:output_type -> credence.broker.v1.TruncateAuditResponse
-	29, // 77: credence.broker.v1.Admin.ListHeads:output_type -> credence.broker.v1.AuditHead
-	31, // 78: credence.broker.v1.Admin.HashFact:output_type -> credence.broker.v1.HashFactResponse
-	54, // [54:79] is the sub-list for method output_type
-	29, // [29:54] is the sub-list for method input_type
+	58, // 54: credence.broker.v1.Admin.Backup:input_type -> credence.broker.v1.BackupRequest
+	2,  // 55: credence.broker.v1.Admin.Apply:output_type -> credence.broker.v1.ApplyResponse
+	4,  // 56: credence.broker.v1.Admin.Get:output_type -> credence.broker.v1.GetResponse
+	6,  // 57: credence.broker.v1.Admin.Delete:output_type -> credence.broker.v1.DeleteResponse
+	8,  // 58: credence.broker.v1.Admin.CreateToken:output_type -> credence.broker.v1.CreateTokenResponse
+	11, // 59: credence.broker.v1.Admin.ListNodes:output_type -> credence.broker.v1.ListNodesResponse
+	13, // 60: credence.broker.v1.Admin.EvictNode:output_type -> credence.broker.v1.EvictNodeResponse
+	15, // 61: credence.broker.v1.Admin.AllowNode:output_type -> credence.broker.v1.AllowNodeResponse
+	17, // 62: credence.broker.v1.Admin.Explain:output_type -> credence.broker.v1.ExplainResponse
+	19, // 63: credence.broker.v1.Admin.ShowBundle:output_type -> credence.broker.v1.ShowBundleResponse
+	22, // 64: credence.broker.v1.Admin.ListAuthorities:output_type -> credence.broker.v1.ListAuthoritiesResponse
+	24, // 65: credence.broker.v1.Admin.TailAudit:output_type -> credence.broker.v1.AuditRecord
+	26, // 66: credence.broker.v1.Admin.VerifyAudit:output_type -> credence.broker.v1.VerifyAuditResponse
+	33, // 67: credence.broker.v1.Admin.Status:output_type -> credence.broker.v1.StatusResponse
+	40, // 68: credence.broker.v1.Admin.ListPeers:output_type -> credence.broker.v1.ListPeersResponse
+	42, // 69: credence.broker.v1.Admin.RefreshPeer:output_type -> credence.broker.v1.RefreshPeerResponse
+	44, // 70: credence.broker.v1.Admin.AcceptPeer:output_type -> credence.broker.v1.AcceptPeerResponse
+	46, // 71: credence.broker.v1.Admin.CheckPeer:output_type -> credence.broker.v1.CheckPeerResponse
+	49, // 72: credence.broker.v1.Admin.InspectTarget:output_type -> credence.broker.v1.InspectTargetResponse
+	51, // 73: credence.broker.v1.Admin.ListRevisions:output_type -> credence.broker.v1.ListRevisionsResponse
+	2,  // 74: credence.broker.v1.Admin.Rollback:output_type -> credence.broker.v1.ApplyResponse
+	24, // 75: credence.broker.v1.Admin.QueryAudit:output_type -> credence.broker.v1.AuditRecord
+	24, // 76: credence.broker.v1.Admin.ExportAudit:output_type -> credence.broker.v1.AuditRecord
+	57, // 77: credence.broker.v1.Admin.TruncateAudit:output_type -> credence.broker.v1.TruncateAuditResponse
+	29, // 78: credence.broker.v1.Admin.ListHeads:output_type -> credence.broker.v1.AuditHead
+	31, // 79: credence.broker.v1.Admin.HashFact:output_type -> credence.broker.v1.HashFactResponse
+	59, // 80: credence.broker.v1.Admin.Backup:output_type -> credence.broker.v1.BackupResponse
+	55, // [55:81] is the sub-list for method output_type
+	29, // [29:55] is the sub-list for method input_type
 	29, // [29:29] is the sub-list for extension type_name
 	29, // [29:29] is the sub-list for extension extendee
 	0,  // [0:29] is the sub-list for field type_name
@@ -5132,7 +5240,7 @@ func file_broker_api_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_api_admin_proto_rawDesc), len(file_broker_api_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   69,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,6 +44,7 @@ const (
 	Admin_TruncateAudit_FullMethodName   = "/credence.broker.v1.Admin/TruncateAudit"
 	Admin_ListHeads_FullMethodName       = "/credence.broker.v1.Admin/ListHeads"
 	Admin_HashFact_FullMethodName        = "/credence.broker.v1.Admin/HashFact"
+	Admin_Backup_FullMethodName          = "/credence.broker.v1.Admin/Backup"
 )
 
 // AdminClient is the client API for Admin service.
@@ -82,6 +83,9 @@ type AdminClient interface {
 	// those that agents and other brokers keep.
 	ListHeads(ctx context.Context, in *ListHeadsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditHead], error)
 	HashFact(ctx context.Context, in *HashFactRequest, opts ...grpc.CallOption) (*HashFactResponse, error)
+	// Backup sends a backup, encrypted to the recipients. It is made at the admin
+	// socket alone: it holds private keys.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
 }
 
 type adminClient struct {
@@ -378,6 +382,25 @@ func (c *adminClient) HashFact(ctx context.Context, in *HashFactRequest, opts ..
 	return out, nil
 }
 
+func (c *adminClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[4], Admin_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_BackupClient = grpc.ServerStreamingClient[BackupResponse]
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -414,6 +437,9 @@ type AdminServer interface {
 	// those that agents and other brokers keep.
 	ListHeads(*ListHeadsRequest, grpc.ServerStreamingServer[AuditHead]) error
 	HashFact(context.Context, *HashFactRequest) (*HashFactResponse, error)
+	// Backup sends a backup, encrypted to the recipients. It is made at the admin
+	// socket alone: it holds private keys.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -498,6 +524,9 @@ func (UnimplementedAdminServer) ListHeads(*ListHeadsRequest, grpc.ServerStreamin
 }
 func (UnimplementedAdminServer) HashFact(context.Context, *HashFactRequest) (*HashFactResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method HashFact not implemented")
+}
+func (UnimplementedAdminServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -942,6 +971,17 @@ func _Admin_HashFact_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_BackupServer = grpc.ServerStreamingServer[BackupResponse]
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1053,6 +1093,11 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ListHeads",
 			Handler:       _Admin_ListHeads_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _Admin_Backup_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -81,6 +81,7 @@ var least = map[string]string{
 	api.Admin_TruncateAudit_FullMethodName:       atSocket,
 	api.Authorities_ExportRoot_FullMethodName:    atSocket,
 	api.Authorities_RemoveRootKey_FullMethodName: atSocket,
+	api.Admin_Backup_FullMethodName:              atSocket,
 }
 
 // A Role is what somebody who has an SVID of ours may do to the broker.

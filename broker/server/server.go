@@ -19,6 +19,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -101,6 +102,9 @@ type Config struct {
 	Policy        identity.Config
 	Resources     resource.Registry
 	OIDC          http.Handler // discovery and keys; nil without an issuer
+	// Backup writes a backup that the recipients can read, and returns its manifest.
+	// Nil: none is made here.
+	Backup func(ctx context.Context, w io.Writer, recipients []string) (manifest []byte, err error)
 	// Since is the revision of the store before anything of it was read: what was
 	// written after it is taken over.
 	Since uint64

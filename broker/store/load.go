@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 )
 
 // ErrNotEmpty says that there is a database already where one is to be loaded.
@@ -21,11 +22,19 @@ var ErrNotEmpty = errors.New("there is a database already")
 // ErrNewer. Who wrote the dump is the caller's to know: whatever is in it will
 // be believed.
 func Load(ctx context.Context, cfg Config, r io.Reader) (*Store, DumpHead, error) {
+	return load(ctx, cfg, r, func(*sql.Tx, time.Time) error { return nil })
+}
+
+// load is Load that does something more in the same transaction.
+func load(ctx context.Context, cfg Config, r io.Reader, then func(*sql.Tx, time.Time) error) (*Store, DumpHead, error) {
 	s, where, err := connect(ctx, cfg)
 	var head DumpHead
 	if err == nil {
 		err = s.tryTx(ctx, func(tx *sql.Tx) (err error) {
 			head, err = s.load(ctx, tx, &dumpReader{r: bufio.NewReaderSize(r, 64<<10)})
+			if err == nil {
+				err = then(tx, s.now())
+			}
 			return err
 		})
 	}
@@ -33,7 +42,7 @@ func Load(ctx context.Context, cfg Config, r io.Reader) (*Store, DumpHead, error
 		if s.wayOut != nil {
 			err = s.wayOut(err)
 		}
-		return nil, DumpHead{}, errors.Join(fmt.Errorf("loading a database %s: %w", where, err), s.Close())
+		return nil, head, errors.Join(fmt.Errorf("loading a database %s: %w", where, err), s.Close())
 	}
 	return s, head, nil
 }

@@ -53,6 +53,7 @@ var mayImport = map[string][]string{
 	"broker/store/storetest":                 {"broker/store", "broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},
 	"broker/audit":                           {},
 	"broker/audit/export":                    {"broker/audit"},
+	"broker/backup":                          {},
 	"broker/oidc":                            {"broker/authority", "federation/endpoint"},
 	"broker/api":                             {},
 	"agent/api":                              {},
