@@ -16,6 +16,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"time"
 
 	"filippo.io/age"
@@ -151,6 +153,9 @@ type Backup struct {
 	Files    map[string][]byte
 	Digest   [sha256.Size]byte // of the file as it lies there
 }
+
+// Names are those of its files.
+func (b *Backup) Names() []string { return slices.Sorted(maps.Keys(b.Files)) }
 
 // Read reads a whole backup. database, unless it is nil, is given the dump to read
 // to its end; only when Read returns without an error is the file known to be

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -26,7 +27,7 @@ type Restored struct {
 	Head     DumpHead // as the backup was
 	Revision uint64
 	Tokens   int      // join tokens that are void
-	Nodes    int      // that are known
+	Known    []string // IDs of the nodes in the backup
 	Evicted  []string // by Since, that were not in the backup
 	Strange  []string // of Since.Evicted, that the backup doesn't know
 	Renewed  map[string]bool
@@ -57,7 +58,7 @@ func (r *Restored) adjust(ctx context.Context, tx *sql.Tx, since Since, now time
 	if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM join_token WHERE spent_at IS NULL AND expires_at > $1`, millis(now)).Scan(&r.Tokens); err != nil {
 		return err
 	}
-	if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM node`).Scan(&r.Nodes); err != nil {
+	if err := r.know(ctx, tx); err != nil {
 		return err
 	}
 	for _, act := range []struct {
@@ -66,7 +67,7 @@ func (r *Restored) adjust(ctx context.Context, tx *sql.Tx, since Since, now time
 	}{
 		{`DELETE FROM join_token WHERE spent_at IS NULL`, nil},
 		{`UPDATE join_state SET digest = $1`, []any{[]byte{}}},
-		{`UPDATE publication SET sequence = CASE WHEN sequence < $1 THEN $1 ELSE sequence END, digest = $2`, []any{millis(now), []byte{}}},
+		{`UPDATE publication SET sequence = CASE WHEN sequence < $1 THEN $1 ELSE sequence END, digest = $2, revision = $3`, []any{millis(now), []byte{}, revision}},
 		{`UPDATE crl SET this_update = 0`, nil}, // they are due
 		// At most three keys are published: a standby that has an old key beside it
 		// leaves at once.
@@ -80,6 +81,22 @@ func (r *Restored) adjust(ctx context.Context, tx *sql.Tx, since Since, now time
 		}
 	}
 	return r.follow(ctx, tx, since, revision, now)
+}
+
+func (r *Restored) know(ctx context.Context, tx *sql.Tx) error {
+	rows, err := tx.QueryContext(ctx, `SELECT id FROM node ORDER BY id`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return err
+		}
+		r.Known = append(r.Known, id)
+	}
+	return rows.Err()
 }
 
 // follow does again what happened after the backup.
@@ -122,4 +139,20 @@ func (r *Restored) follow(ctx context.Context, tx *sql.Tx, since Since, revision
 		r.Evicted = append(r.Evicted, id)
 	}
 	return nil
+}
+
+// Empty says whether a database at a URL has nothing of ours.
+func Empty(ctx context.Context, cfg Config) (bool, error) {
+	s, where, err := connect(ctx, cfg)
+	if err == nil {
+		_, _, err = standing(ctx, s.write.now.Load())
+	}
+	closed := s.Close()
+	switch {
+	case pgCode(err) == "42P01": // undefined_table
+		return true, closed
+	case err != nil:
+		return false, errors.Join(fmt.Errorf("looking at the database %s: %w", where, err), closed)
+	}
+	return false, closed
 }

@@ -64,6 +64,7 @@ type brokerOptions struct {
 	web       webServing
 	webRoots  *x509.CertPool // verify https_web peers; nil: the system's
 	keys      keyAccess
+	path      string // of broker.yaml; empty: there is none
 	now       func() time.Time
 	log       *slog.Logger
 }
@@ -80,12 +81,18 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 	if err != nil {
 		return nil, err
 	}
+	if err := checkRestored(f.Data); err != nil {
+		return nil, err
+	}
 	if err := p.openStore(ctx, o); err != nil {
 		return nil, err
 	}
 	record := f.Audit.config(f.Data, o.log)
 	record.Observe = p.metrics.Recorded
 	if p.audit, err = audit.Open(record); err != nil {
+		return nil, err
+	}
+	if err := p.recordRestore(ctx); err != nil {
 		return nil, err
 	}
 	if p.keeping, err = p.newKeeping(); err != nil {
@@ -214,7 +221,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		return err
 	}
 	p.server, err = server.New(ctx, server.Config{
-		TrustDomain: td, Issuer: p.file.Issuer, Version: cli.Version(), Broker: p.broker, Authority: p.authority,
+		TrustDomain: td, Issuer: p.file.Issuer, Version: cli.Version(), Broker: p.broker, Authority: p.authority, Backup: p.backupTo(o.path, o.now),
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), AuditHolds: p.keeping.holds, AuditProblems: p.keeping.problems, Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
 		Since: p.since, Replica: p.replica, RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),

@@ -95,7 +95,7 @@ its keys when it first runs.`,
 		c.Flags().StringP("config", "c", "broker.yaml", "configuration")
 		cli.CompleteFiles(c, "config", "yaml", "yml")
 	}
-	return cli.Group("broker", "The broker", initCmd, runCmd, cli.AddOutput(check), p.keysCommand())
+	return cli.Group("broker", "The broker", initCmd, runCmd, cli.AddOutput(check), p.keysCommand(), p.backupCommand(), p.restoreCommand())
 }
 
 const brokerTemplate = `trust_domain: %s
@@ -240,7 +240,7 @@ func (p *program) runBroker(ctx context.Context, f brokerFile, path string, hang
 		return cli.BadInput(err)
 	}
 	log := p.Logger()
-	o := brokerOptions{log: log, now: p.Now}
+	o := brokerOptions{log: log, now: p.Now, path: path}
 	if f.Issuer != "" {
 		warnings, err := oidc.CheckIssuer(f.Issuer)
 		if err != nil {

@@ -42,10 +42,13 @@ func (p *brokerParts) openStore(ctx context.Context, o brokerOptions) error {
 	return err
 }
 
+// snapshotName is where it lies in the data directory.
+const snapshotName = "snapshot.sealed"
+
 // snapshotOf is where the snapshot is and what it is sealed under: secrets of the
 // key-encryption keys or, where there are none, one in the data directory.
 func snapshotOf(f brokerFile) (store.Snapshot, error) {
-	s := store.Snapshot{Path: filepath.Join(f.Data, "snapshot.sealed"), TrustDomain: f.TrustDomain}
+	s := store.Snapshot{Path: filepath.Join(f.Data, snapshotName), TrustDomain: f.TrustDomain}
 	if d := f.Keys.Disk; d != nil && d.KEKFile != "" {
 		var err error
 		s.Keys, err = disk.SnapshotKeys(disk.Config{Settings: d.Settings, Dir: d.Dir, Data: f.Data, TrustDomain: f.TrustDomain, Purpose: purposeKeys})

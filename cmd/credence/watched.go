@@ -110,6 +110,9 @@ func (f *brokerFile) newMetrics() *telemetry.Metrics {
 
 // splitAdmin lets the admin socket speak HTTP too.
 func (p *brokerParts) splitAdmin() {
+	if p.listeners.Admin == nil {
+		return // it is opened, and serves nobody
+	}
 	p.split = watch.NewSplit(p.listeners.Admin, caller.RequireUID(0, uint32(os.Getuid())))
 	p.listeners.Admin = p.split.GRPC()
 }
