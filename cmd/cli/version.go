@@ -8,8 +8,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Version is the module's, or the revision that it was built from.
+// release is the version that a release was built as (-ldflags -X).
+var release string
+
+// Version is the release's, the module's, or the revision that it was built from.
 func Version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"

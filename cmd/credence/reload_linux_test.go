@@ -2,7 +2,9 @@ package main_test
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -34,9 +36,20 @@ func TestReload(t *testing.T) {
 	if err := os.Symlink("..data/broker.yaml", config); err != nil {
 		t.Fatal(err)
 	}
-	p := start(t, "credence", "broker", "run", "-c", config)
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	cmd := exec.Command("credence", "broker", "run", "-c", config)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
+	p := startCmd(t, cmd)
 	if _, err := p.await(`^admin: `, 0); err != nil {
 		t.Fatal(err)
+	}
+	told := make([]byte, 64)
+	if n, err := manager.Read(told); err != nil || string(told[:n]) != "READY=1" {
+		t.Errorf("the service manager is told %q, %v", told[:n], err)
 	}
 	t.Setenv("CREDENCE_ADMIN", filepath.Join(dir, "data", "run", "admin.sock"))
 	apply := func(want int, name string) {

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/credence-id/credence/agent/caller"
@@ -279,11 +280,15 @@ func (p *program) runBroker(ctx context.Context, f brokerFile, path string, hang
 		return cli.BadInput(err)
 	}
 	b.reloads = b.reloadOn(hangups, path, log)
-	if b.authority.Pin() == "" {
-		fmt.Fprintf(p.Err, "broker of %s: operators alone are served until a CA is installed: credence ca csr, credence ca install\nadmin: export %s=%s\n", f.TrustDomain, adminVariable, cli.ShellWord("unix://"+cli.Absolute(f.Admin)))
-		return errors.Join(b.run(ctx), b.close())
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		log.WarnContext(ctx, "the service manager was not told", "error", err)
 	}
-	fmt.Fprintf(p.Err, "broker of %s: agents on %s, pin %s\nadmin: export %s=%s\n", f.TrustDomain, o.listeners.Agents.Addr(), b.authority.Pin(), adminVariable, cli.ShellWord("unix://"+cli.Absolute(f.Admin)))
+	admin := adminVariable + "=" + cli.ShellWord("unix://"+cli.Absolute(f.Admin))
+	if pin := b.authority.Pin(); pin == "" {
+		fmt.Fprintf(p.Err, "broker of %s: operators alone are served until a CA is installed: credence ca csr, credence ca install\nadmin: export %s\n", f.TrustDomain, admin)
+	} else {
+		fmt.Fprintf(p.Err, "broker of %s: agents on %s, pin %s\nadmin: export %s\n", f.TrustDomain, o.listeners.Agents.Addr(), pin, admin)
+	}
 	return errors.Join(b.run(ctx), b.close())
 }
 

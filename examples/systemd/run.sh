@@ -12,11 +12,11 @@ command -v systemd-analyze >/dev/null || { echo "skipped: no systemd-analyze her
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 # What it starts need not be installed here; that it can be run is asked too.
-for unit in "$here"/credence-agent*; do
-  sed "s#/usr/local/bin/credence-agent#$(command -v true)#" "$unit" >"$dir/$(basename "$unit")"
+for unit in "$here"/credence-*; do
+  sed -E "s#/usr/local/bin/credence(-agent)?#$(command -v true)#" "$unit" >"$dir/$(basename "$unit")"
 done
 said=$(systemd-analyze verify "$dir"/*.service "$dir"/*.socket 2>&1) || { echo "$said"; exit 1; }
 if grep -F "$dir" <<<"$said"; then exit 1; fi # it warns of what it doesn't know
-for unit in credence-agent.service credence-agent@.service; do
+for unit in credence-agent.service credence-agent@.service credence-broker.service; do
   systemd-analyze security --offline=yes --threshold=20 --no-pager "$dir/$unit" | tail -n 1
 done
