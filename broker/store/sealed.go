@@ -236,11 +236,11 @@ func (k Keeper) Run(ctx context.Context) error {
 	var last Made
 	var changed, next time.Time
 	failing := false
-	for {
+	for wait := time.Duration(0); ; wait = snapshotLook {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(snapshotLook):
+		case <-time.After(wait):
 		}
 		at := k.Now()
 		if _, away := k.Store.Away(); away || at.Before(next) {

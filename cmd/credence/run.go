@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
