@@ -240,10 +240,10 @@ func (e *env) open() {
 	keys, err := disk.New(disk.Config{Dir: e.keys})
 	check(err)
 	e.authority, err = authority.Open(ctx, authority.Config{
-		TrustDomain: td, Issuer: e.issuer, Broker: e.name, Records: e.store, Keys: keys, Now: e.now, Log: log,
+		TrustDomain: td, Issuer: e.issuer, Broker: e.name, Records: server.RecordAuthorities(e.store, e.audit), Keys: keys, Now: e.now, Log: log,
 	})
 	check(err)
-	peers, err := federation.New(federation.Config{TrustDomain: td, Fetcher: e.peers, Store: e.store, Now: e.now, Log: log})
+	peers, err := federation.New(federation.Config{TrustDomain: td, Fetcher: e.peers, Store: server.RecordPeers(e.store, e.audit), Now: e.now, Log: log})
 	check(err)
 	policy := identity.Config{TrustDomain: td, JWT: e.issuer != "", DNSSuffixes: []string{"example.org"}}
 	empty, err := identity.NewSet(policy, identity.Resources{})
