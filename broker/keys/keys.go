@@ -1,6 +1,7 @@
-// Package keys holds what is the same for all sources of private keys that sign
-// elsewhere, in a service or on a token: which signatures may be asked of them,
-// and that what comes back is one.
+// Package keys holds what is the same for sources of private keys: of those that
+// sign elsewhere, in a service or on a token, which signatures may be asked of
+// them, and that what comes back is one; of those that keep keys themselves, how
+// these are made, read, and kept from other users of this machine.
 //
 // It trusts no source: a signature counts once it verifies. How a source is
 // reached, and what it calls things, is left to the drivers below.

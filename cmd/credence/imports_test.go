@@ -45,7 +45,7 @@ var mayImport = map[string][]string{
 	"broker/authority/upstream/vault":        {"broker/authority/upstream"},
 	"broker/authority/upstream/upstreamtest": {},
 	"broker/keys":                            {},
-	"broker/keys/*":                          {"broker/keys"},
+	"broker/keys/*":                          {"broker/keys", "broker/keys/kek"},
 	"broker/keys/keystest":                   {},
 	"broker/keys/*/*":                        {"broker/keys/keystest"}, // the services' fakes
 	"broker/store":                           {"broker", "broker/identity", "broker/join", "broker/audit", "broker/authority", "federation"},

@@ -12,10 +12,7 @@ package disk
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -25,6 +22,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"github.com/credence-id/credence/broker/keys"
+	"github.com/credence-id/credence/broker/keys/kek"
 )
 
 // maxFile bounds a key file: an RSA-4096 key takes 3.3 KiB.
@@ -33,30 +33,7 @@ const maxFile = 16 << 10
 const suffix = ".pem"
 
 // Settings are what broker.yaml may say of keys on disk.
-type Settings struct {
-	// KEKFile holds the key-encryption key: 32 random bytes, or these in base64.
-	// Mode 0600, and not in the broker's data directory, whose backup would
-	// carry the lock and its key. Empty: keys are not encrypted.
-	KEKFile string `yaml:"kek_file"`
-	// OldKEKFiles hold those that Rewrap may still meet.
-	OldKEKFiles []string `yaml:"old_kek_files"`
-}
-
-// Validate refuses settings that contradict each other. It reads no file.
-func (s Settings) Validate() error {
-	if s.KEKFile == "" && len(s.OldKEKFiles) > 0 {
-		return errors.New("old_kek_files: kek_file is wanted beside it: the key to encrypt under from now on")
-	}
-	for i, file := range append([]string{s.KEKFile}, s.OldKEKFiles...) {
-		if i > 0 && file == "" {
-			return errors.New("old_kek_files: one of them has no name")
-		}
-		if file != "" && !filepath.IsAbs(file) {
-			return fmt.Errorf("kek_file: %q: an absolute path is wanted", file)
-		}
-	}
-	return nil
-}
+type Settings = kek.Settings
 
 // Config says where the keys are, and what they are encrypted under.
 type Config struct {
@@ -109,7 +86,7 @@ func (k *Keys) Create(ctx context.Context, alg string) (ref string, key crypto.S
 	if err := checkDir(k.dir); err != nil {
 		return "", nil, err
 	}
-	key, err = generate(alg)
+	key, err = keys.Generate(alg)
 	if err != nil {
 		return "", nil, err
 	}
@@ -128,22 +105,6 @@ func (k *Keys) Create(ctx context.Context, alg string) (ref string, key crypto.S
 		return "", nil, fmt.Errorf("keeping key %s: %w", ref, err)
 	}
 	return ref, key, nil
-}
-
-func generate(alg string) (crypto.Signer, error) {
-	switch alg {
-	case "ES256", "P256":
-		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case "P384":
-		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case "RS256", "RSA2048":
-		return rsa.GenerateKey(rand.Reader, 2048)
-	case "RSA3072":
-		return rsa.GenerateKey(rand.Reader, 3072)
-	case "RSA4096":
-		return rsa.GenerateKey(rand.Reader, 4096)
-	}
-	return nil, fmt.Errorf("making a key of %q: this source makes RS256, ES256, P256, P384, RSA2048, RSA3072 and RSA4096", alg)
 }
 
 // write puts data under name, durably and whole or not at all. What a crash
@@ -185,8 +146,8 @@ func syncDir(dir string) error {
 
 // Open finds the key that Create named ref. It refuses a file that is a link
 // or not a plain file, belongs to another user, or that group or others may
-// touch; and where a key-encryption key is named, one that is not encrypted
-// under it: Rewrap does that. The error of a key that is not there is
+// touch; and where key-encryption keys are named, one that is not encrypted
+// under one of them: Rewrap does that. The error of a key that is not there is
 // os.ErrNotExist.
 func (k *Keys) Open(ctx context.Context, ref string) (crypto.Signer, error) {
 	if err := k.check(ctx, "opening", ref); err != nil {
@@ -200,7 +161,7 @@ func (k *Keys) Open(ctx context.Context, ref string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading key %s: %w", ref, err)
 	}
-	key, err := parse(der)
+	key, err := keys.Parse(der)
 	if err != nil {
 		return nil, fmt.Errorf("reading key %s: %w", ref, err)
 	}
@@ -236,7 +197,7 @@ func (k *Keys) check(ctx context.Context, act, ref string) error {
 }
 
 func (k *Keys) read(ref string) ([]byte, error) {
-	f, err := openFile(filepath.Join(k.dir, ref+suffix))
+	f, err := keys.OpenPrivate(filepath.Join(k.dir, ref+suffix), os.Geteuid())
 	if err != nil {
 		return nil, fmt.Errorf("opening key %s: %w", ref, err)
 	}
@@ -258,19 +219,4 @@ func checkRef(ref string) error {
 		return fmt.Errorf("%.128q is not the name of one", ref)
 	}
 	return nil
-}
-
-// parse reads a PKCS#8 key. Its errors hold no byte of it.
-func parse(der []byte) (crypto.Signer, error) {
-	key, err := x509.ParsePKCS8PrivateKey(der)
-	if err != nil {
-		return nil, errors.New("not a PKCS#8 key")
-	}
-	switch key := key.(type) {
-	case *rsa.PrivateKey:
-		return key, nil
-	case *ecdsa.PrivateKey:
-		return key, nil
-	}
-	return nil, fmt.Errorf("a key of type %T, which this source never makes", key)
 }

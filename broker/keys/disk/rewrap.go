@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/credence-id/credence/broker/keys"
 )
 
 // Rewrap encrypts every key under KEKFile that is not yet: those under one of
@@ -57,7 +59,7 @@ func (k *Keys) rewrap(ref string) (did bool, err error) {
 	}
 	der, current, err := k.seal.any(ref, data)
 	if err == nil {
-		_, err = parse(der) // what cannot be used is left as it is, and said
+		_, err = keys.Parse(der) // what cannot be used is left as it is, and said
 	}
 	if err != nil {
 		return false, fmt.Errorf("reading key %s: %w", ref, err)
@@ -80,9 +82,5 @@ func (s *sealer) any(ref string, file []byte) (der []byte, current bool, err err
 	if block.Type == plainType {
 		return block.Bytes, false, nil
 	}
-	der, err = s.open(ref, block.Bytes, s.keks)
-	if err != nil {
-		return nil, false, err
-	}
-	return der, string(block.Bytes[1:headSize]) == string(s.keks[0].id[:]), nil
+	return s.ring.Open(block.Bytes, s.bound, ref)
 }

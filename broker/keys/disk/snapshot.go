@@ -8,9 +8,5 @@ func SnapshotKeys(cfg Config) ([][]byte, error) {
 	if err != nil || s == nil {
 		return nil, err
 	}
-	var all [][]byte
-	for _, k := range s.keks {
-		all = append(all, k.snapshot)
-	}
-	return all, nil
+	return s.ring.Snapshots(), nil
 }
