@@ -93,6 +93,9 @@ func (a *Authority) decide(ctx context.Context, do func(context.Context) error) 
 		if !errors.Is(err, ErrConflict) || try == tries {
 			return err
 		}
+		if a.live.Load() == nil {
+			continue // nothing is in use here
+		}
 		if err := a.sync(ctx); err != nil {
 			return err
 		}

@@ -2,6 +2,8 @@ package authority
 
 import (
 	"context"
+	"crypto"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -84,15 +86,78 @@ func ForgetKeys(ctx context.Context, cfg Config, ids []string) error {
 		changed = append(changed, a.forgotten(r))
 	}
 	c := Change{Broker: cfg.Broker, Records: a.withRoom(records, changed), Publication: publication, Seen: publication.Version, All: true}
-	if cfg.Leases != nil {
-		lease, _, err := cfg.Leases.Acquire(ctx, LeaseName, cfg.Broker, leaseLife, true)
-		if err != nil {
-			return fmt.Errorf("forgetting keys: %w", err)
-		}
-		c.Fence = lease.Fence
+	defer func() { a.resign(ctx) }()
+	if c.Fence, err = a.takeFence(ctx); err != nil {
+		return fmt.Errorf("forgetting keys: %w", err)
 	}
 	_, err = cfg.Records.SaveAuthorities(ctx, c)
 	return err
+}
+
+// Rewrap seals anew what is not sealed as it would be today, and returns how many
+// keys that are. Brokers may sign meanwhile, and change what they share: then it
+// looks again. A key that cannot be opened stays as it is, and is in the error.
+func Rewrap(ctx context.Context, cfg Config) (rewrapped int, err error) {
+	if cfg, err = complete(cfg); err != nil {
+		return 0, err
+	}
+	a := &Authority{cfg: cfg, asked: true, ticking: make(turn, 1), signers: map[string]crypto.Signer{}, unopened: map[string]error{}}
+	defer func() { a.resign(ctx) }()
+	err = a.decide(ctx, func(ctx context.Context) error {
+		rewrapped, err = a.rewrap(ctx)
+		return err
+	})
+	if err != nil {
+		return rewrapped, fmt.Errorf("sealing keys anew: %w", err)
+	}
+	return rewrapped, nil
+}
+
+func (a *Authority) rewrap(ctx context.Context) (int, error) {
+	fence, err := a.takeFence(ctx)
+	if err != nil {
+		return 0, err
+	}
+	records, publication, err := a.cfg.Records.Authorities(ctx)
+	if err != nil {
+		return 0, err
+	}
+	c := Change{Broker: a.cfg.Broker, Seen: publication.Version, Fence: fence}
+	var errs []error
+	for _, r := range records {
+		sealing, ok := a.keysOf(r).(SealedKeys)
+		if !ok || len(r.Sealed) == 0 {
+			continue
+		}
+		current, err := sealing.Current(r.Sealed, r.bound()...)
+		if err == nil && !current {
+			if err = a.reseal(&r, r); err == nil {
+				c.Records = append(c.Records, r)
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("authority %s (%s %s): %w", r.ID, r.Use, r.Alg, err))
+		}
+	}
+	if len(c.Records) > 0 {
+		if _, err := a.cfg.Records.SaveAuthorities(ctx, c); err != nil {
+			return 0, err
+		}
+	}
+	return len(c.Records), errors.Join(errs...)
+}
+
+// takeFence takes the lead for what an operator does while no Authority is open
+// here.
+func (a *Authority) takeFence(ctx context.Context) (uint64, error) {
+	if a.cfg.Leases == nil {
+		return 0, nil
+	}
+	var err error
+	if a.lease, _, err = a.cfg.Leases.Acquire(ctx, LeaseName, a.cfg.Broker, leaseLife, true); err != nil {
+		return 0, fmt.Errorf("taking the lead over the authorities: %w", err)
+	}
+	return a.lease.Fence, nil
 }
 
 // remaining is this broker's issuing CA, if it is not forgotten and lives.
@@ -109,6 +174,7 @@ func (a *Authority) remaining(records []Record, forget []string) (Record, bool) 
 // forgotten is r without its key: what relying parties need to verify what it
 // signed stays published.
 func (a *Authority) forgotten(r Record) Record {
+	r.Sealed = nil
 	switch {
 	case r.Use == Root && r.State == Active:
 		r.State, r.Reason = Old, keyIsLost

@@ -145,4 +145,6 @@ type SealedKeys interface {
 	Keys
 	Seal(key crypto.Signer, bound ...string) ([]byte, error)
 	Unseal(sealed []byte, bound ...string) (crypto.Signer, error)
+	// Current says whether it is sealed as Seal would do it today.
+	Current(sealed []byte, bound ...string) (bool, error)
 }

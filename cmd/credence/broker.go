@@ -144,12 +144,12 @@ func (p *brokerParts) authorityConfig(ctx context.Context, td spiffeid.TrustDoma
 	if err != nil {
 		return config, err
 	}
-	keys, rootKeys, err := p.openKeys(ctx, o.keys)
+	keys, err := p.openKeys(ctx, o.keys)
 	if err != nil {
 		return config, err
 	}
 	config = authority.Config{
-		TrustDomain: td, Issuer: p.file.Issuer, Broker: p.file.Name, Records: server.RecordAuthorities(p.store, p.audit), Keys: keys, RootKeys: rootKeys,
+		TrustDomain: td, Issuer: p.file.Issuer, Broker: p.file.Name, Records: server.RecordAuthorities(p.store, p.audit), Keys: keys.own, RootKeys: keys.root, JWTKeys: keys.jwt,
 		Lives: authority.Lives{Lead: lead, RefreshHint: hint}, CRLURLs: p.file.CRLURLs, Places: p.file.PublishTo, Confirmed: p.store.Places,
 		Now: o.now, Log: o.log,
 	}
@@ -159,22 +159,38 @@ func (p *brokerParts) authorityConfig(ctx context.Context, td spiffeid.TrustDoma
 	return config, p.file.CA.into(&config, o.now)
 }
 
-// openKeys opens where private keys are: root is nil where it is with the others.
-func (p *brokerParts) openKeys(ctx context.Context, access keyAccess) (keys, root authority.Keys, err error) {
-	opened, err := openKeys(ctx, p.file, "keys", purposeKeys, p.file.Keys, access)
+// keyPlaces are where private keys are: own are those of issuing CAs, and all that
+// has no place of its own (nil).
+type keyPlaces struct{ own, root, jwt authority.Keys }
+
+func (p *brokerParts) openKeys(ctx context.Context, access keyAccess) (places keyPlaces, err error) {
+	own, err := openKeys(ctx, p.file, "keys", purposeKeys, p.file.Keys, access)
 	if err != nil {
-		return nil, nil, err
+		return places, err
 	}
-	p.keys = append(p.keys, opened)
+	p.keys = append(p.keys, own)
+	places.own = own
+	if p.file.shared() && p.file.Keys.Disk != nil {
+		shared, err := openShared(p.file, "keys", purposeKeys, p.file.Keys)
+		if err != nil {
+			return places, err
+		}
+		places.root, places.jwt = shared, shared
+	}
 	if p.file.RootKeys == nil {
-		return opened, nil, nil
+		return places, nil
 	}
-	rootOpened, err := openKeys(ctx, p.file, "root_keys", purposeRoot, p.file.RootKeys, access)
+	if p.file.shared() && p.file.RootKeys.Disk != nil {
+		places.root, err = openShared(p.file, "root_keys", purposeRoot, p.file.RootKeys)
+		return places, err
+	}
+	root, err := openKeys(ctx, p.file, "root_keys", purposeRoot, p.file.RootKeys, access)
 	if err != nil {
-		return nil, nil, err
+		return places, err
 	}
-	p.keys = append(p.keys, rootOpened)
-	return opened, rootOpened, nil
+	p.keys = append(p.keys, root)
+	places.root = root
+	return places, nil
 }
 
 func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, outward fetch.Config, o brokerOptions) (err error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -53,6 +54,9 @@ func OpenBroker(ctx context.Context, text string, access KeyAccess) (pin string,
 	o := brokerOptions{keys: access, now: time.Now, log: slog.New(slog.DiscardHandler)}
 	if o.listeners.Agents, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return "", nil, err
+	}
+	if o.listeners.Admin, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return "", nil, errors.Join(err, o.listeners.Agents.Close())
 	}
 	b, err := newBroker(ctx, f, o)
 	if err != nil {

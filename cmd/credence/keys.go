@@ -22,10 +22,14 @@ func (p *program) keysCommand() *cobra.Command {
 		Use: "keys -c broker.yaml", Short: "Try every key in use, and go on without those that are lost", Args: cobra.NoArgs,
 		Long: `Keys tries to open every private key that the broker of broker.yaml signs with,
 the root's too, where keys and root_keys say that they are. The broker must not
-run. It exits 1 where a key can't be opened, with what to do.
+run, unless it shares its database: then it may, but for --forget. It exits 1
+where a key can't be opened, with what to do.
 
 With --rewrap it first encrypts the keys on disk under kek_file: those under one
-of old_kek_files, and those that are not encrypted.
+of old_kek_files, and those that are not encrypted. Where brokers share a
+database, those in it too. To change the key-encryption key of them all, name
+the new file as kek_file and the old one in old_kek_files on every broker and
+restart one after the other; then rewrap on each; then take the old one out.
 
 With --forget it sets authorities aside whose keys are lost for good; the broker
 makes others when it starts. What the lost keys signed stays valid until it
@@ -65,27 +69,55 @@ func (p *program) keys(cmd *cobra.Command, f brokerFile, rewrap bool, forget []s
 	ctx := cmd.Context()
 	b := &brokerParts{file: f}
 	defer func() { err = errors.Join(err, b.close()) }()
-	if b.store, err = store.Open(ctx, f.storeConfig(p.Now)); err != nil {
+	where := f.storeConfig(p.Now)
+	// What only reads, or what brokers that run see coming, need not wait for one's
+	// end.
+	beside := f.shared() && len(forget) == 0
+	if beside {
+		where.Dir = ""
+	}
+	if b.store, err = store.Open(ctx, where); err != nil {
 		return cli.BadInput(err)
+	}
+	if beside {
+		return p.checkKeys(cmd, b, rewrap)
 	}
 	if b.audit, err = audit.Open(f.Audit.config(f.Data, p.Logger())); err != nil {
 		return cli.BadInput(err)
 	}
-	td, err := identity.ParseTrustDomain(f.TrustDomain)
-	if err != nil {
-		return cli.BadInput(err)
+	if len(forget) == 0 {
+		return p.checkKeys(cmd, b, rewrap)
 	}
-	config, err := b.authorityConfig(ctx, td, brokerOptions{now: p.Now, log: p.Logger()})
+	config, err := p.keysConfig(ctx, b)
 	if err != nil {
 		return cli.BadInput(err)
 	}
 	if rewrap {
-		if err := p.rewrap(ctx, b); err != nil {
+		if err := p.rewrap(ctx, b, config); err != nil {
 			return cli.BadInput(err)
 		}
 	}
-	if len(forget) > 0 {
-		return p.forget(ctx, b, config, forget)
+	return p.forget(ctx, b, config, forget)
+}
+
+func (p *program) keysConfig(ctx context.Context, b *brokerParts) (config authority.Config, err error) {
+	td, err := identity.ParseTrustDomain(b.file.TrustDomain)
+	if err != nil {
+		return config, err
+	}
+	return b.authorityConfig(ctx, td, brokerOptions{now: p.Now, log: p.Logger()})
+}
+
+func (p *program) checkKeys(cmd *cobra.Command, b *brokerParts, rewrap bool) error {
+	ctx := cmd.Context()
+	config, err := p.keysConfig(ctx, b)
+	if err != nil {
+		return cli.BadInput(err)
+	}
+	if rewrap {
+		if err := p.rewrap(ctx, b, config); err != nil {
+			return cli.BadInput(err)
+		}
 	}
 	states, err := authority.CheckKeys(ctx, config)
 	if err != nil {
@@ -117,9 +149,19 @@ func (p *program) showKeys(cmd *cobra.Command, path string, states []authority.K
 }
 
 // rewrap encrypts the keys in each directory anew that has a key-encryption
-// key.
-func (p *program) rewrap(ctx context.Context, b *brokerParts) error {
+// key, and those that brokers share in the database.
+func (p *program) rewrap(ctx context.Context, b *brokerParts, config authority.Config) error {
 	total, found := 0, false
+	var errs []error
+	for _, keys := range []authority.Keys{config.JWTKeys, config.RootKeys} {
+		_, ok := keys.(*sharedKeys)
+		found = found || ok
+	}
+	if found {
+		n, err := authority.Rewrap(ctx, config)
+		total = n
+		errs = append(errs, err)
+	}
 	for _, k := range b.keys {
 		on, ok := k.Keys.(*disk.Keys)
 		if !ok || !k.encrypted {
@@ -128,8 +170,11 @@ func (p *program) rewrap(ctx context.Context, b *brokerParts) error {
 		found = true
 		n, err := on.Rewrap(ctx)
 		if total += n; err != nil {
-			return fmt.Errorf("%s.%s: %w", k.field, k.kind, err)
+			errs = append(errs, fmt.Errorf("%s.%s: %w", k.field, k.kind, err))
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	if !found {
 		return errors.New("nothing to encrypt under: broker.yaml names no kek_file")

@@ -22,6 +22,7 @@ import (
 	"github.com/credence-id/credence/broker/keys/disk"
 	"github.com/credence-id/credence/broker/keys/gcpkms"
 	"github.com/credence-id/credence/broker/keys/pkcs11"
+	"github.com/credence-id/credence/broker/keys/sealed"
 	"github.com/credence-id/credence/cmd/cli"
 )
 
@@ -56,14 +57,28 @@ func (f *brokerFile) completeKeys() error {
 	if err := f.Keys.complete("keys", f.Data, "keys"); err != nil {
 		return err
 	}
+	if err := f.Keys.sharable("keys", f.shared()); err != nil {
+		return err
+	}
 	if f.RootKeys == nil {
 		return nil
 	}
 	if err := f.RootKeys.complete("root_keys", f.Data, "root-keys"); err != nil {
 		return err
 	}
+	if err := f.RootKeys.sharable("root_keys", f.shared()); err != nil {
+		return err
+	}
 	if a, b := f.Keys.Disk, f.RootKeys.Disk; a != nil && b != nil && cli.Absolute(a.Dir) == cli.Absolute(b.Dir) {
 		return fmt.Errorf("root_keys.disk.dir: %s is where keys has its own: name another, or leave root_keys out", b.Dir)
+	}
+	return nil
+}
+
+// sharable refuses keys on disk that other brokers need and could not open.
+func (s *keySource) sharable(field string, shared bool) error {
+	if shared && s.Disk != nil && s.Disk.KEKFile == "" {
+		return fmt.Errorf("%s.disk.kek_file: is required with a database that brokers share: the root's and the JWT keys lie in it, encrypted under what this file holds (openssl rand -base64 32); the same file on every broker, outside of data", field)
 	}
 	return nil
 }
@@ -140,7 +155,7 @@ func (s *keySource) where() string {
 
 // sourceOf tells by a key's name which kind of source made it.
 func sourceOf(ref string) string {
-	for prefix, kind := range map[string]string{"arn:": "awskms", "projects/": "gcpkms", "https://": "azurekv", "pkcs11:": "pkcs11"} {
+	for prefix, kind := range map[string]string{sealed.Prefix: "the brokers over a shared database", "arn:": "awskms", "projects/": "gcpkms", "https://": "azurekv", "pkcs11:": "pkcs11"} {
 		if strings.HasPrefix(ref, prefix) {
 			return kind
 		}
@@ -194,6 +209,36 @@ func openKeys(ctx context.Context, f brokerFile, field, purpose string, s *keySo
 	}
 	return k, nil
 }
+
+// sharedKeys lie in the database, encrypted: what keys on disk become where
+// brokers share it.
+type sharedKeys struct {
+	*sealed.Keys
+	field string
+}
+
+// openShared opens the keys that brokers share, where a field of f says disk.
+func openShared(f brokerFile, field, purpose string, s *keySource) (*sharedKeys, error) {
+	k, err := sealed.New(sealed.Config{Settings: s.Disk.Settings, Data: f.Data, TrustDomain: f.TrustDomain, Purpose: purpose})
+	if err != nil {
+		return nil, fmt.Errorf("%s.disk: %w", field, err)
+	}
+	return &sharedKeys{k, field}, nil
+}
+
+// Unseal opens a key.
+func (k *sharedKeys) Unseal(data []byte, bound ...string) (crypto.Signer, error) {
+	key, err := k.Keys.Unseal(data, bound...)
+	if err != nil {
+		err = fmt.Errorf("%s.disk: %w", k.field, err)
+	}
+	return key, err
+}
+
+// String names the place for people.
+func (k *sharedKeys) String() string { return "database, under " + k.field + ".disk.kek_file" }
+
+var _ authority.SealedKeys = (*sharedKeys)(nil)
 
 // Create makes a key.
 func (k *sourceKeys) Create(ctx context.Context, alg string) (string, crypto.Signer, error) {

@@ -151,7 +151,9 @@ data: %s
 
 # Where private keys are kept, and where the root's is, by default as keys: each
 # exactly one of disk, awskms, gcpkms, azurekv and pkcs11. kek_file holds 32
-# random bytes, outside data, under which keys on disk are encrypted.
+# random bytes, outside data, under which keys on disk are encrypted. With a shared
+# database disk needs it, the same on every broker: keys that brokers share lie in
+# the database then. A PKCS#11 token must be one that every broker reaches.
 # keys: {disk: {dir: DATA/keys, kek_file: "", old_kek_files: []}}
 # keys: {awskms: {region: eu-west-1, endpoint: "", profile: "", deletion_days: 30, timeout: 15s}}
 # keys: {gcpkms: {key_ring: projects/acme/locations/europe-west1/keyRings/credence, protection: software, endpoint: "", deletion_days: 30, timeout: 15s}}

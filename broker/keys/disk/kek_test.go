@@ -222,6 +222,9 @@ func TestRewrap(t *testing.T) {
 	if n, err := k.Rewrap(ctx); n != 0 || !errors.Is(err, context.Canceled) {
 		t.Errorf("after the caller left: %d, %v", n, err)
 	}
+	if !keystest.Equal(keystest.Open(t, k, sealed).Public(), b.Public()) {
+		t.Error("a key under the old one is another")
+	}
 	for _, want := range []int{2, 0} {
 		if n, err := k.Rewrap(t.Context()); n != want || err != nil {
 			t.Errorf("%d, %v; want %d replaced", n, err, want)
