@@ -246,6 +246,39 @@ func names(t testing.TB, dir string) (all []string) {
 	return all
 }
 
+// TestKeeper keeps another broker's heads for days, over a restart.
+func TestKeeper(t *testing.T) {
+	path, now := filepath.Join(t.TempDir(), "heads"), signedAt
+	k, err := audit.OpenKeeper(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 60 * 2 {
+		now = now.Add(30 * time.Minute)
+		h := audit.HeadOf("example.org", "b2", audit.Ref{Sequence: uint64(i + 1), Hash: [32]byte{1}}, now)
+		if err := k.Keep(now, h, h, audit.Head{Origin: "nobody"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept := k.All()
+	if n := len(kept); n < 48+35 || n > 50+37 || kept[0].Sequence != 1 || kept[n-1].Sequence != 120 {
+		t.Errorf("%d are kept, from %d to %d", n, kept[0].Sequence, kept[n-1].Sequence)
+	}
+	text := read(t, path)
+	if err := os.WriteFile(path, append(text, text[:30]...), 0o600); err != nil { // a crash
+		t.Fatal(err)
+	}
+	if k, err = audit.OpenKeeper(path); err != nil || cmp.Diff(kept, k.All()) != "" {
+		t.Errorf("after a restart %d are kept: %v", len(k.All()), err)
+	}
+	if err := os.WriteFile(path, []byte("x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := audit.OpenKeeper(path); err == nil {
+		t.Error("what is no head was read")
+	}
+}
+
 // TestEarlierRecords opens and goes on with files as the first release wrote
 // them.
 func TestEarlierRecords(t *testing.T) {

@@ -118,6 +118,7 @@ type env struct {
 	limits    server.Limits
 	joinStart time.Duration
 	headEvery time.Duration
+	recordAll bool // what the clock does to keys and bundles, too
 	joinTime  time.Duration
 	handshake time.Duration
 	peers     *documents
@@ -239,11 +240,15 @@ func (e *env) open() {
 	check(err)
 	keys, err := disk.New(disk.Config{Dir: e.keys})
 	check(err)
+	records, bundles := authority.Records(e.store), federation.Store(e.store)
+	if e.recordAll {
+		records, bundles = server.RecordAuthorities(e.store, e.audit), server.RecordPeers(e.store, e.audit)
+	}
 	e.authority, err = authority.Open(ctx, authority.Config{
-		TrustDomain: td, Issuer: e.issuer, Broker: e.name, Records: server.RecordAuthorities(e.store, e.audit), Keys: keys, Now: e.now, Log: log,
+		TrustDomain: td, Issuer: e.issuer, Broker: e.name, Records: records, Keys: keys, Now: e.now, Log: log,
 	})
 	check(err)
-	peers, err := federation.New(federation.Config{TrustDomain: td, Fetcher: e.peers, Store: server.RecordPeers(e.store, e.audit), Now: e.now, Log: log})
+	peers, err := federation.New(federation.Config{TrustDomain: td, Fetcher: e.peers, Store: bundles, Now: e.now, Log: log})
 	check(err)
 	policy := identity.Config{TrustDomain: td, JWT: e.issuer != "", DNSSuffixes: []string{"example.org"}}
 	empty, err := identity.NewSet(policy, identity.Resources{})

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -98,6 +99,10 @@ func (s *Server) signHead() error {
 // tellHeads signs a head each minute in which something was recorded, and has
 // all streams tell it, until ctx ends.
 func (s *Server) tellHeads(ctx context.Context) {
+	others, err := audit.OpenKeeper(s.othersHeads())
+	if err != nil {
+		s.cfg.Log.ErrorContext(ctx, "other brokers' heads are not kept", "error", err)
+	}
 	ticker := time.NewTicker(s.cfg.HeadEvery)
 	defer ticker.Stop()
 	for {
@@ -108,12 +113,33 @@ func (s *Server) tellHeads(ctx context.Context) {
 		if !bytes.Equal(before, s.signedHead()) {
 			s.heads.bell.ring()
 		}
+		if err := s.keepOthers(ctx, others); err != nil {
+			s.cfg.Log.WarnContext(ctx, "other brokers' heads are not kept for now", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
 	}
+}
+
+// othersHeads is where the heads of other brokers' records are kept.
+func (s *Server) othersHeads() string { return filepath.Join(s.cfg.AuditDir, "heads") }
+
+// keepOthers keeps what the other brokers that share the store said last: who
+// writes its record anew changes its row there, but not what was read of it.
+func (s *Server) keepOthers(ctx context.Context, k *audit.Keeper) error {
+	others, err := s.otherReplicas(ctx)
+	if err != nil || k == nil || len(others) == 0 {
+		return err
+	}
+	now := s.cfg.Now()
+	var heads []audit.Head
+	for _, r := range others {
+		heads = append(heads, audit.HeadOf(s.cfg.TrustDomain.Name(), r.Name, audit.Ref{Sequence: r.Head.Sequence, Hash: r.Head.Hash}, now))
+	}
+	return k.Keep(now, heads...)
 }
 
 func (h *heads) enter(node string) *witness {
@@ -334,6 +360,17 @@ func (a adminService) ListHeads(r *api.ListHeadsRequest, stream grpc.ServerStrea
 	}
 	var kept []keptHead
 	if line := a.s.signedHead(); line != nil {
+		kept = append(kept, keptHead{line, "broker"})
+	}
+	others, err := audit.OpenKeeper(a.s.othersHeads()) // written whole: it can be read meanwhile
+	if err != nil {
+		return a.fail(ctx, err)
+	}
+	for _, h := range others.All() {
+		line, err := h.Line()
+		if err != nil {
+			return a.fail(ctx, err)
+		}
 		kept = append(kept, keptHead{line, "broker"})
 	}
 	if r.GetFromAgents() {

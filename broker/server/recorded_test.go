@@ -63,7 +63,7 @@ func granted(r audit.Record) bool {
 // TestEachDecisionIsOneRecord goes through the ways in which somebody gets, or is
 // refused, something, or changes it.
 func TestEachDecisionIsOneRecord(t *testing.T) {
-	e := newEnv(t, withIssuer, withRoles)
+	e := newEnv(t, withIssuer, withRoles, func(e *env) { e.recordAll = true })
 	e.ready()
 	f := newForeign(t)
 	var n *node
