@@ -209,6 +209,23 @@ func TestTruncationInterrupted(t *testing.T) {
 	}
 }
 
+// TestTruncationOfAnotherFile removes nothing in place of what a record names.
+func TestTruncationOfAnotherFile(t *testing.T) {
+	l, dir, _ := days(t, 11)
+	data := read(t, filepath.Join(dir, one))
+	truncate(t, l, audit.TruncateConfig{Before: day(3)})
+	data[40] ^= 1
+	if err := os.WriteFile(filepath.Join(dir, one), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Truncate(t.Context(), audit.TruncateConfig{Before: day(0)}); err == nil {
+		t.Error("removed")
+	}
+	if diff := cmp.Diff(data, read(t, filepath.Join(dir, one))); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // TestTruncateRefuses keeps what would be evidence.
 func TestTruncateRefuses(t *testing.T) {
 	for name, c := range map[string]func(map[string][]byte){

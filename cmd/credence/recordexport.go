@@ -55,7 +55,7 @@ func (p *program) exportRecord(cmd *cobra.Command, _ []string) (err error) {
 		}
 		e.To, e.OTLP = otlp, true
 	}
-	config := export.Config{Name: e.To, Cursor: text("cursor"), Log: p.Logger(), Tries: exportTries}
+	config := export.Config{Name: e.To, Cursor: text("cursor"), Log: p.Logger(), Tries: exportTries, Final: isFinal}
 	follow, _ := cmd.Flags().GetBool("follow")
 	if follow {
 		config.Tries = 0
@@ -106,6 +106,12 @@ func (p *program) exportRecord(cmd *cobra.Command, _ []string) (err error) {
 		return cli.WithCode(cli.ExitNo, fmt.Errorf("%w; look at the record (credence audit verify); to export all of this one, take the cursor %s away", err, config.Cursor))
 	}
 	return err
+}
+
+// isFinal says whether a broker would say the same again.
+func isFinal(err error) bool {
+	c, ok := errors.AsType[cli.Coded](err)
+	return ok && c.Code != cli.ExitUnreachable
 }
 
 // brokerRecord is the record of the broker that flags name.

@@ -61,6 +61,9 @@ type Config struct {
 	// Tries is how often a batch is sent, or the source read, before Run gives
 	// up; 0 means for ever.
 	Tries int
+	// Final says of an error of the Source that trying anew does not help; nil:
+	// it always may.
+	Final func(error) bool
 	// Pause is the first of the growing pauses between tries; 0 means 1 s.
 	Pause time.Duration
 	// Log is told of what does not work; nil discards.
@@ -149,6 +152,9 @@ func (e *Exporter) Run(ctx context.Context) error {
 		}
 		if e.State().At != before {
 			pause, tries = e.cfg.Pause, 1
+		}
+		if e.cfg.Final != nil && e.cfg.Final(err) {
+			return err
 		}
 		if e.cfg.Tries > 0 && (tries >= e.cfg.Tries || errors.Is(err, audit.ErrReplaced) || errors.Is(err, errGaveUp)) {
 			return fmt.Errorf("exporting the audit record to %s: %w", e.cfg.Name, err)
