@@ -71,13 +71,13 @@ type Writer struct {
 // ParseRecipients reads what may be given as recipients: age1...
 func ParseRecipients(all []string) ([]age.Recipient, error) {
 	if len(all) == 0 {
-		return nil, errors.New("who is to read the backup? a recipient is wanted: age1...")
+		return nil, errors.New("who is to read the backup? a recipient is wanted, an age public key")
 	}
 	var parsed []age.Recipient
 	for _, text := range all {
 		r, err := age.ParseRecipients(bytes.NewReader([]byte(text)))
 		if err != nil || len(r) != 1 {
-			return nil, fmt.Errorf("recipient %.80q: the public key of an age identity is wanted: age1...", text)
+			return nil, fmt.Errorf("recipient %.80q: age1 and what follows is wanted, the public key of an age identity", text)
 		}
 		parsed = append(parsed, r[0])
 	}
@@ -308,7 +308,7 @@ func NewIdentity() (file []byte, recipient string, err error) {
 func ParseIdentities(file []byte) ([]age.Identity, error) {
 	all, err := age.ParseIdentities(bytes.NewReader(file))
 	if err != nil { // which may repeat what is in it
-		return nil, errors.New("it holds no age identity: AGE-SECRET-KEY-1...")
+		return nil, errors.New("it holds no age identity, AGE-SECRET-KEY-1 and what follows")
 	}
 	return all, nil
 }
