@@ -38,6 +38,7 @@ import (
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/store"
 )
 
 // How much the drill of replicas is of: NODES and LIFE in the environment say
@@ -54,7 +55,7 @@ const (
 // standby. Workloads and a peer handshake all the while: none may fail. No record
 // is lost, and no serial number is given twice.
 func TestDrillReplicas(t *testing.T) {
-	c := newCluster(t)
+	c := newCluster(t, 3)
 	nodes := number("NODES", replicaNodes)
 	d := &drill{t: t, began: time.Now(), counts: map[string]*[2]int{}}
 	var agents []*simAgent
@@ -118,6 +119,58 @@ func TestDrillReplicas(t *testing.T) {
 	c.judge(agents)
 }
 
+// TestDrillColdStart starts a broker over a database with half a million
+// identities, all of which were changed once.
+func TestDrillColdStart(t *testing.T) {
+	c := newCluster(t, 1)
+	c.brokers[1].signal(syscall.SIGTERM)
+	<-c.brokers[1].ended
+	const each = 25_000
+	s, err := store.Open(t.Context(), store.Config{URL: "postgres://credence@127.0.0.1:" + c.ports["database"] + "/postgres"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := number("IDENTITIES", 500_000)
+	began := time.Now()
+	for round := range 2 {
+		for from := 0; from < total; from += each {
+			changes := make([]store.Change, min(each, total-from))
+			for i := range changes {
+				n := from + i
+				changes[i] = store.Change{Kind: "Identity", Name: fmt.Sprint("i", n), Owner: "drill", Body: fmt.Appendf(nil,
+					`{"kind":"Identity","name":"i%d","spiffe_id":"/w/%d","match":[{"node.name":"n%d","workload.unix.uid":"%d"}],"x509":{"ttl":"%dm"}}`, n, n, n/10, 1000+n%10, 10+round)}
+			}
+			_, last, err := s.Resources(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Apply(t.Context(), last, store.Act{Actor: "drill", What: "apply"}, changes); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d identities written twice in %.0f s", total, time.Since(began).Seconds())
+	began = time.Now()
+	c.startBroker(1)
+	took := time.Since(began)
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.brokers[1].cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "VmHWM") || strings.HasPrefix(line, "VmRSS") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+	t.Logf("a broker starts over them in %.1f s", took.Seconds())
+	if took > time.Minute {
+		t.Error("that is more than a minute")
+	}
+}
+
 func number(name string, otherwise int) int {
 	n := otherwise
 	if text := os.Getenv(name); text != "" {
@@ -157,7 +210,7 @@ func (p *part) wait(t *testing.T) {
 	}
 }
 
-func newCluster(t *testing.T) *cluster {
+func newCluster(t *testing.T, brokers int) *cluster {
 	script, err := filepath.Abs("../../examples/replicas/cluster.sh")
 	if err != nil {
 		t.Fatal(err)
@@ -177,7 +230,7 @@ func newCluster(t *testing.T) *cluster {
 		name, port, _ := strings.Cut(strings.TrimSpace(line), " ")
 		c.ports[name] = port
 	}
-	for n := 1; n <= 3; n++ {
+	for n := 1; n <= brokers; n++ {
 		c.startBroker(n)
 	}
 	return c
