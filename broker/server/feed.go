@@ -26,11 +26,25 @@ const (
 // refused. It ends with an error where another broker took this one's name.
 func (s *Server) catchUp(ctx context.Context) error {
 	away := false
+	ctx, cancel := context.WithCancel(ctx)
+	rung := make(chan struct{}, 1)
+	listening := make(chan struct{})
+	go func() {
+		defer close(listening)
+		s.cfg.Store.Bell(ctx, func() {
+			select {
+			case rung <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	defer func() { cancel(); <-listening }()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(LookEvery):
+		case <-rung:
 		}
 		if s.grown.Swap(false) {
 			debug.FreeOSMemory()

@@ -97,6 +97,7 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 	// Whoever became the primary meanwhile is found, among those of the URL; to read
 	// too: others may not know yet of a Deny or an eviction.
 	c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	s.bell = c.Copy()
 	s.read = s.pool(openPool(c.Copy(), &generation))
 	s.write = s.pool(openPool(c, &generation))
 	return pgWayOut(s.look(ctx, s.write.ping))

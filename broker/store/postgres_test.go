@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/broker/store/postgrestest"
 	"github.com/credence-id/credence/broker/store/storetest"
@@ -129,4 +131,46 @@ func TestCheckURL(t *testing.T) {
 			t.Errorf("%s: the error holds the password: %v", url, err)
 		}
 	}
+}
+
+// TestBell holds that whoever listens hears of a change, and of one after the
+// server was away.
+func TestBell(t *testing.T) {
+	server := postgrestest.Start(t)
+	url := server.Database(t)
+	open := func() *store.Store {
+		s, err := store.Open(t.Context(), store.Config{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closeStore(t, s) })
+		return s
+	}
+	a, b := open(), open()
+	rung := make(chan struct{}, 100)
+	var listening sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(func() { cancel(); listening.Wait() })
+	listening.Go(func() { b.Bell(ctx, func() { rung <- struct{}{} }) })
+	heard := func() {
+		t.Helper()
+		for n := range 600 { // until it listens
+			if err := a.SaveCutoff(t.Context(), broker.Cutoff{Kind: broker.CutIdentity, Value: fmt.Sprint("i", n), Before: time.Now()}); err != nil {
+				t.Log(err)
+			}
+			select {
+			case <-rung:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+		t.Fatal("nothing is heard")
+	}
+	heard()
+	server.Kill()
+	server.Run(t)
+	for len(rung) > 0 {
+		<-rung
+	}
+	heard()
 }

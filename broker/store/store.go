@@ -23,6 +23,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // schemaVersion is what this program writes and reads.
@@ -79,6 +81,8 @@ type Store struct {
 	live     *pool      // to read, for when a snapshot need not stand in any more; nil: none does
 	going    sync.Mutex // held while that is so decided
 	seen     atomic.Uint64
+	bell     *pgx.ConnConfig // by which changes are told; nil: nobody else is there
+	silent   atomic.Bool     // the engine has no such thing
 }
 
 // Open opens the database in a directory, making it where it is absent, or at a
@@ -214,13 +218,17 @@ func (s *Store) tryTx(ctx context.Context, do func(*sql.Tx) error) error {
 // revise runs do in one transaction under a new revision: the row lock, taken
 // first thing, makes revisions commit in order.
 func (s *Store) revise(ctx context.Context, do func(tx *sql.Tx, revision int64) error) error {
-	return s.inTx(ctx, func(tx *sql.Tx) error {
+	err := s.inTx(ctx, func(tx *sql.Tx) error {
 		revision, err := next(ctx, tx)
 		if err != nil {
 			return err
 		}
 		return do(tx, revision)
 	})
+	if err == nil {
+		s.ring(ctx)
+	}
+	return err
 }
 
 func next(ctx context.Context, tx *sql.Tx) (revision int64, err error) {
