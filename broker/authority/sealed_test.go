@@ -15,8 +15,6 @@ import (
 	"github.com/credence-id/credence/broker/authority"
 	"github.com/credence-id/credence/broker/keys/kek"
 	"github.com/credence-id/credence/broker/keys/sealed"
-	"github.com/credence-id/credence/broker/store"
-	"github.com/credence-id/credence/broker/store/postgrestest"
 )
 
 func newKEK(t *testing.T) string {
@@ -48,19 +46,11 @@ func (e *env) sealing(name string, keys authority.SealedKeys) authority.Config {
 // Brokers share keys that lie in the store, whatever becomes of them; what is
 // revoked is there no more.
 func TestSealedKeys(t *testing.T) {
-	t.Parallel()
 	e := newEnv(t)
-	s, err := store.Open(t.Context(), store.Config{URL: postgrestest.Start(t).Database(t), Now: e.clock.now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
 	file := newKEK(t)
 	var all []*authority.Authority
 	for _, name := range []string{"b1", "b2"} {
-		cfg := e.sealing(name, sealedUnder(t, file))
-		cfg.Records, cfg.Leases = s, s
-		all = append(all, openReplica(t, cfg))
+		all = append(all, openReplica(t, e.sealing(name, sealedUnder(t, file))))
 		e.tick(all[len(all)-1])
 	}
 	a, b := all[0], all[1]
@@ -80,11 +70,7 @@ func TestSealedKeys(t *testing.T) {
 	e.reload(all...)
 	e.tick(b)
 	agree(t, e, all...)
-	rows, _, err := s.Authorities(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range rows {
+	for _, r := range e.records.rows {
 		if want := r.Use != authority.Issuing && r.State != authority.Revoked; want != (len(r.Sealed) > 0) {
 			t.Errorf("%s %s %s: %d bytes sealed", r.Use, r.Alg, r.State, len(r.Sealed))
 		}

@@ -47,7 +47,7 @@ func (e *env) authorities() []authority.Record {
 	domain.Chain, domain.Parent = [][]byte{e.certificate("domain")}, "root"
 	domain.RevokedAt, domain.Reason = e.time.Add(time.Second), "it's \"gone\""
 	jwt := e.authority("jwt", authority.JWTKey, authority.Published)
-	jwt.Alg = "RS256"
+	jwt.Alg, jwt.Sealed = "RS256", []byte("sealed")
 	root := e.authority("root", authority.Root, authority.Active)
 	root.Chain, root.KeyRef = [][]byte{e.certificate("root")}, ""
 	return []authority.Record{issuing, domain, jwt, root}

@@ -56,6 +56,8 @@ func Run(t *testing.T, open Open) {
 		"records are replaced whole":            replaced,
 		"one authority is active":               uniqueActive,
 		"two authorities change places":         changePlaces,
+		"a lease's fence":                       fences,
+		"authorities that others changed":       conflicts,
 		"revocations come back":                 revocations,
 		"a CRL's number grows":                  crlNumbers,
 		"a revocation stays until listed":       revokedUntilListed,
