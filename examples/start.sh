@@ -31,8 +31,9 @@ broker() { # starts one that grants what stdin says, to services on localhost
   await "the broker" test -S "$CREDENCE_ADMIN"
   credence apply -f -
 }
-agent() { # starts one, node "here", with the outputs that stdin says
+agent() { # starts one, node "here", with the outputs that stdin says; its brokers are the arguments, if any
   credence token create --node here | sed "s#/var/lib/credence/#$dir/#" >"$dir/agent.yaml"
+  [ $# = 0 ] || sed -i "s#^broker:.*#broker: [$(printf '"127.0.0.1:%s",' "$@")]#" "$dir/agent.yaml"
   (umask 077; sed -n 's/^# *\(cjt_.*\)/\1/p' "$dir/agent.yaml" >"$dir/agent.token")
   cat >>"$dir/agent.yaml"
   credence validate "$dir/agent.yaml"

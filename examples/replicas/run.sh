@@ -31,14 +31,12 @@ done
 sed "s/uid: 0/uid: $me/" "$here/identities.yaml" | at 1 credence apply -f -
 
 export CREDENCE_ADMIN=$dir/b1/run/admin.sock
-agent <<YAML
-broker: ["127.0.0.1:$(port b1)", "127.0.0.1:$(port b2)", "127.0.0.1:$(port b3)"]
-YAML
+agent "$(port b1)" "$(port b2)" "$(port b3)" </dev/null
 credence svid x509
 at 2 credence status
 
 echo "-- broker 1 is killed"
-kill -9 "${brokers[1]}"
+{ kill -9 "${brokers[1]}" && wait "${brokers[1]}"; } 2>/dev/null || true
 await "an SVID by another broker" credence svid x509 --ttl 11m
 at 3 credence apply -f - <<YAML
 kind: Identity
