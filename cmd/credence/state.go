@@ -187,7 +187,7 @@ func (v statusView) fields() (rows [][2]string) {
 		{"record", v.Record.words()},
 		{"nodes", v.NodeStates.words()},
 		{"revocations", fmt.Sprintf("%d stand", v.Cutoffs)},
-		{"own SVID ends", cli.When(int64(v.SVIDEnds))},
+		{"SVID ends", cli.When(int64(v.SVIDEnds))},
 	}...), listening(v.Listen)...)
 }
 
