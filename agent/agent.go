@@ -75,11 +75,12 @@ type Config struct {
 	Seal        string // of what is kept for a restart: SealTPM, SealKeyring or SealPlain, which must be there; empty or "auto": the best that is
 	TPM         string // its device, or the socket of one in software; empty: the machine's
 	Version     string
-	Observe     func(Event)      // what happens, for metrics; it must not block; nil: nobody
-	Spread      time.Duration    // over which it goes to a broker after a restart, or when it has lost one, so that not all agents do at once; 0: at once
-	Patience    time.Duration    // of a caller while the broker doesn't answer; 0 means 5 s
-	Log         *slog.Logger     // nil discards
-	Now         func() time.Time // nil means time.Now
+	Dial        []grpc.DialOption // more of the connections to brokers, to trace calls
+	Observe     func(Event)       // what happens, for metrics; it must not block; nil: nobody
+	Spread      time.Duration     // over which it goes to a broker after a restart, or when it has lost one, so that not all agents do at once; 0: at once
+	Patience    time.Duration     // of a caller while the broker doesn't answer; 0 means 5 s
+	Log         *slog.Logger      // nil discards
+	Now         func() time.Time  // nil means time.Now
 }
 
 // A Target is where a workload's SVID can be exchanged, as the broker told it.

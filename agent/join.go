@@ -23,7 +23,7 @@ import (
 func (a *Agent) dial(address string, cert *tls.Certificate) (l *link, refusal func() error, err error) {
 	var refused atomic.Pointer[error]
 	config := a.clientTLS(cert, func(err error) { refused.Store(&err) })
-	conn, err := grpc.NewClient("passthrough:///"+address,
+	conn, err := grpc.NewClient("passthrough:///"+address, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", address)
@@ -32,7 +32,7 @@ func (a *Agent) dial(address string, cert *tls.Certificate) (l *link, refusal fu
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithConnectParams(connectParams),
-	)
+	}, a.cfg.Dial...)...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("dialling the broker: %w", err)
 	}

@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/identity"
@@ -180,6 +181,7 @@ type Config struct {
 	NodeTTL     time.Duration    // 0: NodeLife
 	LongestLife time.Duration    // of any SVID: a cut-off stands for so long; 0: 56 h
 	JoinTime    time.Duration    // how long one join may take; 0: 10 s
+	Tracer      trace.Tracer     // of what a decision takes; nil: nothing is traced
 	Observe     func(Event)      // told what happened, while the caller waits; nil: nobody is
 	Log         *slog.Logger     // nil discards
 	Now         func() time.Time // nil means time.Now

@@ -175,7 +175,9 @@ func (b *Broker) issueX509(ctx context.Context, node Node, items []X509Item) ([]
 // been revoked: its record may be too late for whoever lists what to revoke.
 func (b *Broker) release(ctx context.Context, node Node, events []audit.Event) error {
 	if len(events) > 0 {
-		if _, err := b.cfg.Audit.Append(ctx, events...); err != nil {
+		recording, end := b.span(ctx, spanRecord, "")
+		_, err := b.cfg.Audit.Append(recording, events...)
+		if end(err); err != nil {
 			return fmt.Errorf("recording what was issued to %s: %w", node.ID, err)
 		}
 	}
@@ -203,7 +205,9 @@ func (b *Broker) issueItem(ctx context.Context, p ground, node Node, item X509It
 	if item.TTL > 0 {
 		item.Held = nil // it lives longer than was asked for
 	}
+	_, end := b.span(ctx, spanDecide, KindX509)
 	decisions, kept, held, err := decideX509(p, request, item.Held)
+	end(err)
 	if errors.Is(err, identity.ErrDenied) {
 		result.Denial, err = b.deny(ctx, p, node, request, "x509", err, DeniedAll)
 		return result, nil, err
@@ -226,7 +230,9 @@ func (b *Broker) issueItem(ctx context.Context, p ground, node Node, item X509It
 			continue
 		}
 		svid.PublicKey = slices.Index(digests, d.Grant.Key())
-		if svid.Chain, err = b.cfg.Issuer.SignX509(ctx, d.Grant, item.Keys[svid.PublicKey]); err != nil {
+		signing, end := b.span(ctx, spanSign, KindX509)
+		svid.Chain, err = b.cfg.Issuer.SignX509(signing, d.Grant, item.Keys[svid.PublicKey])
+		if end(err); err != nil {
 			return result, nil, err
 		}
 		result.SVIDs = append(result.SVIDs, svid)
@@ -324,7 +330,9 @@ func (b *Broker) issueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 	request := whole
 	request.Audiences, request.Target, request.SPIFFEID = r.Audiences, r.Target, r.SPIFFEID
 	request.ToFile, request.TTL = r.ToFile, r.TTL
+	_, end := b.span(ctx, spanDecide, KindJWT)
 	decisions, err := policy.Set.Decide(request)
+	end(err)
 	if errors.Is(err, identity.ErrDenied) {
 		denial, err := b.deny(ctx, policy, node, request, "jwt", err, refusedToken(policy, whole, r, err))
 		return nil, denial, err
@@ -341,8 +349,9 @@ func (b *Broker) issueJWT(ctx context.Context, node Node, r JWTRequest) ([]JWTSV
 	var svids []JWTSVID
 	var events []audit.Event
 	for _, d := range decisions {
-		token, err := b.cfg.Issuer.SignJWT(ctx, d.Grant)
-		if err != nil {
+		signing, end := b.span(ctx, spanSign, KindJWT)
+		token, err := b.cfg.Issuer.SignJWT(signing, d.Grant)
+		if end(err); err != nil {
 			return nil, nil, fmt.Errorf("issuing a JWT-SVID to %s: %w", node.ID, err)
 		}
 		made, err := tokenClaims(token)

@@ -31,6 +31,7 @@ import (
 	"github.com/credence-id/credence/agent/workloadapi"
 	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/cmd/flows"
+	"github.com/credence-id/credence/cmd/tracing"
 	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/federation"
 )
@@ -44,8 +45,9 @@ type Daemon struct {
 	outputs  []delivered
 	watch    []func(context.Context) error // what attestors watch
 	watched  *watched
-	service  *service // who manages us; nil: nobody
-	lock     *os.File // of the data directory
+	tracing  *tracing.Tracing // nil: off
+	service  *service         // who manages us; nil: nobody
+	lock     *os.File         // of the data directory
 	now      func() time.Time
 	log      *slog.Logger
 }
@@ -89,6 +91,9 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 	if p.watched, err = f.watched(); err != nil {
 		return nil, err
 	}
+	if p.tracing, err = tracing.Open(context.Background(), f.Traces, "credence-agent", cli.Version(), log); err != nil {
+		return nil, err
+	}
 	// The node's own state is nobody's business; the sockets beside it are every
 	// user's.
 	if err := os.MkdirAll(f.Data, 0o711); err != nil {
@@ -107,7 +112,7 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 		Join: f.Join.join(td.Name(), f.Data, evidence),
 		Seal: f.Seal, Spread: apart,
 		Attestors: attestors,
-		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Observe: p.watched.metrics.Observe, Now: now, Log: log,
+		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Dial: p.tracing.Client(), Observe: p.watched.metrics.Observe, Now: now, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -133,7 +138,7 @@ func (p *Daemon) Run(ctx context.Context) error {
 	defer p.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	counted := p.watched.metrics.ServerOptions()
+	counted := append(p.watched.metrics.ServerOptions(), p.tracing.Server()...)
 	workload := workloadapi.New(workloadapi.Config{Agent: p.Agent, Log: p.log, Options: counted}).GRPC()
 	health.RegisterHealthServer(workload, telemetry.NewHealth(telemetry.HealthConfig{Agent: p.Agent, Public: true, Now: p.now}))
 	agentapi.RegisterCredentialsServer(workload, local.NewService(p.Agent, p.log))
@@ -190,6 +195,7 @@ func (p *Daemon) Close() {
 	if p.lock != nil {
 		_ = p.lock.Close() // nothing was written
 	}
+	p.tracing.Close()
 }
 
 // owner lets root and our own uid use the admin socket.

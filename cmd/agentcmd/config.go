@@ -8,6 +8,7 @@ import (
 
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/cmd/tracing"
 	"github.com/credence-id/credence/cmd/workloadcmd"
 	"github.com/credence-id/credence/federation"
 )
@@ -32,9 +33,10 @@ type File struct {
 	Outputs []outputFile `yaml:"outputs"` // what is written for processes that call nothing
 	Spool   spoolFile    `yaml:"spool"`   // what the broker's record is still to be told of
 
-	Health  healthFile  `yaml:"health"`  // for probes
-	Metrics metricsFile `yaml:"metrics"` // for Prometheus
-	Pprof   bool        `yaml:"pprof"`   // GET /debug/pprof/ on the admin socket, and nowhere else; default off
+	Health  healthFile       `yaml:"health"`  // for probes
+	Metrics metricsFile      `yaml:"metrics"` // for Prometheus
+	Traces  tracing.Settings `yaml:"traces"`  // OpenTelemetry: where to, and how many; default: none
+	Pprof   bool             `yaml:"pprof"`   // GET /debug/pprof/ on the admin socket, and nowhere else; default off
 
 	handed sockets // that the service manager listens on already
 }
@@ -83,6 +85,9 @@ func (f *File) Complete() error {
 	}
 	if _, err := f.Spool.spool(); err != nil {
 		return err
+	}
+	if err := f.Traces.Complete(); err != nil {
+		return fmt.Errorf("traces.%w", err)
 	}
 	if _, _, err := f.places(); err != nil {
 		return err

@@ -29,6 +29,7 @@ import (
 	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/broker/telemetry"
 	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/cmd/tracing"
 	"github.com/credence-id/credence/federation"
 	"github.com/credence-id/credence/federation/fetch"
 )
@@ -54,6 +55,7 @@ type brokerParts struct {
 	reloads   func(context.Context) error    // likewise
 	split     *watch.Split                   // of the admin socket
 	metrics   *telemetry.Metrics
+	tracing   *tracing.Tracing // nil: off
 	now       func() time.Time
 	log       *slog.Logger
 }
@@ -82,6 +84,9 @@ func newBroker(ctx context.Context, f brokerFile, o brokerOptions) (_ *brokerPar
 		return nil, err
 	}
 	if err := checkRestored(f.Data); err != nil {
+		return nil, err
+	}
+	if p.tracing, err = tracing.Open(ctx, f.Traces, "credence-broker", cli.Version(), o.log); err != nil {
 		return nil, err
 	}
 	if err := p.openStore(ctx, o); err != nil {
@@ -209,7 +214,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	p.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: p.methods.of, Issuer: p.authority, Store: p.store, Away: p.store.Writable, Audit: p.audit,
 		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: p.file.Name, DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
-		Policy: &broker.Policy{Set: empty}, Observe: p.metrics.Observe, Now: o.now, Log: o.log,
+		Policy: &broker.Policy{Set: empty}, Observe: p.metrics.Observe, Tracer: p.tracer(), Now: o.now, Log: o.log,
 	})
 	if err != nil {
 		return err
@@ -242,7 +247,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		Since: p.since, Replica: p.replica, RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
 		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: p.methods.pod, Login: settings.Login, Roles: settings.Roles, Limits: settings.Limits,
-		Health: p.healthServer, Calls: p.metrics.ServerOptions(), Now: o.now, Log: o.log,
+		Health: p.healthServer, Calls: append(p.metrics.ServerOptions(), p.tracing.Server()...), Now: o.now, Log: o.log,
 	})
 	if err != nil {
 		return err
@@ -308,6 +313,7 @@ func (p *brokerParts) close() error {
 	for _, k := range p.keys {
 		errs = append(errs, k.close())
 	}
+	p.tracing.Close()
 	if p.store != nil {
 		errs = append(errs, p.store.Close())
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/credence-id/credence/broker/server"
 	"github.com/credence-id/credence/broker/store"
 	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/cmd/tracing"
 )
 
 // brokerFile is broker.yaml. The comments of its fields are its manual.
@@ -50,10 +51,11 @@ type brokerFile struct {
 	Roles []roleFile      `yaml:"roles"` // who administers by an SVID, on listen.agents; none: nobody
 	Login *login.Settings `yaml:"login"` // where people log in; absent: nobody does
 
-	Health  healthFile  `yaml:"health"`  // where probes ask besides admin
-	Metrics metricsFile `yaml:"metrics"` // where Prometheus asks besides admin
-	Pprof   bool        `yaml:"pprof"`   // the Go runtime's profiles, on admin alone
-	Audit   auditFile   `yaml:"audit"`   // the record
+	Health  healthFile       `yaml:"health"`  // where probes ask besides admin
+	Metrics metricsFile      `yaml:"metrics"` // where Prometheus asks besides admin
+	Traces  tracing.Settings `yaml:"traces"`  // OpenTelemetry: where to, and how many; default: none
+	Pprof   bool             `yaml:"pprof"`   // the Go runtime's profiles, on admin alone
+	Audit   auditFile        `yaml:"audit"`   // the record
 
 	// Limits are what others may take of this broker. The defaults are far above
 	// what 5,000 agents behind one address need.
@@ -117,6 +119,9 @@ func (f *brokerFile) complete() (err error) {
 	}
 	if e := f.Audit.check(); e != nil {
 		return e
+	}
+	if e := f.Traces.Complete(); e != nil {
+		return fmt.Errorf("traces.%w", e)
 	}
 	if _, _, e := f.places(); e != nil {
 		return e

@@ -205,6 +205,9 @@ data: %s
 # an X509-SVID of ours: metrics.listen speaks TLS then, at any address.
 # health: {listen: "", any_address: false}
 # metrics: {listen: "", allow: []}
+# OpenTelemetry traces, to a collector that speaks OTLP by gRPC (host:port; TLS but on
+# loopback): of those that begin here a ratio, of others' at most ten a second.
+# traces: {otlp: "", ca_file: "", ratio: 0.01}
 # pprof: false              # the Go runtime's profiles, on the admin socket alone
 
 # The record. Of facts in hmac_facts (names, or beginnings and .*) it has values by
