@@ -117,18 +117,15 @@ func (s *Server) take(ctx context.Context) error {
 	if err := s.cfg.Broker.Take(c.Changes); err != nil {
 		s.cfg.Log.WarnContext(ctx, "revocations of other brokers hold, and are not in the deny file", "error", err)
 	}
-	if err := s.takeResources(ctx, c.Resources); err != nil {
-		return err
-	}
-	if c.Authorities {
-		if err := s.cfg.Authority.Reload(ctx); err != nil {
-			return err
-		}
+	err = s.takeResources(ctx, c.Resources)
+	if c.Authorities { // whatever became of the rest
+		err = errors.Join(err, s.cfg.Authority.Reload(ctx))
 	}
 	if c.Bundles {
-		if err := s.cfg.Peers.Reload(ctx); err != nil {
-			return err
-		}
+		err = errors.Join(err, s.cfg.Peers.Reload(ctx))
+	}
+	if err != nil {
+		return err
 	}
 	s.taken.Store(c.Revision)
 	return nil
