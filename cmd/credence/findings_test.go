@@ -30,6 +30,7 @@ var findings = []finding{
 	{"CVE-2021-27099", "what a template renders is hostile, and never mended", []string{"broker/identity.TestTemplates", "broker/identity.FuzzTemplate"}},
 	{"GHSA-59w7-v8rr-pr4p", "a template's value is one plain segment", []string{"broker/identity.TestTemplates"}},
 	{"CVE-2021-44716", "headers and streams of strangers are bounded", []string{"broker/server.TestHeadersWithoutEndAreCutOff", "broker/server.TestStreamsOfAConnectionAreBounded", "federation/endpoint.TestServerIsBounded"}},
+	{"CVE-2023-44487", "a stream that is taken back at once is paid for all the same", []string{"broker/server.TestRapidResetIsBounded"}},
 	{"SPIRE #655", "paths of IDs are validated at every edge", []string{"broker/identity.TestParseIDVectors", "broker/identity.FuzzParseID"}},
 	{"SPIRE #886", "a process number is given to others: a process is held, and looked at again", []string{"agent/caller.TestReusedPID", "agent/caller.TestExecAfterConnect", "agent/caller.TestExecBeforeAccept", "agent/caller.TestDeadBeforeAccept", "agent/workloadapi.TestAProgramThatInheritedTheSocketGetsNothing"}},
 	{"SPIRE #982", "a process chooses its name, and so part of its stat", []string{"agent/caller.TestParseStartTime", "agent/caller.FuzzParseStartTime"}},
