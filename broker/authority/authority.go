@@ -100,10 +100,10 @@ type Authority struct {
 
 	mu          sync.Mutex // guards what follows, and is held while records are saved; never while a key source works
 	publication Publication
-	signers     map[string]crypto.Signer // open keys by authority ID
-	unopened    map[string]error         // keys that could not be opened since the records were read, by authority ID
-	stale       bool                     // a save failed: what is durable is not known
-	opened      bool                     // Open is done
+	signers     map[string]openedKey // open keys by authority ID
+	unopened    map[string]error     // keys that could not be opened since the records were read, by authority ID
+	stale       bool                 // a save failed: what is durable is not known
+	opened      bool                 // Open is done
 }
 
 // Open returns the authority that the records describe. In an empty store it
@@ -117,7 +117,7 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 	}
 	a := &Authority{
 		cfg: cfg, ready: make(chan struct{}), ticking: make(turn, 1), wake: make(chan struct{}, 1),
-		signers: map[string]crypto.Signer{}, unopened: map[string]error{}, stale: true,
+		signers: map[string]openedKey{}, unopened: map[string]error{}, stale: true,
 	}
 	a.lists.Store(&revocations{changed: make(chan struct{})})
 	if err := a.read(ctx); err != nil {
@@ -308,11 +308,11 @@ func (a *Authority) install(next *snapshot, publication Publication) {
 	}
 }
 
-// keep holds an open key until the change that first uses it.
-func (a *Authority) keep(id string, key crypto.Signer) {
+// keep holds r's open key until the change that first uses it.
+func (a *Authority) keep(r Record, key crypto.Signer) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.signers[id] = key
+	a.signers[r.ID] = openedKey{key, r.State}
 }
 
 // now is the time in records: whole seconds.

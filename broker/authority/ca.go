@@ -135,7 +135,7 @@ func (a *Authority) newIssuing(ctx context.Context, now time.Time, signer Record
 	if err := a.checkChain(r, now); err != nil {
 		return Record{}, err
 	}
-	a.keep(r.ID, key)
+	a.keep(r, key)
 	r.State, r.PublishedAt, r.ActivatedAt, r.NotAfter = Active, stamp(now), now, template.NotAfter
 	r.LastExpiry = firstPromise(now, r.NotAfter)
 	return r, nil

@@ -292,9 +292,9 @@ func (a *Authority) makeCRL(ctx context.Context, issuer Record, entries []x509.R
 // openFor is r's key, which need not be one in use.
 func (a *Authority) openFor(ctx context.Context, r Record) (crypto.Signer, error) {
 	a.mu.Lock()
-	key, ok := a.signers[r.ID]
+	key, err := a.signer(r)
 	a.mu.Unlock()
-	if ok {
+	if err == nil {
 		return key, nil
 	}
 	return openKey(ctx, a.keysOf(r), r)

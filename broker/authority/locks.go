@@ -60,7 +60,7 @@ func (a *Authority) withKeys(ctx context.Context, do func() error) error {
 		key, err := openKey(ctx, a.keysOf(closed.Record), closed.Record)
 		switch {
 		case err == nil:
-			a.keep(closed.ID, key)
+			a.keep(closed.Record, key)
 		case a.dispensable(closed.Record, err):
 			a.doWithout(ctx, closed.Record, err)
 		default:

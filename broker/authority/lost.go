@@ -2,7 +2,6 @@ package authority
 
 import (
 	"context"
-	"crypto"
 	"errors"
 	"fmt"
 	"slices"
@@ -101,7 +100,7 @@ func Rewrap(ctx context.Context, cfg Config) (rewrapped int, err error) {
 	if cfg, err = complete(cfg); err != nil {
 		return 0, err
 	}
-	a := &Authority{cfg: cfg, asked: true, ticking: make(turn, 1), signers: map[string]crypto.Signer{}, unopened: map[string]error{}}
+	a := &Authority{cfg: cfg, asked: true, ticking: make(turn, 1), signers: map[string]openedKey{}, unopened: map[string]error{}}
 	defer func() { a.resign(ctx) }()
 	err = a.decide(ctx, func(ctx context.Context) error {
 		rewrapped, err = a.rewrap(ctx)

@@ -250,7 +250,7 @@ func (a *Authority) newJWTKeys(ctx context.Context, alg string, n int, now time.
 			return nil, fmt.Errorf("making a key for jwt %s: the key source gave %s again", alg, records[i].ID)
 		}
 		records[i].State, records[i].PublishedAt = Published, stamp(now)
-		a.keep(records[i].ID, signers[i])
+		a.keep(records[i], signers[i])
 	}
 	return records, nil
 }

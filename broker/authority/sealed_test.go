@@ -126,6 +126,39 @@ func TestStoreIsTamperedWith(t *testing.T) {
 	}
 }
 
+// A broker that runs has the standby key open, and has it sign no sooner than one
+// that starts would.
+func TestStoreIsTamperedWithWhileBrokersRun(t *testing.T) {
+	e := newEnv(t)
+	a := openReplica(t, e.sealing("b1", sealedUnder(t, newKEK(t))))
+	e.tick(a)
+	active, standby := e.records.rows[states(a, "ES256")[authority.Active]], e.records.rows[states(a, "ES256")[authority.Published]]
+	sound := e.records.rows
+	for name, change := range map[string]func(one, two *authority.Record){
+		"made active": func(one, two *authority.Record) { one.State, two.State = authority.Old, authority.Active },
+		"made active, not sealed": func(one, two *authority.Record) {
+			one.State, two.State, two.Sealed = authority.Old, authority.Active, nil
+		},
+		"made old, for want of one": func(one, two *authority.Record) { one.Sealed, two.State = nil, authority.Old },
+	} {
+		one, two := active, standby
+		change(&one, &two)
+		e.records.rows = maps.Clone(sound)
+		e.records.rows[one.ID], e.records.rows[two.ID] = one, two
+		e.reload(a)
+		token, err := a.SignJWT(t.Context(), jwtGrant(t, "ES256", e.clock.now(), "a"))
+		if err != nil {
+			continue
+		}
+		if header, _ := parts(t, token); header["kid"] == standby.ID {
+			t.Errorf("%s: the standby key signs", name)
+		}
+	}
+	e.records.rows = sound
+	e.reload(a)
+	signedBy(t, e, a, "ES256", active.ID)
+}
+
 // The key-encryption key changes while brokers run: no key is made anew, and one
 // broker that lacks it goes on.
 func TestRewrap(t *testing.T) {

@@ -100,8 +100,10 @@ func (a *Authority) snapshot(records []Record, sequence uint64) (*snapshot, erro
 // one cannot be opened here.
 func (a *Authority) fallBack(s *snapshot) {
 	for _, r := range s.of(JWTKey, "") {
-		signer, open := a.signers[r.ID]
-		if r.State != Old || !open || s.jwt[r.Alg] != nil || a.unopened[s.active(r.Alg)] == nil {
+		before := r
+		before.State = Active // it signed until now: no standby is one to fall back to
+		signer, err := a.signer(before)
+		if r.State != Old || err != nil || s.jwt[r.Alg] != nil || a.unopened[s.active(r.Alg)] == nil {
 			continue
 		}
 		s.jwt[r.Alg] = &jwtKey{Record: r, header: jwtHeader(r), signer: signer}
@@ -172,11 +174,19 @@ func (a *Authority) useCA(s *snapshot, r Record) error {
 	return nil
 }
 
+// An openedKey is open for what it was in that state.
+type openedKey struct {
+	crypto.Signer
+	state State
+}
+
 // signer returns r's open key. Where it is not open, the error is closedKey:
-// withKeys opens it.
+// withKeys opens it. One that lies in the records is opened anew for each state: it
+// is good for the one that it is sealed for, whatever the record says.
 func (a *Authority) signer(r Record) (crypto.Signer, error) {
-	if s, ok := a.signers[r.ID]; ok {
-		return s, nil
+	_, sealing := a.keysOf(r).(SealedKeys)
+	if s, ok := a.signers[r.ID]; ok && (!sealing || s.state == r.State) {
+		return s.Signer, nil
 	}
 	return nil, &closedKey{r}
 }

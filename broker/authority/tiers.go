@@ -151,7 +151,7 @@ func (a *Authority) leafSigner(ctx context.Context, now time.Time, r Record) (Re
 	if err != nil {
 		return r, err
 	}
-	a.keep(r.ID, key)
+	a.keep(r, key)
 	r.LastExpiry = latest(r.LastExpiry, firstPromise(now, r.NotAfter))
 	return r, nil
 }

@@ -202,7 +202,7 @@ func (a *Authority) ask(ctx context.Context, now time.Time) (ca Record, roots []
 	if err != nil {
 		return ca, nil, fmt.Errorf("checking what upstream %s certified: %w", a.cfg.UpstreamName, err)
 	}
-	a.keep(ca.ID, key)
+	a.keep(ca, key)
 	a.asking = unused{}
 	for _, c := range chain {
 		ca.Chain = append(ca.Chain, c.Raw)
