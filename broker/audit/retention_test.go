@@ -301,6 +301,26 @@ func TestTruncationsThatLie(t *testing.T) {
 	}
 }
 
+// TestTruncationAgainstHeads removes records as older than they were, which heads of
+// them tell, and as old as they were.
+func TestTruncationAgainstHeads(t *testing.T) {
+	for name, c := range map[string]struct {
+		signed time.Time // record 1 was the last one then
+		holds  bool
+	}{"older": {day(0), true}, "by a clock that was set back": {day(3).Add(time.Hour), true}, "younger": {day(5), false}} {
+		l, dir, refs := days(t, 7)
+		truncate(t, l, audit.TruncateConfig{Before: day(3)})
+		known := []audit.Known{{Ref: refs[1], Time: day(9), By: "b"}, {Ref: refs[0], Time: c.signed, By: "a"}, {Ref: refs[5], Time: day(9), By: "b"}}
+		r, err := audit.VerifyKnown(t.Context(), dir, known)
+		if (err == nil) != c.holds || c.holds && (r.Gone != 2 || r.Confirmed != 1) {
+			t.Errorf("%s: %v, %d are gone and %d stand", name, err, r.Gone, r.Confirmed)
+		}
+		if !c.holds && !strings.Contains(err.Error(), "whose head b keeps, was written after") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestRetain removes records a tenth of the time after theirs is over, however
 // few there are, and no sooner; and what a reader needs, when it has read it.
 func TestRetain(t *testing.T) {

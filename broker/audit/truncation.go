@@ -128,6 +128,38 @@ func (b *beginning) take(all ...Truncation) {
 	}
 }
 
+// clockBack is how far a clock may have been set back without a removal being
+// taken for a lie.
+const clockBack = time.Hour
+
+// contradicts looks whether what was removed for its age was younger: it came after
+// one that was signed later than all of it is said to have been written. Whoever
+// writes the record anew could else have the heads that are kept be of what was
+// removed. gone is how many are.
+func (b *beginning) contradicts(dir string, known []Known) (gone int, err error) {
+	if b.by == nil {
+		return 0, nil
+	}
+	var signed, before time.Time // at the latest: of heads up to this one, and of those of earlier records
+	for i, k := range known {
+		if k.Sequence > b.last.Sequence {
+			break
+		}
+		if i > 0 && known[i-1].Sequence < k.Sequence {
+			before = signed
+		}
+		if before.After(b.by.Before.Add(clockBack)) {
+			return i, &BrokenError{File: fileName(dir, b.last.Sequence+1), Err: fmt.Errorf(
+				"%s says that all before record %d was removed as older than %s, and %s, was written after %s: the record was written anew",
+				b.by.Record.ID(), b.last.Sequence+1, b.by.Before.UTC().Format(time.RFC3339), k, before.UTC().Format(time.RFC3339))}
+		}
+		if gone++; k.Time.After(signed) {
+			signed = k.Time
+		}
+	}
+	return gone, nil
+}
+
 // check is called after the last record.
 func (b *beginning) check(dir string) error {
 	if b.last.Sequence == 0 || b.by != nil {

@@ -18,6 +18,7 @@ type Report struct {
 	Torn      int64       // bytes of an incomplete write at the end: a crash's, or one in progress
 	Confirmed int         // places that were known before and stand in the record
 	Removed   *Truncation // what was removed before the first record there is; nil: nothing
+	Gone      int         // places that were known before, of records that were removed
 }
 
 // Known is a place in the record that somebody knew before.
@@ -133,6 +134,9 @@ func VerifyKnown(ctx context.Context, dir string, known []Known) (Report, error)
 		return r, err
 	}
 	r.Removed = begin.by
+	if r.Gone, err = begin.contradicts(dir, known); err != nil {
+		return r, err
+	}
 	if n, _ := slices.BinarySearchFunc(known, head.Sequence+1, func(k Known, seq uint64) int { return cmp.Compare(k.Sequence, seq) }); n < len(known) {
 		return r, &BrokenError{File: fileName(dir, firsts[len(firsts)-1]), Err: &RewrittenError{Kept: known[n], After: confirmed, End: head.Sequence}}
 	}

@@ -338,6 +338,9 @@ func (a adminService) VerifyAudit(ctx context.Context, r *api.VerifyAuditRequest
 	if ctx.Err() != nil {
 		return nil, a.fail(ctx, err)
 	}
+	if report.Gone > 0 {
+		notes = append(notes, fmt.Sprintf("%d heads are of records that were removed: nothing here stands against them", report.Gone))
+	}
 	response.Records, response.Files, response.Notes = report.Records, uint32(report.Files), notes
 	response.Sequence, response.Head = report.Head.Sequence, report.Head.Hash[:]
 	response.Confirmed = uint64(report.Confirmed)

@@ -201,6 +201,9 @@ func (p *program) verified(cmd *cobra.Command) (v verifyView, err error) {
 			return v, err
 		}
 		report, err := audit.VerifyKnown(cmd.Context(), filepath.Join(dir, "audit"), known)
+		if report.Gone > 0 {
+			notes = append(notes, fmt.Sprintf("%d heads are of records that were removed: nothing here stands against them", report.Gone))
+		}
 		v = verifyView{
 			Holds: err == nil, Records: report.Records, Files: uint32(report.Files), Sequence: report.Head.Sequence, Head: hex.EncodeToString(report.Head.Hash[:]),
 			Confirmed: uint64(report.Confirmed), Notes: notes,
