@@ -29,7 +29,7 @@ func (a *Agent) dial(address string, cert *tls.Certificate) (l *link, refusal fu
 			return new(net.Dialer).DialContext(ctx, "tcp", address)
 		}),
 		grpc.WithUnaryInterceptor(a.called),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16 << 20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithConnectParams(connectParams),
 	}, a.cfg.Dial...)...)
