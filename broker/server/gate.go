@@ -101,6 +101,7 @@ func (g *gate) enter(source string) (leave func(), ok bool) {
 		return nil, false
 	}
 	if leave, ok = g.in.enter(source, most, mostOf); !ok {
+		g.rate().refused.Add(1)
 		g.tell(source, "too many at once")
 	}
 	return leave, ok

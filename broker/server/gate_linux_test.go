@@ -80,6 +80,9 @@ func TestConnectionsAreBounded(t *testing.T) {
 		if _, ok := taken(t, address, "127.0.0.2"); ok {
 			t.Errorf("%s: one more than %d is taken", listener, most)
 		}
+		if e.server.Overview().Limited[listener+"_connection"] == 0 {
+			t.Errorf("%s: who was hung up on is not counted", listener)
+		}
 		if _, ok := taken(t, address, "127.0.0.3"); !ok {
 			t.Errorf("%s: another address is locked out", listener)
 		}
@@ -203,6 +206,9 @@ func TestCallsOfANodeAreBounded(t *testing.T) {
 	wantCode(t, err, codes.ResourceExhausted)
 	if in := retryIn(err); in <= 0 || in > time.Second || served < 4 {
 		t.Errorf("after %d calls: again in %s", served, in)
+	}
+	if n := e.server.Overview().Limited["node_call"]; n != 1 {
+		t.Errorf("%d are counted", n)
 	}
 	if _, err := calm.Report(t.Context(), &api.ReportRequest{}); err != nil {
 		t.Error(err)

@@ -66,7 +66,11 @@ func (s *Server) Overview() Overview {
 		o.OwnEnds = c.Leaf.NotAfter
 	}
 	o.Issuing = s.issuing(o.Authorities)
-	for name, l := range map[string]*limits{"address": s.sources, "caller": s.callers, "peer": s.domains, "node_explain": s.whys, "all_explain": s.allWhys} {
+	r := s.settings.Load().rates
+	for name, l := range map[string]*limits{
+		"address": s.sources, "caller": s.callers, "peer": s.domains, "node_explain": s.whys, "all_explain": s.allWhys, "join": r.joins, "node_call": r.calls, "request": r.requests,
+		"agents_connection": r.agents, "spiffe_connection": r.spiffe, "web_connection": r.web,
+	} {
 		o.Limited[name] = l.refused.Load()
 	}
 	o.Unready, o.Notes = s.unready(o), s.notes(o)
