@@ -10,6 +10,11 @@ func NewLimits(burst, rate float64, now func() time.Time) func(key string) (time
 	return newLimits(burst, rate, now).take
 }
 
+// NodeCalls are those of nodes.
+func NodeCalls(l Limits, now func() time.Time) func(key string) (time.Duration, bool) {
+	return newRates(l, now).calls.take
+}
+
 // MaxBuckets and SourceOf likewise.
 const MaxBuckets = maxBuckets
 

@@ -56,19 +56,22 @@ type rates struct {
 func newRates(l Limits, now func() time.Time) *rates {
 	l = l.WithDefaults()
 	of, webOf := float64(l.SourceConnections), float64(max(l.SourceConnections/10, 1))
+	calls := newLimits(float64(4*l.NodeCalls), float64(l.NodeCalls), now)
+	calls.most = max(l.Connections, maxBuckets) // nodes are no strangers, and all come back at once
 	return &rates{
 		l, newLimits(of, of/10, now), newLimits(webOf, webOf/10, now), newLimits(webOf, webOf/10, now),
 		newLimits(float64(20*l.SourceRequests), float64(l.SourceRequests), now),
 		newLimits(float64(200*l.SourceJoins), float64(l.SourceJoins), now),
-		newLimits(float64(4*l.NodeCalls), float64(l.NodeCalls), now),
+		calls,
 	}
 }
 
-// limits are token buckets by key. There are at most maxBuckets: when those that
+// limits are token buckets by key. There are at most so many: when those that
 // are full again have left and there are still so many, whoever else comes shares
 // one, so that strangers cost no memory and take nobody's place.
 type limits struct {
 	burst, rate float64
+	most        int // buckets
 	now         func() time.Time
 	refused     atomic.Uint64 // how often there was none
 
@@ -83,7 +86,7 @@ type bucket struct {
 }
 
 func newLimits(burst, rate float64, now func() time.Time) *limits {
-	return &limits{burst: burst, rate: rate, now: now, buckets: make(map[string]*bucket)}
+	return &limits{burst: burst, rate: rate, most: maxBuckets, now: now, buckets: make(map[string]*bucket)}
 }
 
 // take takes one, or says how long it is until there is one.
@@ -93,10 +96,10 @@ func (l *limits) take(key string) (wait time.Duration, ok bool) {
 	now := l.now()
 	b := l.buckets[key]
 	if b == nil {
-		if len(l.buckets) >= maxBuckets && now.Sub(l.swept).Abs() >= time.Second {
+		if len(l.buckets) >= l.most && now.Sub(l.swept).Abs() >= time.Second {
 			l.sweep(now)
 		}
-		if len(l.buckets) >= maxBuckets {
+		if len(l.buckets) >= l.most {
 			key = "" // nobody's
 		}
 		if b = l.buckets[key]; b == nil {

@@ -43,6 +43,17 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// Nodes that all come back at once take nobody's calls: each has its own.
+func TestNodesShareNoCalls(t *testing.T) {
+	now := time.Now()
+	take := server.NodeCalls(server.Limits{Connections: 2 * server.MaxBuckets, NodeCalls: 1}, func() time.Time { return now })
+	for n := range 2 * server.MaxBuckets {
+		if _, ok := take(fmt.Sprint(n)); !ok {
+			t.Fatalf("node %d of %d is told to wait", n+1, 2*server.MaxBuckets)
+		}
+	}
+}
+
 func TestSourceOf(t *testing.T) {
 	for name, row := range map[string]struct {
 		remote    string
