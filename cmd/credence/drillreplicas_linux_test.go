@@ -298,17 +298,20 @@ func (c *cluster) apply(nodes int) {
 	if life == "" {
 		life = replicaLife
 	}
-	var text strings.Builder
-	for n := range nodes {
-		for w := range replicaWorkloads {
-			fmt.Fprintf(&text, "kind: Identity\nname: i%d-%d\nspiffe_id: /w/%d/%d\nmatch: [{node.name: n%d, workload.unix.uid: %d}]\nx509: {ttl: %s}\n---\n", n, w, n, w, n, 1000+w, life)
+	const most = 900 // nodes of a file
+	for from := 0; from < nodes; from += most {
+		var text strings.Builder
+		for n := from; n < min(from+most, nodes); n++ {
+			for w := range replicaWorkloads {
+				fmt.Fprintf(&text, "kind: Identity\nname: i%d-%d\nspiffe_id: /w/%d/%d\nmatch: [{node.name: n%d, workload.unix.uid: %d}]\nx509: {ttl: %s}\n---\n", n, w, n, w, n, 1000+w, life)
+			}
 		}
+		path := filepath.Join(c.dir, "identities.yaml")
+		if err := os.WriteFile(path, []byte(text.String()), 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+		c.credence(1, "apply", "-f", path)
 	}
-	path := filepath.Join(c.dir, "identities.yaml")
-	if err := os.WriteFile(path, []byte(text.String()), 0o600); err != nil {
-		c.t.Fatal(err)
-	}
-	c.credence(1, "apply", "-f", path)
 }
 
 // change makes a change as soon as one is possible.
