@@ -117,7 +117,7 @@ func (s *Server) take(ctx context.Context) error {
 	if err := s.cfg.Broker.Take(c.Changes); err != nil {
 		s.cfg.Log.WarnContext(ctx, "revocations of other brokers hold, and are not in the deny file", "error", err)
 	}
-	err = s.takeResources(ctx, c.Resources)
+	err = s.takeResources(ctx, c.Resources, c.Oldest)
 	if c.Authorities { // whatever became of the rest
 		err = errors.Join(err, s.cfg.Authority.Reload(ctx))
 	}
@@ -133,23 +133,26 @@ func (s *Server) take(ctx context.Context) error {
 
 // takeResources brings into force what others wrote. What is known already is
 // passed over: every resource up to the last one is.
-func (s *Server) takeResources(ctx context.Context, rows []store.Resource) error {
+func (s *Server) takeResources(ctx context.Context, rows []store.Resource, oldest uint64) error {
 	if len(rows) == 0 || rows[len(rows)-1].Revision <= s.state.Load().last {
 		return nil
 	}
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	return s.takeRows(ctx, rows)
+	return s.takeRows(ctx, rows, oldest)
 }
 
 // takeRows is takeResources. The caller holds applying.
-func (s *Server) takeRows(ctx context.Context, rows []store.Resource) error {
+func (s *Server) takeRows(ctx context.Context, rows []store.Resource, oldest uint64) error {
 	now := s.state.Load()
 	for len(rows) > 0 && rows[0].Revision <= now.last {
 		rows = rows[1:]
 	}
 	if len(rows) == 0 {
 		return nil
+	}
+	if now.last < oldest { // that something was deleted may be forgotten
+		return s.load(ctx, now)
 	}
 	s.behind.Store(true)
 	all := make([]*stored, len(rows))
@@ -183,12 +186,12 @@ func (s *Server) current(ctx context.Context) (*state, error) {
 	if s.cfg.Replica == nil {
 		return s.state.Load(), nil
 	}
-	rows, err := s.cfg.Store.ResourcesSince(ctx, s.state.Load().last)
+	rows, oldest, err := s.cfg.Store.ResourcesSince(ctx, s.state.Load().last)
 	if err != nil {
 		s.cfg.Log.WarnContext(ctx, "what other brokers wrote is not known", "error", err)
 		return s.state.Load(), nil
 	}
-	if err := s.takeRows(ctx, rows); err != nil {
+	if err := s.takeRows(ctx, rows, oldest); err != nil {
 		return nil, err
 	}
 	return s.state.Load(), nil

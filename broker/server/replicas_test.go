@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"database/sql"
 	"fmt"
 	"strings"
 	"testing"
@@ -69,18 +70,37 @@ func TestReplicas(t *testing.T) {
 	// A change here, on top of one that was made there a moment ago.
 	a.apply(strings.ReplaceAll(web, "name: web", "name: other"))
 	b.apply(strings.ReplaceAll(web, "name: web", "name: third"))
-	await(t, "both have all", func() bool {
-		for _, e := range all {
-			r, err := e.admin().Get(t.Context(), &api.GetRequest{Kind: "Identity"})
-			if err != nil {
-				t.Fatal(err)
+	have := func(n int) func() bool {
+		return func() bool {
+			for _, e := range all {
+				r, err := e.admin().Get(t.Context(), &api.GetRequest{Kind: "Identity"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(r.GetResources()) != n {
+					return false
+				}
 			}
-			if len(r.GetResources()) != 3 {
-				return false
-			}
+			return true
 		}
-		return true
-	})
+	}
+	await(t, "both have all", have(3))
+
+	// What was deleted so long ago that the database forgot it.
+	db, err := sql.Open("pgx", a.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	_, err = db.ExecContext(t.Context(), `UPDATE head SET revision = revision + 1;
+		DELETE FROM resource WHERE name = 'third';
+		UPDATE resource SET revision = (SELECT revision FROM head) WHERE name = 'other';
+		DELETE FROM policy_revision;
+		INSERT INTO policy_revision (revision, act, owner, actor, created, changed, deleted, written_at) SELECT revision, 'apply', 'default', 'a', 0, 1, 0, 0 FROM head`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "both have lost what was deleted", have(2))
 
 	a.apply(deny)
 	w.until(func(m *api.WatchResponse) bool {
@@ -104,7 +124,7 @@ func TestReplicas(t *testing.T) {
 		wantCode(t, err, codes.PermissionDenied)
 		break
 	}
-	_, _, err := there.issue(t.Context(), t, "33")
+	_, _, err = there.issue(t.Context(), t, "33")
 	wantCode(t, err, codes.Unauthenticated)
 }
 

@@ -19,6 +19,9 @@ var ErrOlder = errors.New("the database is older than what was read before")
 type Changes struct {
 	broker.Changes
 	Resources []Resource // by revision; Body nil: deleted
+	// Oldest is the revision from which on policy is kept. Who stands before it is
+	// not told of all that was deleted, and reads what stands anew.
+	Oldest uint64
 
 	// What else changed: it is read by who keeps it.
 	Authorities, Bundles bool
@@ -39,12 +42,12 @@ func (s *Store) Changes(ctx context.Context, after uint64) (c Changes, err error
 }
 
 // ResourcesSince returns the resources that were written after a revision, as
-// they stand now, by revision; Body is nil of those deleted. The error wraps
-// ErrOlder if that is not reached here.
-func (s *Store) ResourcesSince(ctx context.Context, after uint64) (all []Resource, err error) {
+// they stand now, by revision; Body is nil of those deleted. oldest is as in
+// Changes. The error wraps ErrOlder if that is not reached here.
+func (s *Store) ResourcesSince(ctx context.Context, after uint64) (all []Resource, oldest uint64, err error) {
 	tx, err := s.read.BeginTx(ctx, s.atOnce)
 	if err != nil {
-		return nil, fmt.Errorf("reading resources: %w", s.wayOut(err))
+		return nil, 0, fmt.Errorf("reading resources: %w", s.wayOut(err))
 	}
 	defer tx.Rollback()
 	var c Changes
@@ -52,9 +55,9 @@ func (s *Store) ResourcesSince(ctx context.Context, after uint64) (all []Resourc
 		all, err = resourcesSince(ctx, tx, int64(after))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading resources: %w", s.wayOut(err))
+		return nil, 0, fmt.Errorf("reading resources: %w", s.wayOut(err))
 	}
-	return all, nil
+	return all, c.Oldest, nil
 }
 
 func resourcesSince(ctx context.Context, tx *sql.Tx, after int64) ([]Resource, error) {
@@ -64,16 +67,17 @@ func resourcesSince(ctx context.Context, tx *sql.Tx, after int64) ([]Resource, e
 	return readResources(ctx, tx, query, after)
 }
 
-// reached reads the revision at which the database stands.
+// reached reads the revision at which the database stands, and from which on it
+// keeps policy.
 func reached(ctx context.Context, tx *sql.Tx, after int64, c *Changes) error {
-	var last int64
-	if err := tx.QueryRowContext(ctx, `SELECT revision FROM head`).Scan(&last); err != nil {
+	var last, oldest int64
+	if err := tx.QueryRowContext(ctx, `SELECT revision, COALESCE((SELECT MIN(revision) FROM policy_revision), 0) FROM head`).Scan(&last, &oldest); err != nil {
 		return err
 	}
 	if last < after {
 		return fmt.Errorf("%w: it stands at revision %d, not %d", ErrOlder, last, after)
 	}
-	c.Revision = uint64(last)
+	c.Revision, c.Oldest = uint64(last), uint64(oldest)
 	return nil
 }
 

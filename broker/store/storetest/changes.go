@@ -41,14 +41,15 @@ func changes(e *env) {
 	e.equal(rows(since(0)), []string{"1 Identity y 23", "2 Deny d 19", "2 Identity x 0"})
 	e.equal(rows(since(1)), []string{"2 Deny d 19", "2 Identity x 0"})
 	c := since(2)
-	e.equal(c, store.Changes{Changes: broker.Changes{Revision: 2}})
-	only, err := e.ResourcesSince(e.Context(), 1)
+	e.equal(c, store.Changes{Changes: broker.Changes{Revision: 2}, Oldest: 1})
+	only, oldest, err := e.ResourcesSince(e.Context(), 1)
 	e.must(err)
 	e.equal(len(only), 2)
+	e.equal(oldest, uint64(1))
 	if _, err := e.Changes(e.Context(), 3); !errors.Is(err, store.ErrOlder) {
 		e.Errorf("a database that stands at 2 tells what came after 3: %v", err)
 	}
-	if _, err := e.ResourcesSince(e.Context(), 3); !errors.Is(err, store.ErrOlder) {
+	if _, _, err := e.ResourcesSince(e.Context(), 3); !errors.Is(err, store.ErrOlder) {
 		e.Errorf("a database that stands at 2 tells what came after 3: %v", err)
 	}
 
