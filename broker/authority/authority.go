@@ -90,6 +90,7 @@ type Authority struct {
 	asking  unused    // the key that the upstream is asked to certify; under ticking
 	lease   Lease     // held by this broker, if its Fence is set; under ticking
 	asked   bool      // an operator asked for what is done; under ticking
+	decided Version   // what is done was decided on no older one; under ticking
 
 	listing  sync.Mutex // held while lists are read and put in place
 	lists    atomic.Pointer[revocations]

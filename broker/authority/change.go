@@ -103,6 +103,9 @@ func (a *Authority) changeLocked(ctx context.Context, changed ...Record) error {
 	if a.stale {
 		return errors.New("changing authorities: an earlier change may or may not have been kept; they are read again first")
 	}
+	if a.publication.Version.Shared != a.decided.Shared { // it was read again since
+		return ErrConflict
+	}
 	last := a.live.Load()
 	changed, err := a.sealed(last, changed)
 	if err != nil {
@@ -144,6 +147,7 @@ func (a *Authority) changeLocked(ctx context.Context, changed ...Record) error {
 	}
 	publication.Version.Shared = max(publication.Version.Shared, saved.After.Shared)
 	a.install(next, publication)
+	a.decided = publication.Version
 	return nil
 }
 
@@ -160,7 +164,7 @@ func (a *Authority) republish(last, next *snapshot) bool {
 // asChange tells what is more than a LastExpiry that rises: another broker's
 // change of that is no conflict.
 func (a *Authority) asChange(last *snapshot, changed []Record) Change {
-	c := Change{Broker: a.cfg.Broker, LastExpiry: map[string]time.Time{}, Seen: a.publication.Version, Fence: a.lease.Fence}
+	c := Change{Broker: a.cfg.Broker, LastExpiry: map[string]time.Time{}, Seen: a.decided, Fence: a.lease.Fence}
 	for _, r := range changed {
 		old, ok := last.find(r.ID)
 		switch {

@@ -44,7 +44,8 @@ func (l *ledElsewhere) Error() string {
 
 // lead makes this broker the one that changes what brokers share, before any
 // key is made for that. What others changed until then is read; if that is
-// anything the error is ErrConflict: decide again. The caller has its turn.
+// anything since it was decided, the error is ErrConflict: decide again. The caller
+// has its turn.
 func (a *Authority) lead(ctx context.Context) error {
 	if a.cfg.Leases == nil || a.lease.Fence != 0 && a.cfg.Now().Before(a.lease.Until.Add(-leaseLife/2)) {
 		return nil
@@ -57,11 +58,10 @@ func (a *Authority) lead(ctx context.Context) error {
 		return &ledElsewhere{lease}
 	}
 	a.lease = lease
-	before := a.version()
 	if err := a.read(ctx); err != nil {
 		return err
 	}
-	if a.version() != before {
+	if a.version() != a.decided {
 		return ErrConflict
 	}
 	return nil
@@ -89,6 +89,7 @@ func (a *Authority) resign(ctx context.Context) {
 func (a *Authority) decide(ctx context.Context, do func(context.Context) error) error {
 	const tries = 8
 	for try := 1; ; try++ {
+		a.decided = a.version() // Reload may bring a newer one at any time
 		err := do(ctx)
 		if !errors.Is(err, ErrConflict) || try == tries {
 			return err

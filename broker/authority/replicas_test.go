@@ -258,6 +258,49 @@ func TestFrozenHolder(t *testing.T) {
 	agree(t, e, all...)
 }
 
+// slowLeases do something before a lease is given.
+type slowLeases struct {
+	authority.Leases
+	before func()
+}
+
+func (l *slowLeases) Acquire(ctx context.Context, name, holder string, life time.Duration, take bool) (authority.Lease, bool, error) {
+	if l.before != nil {
+		l.before()
+	}
+	return l.Leases.Acquire(ctx, name, holder, life, take)
+}
+
+// What another broker did while one decided is not undone because it was read
+// just before the lease was had.
+func TestReloadAmidDecision(t *testing.T) {
+	e := newEnv(t)
+	cfg := e.replica("b1")
+	leases := &slowLeases{Leases: e.records}
+	cfg.Leases = leases
+	a, b := openReplica(t, cfg), openReplica(t, e.replica("b2"))
+	e.tick(a)
+	e.reload(a, b)
+	stolen := states(a, "ES256")[authority.Active]
+	e.clock.set(start.Add(7*day + hour)) // a rotation is due
+	leases.before = func() {
+		leases.before = nil
+		if _, err := b.ReplaceJWT(t.Context(), "ES256", "stolen"); err != nil {
+			t.Error(err)
+		}
+		e.reload(a)
+	}
+	e.tick(a)
+	if leases.before != nil || e.records.rows[stolen].State != authority.Revoked {
+		t.Errorf("the stolen key is %s", e.records.rows[stolen].State)
+	}
+	if err := threeAtMost(e.records.rows); err != nil {
+		t.Error(err)
+	}
+	e.tick(b)
+	agree(t, e, a, b)
+}
+
 // A fence refuses a holder that the others overtook, also where they wrote
 // nothing.
 func TestFence(t *testing.T) {
