@@ -409,16 +409,8 @@ func TestClosed(t *testing.T) {
 func TestNewFileAfterMaxBytes(t *testing.T) {
 	dir := newDir(t)
 	refs := fill(t, audit.Config{Dir: dir, MaxBytes: 1500}, 10)
-	files, err := filepath.Glob(filepath.Join(dir, "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, f := range files {
-		names = append(names, filepath.Base(f))
-	}
 	want := []string{"000000000001.jsonl", "000000000004.jsonl", "000000000007.jsonl", "000000000010.jsonl"}
-	if diff := cmp.Diff(want, names); diff != "" {
+	if diff := cmp.Diff(want, listed(t, dir)); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
 	if r := verified(t, dir, refs...); r.Files != 4 || r.Records != 10 {
