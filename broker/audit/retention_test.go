@@ -338,6 +338,7 @@ func TestRetain(t *testing.T) {
 		go func() {
 			ended <- l.Retain(ctx, audit.RetainConfig{
 				Keep:  100 * 24 * time.Hour,
+				Every: 6 * time.Hour,
 				Holds: func(context.Context) ([]audit.Hold, error) { return []audit.Hold{{"a", held.Load()}}, nil },
 			}, func(r audit.Retention) { last.Store(&r) })
 		}()
