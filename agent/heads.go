@@ -138,6 +138,9 @@ func (h *heads) take(line []byte) error {
 // the only one.
 func (h *heads) keep(k keptHead) bool {
 	have, known := h.byOrigin[k.Origin]
+	if !known {
+		h.forget()
+	}
 	if !known && len(h.byOrigin) >= maxOrigins {
 		return false
 	}
@@ -150,6 +153,18 @@ func (h *heads) keep(k keptHead) bool {
 	slices.SortStableFunc(all, func(x, y keptHead) int { return x.at.Compare(y.at) })
 	h.byOrigin[k.Origin] = thin(all, h.now())
 	return true
+}
+
+// forget gives the places of brokers free that are gone: whose last head is too old
+// to be kept. Brokers of a cluster may get a new name with each start. The caller
+// holds mu, or is the only one.
+func (h *heads) forget() {
+	now := h.now()
+	for origin, have := range h.byOrigin {
+		if n := len(have); n == 0 || now.Sub(have[n-1].at) > headsByDay {
+			delete(h.byOrigin, origin)
+		}
+	}
 }
 
 // thin returns what is kept of heads in the order in which they came: of each span

@@ -106,6 +106,24 @@ func TestWhatIsKeptIsNotDisplaced(t *testing.T) {
 	}
 }
 
+// TestBrokersThatAreGoneMakeRoom has brokers come and go under ever new names.
+func TestBrokersThatAreGoneMakeRoom(t *testing.T) {
+	k := newKeeper(t)
+	for i := range 16 {
+		k.take(fmt.Sprintf("b%d", i), 1)
+	}
+	k.now = k.now.Add(89 * 24 * time.Hour)
+	k.take("b0", 2)
+	if err := k.Take(headLine("new", 1, k.now)); err == nil {
+		t.Error("one is forgotten whose heads are kept yet")
+	}
+	k.now = k.now.Add(48 * time.Hour)
+	k.take("new", 2)
+	if told := k.Told(); !bytes.Equal(told[0], headLine("new", 2, k.now)) {
+		t.Errorf("%s", told)
+	}
+}
+
 func slicesContain(all [][]byte, one []byte) bool {
 	for _, line := range all {
 		if bytes.Equal(line, one) {
