@@ -79,8 +79,8 @@ func ForgetKeys(ctx context.Context, cfg Config, ids []string) error {
 			return fmt.Errorf("forgetting keys: %w", refused("the key %s opens: it is not lost", id))
 		}
 		if ca, ok := a.remaining(records, ids); ok && r.Use == Root && r.State == Active {
-			return fmt.Errorf("forgetting keys: %w", refused("root %s: the issuing CA %s works until %s: start the broker, and have agents and peers learn another root first (credence ca rotate root)",
-				id, ca.ID, ca.NotAfter.UTC().Format("2006-01-02T15:04Z")))
+			return fmt.Errorf("forgetting keys: %w", refused("root %s: the issuing CA %s of broker %s works until %s: start that broker, and have agents and peers learn another root first (credence ca rotate root)",
+				id, ca.ID, ca.Broker, ca.NotAfter.UTC().Format("2006-01-02T15:04Z")))
 		}
 		changed = append(changed, a.forgotten(r))
 	}
@@ -159,10 +159,11 @@ func (a *Authority) takeFence(ctx context.Context) (uint64, error) {
 	return a.lease.Fence, nil
 }
 
-// remaining is this broker's issuing CA, if it is not forgotten and lives.
+// remaining is an issuing CA that is not forgotten and lives: this broker's, or
+// another's, which may well open what this one cannot.
 func (a *Authority) remaining(records []Record, forget []string) (Record, bool) {
 	i := slices.IndexFunc(records, func(r Record) bool {
-		return r.Use == Issuing && r.State == Active && r.Broker == a.cfg.Broker && !slices.Contains(forget, r.ID) && a.now().Before(r.NotAfter)
+		return r.Use == Issuing && r.State == Active && (r.Broker == a.cfg.Broker || a.cfg.Leases != nil) && !slices.Contains(forget, r.ID) && a.now().Before(r.NotAfter)
 	})
 	if i < 0 {
 		return Record{}, false
@@ -191,7 +192,7 @@ func (a *Authority) withRoom(records, changed []Record) []Record {
 	for _, r := range records {
 		makesRoom := func(c Record) bool { return c.Use == JWTKey && c.State == Old && c.Alg == r.Alg }
 		if r.Use == JWTKey && r.State == Old && !a.now().Before(r.LastExpiry) && slices.ContainsFunc(changed, makesRoom) {
-			r.State = Revoked
+			r.State, r.Sealed = Revoked, nil
 			changed = append(changed, r)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -185,6 +186,48 @@ func TestRewrap(t *testing.T) {
 		t.Errorf("without the key: %v", err)
 	}
 	openReplica(t, e.sealing("b4", sealedUnder(t, second))) // the old one is needed no more
+}
+
+// A broker that lacks the key-encryption key takes the root from no other that has
+// it.
+func TestForgetBesideOthers(t *testing.T) {
+	e := newEnv(t)
+	a := openReplica(t, e.sealing("b1", sealedUnder(t, newKEK(t))))
+	root := of(a, authority.Root, authority.Active).ID
+	stranger := e.sealing("b2", sealedUnder(t, newKEK(t)))
+	err := authority.ForgetKeys(t.Context(), stranger, []string{root})
+	if !errors.Is(err, authority.ErrRefused) || !strings.Contains(err.Error(), "of broker b1 works") {
+		t.Errorf("forgotten while b1 signs: %v", err)
+	}
+	if len(e.records.rows[root].Sealed) == 0 {
+		t.Error("the root's key is gone")
+	}
+}
+
+// A JWT key that leaves the bundle to make room for a lost one leaves nothing that a
+// rewrap stumbles over.
+func TestForgetThenRewrap(t *testing.T) {
+	e := newEnv(t)
+	kek := newKEK(t)
+	cfg := e.sealing("b1", sealedUnder(t, kek))
+	a := openReplica(t, cfg)
+	e.tick(a)
+	e.clock.set(start.Add(7*day + hour))
+	e.tick(a)
+	e.clock.set(e.clock.now().Add(5 * hour)) // no token of the old key lives
+	active, old := states(a, "ES256")[authority.Active], states(a, "ES256")[authority.Old]
+	lost := e.records.rows[active]
+	lost.Sealed = nil
+	e.records.rows[active] = lost
+	if err := authority.ForgetKeys(t.Context(), cfg, []string{active}); err != nil {
+		t.Fatal(err)
+	}
+	if r := e.records.rows[old]; r.State != authority.Revoked || len(r.Sealed) > 0 {
+		t.Errorf("the old key is %s with %d bytes sealed", r.State, len(r.Sealed))
+	}
+	if _, err := authority.Rewrap(t.Context(), e.sealing("b1", sealedUnder(t, newKEK(t), kek))); err != nil {
+		t.Error(err)
+	}
 }
 
 // A root that is taken offline leaves the store.
