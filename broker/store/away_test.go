@@ -148,13 +148,14 @@ func startWithoutDatabase(t *testing.T, server *postgrestest.Server) {
 	if _, err := s.Nodes(t.Context()); err != nil {
 		t.Error(err)
 	}
+	_, joined := s.Node(t.Context(), "spiffe://example.org/credence/node/since")
 	_, reading := s.Revision(t.Context())
 	_, _, asking := s.Issued(t.Context(), broker.IssuedQuery{Serial: "1"})
 	_, holding := s.HoldsEvidence(t.Context(), [32]byte{}, "n", time.Now())
 	_, _, listing := s.Revisions(t.Context(), 0, "", "", 1)
 	_, again := store.Keeper{Store: s, Snapshot: kept}.Make(t.Context())
 	for what, err := range map[string]error{
-		"a write": s.ConfirmAnchor(t.Context(), "root", "cloud", "uid:0"), "the revision": reading,
+		"a write": s.ConfirmAnchor(t.Context(), "root", "cloud", "uid:0"), "the revision": reading, "who joined since": joined,
 		"what was issued": asking, "what is spent": holding, "what changed": listing, "a snapshot of a snapshot": again,
 	} {
 		if !errors.Is(err, store.ErrAway) {

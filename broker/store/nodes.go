@@ -38,8 +38,11 @@ func (s *Store) Nodes(ctx context.Context) ([]broker.Node, error) {
 }
 
 // Node returns one as it stands now. The error wraps broker.ErrNotFound where
-// there is none.
+// there is none, and ErrAway while a snapshot stands in, which cannot know.
 func (s *Store) Node(ctx context.Context, id string) (broker.Node, error) {
+	if !s.read.now.Load().made.IsZero() {
+		return broker.Node{}, fmt.Errorf("reading node %s: %w: a snapshot stands in for it", id, ErrAway)
+	}
 	all, err := nodes(ctx, s.read, selectNode+` WHERE id = $1`, id)
 	if err == nil && len(all) == 0 {
 		err = broker.ErrNotFound
