@@ -250,12 +250,12 @@ func (r *restoring) do(ctx context.Context, file io.Reader, ids []age.Identity) 
 	if err != nil {
 		return err
 	}
-	if !r.since.found { // who was evicted is known from what is revoked alone
-		for _, c := range cuts {
-			if c.Kind == broker.CutNode && c.MadeAt.After(r.backup.Manifest.MadeAt) {
-				r.since.evicted = append(r.since.evicted, c.Value)
-				r.since.perhaps = append(r.since.perhaps, c.Value)
-			}
+	// Whom another broker evicted, or one without a record, is known from what is
+	// revoked alone.
+	for _, c := range cuts {
+		if c.Kind == broker.CutNode && c.MadeAt.After(r.backup.Manifest.MadeAt) && c.MadeAt.After(r.since.told[c.Value]) {
+			r.since.evicted = append(r.since.evicted, c.Value)
+			r.since.perhaps = append(r.since.perhaps, c.Value)
 		}
 	}
 	// A snapshot of the lost database must not stand in for the new one.
@@ -393,7 +393,8 @@ func some(all []string) []string {
 type happened struct {
 	found   bool // that there is a record of then
 	evicted []string
-	perhaps []string // of evicted
+	perhaps []string             // of evicted
+	told    map[string]time.Time // when the record said last why a node is, or isn't, revoked
 	cuts    []broker.Cutoff
 	svids   []broker.Issued
 	policy  []string
@@ -418,6 +419,7 @@ func (h happened) joined(r store.Restored) (ids []string) {
 // happenedSince reads the record from where the backup was made; all of it, where
 // it is another that has begun anew.
 func happenedSince(ctx context.Context, dir string, m backup.Manifest) (h happened, err error) {
+	h.told = map[string]time.Time{}
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return h, nil
 	}
@@ -449,10 +451,13 @@ func (h *happened) add(r audit.Record) {
 	at := r.Time.UTC().Format(time.RFC3339) + " " + r.Actor
 	switch r.Kind {
 	case "evict":
+		h.told[r.Node] = r.Time
 		h.evicted = append(h.evicted, r.Node)
 	case "allow":
+		h.told[r.Node] = r.Time
 		h.evicted = slices.DeleteFunc(h.evicted, func(id string) bool { return id == r.Node })
 	case "revoke":
+		h.told[r.Node] = r.Time
 		if before, err := time.Parse(time.RFC3339Nano, r.Detail["before"]); err == nil {
 			h.cuts = append(h.cuts, broker.Cutoff{Kind: r.Detail["kind"], Value: r.Detail["value"], Before: before, Reason: r.Reason, Actor: r.Actor, MadeAt: r.Time})
 		}
