@@ -173,11 +173,13 @@ func (a *Agent) exchange(ctx context.Context, st *set, u Update, target, claims 
 		return exchangers.Credential{}, nil, err
 	}
 	var credential exchangers.Credential
+	ctx, end := a.span(ctx, t)
 	if claims == "" {
 		credential, err = src.Credential(ctx)
 	} else {
 		credential, err = src.Answer(ctx, claims)
 	}
+	end(credential, err)
 	a.observe(Event{What: EventDelivered, Subject: t.Name, Detail: t.Flow, Outcome: outcomeOf(err)})
 	if err != nil {
 		return exchangers.Credential{}, nil, fmt.Errorf("exchanging at %s as %s: %w", target, v.ID, err)

@@ -112,7 +112,7 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 		Join: f.Join.join(td.Name(), f.Data, evidence),
 		Seal: f.Seal, Spread: apart,
 		Attestors: attestors,
-		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Dial: p.tracing.Client(), Observe: p.watched.metrics.Observe, Now: now, Log: log,
+		Exchanger: exchanger, Spool: kept, Version: cli.Version(), Dial: p.tracing.Client(), Tracer: p.tracing.Tracer("credence/agent"), Observe: p.watched.metrics.Observe, Now: now, Log: log,
 	})
 	if err != nil {
 		return nil, err

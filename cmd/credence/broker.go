@@ -214,7 +214,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	p.broker, err = broker.New(ctx, broker.Config{
 		TrustDomain: td, Method: p.methods.of, Issuer: p.authority, Store: p.store, Away: p.store.Writable, Audit: p.audit,
 		Record: p.audit, Index: p.store, CRLs: server.Lists{Authority: p.authority}, Origin: p.file.Name, DenyFile: filepath.Join(p.file.Data, "revoked.jsonl"),
-		Policy: &broker.Policy{Set: empty}, Observe: p.metrics.Observe, Tracer: p.tracer(), Now: o.now, Log: o.log,
+		Policy: &broker.Policy{Set: empty}, Observe: p.metrics.Observe, Tracer: p.tracing.Tracer("credence/broker"), Now: o.now, Log: o.log,
 	})
 	if err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"go.opentelemetry.io/otel/trace"
 	health "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/credence-id/credence/agent/caller"
@@ -142,12 +141,4 @@ func (p *brokerParts) watch(ctx context.Context) error {
 		Health: p.healthOf(p.server), Metrics: p.metrics, Admin: p.split.HTTP(), Profiles: p.file.Pprof, Probes: probes, Scrapes: scrapes, Log: p.log,
 	})
 	return nil
-}
-
-// tracer is nil where nothing is traced: then nothing is asked of one.
-func (p *brokerParts) tracer() trace.Tracer {
-	if p.tracing == nil {
-		return nil
-	}
-	return p.tracing.Provider().Tracer("credence/broker")
 }

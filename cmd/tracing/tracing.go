@@ -143,6 +143,14 @@ func (t *Tracing) Provider() trace.TracerProvider {
 	return t.provider
 }
 
+// Tracer makes spans under a name; it is nil where nothing is traced.
+func (t *Tracing) Tracer(name string) trace.Tracer {
+	if t == nil {
+		return nil
+	}
+	return t.Provider().Tracer(name)
+}
+
 // Server has the calls of a gRPC server traced; nothing, where it is off.
 func (t *Tracing) Server() []grpc.ServerOption {
 	if t == nil {

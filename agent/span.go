@@ -1,0 +1,36 @@
+package agent
+
+import (
+	"context"
+	"errors"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+
+	"github.com/credence-id/credence/exchangers"
+)
+
+// span traces an exchange, as far as one is waited for: with what the cloud calls
+// its answer, which is how both sides find the same. Nothing that was shown or
+// given is in it.
+func (a *Agent) span(ctx context.Context, t Target) (_ context.Context, end func(exchangers.Credential, error)) {
+	if a.cfg.Tracer == nil {
+		return ctx, func(exchangers.Credential, error) {}
+	}
+	ctx, span := a.cfg.Tracer.Start(ctx, "exchange")
+	span.SetAttributes(attribute.String("credence.target", t.Name), attribute.String("credence.flow", t.Flow))
+	return ctx, func(c exchangers.Credential, err error) {
+		request := c.RequestID
+		if err != nil {
+			span.SetStatus(codes.Error, outcomeOf(err))
+			var refused *exchangers.Error
+			if errors.As(err, &refused) {
+				request = exchangers.Clean(refused.RequestID)
+			}
+		}
+		if request != "" {
+			span.SetAttributes(attribute.String("credence.cloud_request_id", request))
+		}
+		span.End()
+	}
+}
