@@ -37,6 +37,11 @@ type (
 	}
 	workload struct {
 		Replicas       int                          `yaml:"replicas"`
+		ServiceName    string                       `yaml:"serviceName"`
+		PodManagement  string                       `yaml:"podManagementPolicy"`
+		MinReady       int                          `yaml:"minReadySeconds"`
+		Retention      map[string]string            `yaml:"persistentVolumeClaimRetentionPolicy"`
+		Claims         []claim                      `yaml:"volumeClaimTemplates"`
 		Selector       map[string]map[string]string `yaml:"selector"`
 		UpdateStrategy struct {
 			Type          string         `yaml:"type"`
@@ -46,6 +51,13 @@ type (
 			Metadata metadata `yaml:"metadata"`
 			Spec     pod      `yaml:"spec"`
 		} `yaml:"template"`
+	}
+	claim struct {
+		Metadata metadata `yaml:"metadata"`
+		Spec     struct {
+			AccessModes []string                     `yaml:"accessModes"`
+			Resources   map[string]map[string]string `yaml:"resources"`
+		} `yaml:"spec"`
 	}
 	pod struct {
 		ServiceAccountName            string              `yaml:"serviceAccountName"`
@@ -57,15 +69,32 @@ type (
 		HostPID                       bool                `yaml:"hostPID"`
 		HostNetwork                   bool                `yaml:"hostNetwork"`
 		DNSPolicy                     string              `yaml:"dnsPolicy"`
+		EnableServiceLinks            *bool               `yaml:"enableServiceLinks"`
+		Affinity                      affinity            `yaml:"affinity"`
+		Spread                        []spread            `yaml:"topologySpreadConstraints"`
 		SecurityContext               security            `yaml:"securityContext"`
+		InitContainers                []container         `yaml:"initContainers"`
 		Containers                    []container         `yaml:"containers"`
 		Volumes                       []volume            `yaml:"volumes"`
+	}
+	labels   map[string]map[string]string // a selector
+	affinity struct {
+		Anti struct {
+			Required []spread `yaml:"requiredDuringSchedulingIgnoredDuringExecution"`
+		} `yaml:"podAntiAffinity"`
+	}
+	spread struct {
+		MaxSkew     int    `yaml:"maxSkew"`
+		TopologyKey string `yaml:"topologyKey"`
+		Otherwise   string `yaml:"whenUnsatisfiable"`
+		Selector    labels `yaml:"labelSelector"`
 	}
 	security struct {
 		RunAsUser                *int                `yaml:"runAsUser"`
 		RunAsGroup               *int                `yaml:"runAsGroup"`
 		RunAsNonRoot             bool                `yaml:"runAsNonRoot"`
 		FSGroup                  *int                `yaml:"fsGroup"`
+		FSGroupChangePolicy      string              `yaml:"fsGroupChangePolicy"`
 		SeccompProfile           map[string]string   `yaml:"seccompProfile"`
 		Privileged               bool                `yaml:"privileged"`
 		AllowPrivilegeEscalation *bool               `yaml:"allowPrivilegeEscalation"`
@@ -79,6 +108,7 @@ type (
 		Args            []string                     `yaml:"args"`
 		Env             []variable                   `yaml:"env"`
 		Ports           []port                       `yaml:"ports"`
+		StartupProbe    probe                        `yaml:"startupProbe"`
 		ReadinessProbe  probe                        `yaml:"readinessProbe"`
 		LivenessProbe   probe                        `yaml:"livenessProbe"`
 		Resources       map[string]map[string]string `yaml:"resources"`
@@ -117,6 +147,10 @@ type (
 		ConfigMap struct {
 			Name string `yaml:"name"`
 		} `yaml:"configMap"`
+		Secret struct {
+			Name        string `yaml:"secretName"`
+			DefaultMode int    `yaml:"defaultMode"`
+		} `yaml:"secret"`
 		Projected struct {
 			DefaultMode int `yaml:"defaultMode"`
 			Sources     []struct {
@@ -200,12 +234,7 @@ func (p *pod) merge(patch pod) {
 // at is the mount that a path of a container is in, and its volume.
 func (p pod) at(t *testing.T, path string) (mount, volume) {
 	t.Helper()
-	var best mount
-	for _, m := range p.Containers[0].VolumeMounts {
-		if (path == m.MountPath || strings.HasPrefix(path, m.MountPath+"/")) && len(m.MountPath) > len(best.MountPath) {
-			best = m
-		}
-	}
+	best := p.Containers[0].mount(path)
 	for _, v := range p.Volumes {
 		if v.Name == best.Name {
 			return best, v
@@ -213,6 +242,16 @@ func (p pod) at(t *testing.T, path string) (mount, volume) {
 	}
 	t.Fatalf("no volume has %s", path)
 	return mount{}, volume{}
+}
+
+// mount is the one that a path is in.
+func (c container) mount(path string) (best mount) {
+	for _, m := range c.VolumeMounts {
+		if (path == m.MountPath || strings.HasPrefix(path, m.MountPath+"/")) && len(m.MountPath) > len(best.MountPath) {
+			best = m
+		}
+	}
+	return best
 }
 
 func (p pod) env(name string) string {
