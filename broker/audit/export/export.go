@@ -10,7 +10,9 @@
 //
 // The package trusts the receiver to keep what it acknowledged, and nothing else
 // that it says: answers are bounded, redirects are not followed. Lines go as they
-// stand in the record, so the receiver can check their chain.
+// stand in the record, so the receiver can check their chain. Once a minute at most
+// a head that the broker signed goes along, which shows whose record it is: no
+// record, and of no cursor's concern. audit.ReadKept reads such a file.
 package export
 
 import (
@@ -37,6 +39,9 @@ type Source interface {
 // its receiver said how to go on. Other errors are tried anew.
 type Sink interface {
 	Send(ctx context.Context, batch []audit.Record) error
+	// SendHead hands over a signed head, of a record that was handed over. It
+	// must not be mistaken for a record. What fails is not tried anew.
+	SendHead(ctx context.Context, h audit.Head) error
 }
 
 // A Refusal is a receiver's answer that it has not taken all of a batch.
@@ -58,6 +63,9 @@ type Config struct {
 	// Cursor is the file that says how far it has got; made if absent. Empty:
 	// nowhere, and it begins with the oldest record.
 	Cursor string
+	// Head returns the newest signed head of the record, the zero Head where
+	// there is none; it is asked once a minute at most. Nil: no heads go along.
+	Head func(context.Context) (audit.Head, error)
 	// Tries is how often a batch is sent, or the source read, before Run gives
 	// up; 0 means for ever.
 	Tries int
@@ -81,7 +89,8 @@ const (
 
 // An Exporter carries one record to one receiver.
 type Exporter struct {
-	cfg Config
+	cfg   Config
+	heads heads // of the one goroutine that Run has at it
 
 	mu    sync.Mutex // guards what follows
 	state State
@@ -113,6 +122,7 @@ func New(c Config) (*Exporter, error) {
 		}
 		e.state.At = at
 	}
+	e.heads.told = e.state.At.Sequence
 	return e, nil
 }
 
@@ -186,6 +196,8 @@ func (e *Exporter) follow(ctx context.Context) error {
 			return err
 		}
 	}
+	// Before the source is asked: what that one calls its end is not before this.
+	e.askHead(ctx)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	records := make(chan audit.Record, batchRecords)
@@ -213,14 +225,19 @@ func (e *Exporter) follow(ctx context.Context) error {
 	return err
 }
 
-// send gathers records and delivers them.
+// send gathers records and delivers them, and heads after them.
 func (e *Exporter) send(ctx context.Context, records <-chan audit.Record) error {
+	wake := time.NewTimer(headEvery)
+	defer wake.Stop()
 	for {
-		batch, more := gather(ctx, records)
+		batch, more := gather(ctx, records, wake.C)
 		if len(batch) > 0 {
 			if err := e.deliver(ctx, batch); err != nil {
 				return err
 			}
+		}
+		if ctx.Err() == nil {
+			wake.Reset(e.tellHead(ctx))
 		}
 		if !more {
 			return context.Cause(ctx)
@@ -228,8 +245,9 @@ func (e *Exporter) send(ctx context.Context, records <-chan audit.Record) error 
 	}
 }
 
-// gather takes what is there and what comes within a moment.
-func gather(ctx context.Context, records <-chan audit.Record) (batch []audit.Record, more bool) {
+// gather takes what is there and what comes within a moment; nothing, if it is
+// woken while nothing comes.
+func gather(ctx context.Context, records <-chan audit.Record, wake <-chan time.Time) (batch []audit.Record, more bool) {
 	var late <-chan time.Time
 	for size := 0; len(batch) < batchRecords && size < batchBytes; {
 		select {
@@ -243,6 +261,8 @@ func gather(ctx context.Context, records <-chan audit.Record) (batch []audit.Rec
 			batch = append(batch, r)
 			size += sizeOf(r)
 		case <-late:
+			return batch, true
+		case <-wake:
 			return batch, true
 		case <-ctx.Done():
 			return nil, false

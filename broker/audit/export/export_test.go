@@ -364,6 +364,8 @@ type sinkFunc func(context.Context, []audit.Record) error
 
 func (f sinkFunc) Send(ctx context.Context, batch []audit.Record) error { return f(ctx, batch) }
 
+func (sinkFunc) SendHead(context.Context, audit.Head) error { return nil }
+
 func writerTo(k *kept) export.Sink {
 	return sinkFunc(func(_ context.Context, batch []audit.Record) error {
 		for _, r := range batch {

@@ -26,12 +26,27 @@ func lines(batch []audit.Record) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// headLine is a head among records: one line with its newline.
+func headLine(h audit.Head) ([]byte, error) {
+	line, err := audit.ExportedHead(h)
+	return append(line, '\n'), err
+}
+
 // A Writer is a Sink that writes JSON lines to W, which keeps what it took.
 type Writer struct{ W io.Writer }
 
 // Send writes a batch.
 func (w Writer) Send(_ context.Context, batch []audit.Record) error {
 	text, err := lines(batch)
+	if err == nil {
+		_, err = w.W.Write(text)
+	}
+	return err
+}
+
+// SendHead writes a head.
+func (w Writer) SendHead(_ context.Context, h audit.Head) error {
+	text, err := headLine(h)
 	if err == nil {
 		_, err = w.W.Write(text)
 	}
@@ -78,11 +93,16 @@ func cutPartial(f *os.File) error {
 	if end == len(tail) {
 		return nil
 	}
-	const start = `{"sequence":`
-	if n := min(len(tail)-end, len(start)); string(tail[end:end+n]) != start[:n] {
+	if !begins(tail[end:], `{"sequence":`) && !begins(tail[end:], `{"head":`) {
 		return errors.New("its last line is incomplete and of no record: it is no export")
 	}
 	return f.Truncate(info.Size() - int64(len(tail)-end))
+}
+
+// begins says whether an incomplete line may be of those that begin so.
+func begins(line []byte, start string) bool {
+	n := min(len(line), len(start))
+	return string(line[:n]) == start[:n]
 }
 
 func syncDir(dir string) error {
@@ -97,8 +117,22 @@ func syncDir(dir string) error {
 func (f *File) Send(_ context.Context, batch []audit.Record) error {
 	text, err := lines(batch)
 	if err == nil {
-		err = cutPartial(f.file)
+		err = f.append(text)
 	}
+	return err
+}
+
+// SendHead appends a head, as Send does.
+func (f *File) SendHead(_ context.Context, h audit.Head) error {
+	text, err := headLine(h)
+	if err == nil {
+		err = f.append(text)
+	}
+	return err
+}
+
+func (f *File) append(text []byte) error {
+	err := cutPartial(f.file)
 	if err == nil {
 		_, err = f.file.Write(text)
 	}

@@ -19,6 +19,8 @@ import (
 	"time"
 	"unicode"
 
+	logs "go.opentelemetry.io/proto/otlp/logs/v1"
+
 	"github.com/credence-id/credence/broker/audit"
 )
 
@@ -187,15 +189,7 @@ func notInName(r rune) bool {
 // Send posts a batch.
 func (h *HTTP) Send(ctx context.Context, batch []audit.Record) error {
 	if h.cfg.OTLP {
-		body, err := logsOf(h.cfg.Resource, batch)
-		if err != nil {
-			return err
-		}
-		answer, err := h.post(ctx, "application/x-protobuf", body)
-		if err != nil {
-			return err
-		}
-		return partialSuccess(answer)
+		return postLogs(ctx, h, batch, logOf)
 	}
 	body, err := lines(batch)
 	if err != nil {
@@ -203,6 +197,31 @@ func (h *HTTP) Send(ctx context.Context, batch []audit.Record) error {
 	}
 	_, err = h.post(ctx, "application/x-ndjson", body)
 	return err
+}
+
+// SendHead posts a head.
+func (h *HTTP) SendHead(ctx context.Context, head audit.Head) error {
+	if h.cfg.OTLP {
+		return postLogs(ctx, h, []audit.Head{head}, logOfHead)
+	}
+	body, err := headLine(head)
+	if err != nil {
+		return err
+	}
+	_, err = h.post(ctx, "application/x-ndjson", body)
+	return err
+}
+
+func postLogs[T any](ctx context.Context, h *HTTP, all []T, logOf func(T) (*logs.LogRecord, error)) error {
+	body, err := logsOf(h.cfg.Resource, all, logOf)
+	if err != nil {
+		return err
+	}
+	answer, err := h.post(ctx, "application/x-protobuf", body)
+	if err != nil {
+		return err
+	}
+	return partialSuccess(answer)
 }
 
 // post returns the answer of a receiver that took the body.

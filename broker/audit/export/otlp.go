@@ -19,10 +19,10 @@ import (
 
 const scopeName = "credence.audit"
 
-// logsOf encodes records as an ExportLogsServiceRequest, which on the wire is a
+// logsOf encodes records, or heads, as an ExportLogsServiceRequest, which on the wire is a
 // LogsData (opentelemetry-proto, collector/logs/v1). The body of each log record
 // is the record's line as it stands.
-func logsOf(about map[string]string, batch []audit.Record) ([]byte, error) {
+func logsOf[T any](about map[string]string, batch []T, logOf func(T) (*logs.LogRecord, error)) ([]byte, error) {
 	scope := &logs.ScopeLogs{Scope: &common.InstrumentationScope{Name: scopeName}}
 	for _, r := range batch {
 		one, err := logOf(r)
@@ -60,6 +60,21 @@ func logOf(r audit.Record) (*logs.LogRecord, error) {
 			one.Attributes = append(one.Attributes, attribute(a[0], a[1]))
 		}
 	}
+	return one, nil
+}
+
+// logOfHead is a head's log record; no record is of kind "head".
+func logOfHead(h audit.Head) (*logs.LogRecord, error) {
+	line, err := h.Line()
+	if err != nil {
+		return nil, err
+	}
+	one := &logs.LogRecord{
+		TimeUnixNano: uint64(max(h.Time.UnixNano(), 0)), SeverityNumber: logs.SeverityNumber_SEVERITY_NUMBER_INFO, SeverityText: "INFO",
+		EventName: scopeName + ".head", Body: &common.AnyValue{Value: &common.AnyValue_StringValue{StringValue: string(line)}},
+		Attributes: []*common.KeyValue{attribute("credence.sequence", strconv.FormatUint(h.Sequence, 10)), attribute("credence.hash", h.Hash)},
+	}
+	one.ObservedTimeUnixNano = one.TimeUnixNano
 	return one, nil
 }
 
