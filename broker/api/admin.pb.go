@@ -1723,7 +1723,7 @@ func (x *AuditRecord) GetJson() []byte {
 
 type VerifyAuditRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Heads         [][]byte               `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"`                              // that the record is held against, lines as of ListHeads
+	Heads         [][]byte               `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"`                              // that the record is held against, lines as of ListHeads or, of this broker, of ExportAudit
 	FromAgents    bool                   `protobuf:"varint,2,opt,name=from_agents,json=fromAgents,proto3" json:"from_agents,omitempty"` // and those that connected agents keep
 	Agents        uint32                 `protobuf:"varint,3,opt,name=agents,proto3" json:"agents,omitempty"`                           // at most so many are asked; 0: 200
 	unknownFields protoimpl.UnknownFields

@@ -136,6 +136,9 @@ func TestARewrittenRecordIsFoundByAgents(t *testing.T) {
 	for h, err := audit.ParseHead(second); err == nil && h.Sequence <= before; h, err = audit.ParseHead(second) {
 		second = <-told
 	}
+	if h := e.server.SignedHead(); h.Sequence <= before || h.Check(e.roots()) != nil {
+		t.Errorf("to those who carry the record away: %+v", h)
+	}
 	e.close()
 	path := filepath.Join(e.auditDir(), "000000000001.jsonl")
 	text, err := os.ReadFile(path)
@@ -169,5 +172,16 @@ func TestARewrittenRecordIsFoundByAgents(t *testing.T) {
 	}
 	if r, err := e.admin().VerifyAudit(t.Context(), &api.VerifyAuditRequest{}); err != nil || r.GetProblem() != "" {
 		t.Errorf("without them: %v, %v", r, err)
+	}
+	// Records that were exported are heads too.
+	lastOf := func(text []byte) [][]byte {
+		lines := bytes.Split(bytes.TrimSuffix(text, []byte("\n")), []byte("\n"))
+		return lines[len(lines)-1:]
+	}
+	if r, err := e.admin().VerifyAudit(t.Context(), &api.VerifyAuditRequest{Heads: lastOf(text)}); err != nil || !strings.Contains(r.GetProblem(), "whose head the file keeps") {
+		t.Errorf("with an exported record: %v, %v", r, err)
+	}
+	if r, err := e.admin().VerifyAudit(t.Context(), &api.VerifyAuditRequest{Heads: lastOf(keep)}); err != nil || r.GetProblem() != "" || r.GetConfirmed() != 1 || len(r.GetNotes()) != 0 {
+		t.Errorf("with one that stands: %v, %v", r, err)
 	}
 }

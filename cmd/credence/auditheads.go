@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -95,37 +94,50 @@ audit.hmac_facts names: an HMAC, under a key in the record's directory.`,
 }
 
 // headsFile reads the heads of --heads, "-" being standard input.
-func (p *program) headsFile(cmd *cobra.Command) (lines [][]byte, heads []audit.Head, err error) {
+func (p *program) headsFile(cmd *cobra.Command) (kept audit.Kept, err error) {
 	path, _ := cmd.Flags().GetString("heads")
 	if path == "" {
-		return nil, nil, nil
+		return kept, nil
 	}
 	in := p.In
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return nil, nil, cli.BadInput(err)
+			return kept, cli.BadInput(err)
 		}
 		defer f.Close()
 		in = f
 	}
-	heads, err = audit.ReadHeads(in)
-	if err != nil {
-		return nil, nil, cli.BadInput(fmt.Errorf("%s: %w", path, err))
+	if kept, err = audit.ReadKept(in); err != nil {
+		return kept, cli.BadInput(fmt.Errorf("%s: %w", path, err))
 	}
-	for _, h := range heads {
+	return kept, nil
+}
+
+// keptLines are what a broker is given to hold its record against.
+func keptLines(kept audit.Kept) (lines [][]byte, err error) {
+	for _, h := range kept.Heads {
 		line, err := h.Line()
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		lines = append(lines, bytes.Clone(line))
+		lines = append(lines, line)
 	}
-	return lines, heads, nil
+	for _, r := range kept.Records {
+		line, err := r.Line()
+		if err != nil {
+			return nil, err
+		}
+		lines = append(lines, line)
+	}
+	return lines, nil
 }
 
 // knownHere are the heads that a record on this machine is held against: of all
-// brokers in the file those of the one whose record it is.
-func knownHere(origin string, heads []audit.Head) (known []audit.Known, notes []string, err error) {
+// brokers in the file those of the one whose record it is, and exported records of
+// which the file says nothing else.
+func knownHere(origin string, kept audit.Kept) (known []audit.Known, notes []string, err error) {
+	heads := kept.Heads
 	others := make(map[string]int)
 	for _, h := range heads {
 		others[h.Origin]++
@@ -140,6 +152,9 @@ func knownHere(origin string, heads []audit.Head) (known []audit.Known, notes []
 	}
 	if n := len(heads) - len(known); n > 0 {
 		notes = append(notes, fmt.Sprintf("%d heads are of other brokers", n))
+	}
+	for _, r := range kept.Records {
+		known = append(known, audit.Known{Ref: r.Ref(), Time: r.Time, By: "the file"})
 	}
 	return known, notes, nil
 }

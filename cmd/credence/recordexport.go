@@ -27,6 +27,11 @@ chain. What was acknowledged is noted in a cursor file, from which it goes on; w
 was under way when it ended is sent again. If the record is not the one that the
 cursor is of any more, it says so, exits 1 and exports nothing.
 
+After records comes, once a minute at most and at the end, how far the record had
+got as the broker signed it: a line {"head": ...}, or a log of event name
+credence.audit.head. With --data nobody signs, so none comes. audit verify --heads
+takes such a file as it is.
+
 A broker does this by itself where audit.export of broker.yaml says so.`,
 		Example: "  credence audit export --to -\n  credence audit export --to audit.jsonl --data ./state/broker",
 		RunE:    p.exportRecord,
@@ -84,12 +89,13 @@ func (p *program) exportRecord(cmd *cobra.Command, _ []string) (err error) {
 		defer closer.Close()
 		config.Sink = sink
 	}
-	config.Source = brokerRecord{cmd: cmd, follow: follow}
+	record := brokerRecord{cmd: cmd, follow: follow}
+	config.Source, config.Head = record, record.head
 	if dir := text("data"); dir != "" {
 		if follow {
 			return cli.BadInput(errors.New("--follow: asks a broker: leave out --data"))
 		}
-		config.Source = export.Files{Dir: filepath.Join(dir, "audit")}
+		config.Source, config.Head = export.Files{Dir: filepath.Join(dir, "audit")}, nil
 	}
 	x, err := export.New(config)
 	if err != nil {
@@ -158,6 +164,33 @@ func (b brokerRecord) FollowAfter(ctx context.Context, after audit.Ref, fn func(
 		return fmt.Errorf("%w: %s", audit.ErrReplaced, status.Convert(err).Message())
 	}
 	return cli.Reached("broker", where, err)
+}
+
+// head asks for a head that is signed: the broker's own.
+func (b brokerRecord) head(ctx context.Context) (none audit.Head, err error) {
+	conn, where, err := dialAdmin(ctx, b.cmd)
+	if err != nil {
+		return none, err
+	}
+	defer conn.Close()
+	stream, err := api.NewAdminClient(conn).ListHeads(ctx, &api.ListHeadsRequest{})
+	for err == nil {
+		var m *api.AuditHead
+		if m, err = stream.Recv(); err != nil {
+			break
+		}
+		h, err := audit.ParseHead(m.GetHead())
+		if err != nil {
+			return none, fmt.Errorf("reading what the broker sent: %w", err)
+		}
+		if len(h.Chain) > 0 {
+			return h, nil
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		return none, nil
+	}
+	return none, cli.Reached("broker", where, err)
 }
 
 func (p *program) truncateCommand() *cobra.Command {

@@ -131,7 +131,10 @@ func (p *brokerParts) newKeeping() (k *keeping, err error) {
 			return k, fmt.Errorf("audit.export[%d]: %w", i, err)
 		}
 		k.sinks = append(k.sinks, closer)
-		x, err := export.New(export.Config{Name: e.Name, Source: p.audit, Sink: sink, Cursor: filepath.Join(dir, e.Name+".cursor"), Log: p.log})
+		x, err := export.New(export.Config{
+			Name: e.Name, Source: p.audit, Sink: sink, Cursor: filepath.Join(dir, e.Name+".cursor"), Log: p.log,
+			Head: func(context.Context) (audit.Head, error) { return p.server.SignedHead(), nil }, // it runs beside the server
+		})
 		if err != nil {
 			return k, fmt.Errorf("audit.export[%d]: %w", i, err)
 		}

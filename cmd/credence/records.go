@@ -36,7 +36,8 @@ one document.`,
 or with --data this program, on a broker's data directory, running or not.
 Whoever can write the files can make a new chain, but not one that has the heads
 which others keep: --from-agents asks connected agents for theirs, and --heads
-reads those that credence audit heads, or an agent's heads.jsonl, kept. The first
+reads those that credence audit heads, or an agent's heads.jsonl, kept, or JSON
+lines of credence audit export as they are, of one broker. The first
 head that does not fit says from which record on the record cannot be trusted. A
 broker that may be another's judges nothing: with --data this program does. It
 exits 1 where the record does not hold.`,
@@ -44,7 +45,7 @@ exits 1 where the record does not hold.`,
 		RunE:    p.verifyAudit,
 	}
 	verify.Flags().String("data", "", "a broker's data directory, instead of asking a broker")
-	verify.Flags().String("heads", "", "heads that were kept, one a line; - reads standard input")
+	verify.Flags().String("heads", "", "heads that were kept, one a line, or an exported record; - reads standard input")
 	verify.Flags().String("origin", "", "with --data: the name of the broker whose record it is, where the heads are of several")
 	addAskedAgents(verify)
 	return cli.Group("audit", "The record of who got which identity, when and why", cli.AddOutput(addAdmin(tail)), cli.AddOutput(addAdmin(verify)), p.headsCommand(), p.hmacCommand(), p.queryCommand(), p.exportRecordCommand(), p.truncateCommand())
@@ -185,7 +186,7 @@ func (p *program) verifyAudit(cmd *cobra.Command, _ []string) error {
 
 // verified reads the record in --data, or has the broker read its own.
 func (p *program) verified(cmd *cobra.Command) (v verifyView, err error) {
-	lines, heads, err := p.headsFile(cmd)
+	kept, err := p.headsFile(cmd)
 	if err != nil {
 		return v, err
 	}
@@ -196,7 +197,7 @@ func (p *program) verified(cmd *cobra.Command) (v verifyView, err error) {
 			return v, cli.BadInput(errors.New("--from-agents asks the broker: credence audit heads --from-agents prints what --heads takes"))
 		}
 		origin, _ := cmd.Flags().GetString("origin")
-		known, notes, err := knownHere(origin, heads)
+		known, notes, err := knownHere(origin, kept)
 		if err != nil {
 			return v, err
 		}
@@ -215,6 +216,10 @@ func (p *program) verified(cmd *cobra.Command) (v verifyView, err error) {
 			v.Problem = err.Error()
 		}
 		return v, nil
+	}
+	lines, err := keptLines(kept)
+	if err != nil {
+		return v, err
 	}
 	err = adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
 		r, err := c.VerifyAudit(ctx, &api.VerifyAuditRequest{Heads: lines, FromAgents: fromAgents, Agents: most})
