@@ -62,7 +62,7 @@ func Linked(line []byte) bool {
 // IndexOnce makes the sidecars that are missing now.
 func (l *Log) IndexOnce(ctx context.Context) error {
 	at, _ := l.state()
-	return l.makeSidecars(ctx, at.first)
+	return l.makeSidecars(ctx, at.first, make(map[uint64]bool))
 }
 
 // Resum gives a changed sidecar the digest that it would have.

@@ -307,6 +307,21 @@ func TestKeepIndex(t *testing.T) {
 		if n, files := len(sidecars(t, dir)), len(listed(t, dir)); n == 0 || files != 2*n+1 {
 			t.Errorf("%v", listed(t, dir))
 		}
+		first := sidecars(t, dir)[0]
+		if err := os.Remove(first); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 6 {
+			add(t, l, event(i))
+		}
+		synctest.Wait()
+		if _, err := os.Stat(first); err == nil {
+			t.Error("what has its index is read again with each file")
+		}
+		index(t, l)
+		if _, err := os.Stat(first); err != nil {
+			t.Error("a start does not make it anew: ", err)
+		}
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}

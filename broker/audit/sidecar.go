@@ -346,18 +346,17 @@ func lastHash(f *os.File, size int64) (hash [32]byte, err error) {
 // that the record has done with, until ctx ends or the Log is closed. What it
 // cannot make is said in the log; searches then take longer.
 func (l *Log) KeepIndex(ctx context.Context) error {
-	done := make(map[uint64]bool)
+	made, newest := make(map[uint64]bool), uint64(0)
 	for {
 		at, changed := l.state()
-		if !done[at.first] {
-			if err := l.makeSidecars(ctx, at.first); err != nil {
+		if at.first != newest {
+			if err := l.makeSidecars(ctx, at.first, made); err != nil {
 				if ctx.Err() != nil {
 					return fmt.Errorf("indexing the audit record: %w", context.Cause(ctx))
 				}
 				l.log.WarnContext(ctx, "audit record: a file could not be indexed; searching it takes longer", "error", err)
 			}
-			clear(done)
-			done[at.first] = true
+			newest = at.first
 		}
 		if at.closed {
 			return ErrClosed
@@ -370,8 +369,9 @@ func (l *Log) KeepIndex(ctx context.Context) error {
 	}
 }
 
-// makeSidecars makes what is missing of files before the newest.
-func (l *Log) makeSidecars(ctx context.Context, newest uint64) error {
+// makeSidecars makes what is missing of files before the newest, but for those that
+// it has made or read already: a long record has many, and each is read whole.
+func (l *Log) makeSidecars(ctx context.Context, newest uint64, made map[uint64]bool) error {
 	dir := l.lock.Name()
 	firsts, err := list(dir)
 	if err != nil {
@@ -382,9 +382,14 @@ func (l *Log) makeSidecars(ctx context.Context, newest uint64) error {
 		if first >= newest || ctx.Err() != nil {
 			break
 		}
+		if made[first] {
+			continue
+		}
 		if err := makeSidecarOf(ctx, fileName(dir, first), first); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
+			continue
 		}
+		made[first] = true
 	}
 	return errors.Join(append(errs, context.Cause(ctx))...)
 }
