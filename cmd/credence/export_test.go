@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/cmd/cli"
 	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/federation/fetch"
@@ -92,3 +93,6 @@ func Unified(before, after string) string {
 	}
 	return b.String()
 }
+
+// KeepingProblems is what an operator is told after a look at what is too old.
+func KeepingProblems(r audit.Retention) []string { return (&keeping{last: r}).problems() }

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -59,5 +60,19 @@ func TestTruncatedRecord(t *testing.T) {
 	}
 	if out := run(0, "audit", "export", "--to", "-", "--cursor", cursor); out != "" {
 		t.Error(out)
+	}
+}
+
+// TestWhatKeepsOldRecordsIsTold tells an operator of a reader and of an error.
+func TestWhatKeepsOldRecordsIsTold(t *testing.T) {
+	for want, r := range map[string]audit.Retention{
+		"siem has got to r-000007": {Held: &audit.Hold{Name: "siem", Sequence: 7}}, "no room": {Problem: errors.New("no room")},
+	} {
+		if got := credence.KeepingProblems(r); len(got) != 1 || !strings.Contains(got[0], want) {
+			t.Errorf("%q, not %s", got, want)
+		}
+	}
+	if got := credence.KeepingProblems(audit.Retention{}); len(got) > 0 {
+		t.Error(got)
 	}
 }

@@ -102,7 +102,7 @@ type keeping struct {
 	indexed   func(context.Context) (audit.Ref, error)
 
 	mu   sync.Mutex
-	held *audit.Hold // guarded by mu: who keeps what is too old
+	last audit.Retention // guarded by mu: why what is too old stays
 }
 
 // newKeeping opens the exporters. Close it.
@@ -168,7 +168,7 @@ func (k *keeping) run(ctx context.Context) error {
 			_ = k.log.Retain(ctx, audit.RetainConfig{Keep: k.keep, Holds: k.holds}, func(r audit.Retention) {
 				k.mu.Lock()
 				defer k.mu.Unlock()
-				k.held = r.Held
+				k.last = r
 			})
 		})
 	}
@@ -184,8 +184,11 @@ func (k *keeping) problems() (all []string) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.held != nil {
-		all = append(all, fmt.Sprintf("records older than audit.keep stay: %s has got to %s", k.held.Name, audit.Ref{Sequence: k.held.Sequence}.ID()))
+	if held := k.last.Held; held != nil {
+		all = append(all, fmt.Sprintf("records older than audit.keep stay: %s has got to %s", held.Name, audit.Ref{Sequence: held.Sequence}.ID()))
+	}
+	if err := k.last.Problem; err != nil {
+		all = append(all, fmt.Sprintf("records older than audit.keep stay: %v", err))
 	}
 	return all
 }
