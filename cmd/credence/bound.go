@@ -17,7 +17,11 @@ func (f *brokerFile) checkShared(ctx context.Context, now func() time.Time) []cl
 	if !f.shared() {
 		return []cli.Finding{cli.Found("an eviction holds at once", nil)}
 	}
-	bound := fmt.Sprintf("an eviction holds at once on the broker that makes it, within %v on the others; on one without the database when that is back, at most %v: nodes' SVIDs end, and nobody renews them",
-		server.EvictionBound, broker.NodeLife)
-	return []cli.Finding{cli.Found("database", store.Check(ctx, f.Store, now)), cli.Found(bound, nil)}
+	return []cli.Finding{
+		cli.Found("database", store.Check(ctx, f.Store, now)),
+		cli.Found(fmt.Sprintf("an eviction holds within %v on the other brokers", server.EvictionBound), nil),
+		// Nodes' SVIDs end by then, and nobody renews them.
+		cli.Found(fmt.Sprintf("on one without the database within %v, or when that is back", broker.NodeLife), nil),
+	}
+}
 }
