@@ -114,6 +114,10 @@ func saveAuthorities(ctx context.Context, tx *sql.Tx, c authority.Change, revisi
 		if err := fenced(ctx, tx, authority.LeaseName, c.Fence); err != nil {
 			return saved, err
 		}
+		// Also where it is of another broker's rows alone: that broker is to see it first.
+		if _, err := tx.ExecContext(ctx, `UPDATE publication SET revision = $1`, revision); err != nil {
+			return saved, err
+		}
 	}
 	if err := writeAuthorities(ctx, tx, c.Records, revision); err != nil {
 		return saved, err

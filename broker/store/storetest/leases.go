@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/credence-id/credence/broker"
@@ -53,13 +54,16 @@ func conflicts(e *env) {
 	old := e.change(nil, publication(3))
 	own := e.authority("own", authority.Issuing, authority.Active)
 	own.Broker = "b2"
-	e.must(e.saveAuthorities([]authority.Record{own}, authority.Publication{}))
+	its := e.change([]authority.Record{own}, authority.Publication{})
+	its.Broker = "b2"
+	_, err := e.SaveAuthorities(ctx, its)
+	e.must(err)
 	whole := old
 	whole.All = true
 	if _, err := e.SaveAuthorities(ctx, whole); !errors.Is(err, authority.ErrConflict) {
 		e.Errorf("decided on less than all: %v", err)
 	}
-	_, err := e.SaveAuthorities(ctx, old) // another's own CA is nothing to it
+	_, err = e.SaveAuthorities(ctx, old) // another's own CA is nothing to it
 	e.must(err)
 	if _, err := e.SaveAuthorities(ctx, old); !errors.Is(err, authority.ErrConflict) || !errors.Is(err, broker.ErrConflict) {
 		e.Errorf("decided on an older bundle: %v", err)
@@ -84,5 +88,25 @@ func conflicts(e *env) {
 		if !errors.Is(err, authority.ErrConflict) {
 			e.Errorf("%s: raised: %v", id, err)
 		}
+	}
+}
+
+// endedByOthers holds that a broker changes nothing of its own that another has
+// changed since, and that a change leaves the version that it says.
+func endedByOthers(e *env) {
+	ctx := e.Context()
+	all := e.authorities()
+	e.must(e.saveAuthorities(all, publication(1)))
+	own := e.change(slices.Clone(all[:1]), authority.Publication{})
+	ended := e.change(all[:1], authority.Publication{})
+	ended.Broker, ended.All = "b2", true
+	ended.Records[0].State = authority.Revoked
+	saved, err := e.SaveAuthorities(ctx, ended)
+	e.must(err)
+	_, p, err := e.Authorities(ctx)
+	e.must(err)
+	e.equal(p.Version, saved.After)
+	if _, err := e.SaveAuthorities(ctx, own); !errors.Is(err, authority.ErrConflict) {
+		e.Errorf("b1 brings back what b2 ended: %v", err)
 	}
 }

@@ -58,6 +58,7 @@ func Run(t *testing.T, open Open) {
 		"two authorities change places":         changePlaces,
 		"a lease's fence":                       fences,
 		"authorities that others changed":       conflicts,
+		"what others ended stays ended":         endedByOthers,
 		"revocations come back":                 revocations,
 		"a CRL's number grows":                  crlNumbers,
 		"a revocation stays until listed":       revokedUntilListed,
