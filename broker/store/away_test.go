@@ -18,9 +18,8 @@ import (
 	"github.com/credence-id/credence/broker/store/postgrestest"
 )
 
-// TestWithoutDatabase has one server for all, that each leaves running.
 func TestWithoutDatabase(t *testing.T) {
-	server := postgrestest.Start(t)
+	server := postgres(t)
 	for name, test := range map[string]func(*testing.T, *postgrestest.Server){
 		"what waits ends and nobody waits again": awayFailsAtOnce, "it comes back though nobody looks": nobodyLooks,
 		"a start from the snapshot": startWithoutDatabase, "no start from a snapshot": noStartFromASnapshot, "another database": anotherDatabase,
@@ -56,7 +55,7 @@ func back(t *testing.T, s *store.Store) {
 // awayFailsAtOnce freezes the server under an open store: what waits for it
 // ends at the next look, and whoever comes then waits for nothing.
 func awayFailsAtOnce(t *testing.T, server *postgrestest.Server) {
-	s := openShared(t, store.Impatient(store.Config{URL: server.Database(t)}))
+	s := openShared(t, store.Patience(store.Config{URL: server.Database(t)}, time.Second))
 	apply(t, s, "a")
 	server.Freeze(t)
 	var waiting sync.WaitGroup
@@ -101,7 +100,7 @@ func awayFailsAtOnce(t *testing.T, server *postgrestest.Server) {
 
 // nobodyLooks has a store find by itself that the database is back.
 func nobodyLooks(t *testing.T, server *postgrestest.Server) {
-	s := openShared(t, store.Config{URL: server.Database(t)})
+	s := openShared(t, store.Patience(store.Config{URL: server.Database(t)}, time.Minute))
 	server.Stop()
 	write := func() error { return s.ConfirmAnchor(t.Context(), "root", "cloud", "uid:0") }
 	if err := write(); !errors.Is(err, store.ErrAway) {
@@ -191,9 +190,10 @@ func noStartFromASnapshot(t *testing.T, server *postgrestest.Server) {
 	first := openShared(t, store.Config{URL: url})
 	apply(t, first, "a")
 	kept := snapshotOf(t, first)
+	patience := time.Minute
 	refused := func(what string, cfg store.Config, want string) {
 		t.Helper()
-		s, err := store.Open(t.Context(), store.Impatient(cfg))
+		s, err := store.Open(t.Context(), store.Patience(cfg, patience))
 		if err == nil {
 			s.Close()
 		}
@@ -212,6 +212,7 @@ func noStartFromASnapshot(t *testing.T, server *postgrestest.Server) {
 		t.Fatal(err)
 	}
 	defer mute.Close()
+	patience = 300 * time.Millisecond
 	silent := "postgres://credence@" + mute.Addr().String() + "/postgres?sslmode=disable"
 	none := kept
 	none.Path += "?"
@@ -225,7 +226,7 @@ func noStartFromASnapshot(t *testing.T, server *postgrestest.Server) {
 	refused("an old one", store.Config{URL: silent, Snapshot: &kept, Now: old}, "older than 7 days; start when")
 	keys := kept
 	keys.Keys = [][]byte{key.Keys[0], secret}
-	s := openShared(t, store.Impatient(store.Config{URL: silent, Snapshot: &keys}))
+	s := openShared(t, store.Patience(store.Config{URL: silent, Snapshot: &keys}, patience))
 	if d := cmp.Diff([]string{"a"}, names(t, s)); d != "" {
 		t.Error(d)
 	}
@@ -241,7 +242,7 @@ func anotherDatabase(t *testing.T, server *postgrestest.Server) {
 	kept := snapshotOf(t, first)
 	closeStore(t, first)
 	server.Stop()
-	s := openShared(t, store.Config{URL: url, Snapshot: &kept})
+	s := openShared(t, store.Patience(store.Config{URL: url, Snapshot: &kept}, time.Minute))
 	server.Run(t)
 	server.Exec(t, "UPDATE "+schemaOf(url)+".head SET revision = 0")
 	if _, err := s.Revision(t.Context()); err == nil || !strings.Contains(err.Error(), "old backup") {

@@ -16,7 +16,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/credence-id/credence/broker/store"
-	"github.com/credence-id/credence/broker/store/postgrestest"
 )
 
 // schemaColumns are those of SQLite's tables: name, type, and whether NULL may be
@@ -191,7 +190,7 @@ func TestDumpOfAnOlderProgram(t *testing.T) {
 
 func TestDumpBetweenEngines(t *testing.T) {
 	text := dump(t, filled(t), store.Selection{})
-	url := postgrestest.Start(t).Database(t)
+	url := postgres(t).Database(t)
 	shared := load(t, store.Config{URL: url}, text)
 	there := dump(t, shared, store.Selection{})
 	same(t, "in PostgreSQL", text, there)

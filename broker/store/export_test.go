@@ -116,8 +116,8 @@ func (s Snapshot) Unseal(r io.Reader, now time.Time) (time.Time, []byte, error) 
 	return made, text, err
 }
 
-// Impatient is a configuration with which servers are not waited for.
-func Impatient(cfg Config) Config {
-	cfg.patience = 300 * time.Millisecond
+// Patience is a configuration with which a server is waited for that long.
+func Patience(cfg Config, most time.Duration) Config {
+	cfg.patience = most
 	return cfg
 }

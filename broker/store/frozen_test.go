@@ -82,7 +82,7 @@ func argumentOf(t *testing.T, v any) (a argument) {
 // TestFrozenStatements has the newest schema do whatever a release that may go on
 // says to it: each statement once, with the arguments that it had then.
 func TestFrozenStatements(t *testing.T) {
-	server := postgrestest.Start(t)
+	server := postgres(t)
 	if *freeze {
 		keepStatements(t, server)
 	}

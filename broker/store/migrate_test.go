@@ -15,7 +15,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/credence-id/credence/broker/store"
-	"github.com/credence-id/credence/broker/store/postgrestest"
 )
 
 // later is the schema of a later program: ours, and these texts.
@@ -42,7 +41,7 @@ var compatible = fmt.Sprintf("-- oldest: %d\nALTER TABLE node ADD COLUMN colour 
 // TestRollingUpgrade has the next release bring the schema on while this one
 // runs: it goes on, and starts again, as long as the schema says so.
 func TestRollingUpgrade(t *testing.T) {
-	server := postgrestest.Start(t)
+	server := postgres(t)
 	cfg := store.Config{URL: server.Database(t)}
 	running, err := store.Open(t.Context(), cfg)
 	if err != nil {
@@ -132,7 +131,7 @@ func TestMigrationIsWhole(t *testing.T) {
 // TestMigrationGivesWay has somebody read for long what a migration changes:
 // brokers' work, which would queue up behind the migration, goes on.
 func TestMigrationGivesWay(t *testing.T) {
-	server := postgrestest.Start(t)
+	server := postgres(t)
 	cfg := store.Config{URL: server.Database(t)}
 	running, err := store.Open(t.Context(), cfg)
 	if err != nil {

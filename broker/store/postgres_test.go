@@ -11,12 +11,11 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/store"
-	"github.com/credence-id/credence/broker/store/postgrestest"
 	"github.com/credence-id/credence/broker/store/storetest"
 )
 
 func TestPostgreSQL(t *testing.T) {
-	server := postgrestest.Start(t)
+	server := postgres(t)
 	var mu sync.Mutex
 	databases := map[string]string{}
 	storetest.Run(t, func(t *testing.T, dir string, now func() time.Time) (*store.Store, error) {
@@ -35,7 +34,7 @@ func TestPostgreSQL(t *testing.T) {
 // comes after it is back succeeds, and one that a standby refuses is the last
 // that is sent there.
 func TestPostgreSQLAgain(t *testing.T) {
-	server := postgrestest.Start(t)
+	server := postgres(t)
 	s, err := store.Open(t.Context(), store.Config{URL: server.Database(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +86,7 @@ func TestPostgreSQLAgain(t *testing.T) {
 
 // TestPostgreSQLAtOneTime starts many brokers on an empty database.
 func TestPostgreSQLAtOneTime(t *testing.T) {
-	url := postgrestest.Start(t).Database(t)
+	url := postgres(t).Database(t)
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
@@ -136,7 +135,7 @@ func TestCheckURL(t *testing.T) {
 // TestBell holds that whoever listens hears of a change, and of one after the
 // server was away.
 func TestBell(t *testing.T) {
-	server := postgrestest.Start(t)
+	server := postgres(t)
 	url := server.Database(t)
 	open := func() *store.Store {
 		s, err := store.Open(t.Context(), store.Config{URL: url})

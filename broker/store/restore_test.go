@@ -16,7 +16,6 @@ import (
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/store"
-	"github.com/credence-id/credence/broker/store/postgrestest"
 )
 
 // TestRestore loads a dump as what takes a lost database's place, in both engines.
@@ -76,7 +75,7 @@ func TestRestore(t *testing.T) {
 		},
 	}
 	cfgs := map[string]store.Config{"SQLite": {Dir: t.TempDir()}}
-	if server := postgrestest.Start(t); server != nil {
+	if server := postgres(t); server != nil {
 		cfgs["PostgreSQL"] = store.Config{URL: server.Database(t)}
 		if empty, err := store.Empty(t.Context(), cfgs["PostgreSQL"]); err != nil || !empty {
 			t.Errorf("a new database is empty: %v (%v)", empty, err)
