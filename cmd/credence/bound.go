@@ -24,4 +24,3 @@ func (f *brokerFile) checkShared(ctx context.Context, now func() time.Time) []cl
 		cli.Found(fmt.Sprintf("on one without the database within %v, or when that is back", broker.NodeLife), nil),
 	}
 }
-}
