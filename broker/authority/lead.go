@@ -73,12 +73,18 @@ func (a *Authority) version() Version {
 	return a.publication.Version
 }
 
+// releaseTimeout is how long a broker that ends waits for a store that does not
+// answer.
+const releaseTimeout = 3 * time.Second
+
 // resign lets others lead. If it fails they wait until the lease ends.
 func (a *Authority) resign(ctx context.Context) {
 	if a.lease.Fence == 0 {
 		return
 	}
-	if err := a.cfg.Leases.Release(context.WithoutCancel(ctx), LeaseName, a.lease.Fence); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	if err := a.cfg.Leases.Release(ctx, LeaseName, a.lease.Fence); err != nil {
 		a.cfg.Log.WarnContext(ctx, "the lease of the authorities is not released", "until", a.lease.Until, "error", err)
 	}
 	a.lease = Lease{}

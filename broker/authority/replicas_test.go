@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -339,6 +340,28 @@ func TestFence(t *testing.T) {
 	if e.records.publication.Sequence == saved.Sequence {
 		t.Error("nobody rotates any more")
 	}
+}
+
+// frozenLeases don't answer when a lease is released.
+type frozenLeases struct{ authority.Leases }
+
+func (frozenLeases) Release(ctx context.Context, _ string, _ uint64) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A store that does not answer holds up no end.
+func TestResignWithoutAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newEnv(t)
+		cfg := e.replica("b1")
+		cfg.Leases = frozenLeases{e.records}
+		began := time.Now()
+		openReplica(t, cfg)
+		if waited := time.Since(began); waited > 10*time.Second {
+			t.Errorf("it waited for %s", waited)
+		}
+	})
 }
 
 // In the steady state nobody asks for the lease.
