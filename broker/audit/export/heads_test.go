@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,13 +42,32 @@ func headOf(t testing.TB, l *audit.Log) audit.Head {
 	return h
 }
 
-// A tape notes what comes, in order, and fails with heads when told so.
+// A tape notes what comes, in order, and has the heads that are asked for.
 type tape struct {
-	all   []string
-	fails error
+	mu     sync.Mutex // guards what follows
+	all    []string
+	fails  error // what heads meet
+	newest audit.Head
+	none   error // why there is no newest
+	asked  int
+}
+
+func (s *tape) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
+func (s *tape) head(context.Context) (audit.Head, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked++
+	return s.newest, s.none
 }
 
 func (s *tape) Send(_ context.Context, batch []audit.Record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, r := range batch {
 		s.all = append(s.all, fmt.Sprint(r.Sequence))
 	}
@@ -55,6 +75,8 @@ func (s *tape) Send(_ context.Context, batch []audit.Record) error {
 }
 
 func (s *tape) SendHead(_ context.Context, h audit.Head) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.fails != nil {
 		s.all = append(s.all, "failed")
 		return s.fails
@@ -66,6 +88,8 @@ func (s *tape) SendHead(_ context.Context, h audit.Head) error {
 func (s *tape) want(t *testing.T, want ...string) {
 	t.Helper()
 	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if d := cmp.Diff(want, s.all); d != "" {
 		t.Error(d)
 	}
@@ -82,15 +106,12 @@ func TestAHeadAMinute(t *testing.T) {
 		}
 		defer l.Close()
 		add(t, l, 2)
-		newest := headOf(t, l)
-		newest.Sequence = 3 // of a record that has not come yet
-		var asking error
-		asked := 0
+		s, cursor := &tape{newest: headOf(t, l)}, filepath.Join(dir, "cursor")
+		s.newest.Sequence = 3 // of a record that has not come yet
 		var said bytes.Buffer
-		s, cursor := &tape{}, filepath.Join(dir, "cursor")
 		e, err := export.New(export.Config{
 			Name: "x", Source: l, Sink: s, Cursor: cursor, Log: slog.New(slog.NewTextHandler(&said, nil)),
-			Head: func(context.Context) (audit.Head, error) { asked++; return newest, asking },
+			Head: s.head,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -98,7 +119,8 @@ func TestAHeadAMinute(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- e.Run(ctx) }()
-		advance := func(d time.Duration) { synctest.Wait(); <-time.After(d) }
+		advance := func(d time.Duration) { synctest.Wait(); <-time.After(d); synctest.Wait() }
+		sign := func() { h := headOf(t, l); s.set(func() { s.newest = h }) }
 
 		advance(90 * time.Second)
 		s.want(t, "1", "2")
@@ -110,41 +132,46 @@ func TestAHeadAMinute(t *testing.T) {
 		}
 		for range 40 { // many records in less than a minute
 			add(t, l, 1)
-			newest = headOf(t, l)
+			sign()
 			advance(time.Second)
 		}
-		if strings.Contains(strings.Join(s.all, " "), "head") || asked > 2 {
-			t.Errorf("within a minute: %v; asked %d times", s.all, asked)
-		}
-		s.all = nil
+		s.set(func() {
+			if strings.Contains(strings.Join(s.all, " "), "head") || s.asked > 2 {
+				t.Errorf("within a minute: %v; asked %d times", s.all, s.asked)
+			}
+			s.all = nil
+		})
 		advance(time.Minute)
 		s.want(t, "head 43") // nothing else came
 		advance(time.Hour)
 		s.want(t)
-		if asked > 70 {
-			t.Errorf("asked %d times in an hour", asked)
-		}
-
-		s.fails = errors.New("no heads are taken here")
+		s.set(func() {
+			if s.asked > 70 {
+				t.Errorf("asked %d times in an hour", s.asked)
+			}
+			s.fails = errors.New("no heads are taken here")
+		})
 		add(t, l, 1)
-		newest = headOf(t, l)
+		sign()
 		advance(150 * time.Second)
 		s.want(t, "44", "failed", "failed", "failed")
-		if n := strings.Count(said.String(), "no heads are taken here"); n != 1 || e.State().Problem != "" || e.State().At != l.Head() {
-			t.Errorf("said %d times; %+v", n, e.State())
+		if e.State().Problem != "" || e.State().At != l.Head() {
+			t.Errorf("%+v", e.State())
 		}
-		s.fails = nil
+		s.set(func() { s.fails = nil })
 		advance(time.Minute)
 		s.want(t, "head 44")
-		asking = errors.New("nobody signs")
+		s.set(func() { s.none = errors.New("nobody signs") })
 		add(t, l, 1)
 		advance(2 * time.Minute)
 		s.want(t, "45")
-		if n := strings.Count(said.String(), "nobody signs"); n != 1 {
-			t.Errorf("said %d times", n)
-		}
 		cancel()
 		<-ended
+		for _, why := range []string{"no heads are taken here", "nobody signs"} {
+			if n := strings.Count(said.String(), why); n != 1 {
+				t.Errorf("%s: said %d times", why, n)
+			}
+		}
 	})
 }
 
