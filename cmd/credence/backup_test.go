@@ -168,7 +168,7 @@ func TestRestoreOfALostDatabase(t *testing.T) {
 	if err := s.open(config); err == nil {
 		t.Error("it starts before its end")
 	}
-	if code, out := s.run(restore...); code != 0 || !strings.Contains(out, "loaded before") {
+	if code, out := s.run(restore...); code != 0 || !strings.Contains(out, "loaded before") || !strings.Contains(out, "2 nodes,") || !strings.Contains(out, "1 nodes joined after") {
 		t.Error(code, out)
 	}
 	s.must(s.open(config))

@@ -332,11 +332,23 @@ func (r *restoring) loadedBefore(ctx context.Context) bool {
 	}
 	defer s.Close()
 	revision, err := s.Revision(ctx)
-	if err == nil && revision >= r.mark.Revision {
-		r.result.Revision = revision
-		return true
+	if err != nil || revision < r.mark.Revision {
+		return false
 	}
-	return false
+	nodes, err := s.Nodes(ctx)
+	if err != nil {
+		return false
+	}
+	r.result.Revision = revision
+	for _, n := range nodes {
+		r.result.Known = append(r.result.Known, n.ID)
+	}
+	for _, id := range r.since.evicted {
+		if !slices.Contains(r.result.Known, id) {
+			r.result.Strange = append(r.result.Strange, id)
+		}
+	}
+	return true
 }
 
 // tell says what was restored, and then what was not.
