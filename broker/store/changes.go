@@ -61,9 +61,9 @@ func (s *Store) ResourcesSince(ctx context.Context, after uint64) (all []Resourc
 }
 
 func resourcesSince(ctx context.Context, tx *sql.Tx, after int64) ([]Resource, error) {
-	const query = `SELECT r.kind, r.name, r.revision, r.owner, r.body, r.actor, r.written_at FROM resource r
-		WHERE r.revision > $1 AND r.revision = (SELECT MAX(x.revision) FROM resource x WHERE x.kind = r.kind AND x.name = r.name)
-		ORDER BY r.revision, r.kind, r.name`
+	const query = `SELECT r.kind, r.name, r.revision, r.owner, r.body, r.actor, r.written_at
+		FROM (SELECT kind, name, MAX(revision) AS revision FROM resource WHERE revision > $1 GROUP BY kind, name) AS last
+		JOIN resource r ON r.kind = last.kind AND r.name = last.name AND r.revision = last.revision ORDER BY r.revision, r.kind, r.name`
 	return readResources(ctx, tx, query, after)
 }
 

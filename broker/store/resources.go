@@ -170,12 +170,17 @@ func (s *Store) Resources(ctx context.Context) ([]Resource, uint64, error) {
 }
 
 func (s *Store) resourcesAt(ctx context.Context, revision int64) ([]Resource, uint64, error) {
-	const query = `SELECT r.kind, r.name, r.revision, r.owner, r.body, r.actor, r.written_at FROM resource r
-		WHERE r.revision = (SELECT MAX(x.revision) FROM resource x WHERE x.kind = r.kind AND x.name = r.name AND x.revision <= $1)
-		ORDER BY r.kind, r.name`
-	all, err := readResources(ctx, s.read, query, revision)
+	const query = `SELECT r.kind, r.name, r.revision, r.owner, r.body, r.actor, r.written_at
+		FROM (SELECT kind, name, MAX(revision) AS revision FROM resource WHERE revision <= $1 GROUP BY kind, name) AS last
+		JOIN resource r ON r.kind = last.kind AND r.name = last.name AND r.revision = last.revision ORDER BY r.kind, r.name`
+	tx, err := s.slowly(ctx)
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading resources: %w", err)
+	}
+	defer tx.Rollback()
+	all, err := readResources(ctx, tx, query, revision)
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading resources: %w", s.wayOut(err))
 	}
 	var last uint64
 	stand := all[:0]
@@ -186,6 +191,19 @@ func (s *Store) resourcesAt(ctx context.Context, revision int64) ([]Resource, ui
 		}
 	}
 	return stand, last, nil
+}
+
+// slowly begins to read what may take longer than statements may, as it was at
+// one time.
+func (s *Store) slowly(ctx context.Context) (*sql.Tx, error) {
+	tx, err := s.read.BeginTx(ctx, s.atOnce)
+	if err != nil || s.unhurried == "" {
+		return tx, err
+	}
+	if _, err := tx.ExecContext(ctx, s.unhurried); err != nil {
+		return nil, errors.Join(s.wayOut(err), tx.Rollback())
+	}
+	return tx, nil
 }
 
 // readResources reads rows of resources.
