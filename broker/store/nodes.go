@@ -168,13 +168,16 @@ func admissible(ctx context.Context, tx *sql.Tx, n broker.Node) error {
 	return nil
 }
 
-// EvictNode marks the node evicted and bans its durable key. A node that is
+// EvictNode marks the node evicted, and all others of its durable key, which it
+// bans. A node that is
 // evicted already stays evicted since then. The error wraps broker.ErrNotFound
 // if there is no such node.
 func (s *Store) EvictNode(ctx context.Context, id string, at time.Time) (broker.Node, error) {
 	var n broker.Node
 	err := s.revise(ctx, func(tx *sql.Tx, revision int64) error {
-		_, err := tx.ExecContext(ctx, `UPDATE node SET revision = $1, evicted_at = COALESCE(evicted_at, $2) WHERE id = $3`, revision, millis(at), id)
+		const evict = `UPDATE node SET revision = $1, evicted_at = COALESCE(evicted_at, $2)
+			WHERE id = $3 OR evicted_at IS NULL AND durable_key = (SELECT durable_key FROM node WHERE id = $3)`
+		_, err := tx.ExecContext(ctx, evict, revision, millis(at), id)
 		if err != nil {
 			return err
 		}

@@ -171,6 +171,18 @@ func evicted(e *env) {
 	if !again.EvictedAt.Equal(e.time) {
 		e.Errorf("it is now evicted since %s, it was since %s", again.EvictedAt, e.time)
 	}
+
+	one, other := e.node("n3"), e.node("n4") // of one machine
+	other.DurableKey = one.DurableKey
+	_, err = e.SaveNode(e.Context(), one)
+	e.must(err)
+	_, err = e.SaveNode(e.Context(), other)
+	e.must(err)
+	_, err = e.EvictNode(e.Context(), one.ID, e.time)
+	e.must(err)
+	other, err = e.Node(e.Context(), other.ID)
+	e.must(err)
+	e.equal(other.EvictedAt, e.time)
 	_, err = e.EvictNode(e.Context(), e.node("nobody").ID, e.time)
 	e.refused(err, broker.ErrNotFound)
 }
