@@ -196,8 +196,9 @@ func (s *Store) resourcesAt(ctx context.Context, revision int64) ([]Resource, ui
 // slowly begins to read what may take longer than statements may, as it was at
 // one time.
 func (s *Store) slowly(ctx context.Context) (*sql.Tx, error) {
+	snapshot := !s.read.now.Load().made.IsZero() // has no such word; once the database is back, it stays
 	tx, err := s.read.BeginTx(ctx, s.atOnce)
-	if err != nil || s.unhurried == "" {
+	if err != nil || s.unhurried == "" || snapshot {
 		return tx, err
 	}
 	if _, err := tx.ExecContext(ctx, s.unhurried); err != nil {
