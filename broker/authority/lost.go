@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 )
 
@@ -93,8 +94,8 @@ func ForgetKeys(ctx context.Context, cfg Config, ids []string) error {
 	return err
 }
 
-// Rewrap seals anew what is not sealed as it would be today, and returns how many
-// keys that are. Brokers may sign meanwhile, and change what they share: then it
+// Rewrap seals anew what is not sealed as it would be today, shared keys that lie in
+// files here among it, and returns how many keys that are. Brokers may sign meanwhile, and change what they share: then it
 // looks again. A key that cannot be opened stays as it is, and is in the error.
 func Rewrap(ctx context.Context, cfg Config) (rewrapped int, err error) {
 	if cfg, err = complete(cfg); err != nil {
@@ -125,14 +126,19 @@ func (a *Authority) rewrap(ctx context.Context) (int, error) {
 	var errs []error
 	for _, r := range records {
 		sealing, ok := a.keysOf(r).(SealedKeys)
-		if !ok || len(r.Sealed) == 0 {
+		if !ok {
 			continue
 		}
-		current, err := sealing.Current(r.Sealed, r.bound()...)
-		if err == nil && !current {
-			if err = a.reseal(&r, r); err == nil {
-				c.Records = append(c.Records, r)
-			}
+		var changed bool
+		if len(r.Sealed) == 0 {
+			changed, err = a.takeIn(ctx, sealing, &r)
+		} else if current, failed := sealing.Current(r.Sealed, r.bound()...); failed != nil {
+			err = failed
+		} else if !current {
+			changed, err = true, a.reseal(&r, r)
+		}
+		if changed && err == nil {
+			c.Records = append(c.Records, r)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("authority %s (%s %s): %w", r.ID, r.Use, r.Alg, err))
@@ -144,6 +150,23 @@ func (a *Authority) rewrap(ctx context.Context) (int, error) {
 		}
 	}
 	return len(c.Records), errors.Join(errs...)
+}
+
+// takeIn seals a key that a broker had for itself, in a file here, before it began
+// to share a database.
+func (a *Authority) takeIn(ctx context.Context, sealing SealedKeys, r *Record) (taken bool, err error) {
+	if r.KeyRef == "" || r.State == Revoked || r.Use == JWTKey && r.State == Old {
+		return false, nil
+	}
+	key, err := openKey(ctx, a.cfg.Keys, *r)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // CheckKeys tells
+	}
+	if err != nil {
+		return false, err
+	}
+	r.Sealed, err = sealing.Seal(key, r.bound()...)
+	return err == nil, err
 }
 
 // takeFence takes the lead for what an operator does while no Authority is open

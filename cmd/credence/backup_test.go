@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -201,13 +202,20 @@ func TestRestoreElsewhere(t *testing.T) {
 	t.Parallel()
 	s := newSaved(t)
 	url := postgrestest.Start(t).Database(t)
-	config := s.config("new.yaml", "example.org", filepath.Join(s.dir, "new"), "store: \""+url+"\"\n")
+	kek := filepath.Join(s.dir, "kek")
+	secret := make([]byte, 32)
+	rand.Read(secret)
+	s.must(os.WriteFile(kek, secret, 0o600))
+	config := s.config("new.yaml", "example.org", filepath.Join(s.dir, "new"), "store: \""+url+"\"\nkeys: {disk: {kek_file: "+kek+"}}\n")
 	restore := []string{"broker", "restore", "-c", config, "--from", s.file, "--identity", s.key}
 	code, out := s.run(restore...)
 	if code != 0 {
 		t.Fatal(code, out)
 	}
 	s.says(out, "2 nodes, 2 private keys written", "no audit record of that time", "they join again")
+	if code, out := s.run("broker", "keys", "-c", config, "--rewrap"); code != 0 { // they were in plain files
+		t.Fatal(code, out)
+	}
 	s.must(s.open(config))
 	if code, out := s.run(restore...); code != 2 || !strings.Contains(out, "empty database") {
 		t.Errorf("a second time: %d, %s", code, out)

@@ -27,7 +27,8 @@ where a key can't be opened, with what to do.
 
 With --rewrap it first encrypts the keys on disk under kek_file: those under one
 of old_kek_files, and those that are not encrypted. Where brokers share a
-database, those in it too. To change the key-encryption key of them all, name
+database, those in it too, and it takes in the shared keys that a broker kept in
+files before. To change the key-encryption key of them all, name
 the new file as kek_file and the old one in old_kek_files on every broker and
 restart one after the other; then rewrap on each; then take the old one out.
 
@@ -153,15 +154,6 @@ func (p *program) showKeys(cmd *cobra.Command, path string, states []authority.K
 func (p *program) rewrap(ctx context.Context, b *brokerParts, config authority.Config) error {
 	total, found := 0, false
 	var errs []error
-	for _, keys := range []authority.Keys{config.JWTKeys, config.RootKeys} {
-		_, ok := keys.(*sharedKeys)
-		found = found || ok
-	}
-	if found {
-		n, err := authority.Rewrap(ctx, config)
-		total = n
-		errs = append(errs, err)
-	}
 	for _, k := range b.keys {
 		on, ok := k.Keys.(*disk.Keys)
 		if !ok || !k.encrypted {
@@ -172,6 +164,16 @@ func (p *program) rewrap(ctx context.Context, b *brokerParts, config authority.C
 		if total += n; err != nil {
 			errs = append(errs, fmt.Errorf("%s.%s: %w", k.field, k.kind, err))
 		}
+	}
+	shared := false
+	for _, keys := range []authority.Keys{config.JWTKeys, config.RootKeys} {
+		_, ok := keys.(*sharedKeys)
+		shared = shared || ok
+	}
+	if found = found || shared; shared { // after the files, from which keys may be taken in
+		n, err := authority.Rewrap(ctx, config)
+		total += n
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(raceOptions) == "" {
 		_ = os.Setenv(raceOptions, raceAtOnce)
 	}
-	if name := filepath.Base(os.Args[0]); name != "credence" && name != "credence-agent" {
+	if name := filepath.Base(os.Args[0]); !slices.Contains([]string{"credence", "credence-agent", "limited", "later", "earlier"}, name) {
 		signal.Reset(os.Interrupt, syscall.SIGTERM) // which package stop listens to
 	}
 	testscript.Main(m, map[string]func(){
@@ -383,7 +384,7 @@ func scriptFinish(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	if code != 0 {
 		text, _ := p.printed()
-		ts.Fatalf("%s was told to stop and ended with code %d:\n%s", args[0], code, text)
+		ts.Fatalf("%s was told to stop and ended with code %d (%v):\n%s", args[0], code, p.err, text)
 	}
 }
 
