@@ -20,12 +20,12 @@ func TestPostgreSQL(t *testing.T) {
 	databases := map[string]string{}
 	storetest.Run(t, func(t *testing.T, dir string, now func() time.Time) (*store.Store, error) {
 		mu.Lock()
+		defer mu.Unlock() // also where no database can be made
 		url := databases[dir]
 		if url == "" {
 			url = server.Database(t)
 			databases[dir] = url
 		}
-		mu.Unlock()
 		return store.Open(t.Context(), store.Config{URL: url, Now: now})
 	})
 }
