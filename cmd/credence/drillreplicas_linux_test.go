@@ -134,10 +134,11 @@ func TestDrillColdStart(t *testing.T) {
 	total := number("IDENTITIES", 500_000)
 	began := time.Now()
 	for _, text := range []string{ // as two applies would, in a hundredth of the time
+		// In the words in which a broker writes them.
 		`INSERT INTO resource (kind, name, revision, owner, body, actor, written_at)
 			SELECT 'Identity', 'i' || n, head.revision + round, 'drill', convert_to(format(
-				'{"kind":"Identity","name":"i%s","spiffe_id":"/w/%s","match":[{"node.name":"n%s","workload.unix.uid":"%s"}],"x509":{"ttl":"%sm"}}',
-				n, n, n / 10, 1000 + n % 10, 10 + round), 'UTF8'), 'drill', 0
+				'{"kind":"Identity","name":"i%s","spiffe_id":"/w/%s","match":[{"node.name":"n%s","workload.unix.uid":"%s"}],"x509":{"ttl":"%sm0s"}}',
+				n, n, n / 10, 1000 + n % 10, 10 + round) || chr(10), 'UTF8'), 'drill', 0
 			FROM head, generate_series(1, 2) round, generate_series(1, $1::bigint) n`,
 		`INSERT INTO policy_revision (revision, act, owner, actor, created, changed, deleted, written_at)
 			SELECT head.revision + round, 'apply', 'drill', 'drill', 0, $1::bigint, 0, 0 FROM head, generate_series(1, 2) round`,
