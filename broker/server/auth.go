@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -141,9 +140,15 @@ func (s *Server) streamAuth(srv any, stream grpc.ServerStream, info *grpc.Stream
 			return err
 		}
 		o, _ := callerOperator(ctx)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
 		open := &operatorStream{ServerStream: stream, s: s, ctx: ctx, standing: o.standing, role: o.Role, method: info.FullMethod}
+		go open.watch(ctx, cancel)
 		err = next(srv, open)
-		return cmp.Or(open.lost, err)
+		if lost := open.stands(); err != nil && lost != nil {
+			return lost // whatever else it ended with
+		}
+		return err
 	}
 	ctx, err := s.authenticate(stream.Context())
 	if errors.As(err, new(evicted)) {

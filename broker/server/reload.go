@@ -29,11 +29,13 @@ type settings struct {
 	login  *Login
 	policy identity.Config
 	rates  *rates
+
+	replaced chan struct{} // closed once others are in force
 }
 
 func newSettings(before *settings, policy identity.Config, s Settings, now func() time.Time) (*settings, error) {
 	policy.DNSSuffixes, policy.Subjects, policy.MinTTL = s.DNSSuffixes, s.Subjects, s.MinTTL
-	next := &settings{roles: make(map[spiffeid.ID]Role, len(s.Roles)), login: s.Login, policy: policy}
+	next := &settings{roles: make(map[spiffeid.ID]Role, len(s.Roles)), login: s.Login, policy: policy, replaced: make(chan struct{})}
 	if before != nil && before.rates.Limits == s.Limits.WithDefaults() {
 		next.rates = before.rates // they go on as they stand
 	} else {
@@ -74,7 +76,7 @@ func (s *Server) Reload(ctx context.Context, actor string, changed []string, to 
 	if _, err := s.cfg.Audit.Append(ctx, event); err != nil {
 		return fmt.Errorf("recording the reload: %w", err)
 	}
-	s.settings.Store(next)
+	close(s.settings.Swap(next).replaced)
 	if stands == nil {
 		return nil
 	}

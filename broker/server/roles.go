@@ -218,7 +218,7 @@ func (s *Server) refuseOperator(ctx context.Context, e broker.Evidence, method, 
 }
 
 // An operatorStream is an open call of an operator's, who is looked at again
-// before each message.
+// before each message, and when settings are replaced.
 type operatorStream struct {
 	grpc.ServerStream
 	s        *Server
@@ -226,21 +226,43 @@ type operatorStream struct {
 	standing broker.Standing
 	role     Role
 	method   string
-	lost     error // once it stood no more
 }
 
 func (o *operatorStream) Context() context.Context { return o.ctx }
 
 func (o *operatorStream) SendMsg(m any) error {
-	if r, ok := o.s.roleOf(o.role.ID); !ok || !r.may(o.method) {
-		o.lost = errNoRole // it was taken away
-		return o.lost
-	}
-	if err := o.s.cfg.Broker.StillStands(o.standing); err != nil {
-		o.lost = status.Error(codes.Unauthenticated, "this SVID counts no more: "+err.Error())
-		return o.lost
+	if err := o.stands(); err != nil {
+		return err
 	}
 	return o.ServerStream.SendMsg(m)
+}
+
+// stands says why the call may not go on.
+func (o *operatorStream) stands() error {
+	if r, ok := o.s.roleOf(o.role.ID); !ok || !r.may(o.method) {
+		return errNoRole // it was taken away
+	}
+	if err := o.s.cfg.Broker.StillStands(o.standing); err != nil {
+		return status.Error(codes.Unauthenticated, "this SVID counts no more: "+err.Error())
+	}
+	return nil
+}
+
+// watch ends the call by cancel once a reload takes its role away, also where
+// there is nothing to send. It returns when ctx ends.
+func (o *operatorStream) watch(ctx context.Context, cancel context.CancelFunc) {
+	for {
+		replaced := o.s.settings.Load().replaced
+		if o.stands() != nil {
+			cancel()
+			return
+		}
+		select {
+		case <-replaced:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // judged refuses a change that an operator may not make: of anything but
