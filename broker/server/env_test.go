@@ -413,7 +413,9 @@ func (e *env) apply(yaml string) *api.ApplyResponse {
 
 func (e *env) token(node string) string {
 	e.t.Helper()
-	r, err := e.admin().CreateToken(e.t.Context(), &api.CreateTokenRequest{Node: node, Labels: map[string]string{"site": "a"}})
+	conn := e.adminConn()
+	defer conn.Close()
+	r, err := api.NewAdminClient(conn).CreateToken(e.t.Context(), &api.CreateTokenRequest{Node: node, Labels: map[string]string{"site": "a"}})
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -463,7 +465,9 @@ type node struct {
 func (e *env) join(name string) *node {
 	e.t.Helper()
 	key := newKey(e.t)
-	got, err := joinOnce(e.t.Context(), e.stranger(), &api.JoinRequest_Start{Method: "token", Evidence: []byte(e.token(name)), PublicKey: spki(e.t, key.Public())})
+	conn := e.dial(nil)
+	defer conn.Close()
+	got, err := joinOnce(e.t.Context(), api.NewNodeClient(conn), &api.JoinRequest_Start{Method: "token", Evidence: []byte(e.token(name)), PublicKey: spki(e.t, key.Public())})
 	if err != nil {
 		e.t.Fatal(err)
 	}

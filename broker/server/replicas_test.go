@@ -1,9 +1,11 @@
 package server_test
 
 import (
+	"context"
 	"database/sql"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -149,9 +151,14 @@ func TestReplicasOfOneName(t *testing.T) {
 }
 
 // TestSteadyState counts what a broker asks of the database while nothing
-// changes: it does not depend on how many agents there are.
+// changes, by the database's own log, with no agent and with many streams.
 func TestSteadyState(t *testing.T) {
 	t.Parallel()
+	steady(t, 25, 8) // as many streams as one node may
+}
+
+func steady(t *testing.T, nodes, streams int) {
+	t.Helper()
 	database, all := replicas(t, 1)
 	e := all[0]
 	e.apply(web)
@@ -169,23 +176,31 @@ func TestSteadyState(t *testing.T) {
 	if len(count()) == 0 {
 		t.Error("it asks nothing: or nothing is counted")
 	}
-	for i := range 25 {
+	var open atomic.Int64
+	for i := range nodes {
 		n := e.join(fmt.Sprint("n", i))
-		for range 8 { // as many as one node may
-			w, _ := n.watch(t)
+		for range streams {
+			w, _ := n.watchFor(t, time.Hour)
+			open.Add(1)
 			go func() {
 				for _, err := w.stream.Recv(); err == nil; _, err = w.stream.Recv() {
 				}
+				open.Add(-1)
 			}()
 		}
 	}
-	count()
+	asked := count()
+	if n := int(open.Load()); n != nodes*streams {
+		t.Errorf("%d of %d streams are open", n, nodes*streams)
+	}
+	t.Logf("%d agents, %d streams: %d questions in 3 s", nodes, nodes*streams, len(asked))
 }
 
 // settle waits until all that happened is in the index and in force.
 func (e *env) settle() {
 	e.t.Helper()
-	ctx := e.t.Context()
+	ctx, cancel := context.WithTimeout(e.t.Context(), 2*time.Minute)
+	defer cancel()
 	for {
 		before, err := e.store.Revision(ctx)
 		if err != nil {

@@ -26,7 +26,13 @@ type watch struct {
 
 func (n *node) watch(t testing.TB) (watch, *api.WatchResponse) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	return n.watchFor(t, 20*time.Second)
+}
+
+// watchFor is a watch that ends after that long at the latest.
+func (n *node) watchFor(t testing.TB, long time.Duration) (watch, *api.WatchResponse) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), long)
 	t.Cleanup(cancel)
 	stream, err := n.Watch(ctx)
 	if err != nil {
