@@ -60,15 +60,16 @@ func (s *Store) Release(ctx context.Context, name string, fence uint64) error {
 	return nil
 }
 
-// fenced refuses what is written under a fence that is not the highest. It holds
-// the lease until the transaction ends.
+// fenced refuses what is written under another fence than the last that was given:
+// a higher one is of a database that was lost. It holds the lease until the
+// transaction ends.
 func fenced(ctx context.Context, tx *sql.Tx, name string, fence uint64) error {
 	var last int64
 	err := tx.QueryRowContext(ctx, `UPDATE lease SET fence = fence WHERE name = $1 RETURNING fence`, name).Scan(&last)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil // nobody ever had it: one broker alone
+	if errors.Is(err, sql.ErrNoRows) { // nobody ever had it: one broker alone
+		last, err = 0, nil
 	}
-	if err == nil && uint64(last) > fence {
+	if err == nil && uint64(last) != fence {
 		return conflicting(authority.ErrFenced)
 	}
 	return err

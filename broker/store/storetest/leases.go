@@ -14,6 +14,11 @@ import (
 func fences(e *env) {
 	ctx, name := e.Context(), authority.LeaseName
 	e.must(e.saveAuthorities(e.authorities(), publication(1)))
+	lost := e.change(nil, publication(2))
+	lost.Fence = 1
+	if _, err := e.SaveAuthorities(ctx, lost); !errors.Is(err, authority.ErrFenced) {
+		e.Errorf("under a fence that nobody was given: %v", err)
+	}
 	first, ok, err := e.Acquire(ctx, name, "b1", time.Minute, false)
 	e.must(err)
 	if other, got, err := e.Acquire(ctx, name, "b2", time.Minute, false); err != nil || got || other.Holder != "b1" || !ok {
@@ -32,6 +37,10 @@ func fences(e *env) {
 	c.Fence = first.Fence
 	if _, err := e.SaveAuthorities(ctx, c); !errors.Is(err, authority.ErrFenced) || !errors.Is(err, broker.ErrConflict) {
 		e.Errorf("under an old fence: %v", err)
+	}
+	c.Fence = second.Fence + 1
+	if _, err := e.SaveAuthorities(ctx, c); !errors.Is(err, authority.ErrFenced) {
+		e.Errorf("under a fence that is to come: %v", err)
 	}
 	own := e.authorities()[0]
 	own.Reason = "its own"
