@@ -20,6 +20,7 @@ type Lease struct {
 	Holder string
 	Fence  uint64
 	Until  time.Time
+	Ahead  time.Duration // by how much the broker's clock is, before the one that leases last by
 }
 
 // Leases are kept where the Records are.
@@ -30,6 +31,25 @@ type Leases interface {
 	Acquire(ctx context.Context, name, holder string, life time.Duration, take bool) (Lease, bool, error)
 	// Release ends the lease with that fence, if it is the last.
 	Release(ctx context.Context, name string, fence uint64) error
+}
+
+// maxAhead is by how much a broker's clock may differ that changes what brokers
+// share, by which it ends what is another's: half of the time that they give each
+// other.
+const maxAhead = ownGrace / 2
+
+// problemClock names that this broker's clock keeps it from leading.
+const problemClock = "clock"
+
+func (l Lease) checkClock() error {
+	if l.Ahead.Abs() <= maxAhead {
+		return nil
+	}
+	off := "ahead of"
+	if l.Ahead < 0 {
+		off = "behind"
+	}
+	return fmt.Errorf("changing authorities: this machine's clock is %s %s the database's: it changes nothing of what brokers share until both are right (NTP)", l.Ahead.Abs().Round(time.Second), off)
 }
 
 // errUnled says that a change of what is shared was tried without the lease.
@@ -58,6 +78,12 @@ func (a *Authority) lead(ctx context.Context) error {
 		return &ledElsewhere{lease}
 	}
 	a.lease = lease
+	err = lease.checkClock()
+	a.problems.set(problemClock, err)
+	if err != nil {
+		a.resign(ctx)
+		return err
+	}
 	if err := a.read(ctx); err != nil {
 		return err
 	}

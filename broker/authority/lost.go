@@ -179,7 +179,7 @@ func (a *Authority) takeFence(ctx context.Context) (uint64, error) {
 	if a.lease, _, err = a.cfg.Leases.Acquire(ctx, LeaseName, a.cfg.Broker, leaseLife, true); err != nil {
 		return 0, fmt.Errorf("taking the lead over the authorities: %w", err)
 	}
-	return a.lease.Fence, nil
+	return a.lease.Fence, a.lease.checkClock()
 }
 
 // remaining is an issuing CA that is not forgotten and lives: this broker's, or

@@ -100,7 +100,7 @@ func TestFirstStartTogether(t *testing.T) {
 		var starting errgroup.Group
 		for i := range all {
 			starting.Go(func() (err error) {
-				s, err := store.Open(t.Context(), store.Config{URL: url, Now: e.clock.now})
+				s, err := store.Open(t.Context(), store.Config{URL: url, Now: e.clock.now, Clock: e.clock.now})
 				if err != nil {
 					return err
 				}
@@ -661,4 +661,63 @@ func (e *env) actOf(a *authority.Authority, act string, all []*authority.Authori
 		return errors.Join(errs...)
 	}
 	return (&house{env: e}).act(a, act)
+}
+
+// aheadLeases are of a database whose clock this broker's differs from.
+type aheadLeases struct {
+	authority.Leases
+	by time.Duration
+}
+
+func (l aheadLeases) Acquire(ctx context.Context, name, holder string, life time.Duration, take bool) (authority.Lease, bool, error) {
+	lease, ok, err := l.Leases.Acquire(ctx, name, holder, life, take)
+	lease.Ahead = l.by
+	return lease, ok, err
+}
+
+// A broker whose clock is wrong ends nothing of the others', rotates nothing, and
+// says so; its own CA it may renew. With its clock put right it does what is due.
+func TestWrongClock(t *testing.T) {
+	for name, by := range map[string]time.Duration{"days ahead": 8 * day, "ten minutes behind": -10 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t)
+			others := e.replicas()[:2]
+			cfg := e.replica("b3")
+			cfg.Leases = aheadLeases{e.records, by}
+			cfg.Now = func() time.Time { return e.clock.now().Add(by) }
+			if by < 0 { // what is due is so long since
+				e.clock.set(start.Add(8 * day))
+				for _, o := range others {
+					e.tick(o)
+				}
+				e.clock.set(start.Add(16 * day))
+			}
+			shared := func() map[string]authority.Record {
+				all := maps.Clone(e.records.rows)
+				maps.DeleteFunc(all, func(_ string, r authority.Record) bool { return r.Broker == "b3" })
+				for id, r := range all {
+					r.LastExpiry = time.Time{} // what it signs has to be promised
+					all[id] = r
+				}
+				return all
+			}
+			before := shared()
+			a := openReplica(t, cfg)
+			if _, err := a.Tick(t.Context()); err == nil || !strings.Contains(err.Error(), "clock") {
+				t.Errorf("it changes what is shared: %v", err)
+			}
+			if d := cmp.Diff(before, shared()); d != "" {
+				t.Errorf("it changed what is not its own:\n%s", d)
+			}
+			if !slices.ContainsFunc(a.List(), func(s authority.Status) bool { return strings.Contains(s.Problem, "NTP") }) {
+				t.Error("its status does not say so")
+			}
+			if e.records.lease.Until.After(e.clock.now()) {
+				t.Error("it keeps the lease")
+			}
+			if _, err := authority.Rewrap(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "clock") {
+				t.Errorf("Rewrap: %v", err)
+			}
+		})
+	}
 }

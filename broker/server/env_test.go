@@ -227,7 +227,7 @@ func (e *env) open() {
 	}
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(e.log, e.t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
-	e.store, err = store.Open(ctx, store.Config{Dir: e.dir, URL: e.database, Now: e.now})
+	e.store, err = store.Open(ctx, store.Config{Dir: e.dir, URL: e.database, Now: e.now, Clock: e.now})
 	check(err)
 	since, err := e.store.Revision(ctx)
 	check(err)

@@ -202,6 +202,6 @@ func (s *Server) otherReplicas(ctx context.Context) ([]store.Replica, error) {
 	if s.cfg.Replica == nil {
 		return nil, nil
 	}
-	all, err := s.cfg.Store.Replicas(ctx, s.cfg.Now().Add(-store.GoneAfter))
+	all, err := s.cfg.Store.Replicas(ctx, store.GoneAfter)
 	return slices.DeleteFunc(all, func(r store.Replica) bool { return r.Name == s.cfg.Replica.Name }), err
 }

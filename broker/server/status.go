@@ -56,7 +56,7 @@ func (s *Server) replicas(ctx context.Context, problems []string) ([]*api.Replic
 	ctx, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()
 	now := s.cfg.Now()
-	all, err := s.cfg.Store.Replicas(ctx, now.Add(-goneFor))
+	all, err := s.cfg.Store.Replicas(ctx, goneFor)
 	if err != nil {
 		return nil, append(problems, fmt.Sprintf("the other brokers are not known: %v", err))
 	}

@@ -160,12 +160,12 @@ const replicaColumns = `name, instance, version, started_at, seen_at, applied, c
 // Claim takes a broker's name for a data directory. The error wraps ErrNamed
 // where another directory's broker had it within GoneAfter.
 func (s *Store) Claim(ctx context.Context, r Replica) error {
-	now := s.now()
-	const claim = `INSERT INTO broker (` + replicaColumns + `) VALUES ($1, $2, $3, $4, $4, 0, 0, 0, $5, $6)
-		ON CONFLICT (name) DO UPDATE SET instance = $2, version = $3, started_at = $4, seen_at = $4, applied = 0, connected = 0, holds = 0, head_sequence = $5, head_hash = $6
-		WHERE broker.instance = $2 OR broker.seen_at < $7`
+	now := s.time("$4")
+	claim := `INSERT INTO broker (` + replicaColumns + `) VALUES ($1, $2, $3, ` + now + `, ` + now + `, 0, 0, 0, $5, $6)
+		ON CONFLICT (name) DO UPDATE SET instance = $2, version = $3, started_at = ` + now + `, seen_at = ` + now + `, applied = 0, connected = 0, holds = 0, head_sequence = $5, head_hash = $6
+		WHERE broker.instance = $2 OR broker.seen_at < ` + now + ` - $7`
 	err := s.inTx(ctx, func(tx *sql.Tx) error {
-		result, err := tx.ExecContext(ctx, claim, r.Name, r.Instance, r.Version, millis(now), int64(r.Head.Sequence), r.Head.Hash[:], millis(now.Add(-GoneAfter)))
+		result, err := tx.ExecContext(ctx, claim, r.Name, r.Instance, r.Version, s.timeArg(), int64(r.Head.Sequence), r.Head.Hash[:], GoneAfter.Milliseconds())
 		if err != nil {
 			return err
 		}
@@ -184,11 +184,11 @@ func (s *Store) Claim(ctx context.Context, r Replica) error {
 // one statement, in place of Revision, and a look as that is. The error wraps ErrNamed where another
 // data directory's broker took the name.
 func (s *Store) Beat(ctx context.Context, r Replica) (uint64, error) {
-	const beat = `UPDATE broker SET seen_at = $3, applied = $4, connected = $5, holds = $6, head_sequence = $7, head_hash = $8 WHERE name = $1 AND instance = $2
+	beat := `UPDATE broker SET seen_at = ` + s.time("$3") + `, applied = $4, connected = $5, holds = $6, head_sequence = $7, head_hash = $8 WHERE name = $1 AND instance = $2
 		RETURNING (SELECT revision FROM head)`
 	var revision int64
 	err := s.look(ctx, func(ctx context.Context) error {
-		return s.write.QueryRowContext(ctx, beat, r.Name, r.Instance, millis(s.now()), int64(r.Applied), r.Connected, int64(r.Holds), int64(r.Head.Sequence), r.Head.Hash[:]).Scan(&revision)
+		return s.write.QueryRowContext(ctx, beat, r.Name, r.Instance, s.timeArg(), int64(r.Applied), r.Connected, int64(r.Holds), int64(r.Head.Sequence), r.Head.Hash[:]).Scan(&revision)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		err = ErrNamed
@@ -200,10 +200,12 @@ func (s *Store) Beat(ctx context.Context, r Replica) (uint64, error) {
 	return uint64(revision), nil
 }
 
-// Replicas returns the brokers that were there since a time, by name.
-func (s *Store) Replicas(ctx context.Context, since time.Time) ([]Replica, error) {
+// Replicas returns the brokers that were there within a time, by name. When that
+// was the database's clock says; it is told by ours.
+func (s *Store) Replicas(ctx context.Context, within time.Duration) ([]Replica, error) {
 	fail := func(err error) ([]Replica, error) { return nil, fmt.Errorf("reading the brokers: %w", s.wayOut(err)) }
-	rows, err := s.read.QueryContext(ctx, `SELECT `+replicaColumns+` FROM broker WHERE seen_at >= $1 ORDER BY name`, millis(since))
+	now := s.time("$1")
+	rows, err := s.read.QueryContext(ctx, `SELECT `+replicaColumns+`, `+now+` FROM broker WHERE seen_at >= `+now+` - $2 ORDER BY name`, s.timeArg(), within.Milliseconds())
 	if err != nil {
 		return fail(err)
 	}
@@ -211,12 +213,13 @@ func (s *Store) Replicas(ctx context.Context, since time.Time) ([]Replica, error
 	var all []Replica
 	for rows.Next() {
 		var r Replica
-		var started, seen, applied, holds, sequence int64
+		var started, seen, applied, holds, sequence, there int64
 		var hash []byte
-		if err := rows.Scan(&r.Name, &r.Instance, &r.Version, &started, &seen, &applied, &r.Connected, &holds, &sequence, &hash); err != nil {
+		if err := rows.Scan(&r.Name, &r.Instance, &r.Version, &started, &seen, &applied, &r.Connected, &holds, &sequence, &hash, &there); err != nil {
 			return fail(err)
 		}
-		r.StartedAt, r.SeenAt, r.Applied, r.Holds, r.Head.Sequence = fromMillis(started), fromMillis(seen), uint64(applied), uint64(holds), uint64(sequence)
+		ahead := millis(s.now()) - there
+		r.StartedAt, r.SeenAt, r.Applied, r.Holds, r.Head.Sequence = fromMillis(started+ahead), fromMillis(seen+ahead), uint64(applied), uint64(holds), uint64(sequence)
 		copy(r.Head.Hash[:], hash)
 		all = append(all, r)
 	}

@@ -58,14 +58,16 @@ func cutoffs(ctx context.Context, from querier, after int64) (all []broker.Cutof
 
 // ForgetCutoffs removes the cut-offs that reach no further than a time.
 func (s *Store) ForgetCutoffs(ctx context.Context, upTo time.Time) error {
+	at, age, now := s.ago(upTo.Add(time.Millisecond))
+	past := s.before("issued_before", "$1", "$2", "$3")
 	var one int
-	err := s.read.QueryRowContext(ctx, `SELECT 1 FROM cutoff WHERE issued_before <= $1 LIMIT 1`, millis(upTo)).Scan(&one)
+	err := s.read.QueryRowContext(ctx, `SELECT 1 FROM cutoff WHERE `+past+` LIMIT 1`, at, age, now).Scan(&one)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
 	}
 	if err == nil {
 		err = s.revise(ctx, func(tx *sql.Tx, _ int64) error {
-			_, err := tx.ExecContext(ctx, `DELETE FROM cutoff WHERE issued_before <= $1`, millis(upTo))
+			_, err := tx.ExecContext(ctx, `DELETE FROM cutoff WHERE `+past, at, age, now)
 			return err
 		})
 	}

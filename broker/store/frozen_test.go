@@ -170,7 +170,7 @@ func keepStatements(t *testing.T, server *postgrestest.Server) {
 				databases[dir] = url
 			}
 			mu.Unlock()
-			return store.Open(t.Context(), store.Traced(store.Config{URL: url, Now: now}, tell))
+			return store.Open(t.Context(), store.Traced(store.Config{URL: url, Now: now, Clock: now}, tell))
 		})
 	})
 	var sorted []said

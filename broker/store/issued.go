@@ -209,10 +209,11 @@ func (s *Store) Outstanding(ctx context.Context, at time.Time) (map[string]int, 
 // ForgetIssued removes up to so many SVIDs that ended before a time, and
 // returns how many it removed.
 func (s *Store) ForgetIssued(ctx context.Context, endedBefore time.Time, most int) (int, error) {
-	const forget = `DELETE FROM issued WHERE serial IN (SELECT serial FROM issued WHERE expires_at < $1 ORDER BY expires_at LIMIT $2)`
+	at, age, now := s.ago(endedBefore)
+	forget := `DELETE FROM issued WHERE serial IN (SELECT serial FROM issued WHERE ` + s.before("expires_at", "$1", "$2", "$3") + ` ORDER BY expires_at LIMIT $4)`
 	var removed int64
 	err := s.inTx(ctx, func(tx *sql.Tx) error {
-		r, err := tx.ExecContext(ctx, forget, millis(endedBefore), most)
+		r, err := tx.ExecContext(ctx, forget, at, age, now, most)
 		if err != nil {
 			return err
 		}

@@ -14,32 +14,33 @@ import (
 // Acquire gives holder a lease under a higher fence than anybody had before. If
 // another holds it, unless take is set, it returns the other's and false.
 //
-// Times are the brokers', since no word for the database's clock is one both
-// engines know. Clocks that differ cost no safety, which is the fence's: one that
-// is ahead takes a lease too soon, and what the former holder then writes is
-// refused; one that is behind waits longer. A lease that seems to last for more
-// than twice its life was taken by a clock that was wrong, and is over.
+// It lasts by the database's clock, and a Lease's times are told by ours. Safety is
+// the fence's: what a former holder writes is refused. A lease that seems to last
+// for more than twice its life was taken by a clock that was wrong, and is over.
 func (s *Store) Acquire(ctx context.Context, name, holder string, life time.Duration, take bool) (lease authority.Lease, ok bool, err error) {
-	now := s.now()
-	over := millis(now)
+	now := s.time("$4")
+	over := int64(0)
 	if take {
-		over = math.MaxInt64
+		over = math.MaxInt64 / 2
 	}
-	const acquire = `INSERT INTO lease (name, holder, fence, expires_at) VALUES ($1, $2, 1, $3)
-		ON CONFLICT (name) DO UPDATE SET holder = $2, fence = lease.fence + 1, expires_at = $3
-		WHERE lease.holder = $2 OR lease.expires_at <= $4 OR lease.expires_at > $5 RETURNING fence`
-	const holding = `SELECT holder, fence, expires_at FROM lease WHERE name = $1`
+	acquire := `INSERT INTO lease (name, holder, fence, expires_at) VALUES ($1, $2, 1, ` + now + ` + $3)
+		ON CONFLICT (name) DO UPDATE SET holder = $2, fence = lease.fence + 1, expires_at = ` + now + ` + $3
+		WHERE lease.holder = $2 OR lease.expires_at <= ` + now + ` + $5 OR lease.expires_at > ` + now + ` + 2 * $3 RETURNING fence, expires_at - $3`
+	holding := `SELECT holder, fence, expires_at, ` + s.time("$2") + ` FROM lease WHERE name = $1`
 	err = s.inTx(ctx, func(tx *sql.Tx) error {
-		lease = authority.Lease{Holder: holder, Until: now.Add(life)}
+		lease = authority.Lease{Holder: holder, Until: s.now().Add(life)}
 		ok = true
-		err := tx.QueryRowContext(ctx, acquire, name, holder, millis(lease.Until), over, millis(now.Add(2*life))).Scan(&lease.Fence)
+		var until, there int64
+		err := tx.QueryRowContext(ctx, acquire, name, holder, life.Milliseconds(), s.timeArg(), over).Scan(&lease.Fence, &there)
+		if err == nil {
+			lease.Ahead = time.Duration(millis(s.now())-there) * time.Millisecond
+		}
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
 		ok = false
-		var until int64
-		err = tx.QueryRowContext(ctx, holding, name).Scan(&lease.Holder, &lease.Fence, &until)
-		lease.Until = fromMillis(until)
+		err = tx.QueryRowContext(ctx, holding, name, s.timeArg()).Scan(&lease.Holder, &lease.Fence, &until, &there)
+		lease.Until = fromMillis(millis(s.now()) + until - there)
 		return err
 	})
 	if err != nil {

@@ -226,10 +226,12 @@ func (s *Store) ForgetNodes(ctx context.Context, ended broker.Ended) (ids []stri
 	if err := rows.Err(); err != nil || len(found) == 0 {
 		return found, err
 	}
+	at, age, now := s.ago(ended.FormerBefore)
+	past := s.before("expires_at", "$2", "$3", "$4")
 	err = s.revise(ctx, func(tx *sql.Tx, revision int64) error {
 		ids = nil
 		for _, id := range found { // which may have joined again meanwhile
-			result, err := tx.ExecContext(ctx, `DELETE FROM node WHERE id = $1 AND evicted_at IS NULL AND expires_at < $2`, id, millis(ended.FormerBefore))
+			result, err := tx.ExecContext(ctx, `DELETE FROM node WHERE id = $1 AND evicted_at IS NULL AND `+past, id, at, age, now)
 			if err != nil {
 				return err
 			}

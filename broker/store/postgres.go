@@ -73,7 +73,7 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 		return err
 	}
 	var generation atomic.Int64 // of connections: those of an older one are no good
-	s.again = pgAgain
+	s.again, s.clockText = pgAgain, pgClock
 	s.busy = func(err error) bool { return pgCode(err) == "55P03" } // lock_not_available
 	s.hurry = "SET LOCAL lock_timeout = '" + pgLockTimeout + "'"
 	if cfg.trace != nil {

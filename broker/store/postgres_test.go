@@ -2,7 +2,9 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,7 +28,7 @@ func TestPostgreSQL(t *testing.T) {
 			url = server.Database(t)
 			databases[dir] = url
 		}
-		return store.Open(t.Context(), store.Config{URL: url, Now: now})
+		return store.Open(t.Context(), store.Config{URL: url, Now: now, Clock: now})
 	})
 }
 
@@ -82,6 +84,66 @@ func TestPostgreSQLAgain(t *testing.T) {
 	}
 	server.Exec(t, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
 	must("promoted")
+}
+
+// A broker whose clock is days off has no lease sooner nor longer than others, takes
+// nobody's name, holds nobody for gone, and forgets nothing that others still need.
+func TestPostgreSQLClock(t *testing.T) {
+	ctx, url := t.Context(), postgres(t).Database(t)
+	right := openShared(t, store.Config{URL: url})
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	lease, _, err := right.Acquire(ctx, "l", "b1", time.Hour, false)
+	must(err)
+	if lease.Ahead.Abs() > time.Minute {
+		t.Errorf("a clock that is right is %s ahead", lease.Ahead)
+	}
+	must(right.Claim(ctx, store.Replica{Name: "b1", Instance: "i1"}))
+	for _, c := range []string{"a", "b"} {
+		must(right.SaveCutoff(ctx, broker.Cutoff{Kind: broker.CutIdentity, Value: c, Before: time.Now()}))
+	}
+	digest := [32]byte{1}
+	must(right.SpendEvidence(ctx, digest, time.Now().Add(time.Hour), time.Now()))
+	for what, by := range map[string]time.Duration{"ahead": 10 * 24 * time.Hour, "behind": -10 * 24 * time.Hour} {
+		now := func() time.Time { return time.Now().Add(by) }
+		wrong := openShared(t, store.Config{URL: url, Now: now})
+		held, ok, err := wrong.Acquire(ctx, "l", "b2", time.Hour, false)
+		must(err)
+		if left := held.Until.Sub(now()); ok || held.Holder != "b1" || left > time.Hour || left < 30*time.Minute {
+			t.Errorf("%s: it has what b1 holds (%v), which it thinks lasts for %s", what, ok, left)
+		}
+		mine, _, err := wrong.Acquire(ctx, "m", "b2", time.Hour, true)
+		must(err)
+		if off := (mine.Ahead - by).Abs(); off > time.Minute {
+			t.Errorf("%s: it is told that it is %s ahead", what, mine.Ahead)
+		}
+		if _, ok, err := right.Acquire(ctx, "m", "b1", time.Hour, false); err != nil || ok {
+			t.Errorf("%s: what it holds is over for b1 (%v)", what, err)
+		}
+		if err := wrong.Claim(ctx, store.Replica{Name: "b1", Instance: "i2"}); !errors.Is(err, store.ErrNamed) {
+			t.Errorf("%s: it takes b1's name: %v", what, err)
+		}
+		must(wrong.Claim(ctx, store.Replica{Name: "b2" + what, Instance: "i2"}))
+		for _, s := range []*store.Store{right, wrong} {
+			all, err := s.Replicas(ctx, store.GoneAfter)
+			must(err)
+			if !slices.ContainsFunc(all, func(r store.Replica) bool { return r.Name == "b1" }) || !slices.ContainsFunc(all, func(r store.Replica) bool { return r.Name == "b2"+what }) {
+				t.Errorf("%s: one is thought gone: %v", what, all)
+			}
+		}
+		must(wrong.ForgetCutoffs(ctx, now().Add(-time.Hour)))
+		if cuts, _, err := right.Cutoffs(ctx, 0); err != nil || len(cuts) != 2 {
+			t.Errorf("%s: it forgets %d cut-offs of 2 (%v)", what, 2-len(cuts), err)
+		}
+		must(wrong.SpendEvidence(ctx, [32]byte{2, byte(by >> 60)}, now().Add(time.Hour), now()))
+		if err := right.SpendEvidence(ctx, digest, time.Now().Add(time.Hour), time.Now()); !errors.Is(err, broker.ErrSpent) {
+			t.Errorf("%s: it forgets spent evidence: %v", what, err)
+		}
+	}
 }
 
 // TestPostgreSQLAtOneTime starts many brokers on an empty database.

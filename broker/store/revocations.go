@@ -90,7 +90,7 @@ func (s *Store) SaveRevocations(ctx context.Context, added []authority.Revocatio
 				return fmt.Errorf("CRL of %s: %w", l.Issuer, err)
 			}
 		}
-		return forgetLists(ctx, tx, lists)
+		return s.forgetLists(ctx, tx, lists)
 	})
 	if err != nil {
 		return fmt.Errorf("saving revocations: %w", err)
@@ -102,13 +102,13 @@ func (s *Store) SaveRevocations(ctx context.Context, added []authority.Revocatio
 const forgetListsAfter = 30 * 24 * time.Hour
 
 // forgetLists removes what is left of CAs that make no lists any more.
-func forgetLists(ctx context.Context, tx *sql.Tx, made []authority.CRL) error {
+func (s *Store) forgetLists(ctx context.Context, tx *sql.Tx, made []authority.CRL) error {
 	for _, l := range made {
-		before := millis(l.ThisUpdate.Add(-forgetListsAfter))
-		if _, err := tx.ExecContext(ctx, `DELETE FROM revoked WHERE not_after < $1`, before); err != nil {
+		at, age, now := s.ago(l.ThisUpdate.Add(-forgetListsAfter))
+		if _, err := tx.ExecContext(ctx, `DELETE FROM revoked WHERE `+s.before("not_after", "$1", "$2", "$3"), at, age, now); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM crl WHERE next_update < $1`, before); err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM crl WHERE `+s.before("next_update", "$1", "$2", "$3"), at, age, now); err != nil {
 			return err
 		}
 	}

@@ -63,9 +63,10 @@ func heldBy(digest [32]byte, holder string) [32]byte {
 
 // spend does so after some of what has ended is forgotten.
 func (s *Store) spend(ctx context.Context, ends, now time.Time, do func(*sql.Tx) error) error {
-	const forget = `DELETE FROM spent_evidence WHERE digest IN (SELECT digest FROM spent_evidence WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)`
+	at, age, there := s.ago(now.Add(time.Millisecond))
+	forget := `DELETE FROM spent_evidence WHERE digest IN (SELECT digest FROM spent_evidence WHERE ` + s.before("expires_at", "$1", "$2", "$3") + ` ORDER BY expires_at LIMIT $4)`
 	err := s.inTx(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, forget, millis(now), forgetSpent); err != nil {
+		if _, err := tx.ExecContext(ctx, forget, at, age, there, forgetSpent); err != nil {
 			return err
 		}
 		return do(tx)

@@ -45,6 +45,9 @@ type Config struct {
 	// then it is not opened.
 	Snapshot *Snapshot
 	Now      func() time.Time // nil means time.Now
+	// Clock is what brokers agree by whose own clocks differ. Nil: the clock of the
+	// server at URL; without URL, Now.
+	Clock func() time.Time
 
 	memory   bool                 // in place of Dir and URL
 	patience time.Duration        // with a server; 0: LookTime
@@ -60,7 +63,10 @@ type Store struct {
 	read  *pool
 	lock  io.Closer // nil: others may write too
 	now   func() time.Time
-	keep  kept
+	clock func() time.Time // nil: the server's
+	// clockText is how that is told in SQL.
+	clockText string
+	keep      kept
 	// atOnce is for reads that belong together; nil where all do.
 	atOnce *sql.TxOptions
 	// wayOut says what an operator can do about the engine's error, and acts on
@@ -118,7 +124,10 @@ func connect(ctx context.Context, cfg Config) (s *Store, where string, err error
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s = &Store{now: cfg.Now, keep: keepPolicy()}
+	if cfg.Clock == nil && cfg.URL == "" {
+		cfg.Clock = cfg.Now
+	}
+	s = &Store{now: cfg.Now, clock: cfg.Clock, clockText: sqliteClock, keep: keepPolicy()}
 	open, where := s.openSQLite, "in "+cfg.Dir
 	switch {
 	case cfg.memory:

@@ -109,7 +109,7 @@ func claims(e *env) {
 	revision, err := e.Beat(e.Context(), r)
 	e.must(err)
 	e.equal(revision, uint64(1))
-	all, err := e.Replicas(e.Context(), e.time.Add(-store.GoneAfter))
+	all, err := e.Replicas(e.Context(), store.GoneAfter)
 	e.must(err)
 	r.SeenAt = e.time
 	e.equal(all, []store.Replica{r})
@@ -118,7 +118,7 @@ func claims(e *env) {
 		e.Errorf("two have the name: %v", err)
 	}
 	e.time = e.time.Add(store.GoneAfter)
-	all, err = e.Replicas(e.Context(), e.time.Add(-store.GoneAfter))
+	all, err = e.Replicas(e.Context(), store.GoneAfter)
 	e.must(err)
 	e.equal(len(all), 0)
 	e.must(e.Claim(e.Context(), other)) // it is gone
