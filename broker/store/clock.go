@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"time"
 )
@@ -35,4 +36,19 @@ func (s *Store) before(column, at, age, now string) string {
 // ago are the parameters for before.
 func (s *Store) ago(t time.Time) (at, age int64, now any) {
 	return millis(t), millis(s.now()) - millis(t), s.timeArg()
+}
+
+// clocksDiffer is by how much clocks may.
+const clocksDiffer = time.Minute
+
+func (s *Store) checkTime(ctx context.Context) error {
+	var there int64
+	if err := s.read.QueryRowContext(ctx, `SELECT `+s.time("$1"), s.timeArg()).Scan(&there); err != nil {
+		return s.wayOut(err)
+	}
+	now := s.now()
+	if off := now.Sub(fromMillis(there)); off.Abs() > clocksDiffer {
+		return fmt.Errorf("this machine's clock says %s, the database's %s: set both (NTP)", now.UTC().Format(time.RFC3339), fromMillis(there).Format(time.RFC3339))
+	}
+	return nil
 }

@@ -97,6 +97,7 @@ func TestPostgreSQLClock(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	must(store.Check(ctx, url, time.Now))
 	lease, _, err := right.Acquire(ctx, "l", "b1", time.Hour, false)
 	must(err)
 	if lease.Ahead.Abs() > time.Minute {
@@ -111,6 +112,9 @@ func TestPostgreSQLClock(t *testing.T) {
 	for what, by := range map[string]time.Duration{"ahead": 10 * 24 * time.Hour, "behind": -10 * 24 * time.Hour} {
 		now := func() time.Time { return time.Now().Add(by) }
 		wrong := openShared(t, store.Config{URL: url, Now: now})
+		if err := store.Check(ctx, url, now); err == nil || !strings.Contains(err.Error(), "NTP") {
+			t.Errorf("%s: Check: %v", what, err)
+		}
 		held, ok, err := wrong.Acquire(ctx, "l", "b2", time.Hour, false)
 		must(err)
 		if left := held.Until.Sub(now()); ok || held.Holder != "b1" || left > time.Hour || left < 30*time.Minute {

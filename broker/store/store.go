@@ -112,10 +112,13 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-// Check says whether the database can be reached, and changes nothing. One of a
-// newer program is found when it is opened.
+// Check says whether the database can be reached and has our time, and changes
+// nothing. One of a newer program is found when it is opened.
 func Check(ctx context.Context, url string, now func() time.Time) error {
 	s, _, err := connect(ctx, Config{URL: url, Now: now})
+	if err == nil {
+		err = s.checkTime(ctx)
+	}
 	return errors.Join(err, s.Close())
 }
 
