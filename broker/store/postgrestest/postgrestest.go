@@ -34,6 +34,7 @@ type Server struct {
 	cmd       *exec.Cmd
 	log       output
 	databases atomic.Int64
+	marks     atomic.Int64
 }
 
 // output is what a server says, to be read while it runs.
@@ -195,9 +196,16 @@ func (s *Server) Database(t testing.TB) string {
 func (s *Server) Statements(t testing.TB) func() []string {
 	t.Helper()
 	s.Exec(t, "ALTER SYSTEM SET log_statement = 'all'", "SELECT pg_reload_conf()")
-	from := len(s.log.String())
+	mark := fmt.Sprintf("SELECT 'from here on %d'", s.marks.Add(1))
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(s.log.String(), mark); { // the log comes later than the answer
+		if time.Now().After(end) {
+			t.Fatal("the server logs no statements")
+		}
+		s.Exec(t, mark)
+	}
 	return func() (all []string) {
-		for line := range strings.Lines(s.log.String()[from:]) {
+		text := s.log.String()
+		for line := range strings.Lines(text[strings.LastIndex(text, mark):]) {
 			for _, way := range []string{"LOG:  statement: ", "LOG:  execute "} {
 				if _, text, ok := strings.Cut(line, way); ok {
 					all = append(all, strings.TrimSpace(text))
