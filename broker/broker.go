@@ -190,18 +190,20 @@ type Config struct {
 // A Broker joins nodes and issues SVIDs. Its methods may be called
 // concurrently.
 type Broker struct {
-	cfg       Config
-	policy    atomic.Pointer[Policy]
-	cuts      atomic.Pointer[cuts]
-	indexer   *indexer
-	listing   *listing
-	reporters *reporters
-	contact   contact // of the store
-	denials   *audit.Folder
-	strangers *audit.Counter // who fail to join
-	shown     *audit.Counter // what is shown in vain as evidence
-	unnamed   *audit.Counter // who fail to log in
-	strange   strangeSVIDs
+	cfg        Config
+	policy     atomic.Pointer[Policy]
+	cuts       atomic.Pointer[cuts]
+	indexer    *indexer
+	listing    *listing
+	reporters  *reporters
+	contact    contact // of the store
+	denials    *audit.Folder
+	reads      *audit.Folder  // by operators
+	strangers  *audit.Counter // who fail to join
+	shown      *audit.Counter // what is shown in vain as evidence
+	unnamed    *audit.Counter // who fail to log in
+	unrecorded *audit.Counter // what was read all the same
+	strange    strangeSVIDs
 
 	read     atomic.Bool // the cut-offs in the store hold here
 	revoking sync.Mutex  // guards what follows, and is taken before mu
@@ -282,6 +284,12 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if b.unnamed, err = audit.NewCounter(audit.CounterConfig{Log: cfg.Audit, Kind: "login.refused", Logger: cfg.Log}); err != nil {
 		return nil, errors.Join(err, b.shown.Close(), b.strangers.Close(), b.denials.Close())
 	}
+	if b.reads, err = audit.NewFolder(audit.FolderConfig{Log: cfg.Audit, Now: cfg.Now, Logger: cfg.Log}); err != nil {
+		return nil, errors.Join(err, b.unnamed.Close(), b.shown.Close(), b.strangers.Close(), b.denials.Close())
+	}
+	if b.unrecorded, err = audit.NewCounter(audit.CounterConfig{Log: cfg.Audit, Kind: "admin.unrecorded", Code: "unrecorded", Logger: cfg.Log}); err != nil {
+		return nil, errors.Join(err, b.reads.Close(), b.unnamed.Close(), b.shown.Close(), b.strangers.Close(), b.denials.Close())
+	}
 	b.out = maps.Clone(b.file.out)
 	for _, n := range nodes {
 		b.nodes[n.ID] = b.marked(n)
@@ -296,5 +304,5 @@ func (b *Broker) Origin() string { return b.cfg.Origin }
 // Close writes the counts that are still to be recorded. No other method may be
 // called after it.
 func (b *Broker) Close() error {
-	return errors.Join(b.unnamed.Close(), b.shown.Close(), b.strangers.Close(), b.denials.Close())
+	return errors.Join(b.unrecorded.Close(), b.reads.Close(), b.unnamed.Close(), b.shown.Close(), b.strangers.Close(), b.denials.Close())
 }

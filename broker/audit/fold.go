@@ -34,7 +34,8 @@ type FolderConfig struct {
 // the first denial is written at once, and repeats by the same node on the
 // same facts with the same kind and code are counted and written as one record
 // that names the first. What the repeats differ in otherwise, such as their
-// audiences, is not kept.
+// audiences, is not kept. So too with an operator who reads, and of whom what is OK
+// is folded: then by who it is and with which SVID.
 type Folder struct {
 	log    Appender
 	every  time.Duration
@@ -159,8 +160,11 @@ func (f *Folder) enter(key foldKey, e Event) (have *entry, mine bool, victim *en
 		delete(f.entries, victim.key)
 	}
 	have = &entry{key: key, first: make(chan struct{}), used: f.uses, event: Event{
-		Kind: e.Kind, OK: e.OK, Node: e.Node, SPIFFEID: e.SPIFFEID, Identity: e.Identity, Code: e.Code,
+		Kind: e.Kind, OK: e.OK, Node: e.Node, SPIFFEID: e.SPIFFEID, Identity: e.Identity, Code: e.Code, Actor: e.Actor, Spare: e.Spare,
 	}}
+	if e.OK {
+		have.event.Serial = e.Serial
+	}
 	f.entries[key] = have
 	return have, true, victim, nil
 }
@@ -314,13 +318,16 @@ func (f *Folder) Close() error {
 	return nil
 }
 
-// keyOf digests what makes two denials the same: node, kind, code, facts and
+// keyOf digests what makes two events the same: node, kind, code, actor, facts and
 // detail, in which the caller says what was asked and under which policy; but
 // not target and audiences, which a workload could vary without end. Lengths go
 // before strings, so that no two sets of facts read alike.
 func keyOf(e Event) (key foldKey) {
 	h := sha256.New()
-	writeAll(h, []string{e.Kind, e.Node, e.Code})
+	writeAll(h, []string{e.Kind, e.Node, e.Code, e.Actor})
+	if e.OK {
+		writeAll(h, []string{"ok", e.Serial})
+	}
 	for _, name := range slices.Sorted(maps.Keys(e.Detail)) {
 		writeAll(h, []string{name, e.Detail[name]})
 	}

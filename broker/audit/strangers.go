@@ -20,6 +20,8 @@ type CounterConfig struct {
 	Log Appender
 	// Kind is the kind of the records; empty means "join.refused".
 	Kind string
+	// Code is that of the records; empty means "strangers".
+	Code string
 	// Every is the least time between two records; 0 means 10 s. While
 	// strangers go on it doubles from record to record, up to 64 times, so
 	// that not even patience fills the disk.
@@ -38,6 +40,7 @@ type CounterConfig struct {
 type Counter struct {
 	log    Appender
 	kind   string
+	code   string
 	every  time.Duration
 	limit  int
 	logger *slog.Logger
@@ -68,6 +71,9 @@ func NewCounter(c CounterConfig) (*Counter, error) {
 	if c.Kind == "" {
 		c.Kind = "join.refused"
 	}
+	if c.Code == "" {
+		c.Code = "strangers"
+	}
 	if c.Every == 0 {
 		c.Every = 10 * time.Second
 	}
@@ -79,7 +85,7 @@ func NewCounter(c CounterConfig) (*Counter, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Counter{
-		log: c.Log, kind: c.Kind, every: c.Every, limit: c.Reasons, logger: c.Logger,
+		log: c.Log, kind: c.Kind, code: c.Code, every: c.Every, limit: c.Reasons, logger: c.Logger,
 		cancel: cancel, done: make(chan struct{}), wake: make(chan struct{}, 1),
 		counts: make(map[string]uint64),
 	}
@@ -150,7 +156,7 @@ func (n *Counter) flush(ctx context.Context) bool {
 	if len(counts) == 0 {
 		return false
 	}
-	e := Event{Kind: n.kind, Code: "strangers", Detail: make(map[string]string)}
+	e := Event{Kind: n.kind, Code: n.code, Detail: make(map[string]string)}
 	for reason, count := range counts {
 		e.Count += count
 		e.Detail[reason] = strconv.FormatUint(count, 10)

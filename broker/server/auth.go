@@ -119,11 +119,14 @@ func (s *Server) unaryAuth(ctx context.Context, req any, info *grpc.UnaryServerI
 	case api.Exchange_Exchange_FullMethodName, api.Exchange_Login_FullMethodName, api.Exchange_LoginInfo_FullMethodName:
 		return next(ctx, req) // no node's: each judges itself whom it serves
 	}
-	find := s.authenticate
 	if administers(info.FullMethod) {
-		find = func(ctx context.Context) (context.Context, error) { return s.authorize(ctx, info.FullMethod) }
+		ctx, err := s.authorize(ctx, info.FullMethod)
+		if err != nil {
+			return nil, err
+		}
+		return s.recordUnary(ctx, req, info, next)
 	}
-	ctx, err := find(ctx)
+	ctx, err := s.authenticate(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +147,7 @@ func (s *Server) streamAuth(srv any, stream grpc.ServerStream, info *grpc.Stream
 		defer cancel()
 		open := &operatorStream{ServerStream: stream, s: s, ctx: ctx, standing: o.standing, role: o.Role, method: info.FullMethod}
 		go open.watch(ctx, cancel)
-		err = next(srv, open)
+		err = s.recordStream(srv, open, info, next)
 		if lost := open.stands(); err != nil && lost != nil {
 			return lost // whatever else it ended with
 		}

@@ -338,11 +338,11 @@ func TestTheRecordNamesTheRevision(t *testing.T) {
 	if got, _, err := n.issue(t.Context(), t, "33"); err != nil || len(got.GetSvids()) != 1 {
 		t.Fatal(got, err)
 	}
+	records := e.records()
 	r, err := e.admin().Get(t.Context(), &api.GetRequest{Kind: "Identity", Name: "web"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	records := e.records()
 	last := records[len(records)-1]
 	if want := r.GetResources()[0].GetRevision(); last.Kind != "issue.x509" || last.Identity != "web" || last.Revision != want {
 		t.Errorf("the record has %s by %s, revision %d, of %d", last.Kind, last.Identity, last.Revision, want)

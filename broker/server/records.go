@@ -77,7 +77,17 @@ func (a adminService) TailAudit(r *api.TailAuditRequest, stream grpc.ServerStrea
 	if r.GetFilter() != nil {
 		return a.fail(ctx, a.tailSome(ctx, r, send))
 	}
-	last := int(min(r.GetLast(), maxTail))
+	last, own := int(min(r.GetLast(), maxTail)), ownRecord(ctx)
+	if own+uint64(last) > a.s.cfg.Audit.Head().Sequence && own > 0 && last > 0 {
+		last++ // what it tells is not that it is read
+		all := send
+		send = func(record audit.Record) error {
+			if record.Sequence == own {
+				return nil
+			}
+			return all(record)
+		}
+	}
 	if r.GetFollow() {
 		return a.fail(ctx, a.s.cfg.Audit.Follow(ctx, last, send))
 	}

@@ -57,8 +57,8 @@ func TestTheRecordIsQueried(t *testing.T) {
 		below  uint64
 		want   []string
 	}{
-		"all":                {nil, 0, 0, []string{"join ", "token ", "apply t1", "apply web"}},
-		"the newest":         {nil, 2, 0, []string{"join ", "token "}},
+		"all":                {nil, 0, 5, []string{"join ", "token ", "apply t1", "apply web"}},
+		"the newest":         {nil, 2, 5, []string{"join ", "token "}},
 		"the next page":      {nil, 2, 3, []string{"apply t1", "apply web"}},
 		"a kind":             {&api.AuditFilter{Kind: "apply"}, 0, 0, []string{"apply t1", "apply web"}},
 		"a node by its name": {&api.AuditFilter{Node: "n1"}, 0, 0, []string{"join "}},
@@ -105,17 +105,17 @@ func TestTheRecordIsExported(t *testing.T) {
 		return received(t, stream, err, want)
 	}
 	all := from(audit.Ref{}, false, -1)
-	if d := cmp.Diff([]string{"apply web", "apply t1"}, kindsOf(all)); d != "" {
+	if d := cmp.Diff([]string{"apply web", "apply t1", "admin "}, kindsOf(all)); d != "" {
 		t.Fatal(d)
 	}
-	if d := cmp.Diff([]string{"apply t1"}, kindsOf(from(all[0].Ref(), false, -1))); d != "" {
+	if d := cmp.Diff([]string{"apply t1", "admin "}, kindsOf(from(all[0].Ref(), false, -1))); d != "" {
 		t.Error(d)
 	}
-	if got := from(all[1].Ref(), false, -1); len(got) != 0 {
+	if got := from(all[2].Ref(), false, -1); len(got) != 0 {
 		t.Errorf("after the last: %v", got)
 	}
 	e.apply(peer)
-	if d := cmp.Diff([]string{"apply partner.example"}, kindsOf(from(all[1].Ref(), true, 1))); d != "" {
+	if d := cmp.Diff([]string{"apply partner.example"}, kindsOf(from(all[2].Ref(), true, 1))); d != "" {
 		t.Error(d)
 	}
 	for name, after := range map[string]audit.Ref{

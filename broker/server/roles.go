@@ -18,7 +18,6 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/api"
-	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/store"
 )
@@ -134,6 +133,7 @@ type operatorKey struct{}
 type operator struct {
 	Role
 	standing broker.Standing
+	serial   string // of the SVID
 }
 
 func callerOperator(ctx context.Context) (operator, bool) {
@@ -160,8 +160,7 @@ func (s *Server) roleOf(id spiffeid.ID) (Role, bool) {
 var errNoRole = status.Error(codes.PermissionDenied, "an SVID that broker.yaml's roles name is required (credence login), or the admin socket")
 
 // authorize finds who calls the admin service: an ID that broker.yaml gives a role
-// which may call the RPC, in an SVID that counts now. Each call is recorded before
-// it is done.
+// which may call the RPC, in an SVID that counts now. recordCall comes next.
 func (s *Server) authorize(ctx context.Context, method string) (context.Context, error) {
 	p, _ := peer.FromContext(ctx)
 	if p == nil {
@@ -200,11 +199,7 @@ func (s *Server) authorize(ctx context.Context, method string) (context.Context,
 	case !role.may(method):
 		return nil, s.refuseOperator(ctx, e, method, "role", role.Name+" may not", status.Errorf(codes.PermissionDenied, "%s has the role %s, which may not %s", e.ID, role.Name, path.Base(method)))
 	}
-	event := audit.Event{Kind: "admin", OK: true, Actor: e.ID.String(), Code: path.Base(method), Serial: e.Serial, Detail: map[string]string{"role": role.Name}}
-	if _, err := s.cfg.Audit.Append(ctx, event); err != nil {
-		return nil, statusOf(ctx, s.cfg.Log, false, fmt.Errorf("recording what an operator asks: %w", err))
-	}
-	return context.WithValue(ctx, operatorKey{}, operator{role, standing}), nil
+	return context.WithValue(ctx, operatorKey{}, operator{role, standing, e.Serial}), nil
 }
 
 // refuseOperator records that somebody whom we know may not, once for many

@@ -200,7 +200,7 @@ func TestReadsAreRecordedFirst(t *testing.T) {
 	if err := e.audit.Close(); err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.Get(t.Context(), &api.GetRequest{})
+	got, err := c.Get(t.Context(), &api.GetRequest{Kind: "Peer"})
 	wantCode(t, err, codes.Internal)
 	if got != nil {
 		t.Errorf("they read %v", got)

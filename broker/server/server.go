@@ -420,8 +420,8 @@ func (s *Server) agentsServer() *grpc.Server {
 func (s *Server) adminServer() *grpc.Server {
 	g := grpc.NewServer(slices.Concat(s.cfg.Calls, []grpc.ServerOption{
 		grpc.Creds(s.cfg.AdminCredentials),
-		grpc.ChainUnaryInterceptor(s.recoverUnary),
-		grpc.ChainStreamInterceptor(s.recoverStream),
+		grpc.ChainUnaryInterceptor(s.recoverUnary, s.recordUnary),
+		grpc.ChainStreamInterceptor(s.recoverStream, s.recordStream),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(64),
 		grpc.ConnectionTimeout(10 * time.Second),

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -124,8 +126,14 @@ func gist(r audit.Record) string {
 	add("for ", r.Target)
 	add("for ", strings.Join(r.Audiences, ","))
 	add("actor ", r.Actor)
-	add("", r.Detail["kind"])
-	add("", r.Detail["name"])
+	if r.Kind == "admin" {
+		for _, name := range slices.Sorted(maps.Keys(r.Detail)) {
+			add(name+" ", r.Detail[name])
+		}
+	} else {
+		add("", r.Detail["kind"])
+		add("", r.Detail["name"])
+	}
 	add("code ", r.Code)
 	add("", r.Reason)
 	if r.Count > 1 {
