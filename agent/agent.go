@@ -77,7 +77,7 @@ type Config struct {
 	TPM         string // its device, or the socket of one in software; empty: the machine's
 	Version     string
 	Dial        []grpc.DialOption // more of the connections to brokers, to trace calls
-	Tracer      trace.Tracer      // of exchanges; nil: nothing is traced
+	Tracer      trace.Tracer      // of joins and exchanges; nil: nothing is traced
 	Observe     func(Event)       // what happens, for metrics; it must not block; nil: nobody
 	Spread      time.Duration     // over which it goes to a broker after a restart, or when it has lost one, so that not all agents do at once; 0: at once
 	Patience    time.Duration     // of a caller while the broker doesn't answer; 0 means 5 s

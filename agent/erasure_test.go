@@ -97,7 +97,7 @@ func TestWhatIsWithdrawnIsServedNowhere(t *testing.T) {
 			asking.Wait()
 			eventually(t, "nothing of it is held", func() bool {
 				st := a.Status()
-				return !slices.ContainsFunc(st.Held, ofA) && st.Sessions == 0 && a.Tokens() == 0
+				return !slices.ContainsFunc(st.Held, ofA) && len(st.Sessions) == 0 && a.Tokens() == 0
 			})
 
 			a.end()

@@ -90,7 +90,9 @@ func (a *Agent) replaceLink(linger time.Duration) error {
 
 // join proves this node to a broker by evidence, and keeps what it gets. The SVID
 // that it has, if it is good, tells which node it is.
-func (a *Agent) join(ctx context.Context, evidence []byte) error {
+func (a *Agent) join(ctx context.Context, evidence []byte) (err error) {
+	ctx, end := a.joining(ctx)
+	defer func() { end(err) }()
 	ctx, cancel := context.WithTimeout(ctx, joinTime)
 	defer cancel()
 	key, der, err := newKey()

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -49,6 +50,7 @@ func joined(texts ...string) string {
 // the same SPIFFE ID.
 type source struct {
 	*exchangers.Source
+	flow string
 
 	// Guarded by sources.mu.
 	set      *set // whose facts the next exchange is made on: the last caller's
@@ -95,6 +97,20 @@ func (s *sources) look() {
 	for _, src := range s.all {
 		src.Look()
 	}
+}
+
+// sessions are all, by target and then SPIFFE ID.
+func (s *sources) sessions() []Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]Session, 0, len(s.all))
+	for k, src := range s.all {
+		all = append(all, Session{k.target, src.flow, k.id, src.Session()})
+	}
+	slices.SortFunc(all, func(x, y Session) int {
+		return cmp.Or(cmp.Compare(x.Target, y.Target), cmp.Compare(x.ID.String(), y.ID.String()))
+	})
+	return all
 }
 
 // drop erases the credentials that are kept fresh on a set of facts; an empty
@@ -263,11 +279,11 @@ func (s *sources) open(v *SVID, t Target) (*source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("target %s: %w", t.Name, err)
 	}
-	src := &source{}
+	src := &source{flow: t.Flow}
 	identity := v.Identity
 	src.Source = exchangers.NewSource(exchangers.SourceConfig{
 		Target: t.Name, Exchanger: exchanger, SVIDs: presented{s, src, v.ID, t.Name},
-		Ready: s.agent.reports.room,
+		Ready: s.agent.reports.room, Keep: traced,
 		Report: func(ctx context.Context, e exchangers.Event) error {
 			s.agent.observe(Event{What: EventExchanged, Subject: t.Name, Detail: t.Flow, Outcome: classOf(e)})
 			return s.agent.reports.exchange(ctx, e, identity)

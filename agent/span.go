@@ -6,9 +6,32 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/credence-id/credence/exchangers"
 )
+
+// traced is what an exchange keeps of the context of who asked first: the broker's
+// part of it belongs to the same trace.
+func traced(ctx context.Context) context.Context {
+	return trace.ContextWithSpanContext(context.Background(), trace.SpanContextFromContext(ctx))
+}
+
+// joining traces a try to join, of which the broker's part is the rest. Nothing that
+// was shown is in it.
+func (a *Agent) joining(ctx context.Context) (_ context.Context, end func(error)) {
+	if a.cfg.Tracer == nil {
+		return ctx, func(error) {}
+	}
+	ctx, span := a.cfg.Tracer.Start(ctx, "join")
+	span.SetAttributes(attribute.String("credence.join_method", a.cfg.Join.Method))
+	return ctx, func(err error) {
+		if err != nil {
+			span.SetStatus(codes.Error, outcomeOf(err))
+		}
+		span.End()
+	}
+}
 
 // span traces an exchange, as far as one is waited for: with what the cloud calls
 // its answer, which is how both sides find the same. Nothing that was shown or

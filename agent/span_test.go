@@ -1,15 +1,23 @@
 package agent_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/agenttest"
 	"github.com/credence-id/credence/exchangers"
 )
 
@@ -32,6 +40,9 @@ func TestExchangesAreTraced(t *testing.T) {
 	}
 	var got []string
 	for _, s := range spans.Ended() {
+		if s.Name() != "exchange" {
+			continue
+		}
 		for _, kv := range s.Attributes() {
 			got = append(got, fmt.Sprintf("%s %s=%s %s", s.Name(), kv.Key, kv.Value.AsString(), s.Status().Code))
 		}
@@ -46,4 +57,74 @@ func TestExchangesAreTraced(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// traced has an agent's calls of the broker, and its own part, be spans.
+func traced(spans *tracetest.SpanRecorder) func(*agent.Config) {
+	return func(c *agent.Config) {
+		provider := sdk.NewTracerProvider(sdk.WithSpanProcessor(spans))
+		c.Tracer = provider.Tracer("test")
+		c.Dial = []grpc.DialOption{grpc.WithStatsHandler(otelgrpc.NewClientHandler(otelgrpc.WithTracerProvider(provider), otelgrpc.WithPropagators(propagation.TraceContext{})))}
+	}
+}
+
+// heardTraces are the traces of a broker's calls of one method.
+func heardTraces(b *agenttest.Broker, method string) <-chan trace.TraceID {
+	heard := make(chan trace.TraceID, 100)
+	b.Before(method, func(ctx context.Context) error {
+		got, _ := metadata.FromIncomingContext(ctx)
+		header := propagation.HeaderCarrier{}
+		for _, value := range got.Get("traceparent") {
+			header.Set("traceparent", value)
+		}
+		heard <- trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), header)).TraceID()
+		return nil
+	})
+	return heard
+}
+
+// TestBrokersPartIsOfTheCallersTrace holds that what the broker makes for an exchange
+// is of the trace of who asked for it, though the exchange goes on without them; and
+// of the next who asks, where it is made anew.
+func TestBrokersPartIsOfTheCallersTrace(t *testing.T) {
+	t.Parallel()
+	spans := tracetest.NewSpanRecorder()
+	b, a := started(t, exchanging(&cloud{jwt: true}), traced(spans))
+	b.Grant(targeting("/a", 1, "aws"))
+	heard := heardTraces(b, "IssueJWT")
+	for n, ask := range []func(context.Context) error{
+		func(ctx context.Context) error { _, err := a.Credential(ctx, process(t), "aws"); return err },
+		func(ctx context.Context) error { _, _, err := a.Try(ctx, process(t), "aws"); return err },
+	} {
+		theirs := trace.TraceID{byte(n + 1)}
+		ctx := trace.ContextWithRemoteSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{TraceID: theirs, SpanID: trace.SpanID{1}, TraceFlags: trace.FlagsSampled}))
+		if err := ask(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-heard; got != theirs { // it was called: the credential is there
+			t.Errorf("%d: the broker heard trace %s, not the caller's", n, got)
+		}
+	}
+}
+
+// TestJoinsAreTraced holds that a try to join, and the broker's part of it, are one
+// trace.
+func TestJoinsAreTraced(t *testing.T) {
+	t.Parallel()
+	b := agenttest.NewBroker(t, domain).Start()
+	heard := heardTraces(b, "Join")
+	spans := tracetest.NewSpanRecorder()
+	cfg := config(t, b)
+	traced(spans)(&cfg)
+	run(t, cfg).ready()
+	for _, s := range spans.Ended() {
+		if s.Name() != "join" {
+			continue
+		}
+		if got := <-heard; got != s.SpanContext().TraceID() || s.Status().Code != codes.Unset || fmt.Sprint(s.Attributes()) != "[{credence.join_method token}]" {
+			t.Errorf("the broker heard trace %s of %s: %v %v", got, s.SpanContext().TraceID(), s.Status(), s.Attributes())
+		}
+		return
+	}
+	t.Error("it is not traced")
 }

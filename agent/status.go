@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/agent/spool"
+	"github.com/credence-id/credence/exchangers"
 )
 
 // contact is how this agent stands with its brokers.
@@ -102,7 +103,7 @@ type Status struct {
 	Held      []Holding            // by SPIFFE ID, then end, then Identity
 	Bundles   map[string]time.Time // by trust domain: when the broker last told of it, in this run
 	Sets      int                  // different sets of facts that workloads have, or had shortly ago
-	Sessions  int                  // with providers of credentials, kept fresh
+	Sessions  []Session            // with providers of credentials, kept fresh
 	Kept      time.Time            // when what goes on over a restart was last written; zero: nothing does
 }
 
@@ -114,6 +115,14 @@ type Holding struct {
 	Workloads int          // sets of facts that have it; 0: an earlier run's, which nobody has asked for
 	Lent      bool         // by other facts or an earlier run, as the broker is away
 	JWT       []JWTHolding // of each listed audience
+}
+
+// A Session is one with a provider, for all workloads of this node that have the
+// SPIFFE ID.
+type Session struct {
+	Target, Flow string
+	ID           spiffeid.ID
+	exchangers.Session
 }
 
 // Status tells how the agent does. It waits for nobody.
@@ -131,9 +140,7 @@ func (a *Agent) Status() Status {
 	a.sets.mu.Lock()
 	s.Sets = len(a.sets.all)
 	a.sets.mu.Unlock()
-	a.sources.mu.Lock()
-	s.Sessions = len(a.sources.all)
-	a.sources.mu.Unlock()
+	s.Sessions = a.sources.sessions()
 	if info, err := os.Stat(a.kept.path); err == nil {
 		s.Kept = info.ModTime()
 	}

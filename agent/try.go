@@ -35,8 +35,9 @@ func (a *Agent) try(ctx context.Context, p *caller.Process, target string) (exch
 	if err != nil {
 		return exchangers.Credential{}, v.ID, err
 	}
+	ctx, end := a.span(ctx, t)
 	credential, err := src.Try(ctx)
-	if err != nil {
+	if end(credential, err); err != nil {
 		return exchangers.Credential{}, v.ID, fmt.Errorf("exchanging at %s as %s: %w", target, v.ID, err)
 	}
 	if err := p.Check(); err != nil {

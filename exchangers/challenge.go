@@ -30,7 +30,7 @@ func (s *Source) Answer(ctx context.Context, claims string) (Credential, error) 
 			Message: fmt.Sprintf("a claims challenge is 1 to %d bytes of JSON, for a target whose provider gives them (azure with continuous_access)", MaxClaims)}
 	}
 	for {
-		c, cred, err := s.answering(claims)
+		c, cred, err := s.answering(ctx, claims)
 		if c == nil {
 			return cred, err
 		}
@@ -46,7 +46,7 @@ func (s *Source) Answer(ctx context.Context, claims string) (Credential, error) 
 }
 
 // answering returns the call to wait for, or what there is already.
-func (s *Source) answering(claims string) (*call, Credential, error) {
+func (s *Source) answering(ctx context.Context, claims string) (*call, Credential, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.cfg.Now()
@@ -60,7 +60,7 @@ func (s *Source) answering(claims string) (*call, Credential, error) {
 	case s.failure != nil && now.Before(s.next):
 		return nil, Credential{}, s.failure
 	}
-	s.startWith(claims)
+	s.startWith(ctx, claims)
 	return s.call, Credential{}, nil
 }
 

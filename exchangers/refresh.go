@@ -1,6 +1,7 @@
 package exchangers
 
 import (
+	"context"
 	"errors"
 	"time"
 )
@@ -36,7 +37,7 @@ func (s *Source) settle(c *call, cred Credential, err error) {
 }
 
 func (s *Source) keep(cred Credential, now time.Time) {
-	s.cred, s.failure, s.failures, s.since = cred, nil, 0, time.Time{}
+	s.cred, s.got, s.failure, s.failures, s.since = cred, now, nil, 0, time.Time{}
 	// 40 to 60 % of the life: those who began together do not refresh together.
 	now = now.Round(0) // by the wall clock: the other one stands still in a suspension
 	life := cred.Expires.Sub(now)
@@ -129,7 +130,7 @@ func (s *Source) tick() {
 	case !s.usable(now):
 		s.cred = Credential{}
 	case s.background() && !now.Before(s.next):
-		s.start()
+		s.start(context.Background())
 	default:
 		s.schedule(now)
 	}

@@ -30,7 +30,10 @@ type SourceConfig struct {
 	// Report is told of each exchange once, before anybody gets what it gave:
 	// on its error nobody does. While it waits for a disk, what is held is
 	// served. Nil drops.
-	Report  func(context.Context, Event) error
+	Report func(context.Context, Event) error
+	// Keep is what an exchange keeps of the context of who asked first, such as its
+	// trace: not its end, for others wait too. Nil: nothing.
+	Keep    func(context.Context) context.Context
 	Log     *slog.Logger     // nil discards
 	Now     func() time.Time // nil means time.Now
 	Jitter  func() float64   // from [0, 1); nil means random
@@ -66,7 +69,8 @@ type Source struct {
 
 	mu       sync.Mutex    // guards what follows
 	cred     Credential    // zero: none
-	lastUse  time.Time     // cred is served before
+	got      time.Time     // when it was
+	lastUse  time.Time     // it is served before
 	call     *call         // in flight; nil: none
 	failure  error         // of the last exchange; nil: it was good, or there was none
 	failures int           // in a row
@@ -95,6 +99,9 @@ func NewSource(cfg SourceConfig) *Source {
 	}
 	if cfg.Ready == nil {
 		cfg.Ready = func(context.Context) error { return nil }
+	}
+	if cfg.Keep == nil {
+		cfg.Keep = func(context.Context) context.Context { return context.Background() }
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -127,7 +134,7 @@ func (s *Source) once(ctx context.Context) (Credential, error) {
 	if err := ctx.Err(); err != nil {
 		return Credential{}, err
 	}
-	cred, c, err := s.held()
+	cred, c, err := s.held(ctx)
 	if c == nil {
 		return cred, err
 	}
@@ -145,7 +152,7 @@ func (s *Source) await(ctx context.Context, c *call) (Credential, error) {
 }
 
 // held returns the credential, the remembered failure, or the call to wait for.
-func (s *Source) held() (Credential, *call, error) {
+func (s *Source) held(ctx context.Context) (Credential, *call, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -155,7 +162,7 @@ func (s *Source) held() (Credential, *call, error) {
 	due := !now.Before(s.next)
 	if s.usable(now) {
 		if due && s.call == nil {
-			s.start() // timers may sleep with the machine
+			s.start(ctx) // timers may sleep with the machine
 		}
 		return s.cred, nil, nil
 	}
@@ -166,7 +173,7 @@ func (s *Source) held() (Credential, *call, error) {
 	if s.failure != nil && !due {
 		return Credential{}, nil, s.failure
 	}
-	s.start()
+	s.start(ctx)
 	return Credential{}, s.call, nil
 }
 
@@ -199,12 +206,13 @@ func (s *Source) drop(why error) {
 	}
 }
 
-// start begins an exchange; the caller holds mu, and there is none in flight.
-func (s *Source) start() { s.startWith("") }
+// start begins an exchange; the caller holds mu, and there is none in flight. It
+// goes on when asked ends.
+func (s *Source) start(asked context.Context) { s.startWith(asked, "") }
 
-func (s *Source) startWith(claims string) {
+func (s *Source) startWith(asked context.Context, claims string) {
 	s.stopTimer()
-	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(s.cfg.Keep(asked), s.cfg.Timeout)
 	c := &call{claims: claims, cancel: cancel, done: make(chan struct{})}
 	s.call = c
 	s.running.Go(func() {

@@ -14,7 +14,7 @@ const tryPause = 5 * time.Second
 // refresh would. A failure leaves what is held. Whoever tries while it runs, or
 // just after, gets the same; a pause that the provider asked for is kept.
 func (s *Source) Try(ctx context.Context) (Credential, error) {
-	c, cred, err := s.trying()
+	c, cred, err := s.trying(ctx)
 	if c == nil {
 		return cred, err
 	}
@@ -22,7 +22,7 @@ func (s *Source) Try(ctx context.Context) (Credential, error) {
 }
 
 // trying returns the call to wait for, or the last outcome.
-func (s *Source) trying() (*call, Credential, error) {
+func (s *Source) trying(ctx context.Context) (*call, Credential, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.cfg.Now()
@@ -39,6 +39,6 @@ func (s *Source) trying() (*call, Credential, error) {
 		return nil, s.cred, nil
 	}
 	s.tried = now
-	s.start()
+	s.start(ctx)
 	return s.call, Credential{}, nil
 }

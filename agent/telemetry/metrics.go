@@ -86,7 +86,7 @@ func (m *Metrics) histogram(name, help string, labels ...string) *prometheus.His
 
 // Of has the state of an agent told besides, as it is at each scrape. It is
 // called once.
-func (m *Metrics) Of(a Agent) { m.registry.MustRegister(snapshot{a, m.cfg.SPIFFEIDs}) }
+func (m *Metrics) Of(a Agent) { m.registry.MustRegister(snapshot{a, m.cfg.SPIFFEIDs, &m.targets}) }
 
 // Gatherer yields all metrics.
 func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }

@@ -22,6 +22,7 @@ import (
 	"github.com/credence-id/credence/agent"
 	"github.com/credence-id/credence/agent/spool"
 	"github.com/credence-id/credence/agent/telemetry"
+	"github.com/credence-id/credence/exchangers"
 )
 
 var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
@@ -29,10 +30,19 @@ var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 // everything is an agent of which all can be told.
 func everything() *state {
 	return &state{status: agent.Status{
-		Node: id("/credence/node/n1").String(), NodeEnds: noon.Add(time.Hour), Connected: true, Heard: noon, Kept: noon, Sets: 2, Sessions: 1,
+		Node: id("/credence/node/n1").String(), NodeEnds: noon.Add(time.Hour), Connected: true, Heard: noon, Kept: noon, Sets: 2,
+		Sessions: []agent.Session{
+			session("orders", exchangers.Session{Obtained: noon, Expires: noon.Add(time.Hour)}),
+			session("orders", exchangers.Session{Obtained: noon.Add(-time.Minute), Expires: noon.Add(time.Minute), Failing: noon.Add(time.Second)}),
+			session("orders", exchangers.Session{Failing: noon}), session("billing", exchangers.Session{}),
+		},
 		Spool: spool.Stats{Backlog: 3, Bytes: 400, Max: 64 << 20, Lost: 5}, Bundles: map[string]time.Time{"example.org": noon},
 		Held: []agent.Holding{{ID: id("/a"), Ends: noon.Add(30 * time.Minute)}, {ID: id("/a"), Ends: noon.Add(20 * time.Minute)}, {ID: id("/b"), Ends: noon.Add(40 * time.Minute)}},
 	}}
+}
+
+func session(target string, s exchangers.Session) agent.Session {
+	return agent.Session{Target: target, Flow: "gcp", Session: s}
 }
 
 // busy are metrics of which each has counted something.
@@ -122,6 +132,9 @@ func TestValues(t *testing.T) {
 		{"the node's end", value("node_svid_expiry_timestamp_seconds"), float64(noon.Add(time.Hour).Unix())},
 		{"the first end", value("svid_earliest_expiry_timestamp_seconds"), float64(noon.Add(20 * time.Minute).Unix())},
 		{"the first of one ID", value("svid_expiry_timestamp_seconds", "spiffe://example.org/a"), float64(noon.Add(20 * time.Minute).Unix())},
+		{"sessions", value("credential_sessions"), 4}, {"the first session's end", value("credential_expiry_timestamp_seconds", "gcp", "orders"), float64(noon.Add(time.Minute).Unix())},
+		{"and beginning", value("credential_obtained_timestamp_seconds", "gcp", "orders"), float64(noon.Add(-time.Minute).Unix())},
+		{"what fails longest", value("credential_failing_timestamp_seconds", "gcp", "orders"), float64(noon.Unix())},
 		{"backlog", value("spool_reports"), 3}, {"lost", value("spool_lost_reports_total"), 5},
 		{"a bundle", value("bundle_updated_timestamp_seconds", "example.org"), float64(noon.Unix())},
 		{"attestations", value("attestations_total", "s", "ok"), 1}, {"their time", value("attestation_duration_seconds", "s"), 1},
@@ -142,7 +155,7 @@ func TestLeftOut(t *testing.T) {
 	m := telemetry.NewMetrics(telemetry.MetricsConfig{})
 	m.Of(&state{status: agent.Status{Held: []agent.Holding{{ID: id("/a"), Ends: noon}}}, hung: []string{"x"}, unready: []string{"y"}})
 	all := families(t, m)
-	for _, name := range []string{"broker_heard_timestamp_seconds", "node_svid_expiry_timestamp_seconds", "kept_timestamp_seconds", "svid_expiry_timestamp_seconds"} {
+	for _, name := range []string{"broker_heard_timestamp_seconds", "node_svid_expiry_timestamp_seconds", "kept_timestamp_seconds", "svid_expiry_timestamp_seconds", "credential_expiry_timestamp_seconds", "credential_failing_timestamp_seconds"} {
 		if f := all["credence_agent_"+name]; f != nil {
 			t.Errorf("%v", f)
 		}
@@ -160,9 +173,17 @@ func TestNamesAreBounded(t *testing.T) {
 	for n := range 2000 {
 		m.Observe(agent.Event{What: agent.EventExchanged, Subject: fmt.Sprintf("target-%d", n), Detail: "oauth", Outcome: agent.OutcomeOK})
 	}
-	f := families(t, m)["credence_agent_exchanges_total"]
-	if n := len(f.GetMetric()); n != 513 {
-		t.Errorf("%d series", n)
+	many := &state{}
+	for n := range 2000 {
+		many.status.Sessions = append(many.status.Sessions, session(fmt.Sprintf("target-%d", n), exchangers.Session{Expires: noon}))
+	}
+	m.Of(many)
+	all := families(t, m)
+	f := all["credence_agent_exchanges_total"]
+	for _, name := range []string{"exchanges_total", "credential_expiry_timestamp_seconds"} {
+		if n := len(all["credence_agent_"+name].GetMetric()); n != 513 {
+			t.Errorf("%s: %d series", name, n)
+		}
 	}
 	total := 0.0
 	for _, one := range f.GetMetric() {

@@ -12,6 +12,7 @@ import (
 type snapshot struct {
 	agent     Agent
 	spiffeIDs bool
+	targets   *names
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -29,6 +30,9 @@ var (
 	ends       = desc("svid_expiry_timestamp_seconds", "When an X509-SVID that is served ends; of several of one SPIFFE ID the first.", "spiffe_id")
 	sets       = desc("workload_sets", "Different sets of facts that workloads have, or had shortly ago.")
 	sessions   = desc("credential_sessions", "Sessions with providers that are kept fresh.")
+	sessionEnd = desc("credential_expiry_timestamp_seconds", "When what a provider gave ends; of several sessions with one target the first.", "target", "flow")
+	sessionGot = desc("credential_obtained_timestamp_seconds", "When that was obtained: it is replaced at about half of its life.", "target", "flow")
+	failing    = desc("credential_failing_timestamp_seconds", "Since when no exchange for a session with a target succeeds; absent: the last did.", "target", "flow")
 	backlog    = desc("spool_reports", "Reports that the broker's record does not have yet.")
 	spoolBytes = desc("spool_bytes", "What they take on disk.")
 	spoolMax   = desc("spool_max_bytes", "What they may take.")
@@ -39,7 +43,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (s snapshot) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{live, ready, connected, heard, nodeEnds, held, firstEnds, ends, sets, sessions, backlog, spoolBytes, spoolMax, lost, bundle, kept} {
+	for _, d := range []*prometheus.Desc{live, ready, connected, heard, nodeEnds, held, firstEnds, ends, sets, sessions, sessionEnd, sessionGot, failing, backlog, spoolBytes, spoolMax, lost, bundle, kept} {
 		c <- d
 	}
 }
@@ -69,7 +73,12 @@ func (s snapshot) Collect(c chan<- prometheus.Metric) {
 		}
 	}
 	gauge(sets, float64(st.Sets))
-	gauge(sessions, float64(st.Sessions))
+	gauge(sessions, float64(len(st.Sessions)))
+	for k, t := range s.firstSessions(st.Sessions) {
+		at(sessionEnd, t.Expires, k.target, k.flow)
+		at(sessionGot, t.Obtained, k.target, k.flow)
+		at(failing, t.Failing, k.target, k.flow)
+	}
 	gauge(backlog, float64(st.Spool.Backlog))
 	gauge(spoolBytes, float64(st.Spool.Bytes))
 	gauge(spoolMax, float64(st.Spool.Max))
@@ -100,4 +109,24 @@ func firstOf(all []agent.Holding) (first time.Time, byID map[string]time.Time) {
 		}
 	}
 	return first, byID
+}
+
+// sessionKey is what tells sessions apart in metrics.
+type sessionKey struct{ target, flow string }
+
+// firstSessions are of each target what ends first, and what fails longest.
+func (s snapshot) firstSessions(all []agent.Session) map[sessionKey]agent.Session {
+	by := make(map[sessionKey]agent.Session)
+	for _, one := range all {
+		k := sessionKey{s.targets.bounded(one.Target), one.Flow}
+		first := by[k]
+		if !one.Expires.IsZero() && (first.Expires.IsZero() || one.Expires.Before(first.Expires)) {
+			first.Expires, first.Obtained = one.Expires, one.Obtained
+		}
+		if !one.Failing.IsZero() && (first.Failing.IsZero() || one.Failing.Before(first.Failing)) {
+			first.Failing = one.Failing
+		}
+		by[k] = first
+	}
+	return by
 }
