@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/identity"
@@ -92,8 +93,11 @@ type bearer struct {
 //     peer.id and peer.path; act in the token names the original.
 func (b *Broker) Exchange(ctx context.Context, r ExchangeRequest) (JWTSVID, *Denial, error) {
 	done := b.issuing(AskedExchange)
+	ctx, end := b.span(ctx, spanExchange, "")
 	svid, err := b.exchange(ctx, r)
-	if denial, err := b.refuse(ctx, r, err); denial != nil || err != nil {
+	denial, err := b.refuse(ctx, r, err)
+	end(err, outcome(denial, err))
+	if denial != nil || err != nil {
 		done(0, []*Denial{denial}, err)
 		return JWTSVID{}, denial, err
 	}
@@ -114,8 +118,9 @@ func (b *Broker) exchange(ctx context.Context, r ExchangeRequest) (JWTSVID, erro
 	}
 	request := who.request
 	request.Audiences, request.Time = r.Audiences, b.cfg.Now()
+	_, end := b.span(ctx, spanDecide, KindJWT)
 	d, err := decideOne(b.policy.Load(), request, "")
-	if err != nil {
+	if end(err); err != nil {
 		return JWTSVID{}, err
 	}
 	if err := b.spend(ctx, r.Evidence); err != nil {
@@ -153,8 +158,9 @@ func (b *Broker) Stands(ctx context.Context, e Evidence) error {
 }
 
 func (b *Broker) signJWT(ctx context.Context, g identity.Grant) (string, signed, error) {
-	token, err := b.cfg.Issuer.SignJWT(ctx, g)
-	if err != nil {
+	signing, end := b.span(ctx, spanSign, KindJWT)
+	token, err := b.cfg.Issuer.SignJWT(signing, g)
+	if end(err); err != nil {
 		return "", signed{}, err
 	}
 	made, err := tokenClaims(token)
@@ -272,7 +278,7 @@ func (b *Broker) spend(ctx context.Context, e Evidence) error {
 // releaseTo makes it durable what is about to be released to a bearer. It
 // refuses what has been revoked meanwhile.
 func (b *Broker) releaseTo(ctx context.Context, who bearer, event audit.Event) error {
-	if _, err := b.cfg.Audit.Append(ctx, event); err != nil {
+	if err := b.recorded(ctx, event); err != nil {
 		return fmt.Errorf("recording an exchange: %w", err)
 	}
 	if err := b.stands(who); err != nil {
@@ -367,7 +373,9 @@ var ErrOutlives = errors.New("the credential would outlive the SVID that was sho
 // nobody has what another's evidence gave. For who is served see Exchange.
 func (b *Broker) ExchangeAt(ctx context.Context, r ExchangeRequest, trade func(context.Context, Lent) (Traded, error)) (*Denial, error) {
 	done := b.issuing(AskedExchange)
+	ctx, end := b.span(ctx, spanExchange, "")
 	denial, err := b.refuse(ctx, r, b.exchangeAt(ctx, r, trade))
+	end(err, outcome(denial, err))
 	done(0, []*Denial{denial}, err)
 	return denial, err
 }
@@ -382,8 +390,9 @@ func (b *Broker) exchangeAt(ctx context.Context, r ExchangeRequest, trade func(c
 	}
 	l := lender{b: b, who: who, target: r.Target, policy: b.policy.Load()}
 	request := l.ask()
+	_, end := b.span(ctx, spanDecide, "")
 	d, err := decideOne(l.policy, request, r.Target)
-	if err != nil {
+	if end(err); err != nil {
 		return err
 	}
 	target, ok := l.policy.Targets[r.Target]
@@ -393,11 +402,13 @@ func (b *Broker) exchangeAt(ctx context.Context, r ExchangeRequest, trade func(c
 	if err := b.spend(ctx, r.Evidence); err != nil {
 		return err
 	}
-	got, err := trade(ctx, Lent{ID: d.ID, Target: target, Ends: r.Evidence.Expires, JWT: l.jwt, X509: l.x509})
+	trading, end := b.span(ctx, spanTrade, "")
+	got, err := trade(trading, Lent{ID: d.ID, Target: target, Ends: r.Evidence.Expires, JWT: l.jwt, X509: l.x509})
 	if err == nil && (got.Expires.IsZero() || got.Expires.After(r.Evidence.Expires)) {
 		err = fmt.Errorf("%w: it ends at %s, that at %s", ErrOutlives, got.Expires.UTC().Format(time.RFC3339), r.Evidence.Expires.UTC().Format(time.RFC3339))
 		got.Code = "outlives"
 	}
+	end(err, attribute.String("credence.target", target.Name), attribute.String("credence.flow", target.Flow), attribute.String("credence.cloud_request_id", got.RequestID))
 	event := audit.Event{
 		Kind: "exchange", OK: err == nil, Node: who.node.ID, SPIFFEID: d.ID.String(), Identity: d.Identity, Revision: d.Revision,
 		Target: r.Target, Issued: request.Time, NotAfter: got.Expires, Code: got.Code, Detail: r.Evidence.detail(),
@@ -463,8 +474,9 @@ func (l *lender) x509(ctx context.Context) ([]*x509.Certificate, crypto.Signer, 
 	if err != nil {
 		return nil, nil, err
 	}
-	chain, err := l.b.cfg.Issuer.SignX509(ctx, d.Grant, key.Public())
-	if err != nil {
+	signing, end := l.b.span(ctx, spanSign, KindX509)
+	chain, err := l.b.cfg.Issuer.SignX509(signing, d.Grant, key.Public())
+	if end(err); err != nil {
 		return nil, nil, err
 	}
 	event := issued("issue.x509", l.who.node, request, d, signed{

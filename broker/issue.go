@@ -175,9 +175,7 @@ func (b *Broker) issueX509(ctx context.Context, node Node, items []X509Item) ([]
 // been revoked: its record may be too late for whoever lists what to revoke.
 func (b *Broker) release(ctx context.Context, node Node, events []audit.Event) error {
 	if len(events) > 0 {
-		recording, end := b.span(ctx, spanRecord, "")
-		_, err := b.cfg.Audit.Append(recording, events...)
-		if end(err); err != nil {
+		if err := b.recorded(ctx, events...); err != nil {
 			return fmt.Errorf("recording what was issued to %s: %w", node.ID, err)
 		}
 	}

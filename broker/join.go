@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/identity"
@@ -66,8 +67,10 @@ func (b *Broker) Join(ctx context.Context, r JoinRequest) (Joined, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.JoinTime)
 	defer cancel()
 	began := b.cfg.Now()
+	ctx, end := b.span(ctx, spanJoin, "")
 	joined, err := b.join(ctx, r)
 	method, outcome := b.joinOutcome(r, err)
+	end(err, attribute.String("credence.join_method", method), attribute.String("credence.outcome", outcome))
 	b.observe(Event{What: EventJoined, Subject: method, Outcome: outcome, Took: b.cfg.Now().Sub(began)})
 	if err != nil {
 		b.strangers.Add(method + ": " + outcome)
@@ -119,8 +122,9 @@ func (b *Broker) join(ctx context.Context, r JoinRequest) (Joined, error) {
 	if err != nil {
 		return Joined{}, err
 	}
-	proof, err := method.Join(join.WithKey(ctx, key), r.Evidence, r.Ask)
-	if err != nil {
+	proving, end := b.span(ctx, spanEvidence, "")
+	proof, err := method.Join(join.WithKey(proving, key), r.Evidence, r.Ask)
+	if end(err); err != nil {
 		return Joined{}, b.suspect(ctx, rule, proof, err)
 	}
 	if err := allowed(rule, proof); err != nil {
@@ -325,8 +329,9 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 	if err != nil {
 		return Joined{}, err
 	}
-	chain, err := b.cfg.Issuer.SignX509(ctx, grant, pub)
-	if err != nil {
+	signing, end := b.span(ctx, spanSign, KindX509)
+	chain, err := b.cfg.Issuer.SignX509(signing, grant, pub)
+	if end(err); err != nil {
 		return Joined{}, err
 	}
 	node.PreviousSerial, node.Serial = node.Serial, chain[0].SerialNumber.Bytes()
@@ -338,7 +343,7 @@ func (b *Broker) admit(ctx context.Context, node Node, key identity.KeyDigest, p
 	event.Serial, event.NotAfter = serialText(chain[0].SerialNumber), chain[0].NotAfter
 	event.Authority, event.Issued = node.Authority, now
 	event.Digest, event.Facts = digestText(chain[0].Raw), node.Facts.Map()
-	if _, err := b.cfg.Audit.Append(ctx, fit(event)); err != nil {
+	if err := b.recorded(ctx, fit(event)); err != nil {
 		return Joined{}, fmt.Errorf("recording: %w", err)
 	}
 	saved, err := b.cfg.Store.SaveNode(ctx, node)

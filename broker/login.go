@@ -37,8 +37,10 @@ type Login struct {
 // spent before, it returns a Denial and no error.
 func (b *Broker) Login(ctx context.Context, l Login) ([]X509SVID, *Denial, error) {
 	done := b.issuing(AskedLogin)
+	ctx, end := b.span(ctx, spanLogin, "")
 	svids, err := b.login(ctx, l)
 	denial, err := b.denyLogin(ctx, l, err)
+	end(err, outcome(denial, err))
 	done(len(svids), []*Denial{denial}, err)
 	if denial != nil || err != nil {
 		return nil, denial, err
@@ -56,8 +58,9 @@ func (b *Broker) login(ctx context.Context, l Login) ([]X509SVID, error) {
 	}
 	set := b.policy.Load().Set
 	request := identity.Request{User: l.User, Unknown: l.Unknown, TTL: l.TTL, Time: b.cfg.Now()}
+	_, end := b.span(ctx, spanDecide, KindX509)
 	decisions, err := decideLogin(set, request, key)
-	if err != nil {
+	if end(err); err != nil {
 		return nil, err
 	}
 	err = b.cfg.Store.SpendEvidence(ctx, l.Once, l.Expires.Add(spentAfter), request.Time)
@@ -70,8 +73,9 @@ func (b *Broker) login(ctx context.Context, l Login) ([]X509SVID, error) {
 	events := []audit.Event{fit(audit.Event{Kind: "login", OK: true, Facts: l.User.Map(), Detail: loginDetail(l)})}
 	var svids []X509SVID
 	for _, d := range decisions {
-		chain, err := b.cfg.Issuer.SignX509(ctx, d.Grant, l.Key)
-		if err != nil {
+		signing, end := b.span(ctx, spanSign, KindX509)
+		chain, err := b.cfg.Issuer.SignX509(signing, d.Grant, l.Key)
+		if end(err); err != nil {
 			return nil, err
 		}
 		svids = append(svids, X509SVID{Decision: d, Chain: chain})
@@ -79,7 +83,7 @@ func (b *Broker) login(ctx context.Context, l Login) ([]X509SVID, error) {
 			serial: serialText(chain[0].SerialNumber), authority: authorityOf(chain), notAfter: chain[0].NotAfter, raw: chain[0].Raw,
 		}))
 	}
-	if _, err := b.cfg.Audit.Append(ctx, events...); err != nil {
+	if err := b.recorded(ctx, events...); err != nil {
 		return nil, fmt.Errorf("recording it: %w", err)
 	}
 	cuts := b.cuts.Load()

@@ -69,7 +69,7 @@ func outcomeOf(err error) string {
 	switch {
 	case err == nil:
 		return OutcomeOK
-	case errors.Is(err, identity.ErrDenied), errors.Is(err, ErrRequest):
+	case errors.Is(err, identity.ErrDenied), errors.Is(err, ErrRequest), errors.As(err, new(*refusedError)):
 		return OutcomeDenied
 	}
 	return OutcomeFailed

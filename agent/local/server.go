@@ -52,8 +52,13 @@ type Door struct {
 // A room is what a Door leads to.
 type room struct {
 	targets []*target
+	trace   Trace    // nil: nothing is traced
 	shut    *refusal // of everything
 }
+
+// A Trace traces a request about a target that was let in: what is done for it is
+// done under the context that it returns, and the status of the answer ends it.
+type Trace func(r *http.Request, target string) (_ context.Context, end func(status int))
 
 // OpenDoor listens at an address of loopback and refuses until Surfaces are
 // there. Close it.
@@ -145,7 +150,7 @@ func (s *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if no == nil {
 		var values url.Values
 		if values, no = parseQuery(query); no == nil {
-			out, no = t.endpoint.answer(r.Context(), values)
+			out, no = behind.answer(r, t, values)
 		}
 	}
 	if no != nil {
@@ -159,6 +164,22 @@ func (s *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(no.status)
 	}
 	_ = json.NewEncoder(w).Encode(out) // an error: the client has gone
+}
+
+// answer is the endpoint's, traced.
+func (b *room) answer(r *http.Request, t *target, values url.Values) (out any, no *refusal) {
+	if b.trace == nil {
+		return t.endpoint.answer(r.Context(), values)
+	}
+	ctx, end := b.trace(r, t.name)
+	defer func() {
+		if no != nil {
+			end(no.status)
+		} else {
+			end(http.StatusOK)
+		}
+	}()
+	return t.endpoint.answer(ctx, values)
 }
 
 func (b *room) find(path string) *target {

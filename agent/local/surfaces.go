@@ -73,6 +73,7 @@ type Config struct {
 	// default of its cloud. A Vault token is not in it: it would not last. Empty:
 	// none.
 	EnvFile string
+	Trace   Trace            // of requests at endpoints; nil: they are not traced
 	Log     *slog.Logger     // nil discards
 	Now     func() time.Time // nil means time.Now
 }
@@ -172,7 +173,7 @@ func (s *Surfaces) open(ctx context.Context) (err error) {
 	if err := s.dir.removeOthers(); err != nil {
 		return err
 	}
-	s.room = &room{targets: s.targets}
+	s.room = &room{targets: s.targets, trace: s.cfg.Trace}
 	s.server.admit(s.room)
 	return nil
 }

@@ -137,14 +137,18 @@ type Config struct {
 	Login  *Login // nil: nobody logs in here
 	// Health answers gRPC's probes on the admin socket, by what the Server says of
 	// itself. Nil: nobody does.
-	Health    func(*Server) grpc_health_v1.HealthServer
-	Calls     []grpc.ServerOption // count the calls on both gRPC listeners
-	HeadEvery time.Duration       // how often agents are told how far the record has got; 0: 1 min
-	Limits    Limits              // a zero field: its default
-	Handshake time.Duration       // how long a handshake may take on agents; 0: 10 s
-	JoinStart time.Duration       // how long a caller of Join may take to begin; 0: 3 s
-	Log       *slog.Logger        // nil discards
-	Now       func() time.Time    // nil means time.Now
+	Health func(*Server) grpc_health_v1.HealthServer
+	Calls  []grpc.ServerOption // count the calls on both gRPC listeners
+	// Trace traces a request at the token endpoint: what is done for it is done under
+	// the context that it returns, and the status of the answer ends it. Nil: nothing
+	// is traced.
+	Trace     func(r *http.Request, target string) (_ context.Context, end func(status int))
+	HeadEvery time.Duration    // how often agents are told how far the record has got; 0: 1 min
+	Limits    Limits           // a zero field: its default
+	Handshake time.Duration    // how long a handshake may take on agents; 0: 10 s
+	JoinStart time.Duration    // how long a caller of Join may take to begin; 0: 3 s
+	Log       *slog.Logger     // nil discards
+	Now       func() time.Time // nil means time.Now
 }
 
 // Login is where people log in, and who checks what they show.

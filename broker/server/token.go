@@ -37,13 +37,18 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a token is asked for by POST (RFC 8693)", http.StatusMethodNotAllowed)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), exchangeTime)
+	ctx, end := r.Context(), func(int) {}
+	if s.cfg.Trace != nil {
+		ctx, end = s.cfg.Trace(r, "")
+	}
+	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
 	defer cancel()
 	a, err := s.tokenFor(ctx, w, r)
 	if err != nil {
-		s.refuseToken(ctx, w, err)
+		end(s.refuseToken(ctx, w, err))
 		return
 	}
+	end(http.StatusOK)
 	s.writeToken(w, http.StatusOK, struct {
 		AccessToken string `json:"access_token"`
 		Issued      string `json:"issued_token_type"`
@@ -159,8 +164,8 @@ func readQuestion(form url.Values) (subject string, q question, err error) {
 	return form.Get("subject_token"), q, nil
 }
 
-// refuseToken writes RFC 6749 §5.2.
-func (s *Server) refuseToken(ctx context.Context, w http.ResponseWriter, err error) {
+// refuseToken writes RFC 6749 §5.2. It returns the status.
+func (s *Server) refuseToken(ctx context.Context, w http.ResponseWriter, err error) int {
 	f := s.failureOf(ctx, err)
 	if f.after > 0 {
 		w.Header().Set("Retry-After", strconv.FormatInt(seconds1(f.after), 10))
@@ -169,6 +174,7 @@ func (s *Server) refuseToken(ctx context.Context, w http.ResponseWriter, err err
 		Error       string `json:"error"`
 		Description string `json:"error_description"`
 	}{f.code, printable(f.text)})
+	return f.status
 }
 
 // printable is text of the characters that RFC 6749 §5.2 takes.

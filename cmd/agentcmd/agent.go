@@ -118,7 +118,7 @@ func New(f File, evidence func(context.Context) ([]byte, error), now func() time
 		return nil, err
 	}
 	p.watched.metrics.Of(p.Agent)
-	if p.outputs, err = f.deliveries(now, log); err != nil {
+	if p.outputs, err = f.deliveries(p.tracing.Request("credentials"), now, log); err != nil {
 		return nil, err
 	}
 	if err := f.eraseLeftovers(context.Background(), log); err != nil {

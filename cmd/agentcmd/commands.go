@@ -108,7 +108,7 @@ something is wrong.`,
 				cli.Found("workload socket", cli.CheckSocket(f.Socket)),
 			}
 			findings = append(findings, f.checkPlaces()...)
-			outputs, err := f.deliveries(p.Now, slog.New(slog.DiscardHandler))
+			outputs, err := f.deliveries(nil, p.Now, slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err
 			}

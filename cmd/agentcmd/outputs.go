@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/agent"
+	"github.com/credence-id/credence/agent/local"
 	"github.com/credence-id/credence/agent/output"
 	"github.com/credence-id/credence/agent/output/awscredentials"
 	"github.com/credence-id/credence/agent/output/files"
@@ -325,8 +326,8 @@ type delivered struct {
 	serve  *sdk.Writer // the writer, where it serves too; else nil
 }
 
-// deliveries builds what agent.yaml's outputs name.
-func (f *File) deliveries(now func() time.Time, log *slog.Logger) (all []delivered, err error) {
+// deliveries builds what agent.yaml's outputs name. A nil trace traces nothing.
+func (f *File) deliveries(trace local.Trace, now func() time.Time, log *slog.Logger) (all []delivered, err error) {
 	for n := range f.Outputs {
 		o := &f.Outputs[n]
 		hooks, err := o.hooks()
@@ -357,7 +358,7 @@ func (f *File) deliveries(now func() time.Time, log *slog.Logger) (all []deliver
 		}
 		if o.SDK != nil {
 			c := o.sdk()
-			c.State, c.Now, c.Log = f.sdkState(o.Name), now, log.With("output", o.Name)
+			c.State, c.Trace, c.Now, c.Log = f.sdkState(o.Name), trace, now, log.With("output", o.Name)
 			w, err := sdk.New(c)
 			if err != nil {
 				return nil, err

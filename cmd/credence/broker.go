@@ -247,7 +247,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 		Since: p.since, Replica: p.replica, RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
 		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: p.methods.pod, Login: settings.Login, Roles: settings.Roles, Limits: settings.Limits,
-		Health: p.healthServer, Calls: append(p.metrics.ServerOptions(), p.tracing.Server()...), Now: o.now, Log: o.log,
+		Health: p.healthServer, Calls: append(p.metrics.ServerOptions(), p.tracing.Server()...), Trace: p.tracing.Request("token"), Now: o.now, Log: o.log,
 	})
 	if err != nil {
 		return err

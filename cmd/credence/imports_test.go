@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 		"exchangers", "federation", "cmd/cli", "cmd/flows", "cmd/tracing", "cmd/workloadcmd",
 	},
 	"cmd/tracing":                            {},
-	"cmd/workloadcmd":                        {"agent", "agent/api", "agent/local", "agent/output", "cmd/cli"},
+	"cmd/workloadcmd":                        {"agent", "agent/api", "agent/local", "agent/output", "cmd/cli", "cmd/tracing"},
 	"cmd/logincmd":                           {"agent", "broker/api", "federation", "cmd/cli"},
 	"cmd/stop":                               {},
 	"cmd/flows":                              {"exchangers", "exchangers/aws", "exchangers/gcp", "exchangers/azure", "exchangers/oauth"},

@@ -4,7 +4,7 @@
 //
 // A trace context (W3C traceparent) that a caller brings is taken up, but forces
 // nothing: of the traces that others began only so many a second are kept, whoever
-// they are, and of ours a ratio. Baggage is not taken.
+// they are, and of ours a ratio. Baggage and tracestate are not taken.
 //
 // It trusts the collector with who asked for what and when: methods, codes and
 // times. No span has a token, key, fact's value or text that a caller chose.
@@ -26,7 +26,6 @@ import (
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
-	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
@@ -168,7 +167,7 @@ func (t *Tracing) Client() []grpc.DialOption {
 }
 
 func (t *Tracing) options() []otelgrpc.Option {
-	return []otelgrpc.Option{otelgrpc.WithTracerProvider(t.provider), otelgrpc.WithPropagators(propagation.TraceContext{}), otelgrpc.WithFilter(known)}
+	return []otelgrpc.Option{otelgrpc.WithTracerProvider(t.provider), otelgrpc.WithPropagators(parent{}), otelgrpc.WithFilter(known)}
 }
 
 // known are our own services and the protocols that we serve: a stranger's name for a

@@ -137,7 +137,7 @@ func TestStrangersForceNothing(t *testing.T) {
 	}
 	defer conn.Close()
 	ask := func(n int, method string) {
-		ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", fmt.Sprintf("00-%032x-%016x-01", n, n), "baggage", "k=canary-in-baggage", "authorization", "Bearer canary-in-a-header")
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", fmt.Sprintf("00-%032x-%016x-01", n, n), "tracestate", "k=canary-in-tracestate", "baggage", "k=canary-in-baggage", "authorization", "Bearer canary-in-a-header")
 		_ = conn.Invoke(ctx, method, &health.HealthCheckRequest{Service: "canary-in-a-request"}, &health.HealthCheckResponse{})
 	}
 	ask(1, "/SpiffeWorkloadAPI/Ask")

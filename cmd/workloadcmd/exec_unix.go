@@ -24,6 +24,7 @@ import (
 	agentapi "github.com/credence-id/credence/agent/api"
 	"github.com/credence-id/credence/agent/local"
 	"github.com/credence-id/credence/cmd/cli"
+	"github.com/credence-id/credence/cmd/tracing"
 )
 
 // exitExec is exec's exit code for a failure of its own.
@@ -111,7 +112,7 @@ func (p *verbs) exec(cmd *cobra.Command, targets, args []string) (code int, err 
 	}}
 	s, err := local.Open(opening, local.Config{
 		Dir: dir.Path, UID: os.Getuid(), GID: os.Getgid(), Targets: targets, Source: source,
-		Command: []string{self, "credentials", "--socket", where}, Environ: os.Environ(), Now: p.Now,
+		Command: []string{self, "credentials", "--socket", where}, Environ: os.Environ(), Trace: tracing.Carry, Now: p.Now,
 	})
 	if err != nil { // a refusal is told now, not by the command's SDK
 		return 0, cli.Reached("agent", "its workload socket", err)
@@ -141,11 +142,11 @@ func (a *agentSource) Fetch(ctx context.Context, target string) (*agentapi.Fetch
 	if !a.opened.Load() {
 		return a.wait(target)
 	}
-	return a.client.Fetch(ctx, &agentapi.FetchRequest{Target: target})
+	return a.client.Fetch(tracing.Onward(ctx), &agentapi.FetchRequest{Target: target})
 }
 
 func (a *agentSource) Token(ctx context.Context, target string, toFile bool) (*agentapi.TokenResponse, error) {
-	return a.client.Token(ctx, &agentapi.TokenRequest{Target: target, ToFile: toFile})
+	return a.client.Token(tracing.Onward(ctx), &agentapi.TokenRequest{Target: target, ToFile: toFile})
 }
 
 func (a *agentSource) X509(ctx context.Context, id string) (chain, key []byte, err error) {

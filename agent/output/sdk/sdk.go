@@ -48,6 +48,7 @@ type Config struct {
 	Targets []string         // the first of each cloud is that cloud's default
 	Listen  string           // 127.0.0.1:PORT; empty: a free port, the same while it is free
 	State   string           // a file of the agent's own, for port and secrets
+	Trace   local.Trace      // of requests at endpoints; nil: they are not traced
 	Log     *slog.Logger     // nil discards
 	Now     func() time.Time // nil means time.Now
 }
@@ -215,7 +216,7 @@ func (w *Writer) open(ctx context.Context, made string) error {
 	}
 	next, err := local.Open(ctx, local.Config{
 		Dir: w.cfg.Dir, UID: int(w.cfg.Owner.UID), GID: int(w.cfg.Owner.GID), Targets: w.cfg.Targets, Source: w.source,
-		Door: w.door, Seed: w.kept.Seed, Keep: true, EnvFile: EnvFile, Log: w.cfg.Log, Now: w.cfg.Now,
+		Door: w.door, Seed: w.kept.Seed, Keep: true, EnvFile: EnvFile, Trace: w.cfg.Trace, Log: w.cfg.Log, Now: w.cfg.Now,
 	})
 	if err != nil {
 		return err
