@@ -78,6 +78,7 @@ type ReplaceRequest struct {
 	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "issuing" or "jwt"
 	Alg           string                 `protobuf:"bytes,2,opt,name=alg,proto3" json:"alg,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Broker        string                 `protobuf:"bytes,4,opt,name=broker,proto3" json:"broker,omitempty"` // of issuing: those of this other broker end; empty: of the one that is asked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -129,6 +130,13 @@ func (x *ReplaceRequest) GetAlg() string {
 func (x *ReplaceRequest) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReplaceRequest) GetBroker() string {
+	if x != nil {
+		return x.Broker
 	}
 	return ""
 }
@@ -1444,11 +1452,12 @@ const file_broker_api_authority_proto_rawDesc = "" +
 	"\x1abroker/api/authority.proto\x12\x12credence.broker.v1\x1a\x16broker/api/admin.proto\x1a\x15broker/api/node.proto\"5\n" +
 	"\rRotateRequest\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
-	"\x03alg\x18\x02 \x01(\tR\x03alg\"N\n" +
+	"\x03alg\x18\x02 \x01(\tR\x03alg\"f\n" +
 	"\x0eReplaceRequest\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
 	"\x03alg\x18\x02 \x01(\tR\x03alg\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"h\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06broker\x18\x04 \x01(\tR\x06broker\"h\n" +
 	"\vActResponse\x12C\n" +
 	"\vauthorities\x18\x01 \x03(\v2!.credence.broker.v1.AuthorityInfoR\vauthorities\x12\x14\n" +
 	"\x05lines\x18\x02 \x03(\tR\x05lines\"\x9a\x01\n" +

@@ -2,8 +2,10 @@ package authority
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -219,6 +221,68 @@ func (a *Authority) ReplaceIssuing(ctx context.Context, reason string) (Replacem
 		return err
 	})
 	return done, err
+}
+
+// EndIssuing ends the issuing CAs of another broker, which is gone for good or in
+// other hands: they are Revoked, as by ReplaceIssuing. If it lives and nobody keeps
+// it from the database and its signer, it makes another.
+func (a *Authority) EndIssuing(ctx context.Context, name, reason string) ([]Replacement, error) {
+	var all []Replacement
+	err := a.act("ending the issuing CAs of broker "+name, ctx, func(now time.Time) error {
+		if name == a.cfg.Broker {
+			return refused("broker: %s is this one, whose CA is replaced", name)
+		}
+		var ended []Record
+		for _, r := range a.live.Load().of(Issuing, "") {
+			if r.Broker == name && r.State != Revoked && now.Before(r.NotAfter) {
+				r.State, r.RevokedAt, r.Reason = Revoked, now, reason
+				ended = append(ended, r)
+			}
+		}
+		if len(ended) == 0 {
+			return nothing("broker %q has no issuing CA that has not ended", name)
+		}
+		if err := a.change(ctx, ended...); err != nil {
+			return err
+		}
+		all = nil
+		for _, r := range ended {
+			a.cfg.Log.WarnContext(ctx, "issuing CA of another broker ended", "authority", r.ID, "broker", name, "reason", reason)
+			all = append(all, Replacement{Old: a.status(r.ID), Until: r.NotAfter, Believed: a.believedIssuing(r)})
+		}
+		_, err := a.renewCRLs(ctx)
+		return err
+	})
+	return all, err
+}
+
+// unlisted says that revocations under another broker's CA are on no CRL, which it
+// alone can sign.
+func (a *Authority) unlisted(s *snapshot, r Record) string {
+	now := a.now()
+	waits := func(v Revocation) bool {
+		return v.Issuer == r.ID && v.NotAfter.After(now) && v.At.Before(now.Add(-ownGrace))
+	}
+	lists := a.lists.Load()
+	if !r.lists(now) || !slices.ContainsFunc(lists.revoked, waits) {
+		return ""
+	}
+	listed := map[string]bool{}
+	if list, err := x509.ParseRevocationList(lists.lists[r.ID].DER); err == nil {
+		for _, e := range list.RevokedCertificateEntries {
+			listed[e.SerialNumber.String()] = true
+		}
+	}
+	n := 0
+	for _, v := range lists.revoked {
+		if waits(v) && !listed[v.Serial.String()] {
+			n++
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("revocations under it (%d) are on no CRL, which only broker %s signs: start that one; if it is gone for good, credence ca replace issuing --of %s puts the CA itself on its signer's", n, r.Broker, r.Broker)
 }
 
 func (a *Authority) believedIssuing(old Record) []string {

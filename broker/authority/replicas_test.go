@@ -3,11 +3,13 @@ package authority_test
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
 	"maps"
+	"math/big"
 	"slices"
 	"strings"
 	"sync"
@@ -720,4 +722,66 @@ func TestWrongClock(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is revoked under the CA of a broker that is gone, nobody can put on its CRL:
+// the others say so, and one of them ends the CA itself.
+func TestEndIssuing(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	a, b := all[0], all[1] // b3 is gone
+	of := func(name string) authority.Status {
+		t.Helper()
+		list := a.List()
+		i := slices.IndexFunc(list, func(s authority.Status) bool { return s.Broker == name && s.State == authority.Active })
+		if i < 0 {
+			t.Fatalf("%s has no active CA", name)
+		}
+		return list[i]
+	}
+	gone, living := of("b3"), of("b2")
+	for _, issuer := range []string{gone.ID, living.ID} {
+		if err := a.Revoke(t.Context(), []authority.Revocation{{Serial: big.NewInt(7), Issuer: issuer, NotAfter: start.Add(12 * hour)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	problems := func() []string {
+		e.reload(a, b)
+		e.tick(b)
+		e.reload(a)
+		return []string{of("b2").Problem, of("b3").Problem}
+	}
+	if d := cmp.Diff([]string{"", ""}, problems()); d != "" {
+		t.Errorf("at first:\n%s", d)
+	}
+	e.clock.set(start.Add(hour))
+	if now := problems(); now[0] != "" || !strings.Contains(now[1], "revocations under it (1)") || !strings.Contains(now[1], "--of b3") {
+		t.Errorf("after an hour: %q", now)
+	}
+	for name, want := range map[string]error{"b1": authority.ErrRefused, "b4": authority.ErrNothing, "": authority.ErrNothing} {
+		if _, err := a.EndIssuing(t.Context(), name, "drill"); !errors.Is(err, want) {
+			t.Errorf("of %q: %v", name, err)
+		}
+	}
+	for _, name := range []string{"b3", "b2"} {
+		ended, err := a.EndIssuing(t.Context(), name, "drill")
+		if err != nil || len(ended) != 1 || ended[0].Old.State != authority.Revoked || ended[0].Old.Broker != name || len(ended[0].Believed) == 0 {
+			t.Fatalf("%s: %+v, %v", name, ended, err)
+		}
+	}
+	i := slices.IndexFunc(a.CRLs(), func(l authority.CRL) bool { return l.Issuer == gone.Root })
+	list, err := x509.ParseRevocationList(a.CRLs()[i].DER)
+	if err != nil || len(list.RevokedCertificateEntries) != 2 {
+		t.Errorf("the root's CRL holds %v (%v)", list.RevokedCertificateEntries, err)
+	}
+	if _, err := a.EndIssuing(t.Context(), "b3", "again"); !errors.Is(err, authority.ErrNothing) {
+		t.Errorf("again: %v", err)
+	}
+	e.reload(b) // it lives, and makes another
+	e.tick(b)
+	e.reload(a)
+	if of("b2").ID == living.ID {
+		t.Error("b2 goes on with what was ended")
+	}
+	signs(t, e, b)
 }

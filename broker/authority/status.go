@@ -94,6 +94,8 @@ func (a *Authority) problem(s *snapshot, r Record) string {
 	switch {
 	case r.Use == Issuing && r.State == Prepared && r.Broker == a.cfg.Broker:
 		return a.problems.of(problemUpstream)
+	case r.Use == Issuing && r.Broker != a.cfg.Broker:
+		return a.unlisted(s, r)
 	case r.Use == Root && r.State == Active:
 		return a.problems.of(problemCRL+r.ID, problemClock)
 	case r.Use == JWTKey && r.State == Published:

@@ -19,6 +19,7 @@ import (
 type Acts interface {
 	RotateIssuing(ctx context.Context) (authority.Status, error)
 	ReplaceIssuing(ctx context.Context, reason string) (authority.Replacement, error)
+	EndIssuing(ctx context.Context, broker, reason string) ([]authority.Replacement, error)
 	RotateJWT(ctx context.Context, alg string) (authority.Status, error)
 	ReplaceJWT(ctx context.Context, alg, reason string) (authority.Replacement, error)
 	PublishRoot(ctx context.Context) (authority.Status, error)
@@ -138,11 +139,25 @@ func (a authoritiesService) Replace(ctx context.Context, r *api.ReplaceRequest) 
 	if err == nil && len(r.GetReason()) > maxReason {
 		err = fmt.Errorf("%w: a reason of %d bytes: at most %d are taken", broker.ErrRequest, len(r.GetReason()), maxReason)
 	}
+	if err == nil && r.GetBroker() != "" && r.GetWhat() != "issuing" {
+		err = fmt.Errorf("%w: only an issuing CA is one broker's", broker.ErrRequest)
+	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
 	response := &api.ActResponse{}
-	err = a.act(ctx, "replace."+r.GetWhat(), r.GetReason(), nil, func(ctx context.Context) error {
+	var detail map[string]string
+	if r.GetBroker() != "" {
+		detail = map[string]string{"broker": r.GetBroker()}
+	}
+	err = a.act(ctx, "replace."+r.GetWhat(), r.GetReason(), detail, func(ctx context.Context) error {
+		if r.GetBroker() != "" {
+			ended, err := a.s.cfg.Authority.EndIssuing(ctx, r.GetBroker(), r.GetReason())
+			for _, done := range ended {
+				err = errors.Join(a.replaced(ctx, done, r.GetReason(), response), err)
+			}
+			return err
+		}
 		if r.GetWhat() == "issuing" {
 			done, err := a.s.cfg.Authority.ReplaceIssuing(ctx, r.GetReason())
 			return errors.Join(a.replaced(ctx, done, r.GetReason(), response), err)
@@ -166,10 +181,13 @@ func (a authoritiesService) replaced(ctx context.Context, done authority.Replace
 	if done.Old.ID == "" {
 		return nil
 	}
-	response.Authorities = append(response.Authorities, info(done.Old), info(done.New))
+	response.Authorities = append(response.Authorities, info(done.Old))
+	if done.New.ID != "" {
+		response.Authorities = append(response.Authorities, info(done.New))
+	}
 	response.Lines = append(response.Lines, done.Believed...)
 	err := a.cutOff(ctx, done.Old.ID, reason)
-	if done.Old.Use == authority.Issuing {
+	if done.New.Use == authority.Issuing {
 		err = errors.Join(a.s.renewOwn(ctx), err)
 	}
 	return err

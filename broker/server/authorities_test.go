@@ -199,6 +199,8 @@ func TestActsRefuse(t *testing.T) {
 		"rotate a root":        {call(c.Rotate(ctx, &api.RotateRequest{What: "root"})), codes.InvalidArgument, "steps"},
 		"rotate HS256":         {call(c.Rotate(ctx, &api.RotateRequest{What: "jwt", Alg: "HS256"})), codes.InvalidArgument, "RS256"},
 		"issuing with an alg":  {call(c.Replace(ctx, &api.ReplaceRequest{What: "issuing", Alg: "ES256"})), codes.InvalidArgument, "neither"},
+		"a broker's JWT key":   {call(c.Replace(ctx, &api.ReplaceRequest{What: "jwt", Broker: "b2"})), codes.InvalidArgument, "one broker's"},
+		"a broker unheard of":  {call(c.Replace(ctx, &api.ReplaceRequest{What: "issuing", Broker: "b9"})), codes.NotFound, "b9"},
 		"a reason too long":    {call(c.Replace(ctx, &api.ReplaceRequest{What: "issuing", Reason: strings.Repeat("x", 513)})), codes.InvalidArgument, "at most 512"},
 		"confirm without root": {call(c.AdvanceRoot(ctx, &api.AdvanceRootRequest{Confirm: []string{"cloud"}})), codes.InvalidArgument, "no root is being replaced"},
 		"no chain":             {call(c.Install(ctx, &api.InstallRequest{})), codes.InvalidArgument, "no PEM certificate"},

@@ -117,7 +117,7 @@ func kindArg(cmd *cobra.Command, what string) error {
 	if !slices.Contains(authorityKinds, what) {
 		return cli.BadInput(fmt.Errorf("%q: issuing, jwt or root is wanted", what))
 	}
-	of := map[string]string{"alg": "jwt", "wait": "root", "now": "root", "force": "root", "confirm": "root"}
+	of := map[string]string{"alg": "jwt", "of": "issuing", "wait": "root", "now": "root", "force": "root", "confirm": "root"}
 	for flag, kind := range of {
 		if cmd.Flags().Changed(flag) && kind != what {
 			return cli.BadInput(fmt.Errorf("--%s is for %s, not for %s", flag, kind, what))
@@ -177,13 +177,17 @@ func (p *program) replaceCommand() *cobra.Command {
 all that it signed to be signed anew; the output says until when a stolen copy
 is believed, and by whom.
 
-issuing  a new issuing CA signs at once; the old one is on its signer's CRL.
+issuing  a new issuing CA signs at once; the old one is on its signer's CRL. With
+         --of it is another broker's CAs that end, from any that runs: of
+         one that was stolen (keep it from the database first), or is gone for
+         good and left revocations that only it could put on a CRL.
 jwt      the standby key signs at once; the bad key leaves the bundle and the
          OIDC keys at once.
 root     the steps of credence ca rotate root, but SVIDs under the old root are
          signed anew as soon as the new one signs. It refuses to drop the old
          one while somebody would be left without: --force says what breaks.`,
 		Example: `  credence ca replace issuing --reason 'a copy of the disk is missing'
+  credence ca replace issuing --of b2 --reason 'its machine was stolen'
   credence ca replace jwt --alg ES256 --reason 'a drill'
   credence ca replace root`,
 		ValidArgsFunction: cobra.FixedCompletions(authorityKinds, cobra.ShellCompDirectiveNoFileComp),
@@ -195,14 +199,16 @@ root     the steps of credence ca rotate root, but SVIDs under the old root are
 				return p.advanceRoot(cmd, &api.AdvanceRootRequest{Resign: true})
 			}
 			alg, _ := cmd.Flags().GetString("alg")
+			name, _ := cmd.Flags().GetString("of")
 			reason, _ := cmd.Flags().GetString("reason")
 			return authoritiesClient(cmd, func(ctx context.Context, c api.AuthoritiesClient) error {
-				r, err := c.Replace(ctx, &api.ReplaceRequest{What: args[0], Alg: alg, Reason: reason})
+				r, err := c.Replace(ctx, &api.ReplaceRequest{What: args[0], Alg: alg, Reason: reason, Broker: name})
 				return p.acted(cmd, r, err)
 			})
 		},
 	}
 	cmd.Flags().String("reason", "", "for the record")
+	cmd.Flags().String("of", "", "issuing: another broker's, by its name")
 	return addRootFlags(cli.AddOutput(addAdmin(cmd)))
 }
 
