@@ -15,20 +15,22 @@ import (
 )
 
 // A denyFile keeps the cut-offs on the broker's own disk, so that they hold
-// when the store is away, over a restart too; and the evictions that the store does
-// not have yet. A line is one of these as JSON; it is durable when append returns.
+// when the store is away, over a restart too; the evictions that the store does
+// not have yet; and Denies that it has not, or a snapshot of it. A line is one of
+// these as JSON; it is durable when append returns.
 type denyFile struct {
-	out   map[string]eviction // by node ID
-	path  string
-	lines int  // in the file, also those that later ones outdid
-	dirty bool // what follows the last whole line is not ours to keep
+	out    map[string]eviction // by node ID
+	denies map[denyKey]KeptDeny
+	path   string
+	lines  int  // in the file, also those that later ones outdid
+	dirty  bool // what follows the last whole line is not ours to keep
 }
 
 // Bounds of the file, held before anything of it is parsed.
 const (
-	maxDenyLine  = 8 << 10
+	maxDenyLine  = 32 << 10 // holds a Deny of maxKeptDeny
 	maxDenyLines = 2 * MaxCutoffs
-	maxDenyFile  = maxDenyLine * maxDenyLines
+	maxDenyFile  = 64 << 20
 )
 
 // denied is a line.
@@ -41,6 +43,10 @@ type denied struct {
 	MadeAt time.Time `json:"made_at,omitzero"`
 	// DurableKey is of an eviction (kindEvict): by which its node is banned.
 	DurableKey string `json:"durable_key,omitempty"`
+	// Of a Deny (kindDeny).
+	Owner    string `json:"owner,omitempty"`
+	Revision uint64 `json:"revision,omitempty"`
+	Resource string `json:"resource,omitempty"`
 }
 
 func deniedBy(c Cutoff) denied {
@@ -51,7 +57,7 @@ func deniedBy(c Cutoff) denied {
 // was never confirmed, and is passed over; anything else that is not a cut-off
 // is an error: what it revoked would be good again.
 func openDenyFile(path string, td spiffeid.TrustDomain) (*denyFile, []Cutoff, error) {
-	d := &denyFile{path: path, out: make(map[string]eviction)}
+	d := &denyFile{path: path, out: make(map[string]eviction), denies: make(map[denyKey]KeptDeny)}
 	text, err := readBounded(path, maxDenyFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return d, nil, nil
@@ -64,20 +70,29 @@ func openDenyFile(path string, td spiffeid.TrustDomain) (*denyFile, []Cutoff, er
 	var all []Cutoff
 	for line := range bytes.Lines(whole) {
 		d.lines++
-		c, out, err := parseDenied(td, line)
+		one, err := parseDenied(td, line)
 		if err == nil && d.lines > maxDenyLines {
 			err = fmt.Errorf("more than %d lines", maxDenyLines)
 		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("reading what is revoked: %s line %d: %w; mend the line, or take the file away if the database has all of it", path, d.lines, err)
 		}
-		if out.ID != "" {
-			d.out[out.ID] = out
-			continue
-		}
-		all = append(all, c)
+		all = append(all, d.take(one)...)
 	}
 	return d, all, nil
+}
+
+// take takes what a line says, and returns it where it is a cut-off.
+func (d *denyFile) take(one deniedLine) []Cutoff {
+	switch {
+	case one.out.ID != "":
+		d.out[one.out.ID] = one.out
+	case one.deny.Name != "":
+		d.denies[one.deny.key()] = one.deny
+	default:
+		return []Cutoff{one.cut}
+	}
+	return nil
 }
 
 func readBounded(path string, most int64) ([]byte, error) {
@@ -93,9 +108,16 @@ func readBounded(path string, most int64) ([]byte, error) {
 	return text, err
 }
 
-// parseDenied reads a line: a cut-off or an eviction.
-func parseDenied(td spiffeid.TrustDomain, line []byte) (Cutoff, eviction, error) {
-	fail := func(err error) (Cutoff, eviction, error) { return Cutoff{}, eviction{}, err }
+// A deniedLine is what a line says: one of these.
+type deniedLine struct {
+	cut  Cutoff
+	out  eviction
+	deny KeptDeny
+}
+
+// parseDenied reads a line: a cut-off, an eviction or a Deny.
+func parseDenied(td spiffeid.TrustDomain, line []byte) (deniedLine, error) {
+	fail := func(err error) (deniedLine, error) { return deniedLine{}, err }
 	if len(line) > maxDenyLine {
 		return fail(fmt.Errorf("it has %d bytes, at most %d are taken", len(line), maxDenyLine))
 	}
@@ -109,20 +131,23 @@ func parseDenied(td spiffeid.TrustDomain, line []byte) (Cutoff, eviction, error)
 		return fail(errors.New("it is more than one JSON object"))
 	}
 	c := Cutoff{Kind: l.Kind, Value: l.Value, Before: l.Before, Reason: l.Reason, Actor: l.Actor, MadeAt: l.MadeAt}
-	if c.Before.IsZero() {
+	switch {
+	case c.Before.IsZero():
 		return fail(errors.New("it has no before"))
-	}
-	if l.Kind != kindEvict {
-		if l.DurableKey != "" {
-			return fail(errors.New("it has a durable key and is no eviction"))
-		}
-		return c, eviction{}, CheckCutoff(td, c)
-	}
-	if l.DurableKey == "" {
+	case l.Kind == kindDeny:
+		deny := KeptDeny{Name: l.Value, Owner: l.Owner, Actor: l.Actor, At: l.Before, Revision: l.Revision, Text: []byte(l.Resource)}
+		return deniedLine{deny: deny}, deny.check()
+	case l.Owner != "" || l.Revision != 0 || l.Resource != "":
+		return fail(errors.New("it has what a Deny has and is none"))
+	case l.Kind != kindEvict && l.DurableKey != "":
+		return fail(errors.New("it has a durable key and is no eviction"))
+	case l.Kind != kindEvict:
+		return deniedLine{cut: c}, CheckCutoff(td, c)
+	case l.DurableKey == "":
 		return fail(errors.New("it has no durable key"))
 	}
 	c.Kind = CutNode
-	return Cutoff{}, eviction{ID: l.Value, DurableKey: l.DurableKey, At: l.Before}, CheckCutoff(td, c)
+	return deniedLine{out: eviction{ID: l.Value, DurableKey: l.DurableKey, At: l.Before}}, CheckCutoff(td, c)
 }
 
 // append makes one more cut-off durable. standing is what replaces the file
@@ -134,18 +159,29 @@ func (d *denyFile) append(c Cutoff, standing map[cutKey]Cutoff) error {
 	return d.add(deniedBy(c))
 }
 
-// add writes one more line.
-func (d *denyFile) add(l denied) error {
-	line, err := json.Marshal(l)
+// add writes more lines, at once.
+func (d *denyFile) add(all ...denied) error {
+	text, err := denyLines(all)
 	if err == nil {
-		err = d.write(append(line, '\n'))
+		err = d.write(text)
 	}
 	if err != nil {
 		d.dirty = true // part of it may be there
 		return fmt.Errorf("keeping what is revoked in %s: %w", d.path, err)
 	}
-	d.lines++
+	d.lines += len(all)
 	return nil
+}
+
+func denyLines(all []denied) (text []byte, err error) {
+	for _, l := range all {
+		line, err := json.Marshal(l)
+		if err != nil {
+			return nil, err
+		}
+		text = append(append(text, line...), '\n')
+	}
+	return text, nil
 }
 
 func (d *denyFile) write(line []byte) error {
@@ -166,22 +202,21 @@ func (d *denyFile) write(line []byte) error {
 
 // rewrite replaces the file by what stands, whole or not at all.
 func (d *denyFile) rewrite(standing map[cutKey]Cutoff) error {
-	var text []byte
-	lines := make([]denied, 0, len(standing)+len(d.out))
+	lines := make([]denied, 0, len(standing)+len(d.out)+len(d.denies))
 	for _, c := range standing {
 		lines = append(lines, deniedBy(c))
 	}
 	for _, out := range d.out {
 		lines = append(lines, out.denied())
 	}
-	for _, l := range lines {
-		line, err := json.Marshal(l)
-		if err != nil {
-			return fmt.Errorf("keeping what is revoked in %s: %w", d.path, err)
-		}
-		text = append(append(text, line...), '\n')
+	for _, k := range d.denies {
+		lines = append(lines, k.denied())
 	}
-	err := renameio.WriteFile(d.path, text, 0o600, renameio.WithStaticPermissions(0o600))
+	text, err := denyLines(lines)
+	if err != nil {
+		return fmt.Errorf("keeping what is revoked in %s: %w", d.path, err)
+	}
+	err = renameio.WriteFile(d.path, text, 0o600, renameio.WithStaticPermissions(0o600))
 	if err == nil {
 		err = syncDir(filepath.Dir(d.path))
 	}

@@ -17,14 +17,16 @@ func MergeDenyFile(path string, td spiffeid.TrustDomain, other []byte, more []Cu
 		return nil, err
 	}
 	for line := range bytes.Lines(other[:bytes.LastIndexByte(other, '\n')+1]) {
-		c, out, err := parseDenied(td, line)
+		one, err := parseDenied(td, line)
 		if err != nil {
 			return nil, fmt.Errorf("reading what was revoked before: %w", err)
 		}
-		if out.ID == "" {
-			all = append(all, c)
-		} else if _, known := d.out[out.ID]; !known {
-			d.out[out.ID] = out
+		_, known := d.out[one.out.ID]
+		if have, ok := d.denies[one.deny.key()]; ok && have.Revision >= one.deny.Revision {
+			known = true
+		}
+		if !known {
+			all = append(all, d.take(one)...)
 		}
 	}
 	standing := map[cutKey]Cutoff{}
@@ -36,10 +38,11 @@ func MergeDenyFile(path string, td spiffeid.TrustDomain, other []byte, more []Cu
 			standing[c.key()] = c
 		}
 	}
-	if len(standing)+len(d.out) > maxDenyLines {
-		return nil, fmt.Errorf("keeping what is revoked: %d cut-offs, at most %d are taken", len(standing), maxDenyLines)
+	lines := len(standing) + len(d.out) + len(d.denies)
+	if lines > maxDenyLines {
+		return nil, fmt.Errorf("keeping what is revoked: %d cut-offs, evictions and Denies, at most %d are taken", lines, maxDenyLines)
 	}
-	if len(standing)+len(d.out) > 0 {
+	if lines > 0 {
 		err = d.rewrite(standing)
 	}
 	var kept []Cutoff

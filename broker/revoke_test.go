@@ -621,7 +621,7 @@ func TestDenyFile(t *testing.T) {
 		"an unknown kind":     {strings.Replace(good, `"id"`, `"moon"`, 1), -1},
 		"another's":           {strings.Replace(good, "example.org", "other.example", 1), -1},
 		"no time":             {strings.Replace(good, "2026-05-04T10:20:30Z", "0001-01-01T00:00:00Z", 1), -1},
-		"a long line":         {strings.Replace(good, `{`, `{`+strings.Repeat(" ", 9<<10), 1), -1},
+		"a long line":         {strings.Replace(good, `{`, `{`+strings.Repeat(" ", 33<<10), 1), -1},
 		"too many lines":      {strings.Repeat(good, 2*broker.MaxCutoffs+1), -1},
 		"old ones":            {strings.Replace(good, "05-04", "05-01", 1), 0},
 	} {

@@ -123,6 +123,7 @@ type ApplyRequest struct {
 	Yes           bool                   `protobuf:"varint,6,opt,name=yes,proto3" json:"yes,omitempty"`                           // also if that is more than a tenth of what it has
 	TakeOver      bool                   `protobuf:"varint,7,opt,name=take_over,json=takeOver,proto3" json:"take_over,omitempty"` // what belongs to other owners
 	Base          uint64                 `protobuf:"varint,8,opt,name=base,proto3" json:"base,omitempty"`                         // refuse where policy is of another revision; 0: whatever stands
+	Here          bool                   `protobuf:"varint,9,opt,name=here,proto3" json:"here,omitempty"`                         // Denies alone, without the database too: on this broker until that is back
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -211,6 +212,13 @@ func (x *ApplyRequest) GetBase() uint64 {
 		return x.Base
 	}
 	return 0
+}
+
+func (x *ApplyRequest) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
 }
 
 type ApplyResponse struct {
@@ -406,6 +414,7 @@ type DeleteRequest struct {
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Owner         string                 `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	Here          bool                   `protobuf:"varint,4,opt,name=here,proto3" json:"here,omitempty"` // a Deny that was made here and that the database does not have
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -459,6 +468,13 @@ func (x *DeleteRequest) GetOwner() string {
 		return x.Owner
 	}
 	return ""
+}
+
+func (x *DeleteRequest) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
 }
 
 type DeleteResponse struct {
@@ -4629,7 +4645,7 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x04yaml\x18\x05 \x01(\fR\x04yaml\x12\x14\n" +
 	"\x05actor\x18\x06 \x01(\tR\x05actor\x12\x1d\n" +
 	"\n" +
-	"written_at\x18\a \x01(\x03R\twrittenAt\"\xbe\x01\n" +
+	"written_at\x18\a \x01(\x03R\twrittenAt\"\xd2\x01\n" +
 	"\fApplyRequest\x12\x12\n" +
 	"\x04yaml\x18\x01 \x01(\fR\x04yaml\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
@@ -4638,7 +4654,8 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x05prune\x18\x05 \x01(\bR\x05prune\x12\x10\n" +
 	"\x03yes\x18\x06 \x01(\bR\x03yes\x12\x1b\n" +
 	"\ttake_over\x18\a \x01(\bR\btakeOver\x12\x12\n" +
-	"\x04base\x18\b \x01(\x04R\x04base\"\x90\x03\n" +
+	"\x04base\x18\b \x01(\x04R\x04base\x12\x12\n" +
+	"\x04here\x18\t \x01(\bR\x04here\"\x90\x03\n" +
 	"\rApplyResponse\x12C\n" +
 	"\aapplied\x18\x01 \x03(\v2).credence.broker.v1.ApplyResponse.AppliedR\aapplied\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1a\n" +
@@ -4662,11 +4679,12 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\"e\n" +
 	"\vGetResponse\x12:\n" +
 	"\tresources\x18\x01 \x03(\v2\x1c.credence.broker.v1.ResourceR\tresources\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"M\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"a\n" +
 	"\rDeleteRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
-	"\x05owner\x18\x03 \x01(\tR\x05owner\",\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x12\n" +
+	"\x04here\x18\x04 \x01(\bR\x04here\",\n" +
 	"\x0eDeleteResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"\xc1\x01\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +

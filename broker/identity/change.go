@@ -82,10 +82,10 @@ func (e *exchange) dropIdentity(name string) {
 
 func (e *exchange) putDeny(d Deny) {
 	e.at("Deny", d.Name)
-	e.dropDeny(d.Name)
+	e.dropDeny(d.named())
 	one := &deny{Deny: d}
 	e.compiler.deny(one)
-	at, _ := slices.BinarySearchFunc(e.set.denies, d.Name, (*deny).compareName)
+	at, _ := slices.BinarySearchFunc(e.set.denies, one.Name, (*deny).compareName)
 	e.set.denies = slices.Insert(e.set.denies, at, one)
 	e.file(e.deny, one.alternatives)
 }

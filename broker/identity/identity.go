@@ -96,7 +96,11 @@ type Deny struct {
 	Match     []Item
 	SPIFFEIDs []string // patterns over paths (or full IDs); empty: all
 	Reason    string   // for the operator only
+	Here      bool     // of one broker alone: in a Set it stands beside the one of its name, as HereDeny(Name)
 }
+
+// HereDeny is the name by which a Set has a Deny that is Here.
+func HereDeny(name string) string { return "here/" + name }
 
 // A Target is what a decision needs to know of an exchange.
 type Target struct {

@@ -272,12 +272,13 @@ func (c *compiler) identities(all []Identity) {
 
 func (c *compiler) denies(all []Deny) {
 	c.set.denies = make([]*deny, len(all))
-	order := slices.SortedFunc(indexes(len(all)), func(i, j int) int { return strings.Compare(all[i].Name, all[j].Name) })
+	named := func(i int) string { return all[i].named() }
+	order := slices.SortedFunc(indexes(len(all)), func(i, j int) int { return strings.Compare(named(i), named(j)) })
 	for to, from := range order {
 		d := &deny{Deny: all[from]}
 		c.set.denies[to] = d
 		c.at("Deny", d.Name)
-		if to > 0 && all[order[to-1]].Name == d.Name {
+		if to > 0 && named(order[to-1]) == named(from) {
 			c.fail("name", "there are two of this name")
 		}
 		c.deny(d)
@@ -285,8 +286,16 @@ func (c *compiler) denies(all []Deny) {
 	c.denyReads()
 }
 
+func (d Deny) named() string {
+	if d.Here {
+		return HereDeny(d.Name)
+	}
+	return d.Name
+}
+
 // deny checks and compiles d.
 func (c *compiler) deny(d *deny) {
+	d.Name = d.named()
 	d.alternatives = c.compileItems(alternative{owner: d.Name, deny: d}, d.Match)
 	d.Match = nil // the caller's
 	for n, text := range d.SPIFFEIDs {

@@ -39,7 +39,21 @@ func (a adminService) Apply(ctx context.Context, r *api.ApplyRequest) (*api.Appl
 	if len(r.GetYaml()) > maxYAML {
 		return nil, a.fail(ctx, fmt.Errorf("%w: %d bytes of YAML, at most %d are taken: apply them in parts", broker.ErrRequest, len(r.GetYaml()), maxYAML))
 	}
+	if r.GetHere() {
+		o, problem, err := a.s.applyHere(ctx, a.s.actor(ctx), r)
+		if err != nil {
+			return nil, a.fail(ctx, err)
+		}
+		response := a.answer(ctx, o, false)
+		if problem != "" {
+			response.Warnings = append(response.Warnings, problem)
+		}
+		return response, nil
+	}
 	o, err := a.s.apply(ctx, a.s.actor(ctx), r)
+	if errors.Is(err, store.ErrAway) {
+		err = fmt.Errorf("%w; credence apply --here has a Deny hold on this broker at once, and everywhere when the database is back", err)
+	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
@@ -139,7 +153,14 @@ func (a adminService) Delete(ctx context.Context, r *api.DeleteRequest) (*api.De
 			kind = row.row.Kind
 		}
 	}
-	if err := a.s.remove(ctx, a.s.actor(ctx), r.GetOwner(), kind, r.GetName()); err != nil {
+	remove := a.s.remove
+	if r.GetHere() {
+		remove = a.s.removeHere
+		if strings.EqualFold(kind, "Deny") {
+			kind = "Deny" // though none is stored
+		}
+	}
+	if err := remove(ctx, a.s.actor(ctx), r.GetOwner(), kind, r.GetName()); err != nil {
 		return nil, a.fail(ctx, err)
 	}
 	return &api.DeleteResponse{Revision: a.s.policyRevision()}, nil

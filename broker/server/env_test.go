@@ -106,6 +106,7 @@ type env struct {
 	dir       string
 	database  string                             // that it shares; empty: its own, in dir
 	name      string                             // among those that share it
+	snapshot  bool                               // it keeps one to start from
 	keys      string                             // directory of keys that they share
 	ahead     atomic.Int64                       // by which its clock is ahead
 	building  sync.Mutex                         // guards clusters
@@ -227,14 +228,28 @@ func (e *env) open() {
 	}
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(e.log, e.t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
-	e.store, err = store.Open(ctx, store.Config{Dir: e.dir, URL: e.database, Now: e.now, Clock: e.now})
+	from := store.Config{Dir: e.dir, URL: e.database, Now: e.now, Clock: e.now}
+	if e.snapshot {
+		from.Snapshot = &store.Snapshot{Path: filepath.Join(e.dir, "snapshot.sealed"), TrustDomain: td.Name(), Keys: [][]byte{[]byte("a secret of the test")}}
+	}
+	e.store, err = store.Open(ctx, from)
 	check(err)
-	since, err := e.store.Revision(ctx)
-	check(err)
+	var keeper *store.Keeper
+	if e.snapshot {
+		keeper = &store.Keeper{Store: e.store, Snapshot: *from.Snapshot, Now: e.now}
+	}
+	since := e.store.Seen()
+	_, away := e.store.Away()
+	if !away {
+		since, err = e.store.Revision(ctx)
+		check(err)
+	}
 	var replica *store.Replica
 	if e.database != "" {
 		replica = &store.Replica{Name: e.name, Instance: e.dir, Version: "test", StartedAt: e.now()}
-		check(e.store.Claim(ctx, *replica))
+		if !away {
+			check(e.store.Claim(ctx, *replica))
+		}
 	}
 	e.audit, err = audit.Open(audit.Config{Dir: e.auditDir(), Now: e.auditNow})
 	check(err)
@@ -276,7 +291,7 @@ func (e *env) open() {
 		WebCertificate:   func() (*tls.Certificate, error) { return web, nil },
 		AuditHolds:       func(context.Context) ([]audit.Hold, error) { return nil, nil },
 		JoinStart:        e.joinStart, HeadEvery: e.headEvery, Limits: e.limits, Handshake: e.handshake, Log: log, Now: e.now,
-		Since: since, Replica: replica,
+		Since: since, Replica: replica, Keeper: keeper,
 	}
 	e.config.Places, e.config.Exchanger = e.places, e.exchanger
 	e.config.Login, e.config.Roles = e.login, e.roles

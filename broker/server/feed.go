@@ -56,10 +56,29 @@ func (s *Server) catchUp(ctx context.Context) error {
 		if err != nil && !away && ctx.Err() == nil {
 			s.cfg.Log.ErrorContext(ctx, "what other brokers write is not in force here", "error", err)
 		}
+		if err == nil {
+			s.tendDenies(ctx)
+		}
 		if away && err == nil {
 			s.cfg.Log.InfoContext(ctx, "what other brokers wrote is in force", "revision", s.taken.Load())
 		}
 		away = err != nil
+	}
+}
+
+// tendDenies takes to the store what was denied here, and drops copies of Denies that
+// the snapshot has by now.
+func (s *Server) tendDenies(ctx context.Context) {
+	if s.heres.Load() > 0 {
+		err := s.saveHere(ctx)
+		if err != nil && !s.unsaved && ctx.Err() == nil {
+			s.cfg.Log.WarnContext(ctx, "what is denied here is not in the database; it holds here", "error", err)
+		}
+		s.unsaved = err != nil
+	}
+	if s.applying.TryLock() { // whoever holds it does it
+		s.copyDenies(ctx)
+		s.applying.Unlock()
 	}
 }
 

@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/credence-id/credence/broker/identity"
 	"github.com/credence-id/credence/broker/resource"
@@ -19,7 +20,9 @@ func (a adminService) lint(o *outcome) (warnings []string) {
 		return nil
 	}
 	scope := identity.Scope{
-		Only: func(kind, name string) bool { return only[[2]string{kind, name}] },
+		Only: func(kind, name string) bool {
+			return only[[2]string{kind, strings.TrimPrefix(name, identity.HereDeny(""))}]
+		},
 		Live: true, Nodes: a.places(),
 	}
 	for _, r := range o.stands.policy.Rules {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -145,7 +146,16 @@ func (s *Server) notes(o Overview) (all []string) {
 		if !o.Snapshot.IsZero() {
 			text += ", and this broker started from its snapshot of " + stamp(o.Snapshot)
 		}
-		all = append(all, fmt.Sprintf("%s: joined nodes are served, joins, tokens and changes fail, node evict --here works (%s)", text, o.Store.Error))
+		all = append(all, fmt.Sprintf("%s: joined nodes are served, joins, tokens and changes fail, node evict --here and apply --here work (%s)", text, o.Store.Error))
+	}
+	if n := s.heres.Load(); n > 0 {
+		var names []string
+		for _, k := range s.cfg.Broker.KeptDenies() {
+			if k.Revision == 0 && len(names) < 5 {
+				names = append(names, k.Name)
+			}
+		}
+		all = append(all, fmt.Sprintf("%d Denies hold on this broker alone, until the database has them: %s", n, strings.Join(names, ", ")))
 	}
 	if free := o.Audit.Free; free >= 0 && free < fullAt {
 		all = append(all, fmt.Sprintf("the record's disk has %d MiB left: make room, without it nothing is issued", free>>20))

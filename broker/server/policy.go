@@ -58,6 +58,9 @@ func (s *Server) load(ctx context.Context, read *state) error {
 		return fmt.Errorf("loading resources: %w", err)
 	}
 	slices.SortFunc(all, (*stored).compare) // a database may have an order of its own
+	if all, err = s.withCopies(all, last); err != nil {
+		return fmt.Errorf("loading the Denies that the snapshot lacks: %w", err)
+	}
 	next, err := s.compile(all, last, read)
 	if err != nil {
 		return fmt.Errorf("loading resources: %w", err)
@@ -71,6 +74,7 @@ func (s *Server) enforce(ctx context.Context, next *state) error {
 	if err := s.adopt(ctx, next); err != nil {
 		return err
 	}
+	s.copyDenies(ctx)
 	s.behind.Store(false)
 	return nil
 }
@@ -105,6 +109,9 @@ func (s *Server) compileBy(policy identity.Config, resources []*stored, last uin
 		if err := s.collect(st, &all, r.resource, r.row.Revision); err != nil {
 			return nil, err
 		}
+	}
+	for _, h := range s.hereDenies() {
+		all.Denies = append(all.Denies, h.policy())
 	}
 	var compiled *identity.Set
 	if before != nil {

@@ -18,7 +18,7 @@ import (
 )
 
 // replicas are brokers that share a database and their keys.
-func replicas(t *testing.T, n int) (*postgrestest.Server, []*env) {
+func replicas(t *testing.T, n int, changes ...func(*env)) (*postgrestest.Server, []*env) {
 	t.Helper()
 	database := postgrestest.Start(t)
 	url := database.Database(t)
@@ -27,6 +27,9 @@ func replicas(t *testing.T, n int) (*postgrestest.Server, []*env) {
 		all = append(all, newEnv(t, func(e *env) {
 			if e.database, e.name = url, fmt.Sprint("b", i+1); i > 0 {
 				e.keys = all[0].keys
+			}
+			for _, change := range changes {
+				change(e)
 			}
 		}))
 	}

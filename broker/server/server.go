@@ -111,6 +111,7 @@ type Config struct {
 	// Replica says who this broker is among those that share the store; nil: it has
 	// the store for itself.
 	Replica     *store.Replica
+	Keeper      *store.Keeper // of the snapshot to start from; nil: none is kept
 	RefreshHint time.Duration // of our bundle
 	Places      []string      // where JWT keys are published besides, and wait to be
 	// AdminCredentials tell who is at the admin socket and refuse everybody
@@ -221,11 +222,15 @@ type Server struct {
 	grown    atomic.Bool   // there is memory to give back
 	taken    atomic.Uint64 // what was written up to this revision is in force
 	beat     time.Time     // when this broker last said that it is there; catchUp's
+	unsaved  bool          // what was denied here could not be saved; catchUp's
 	written  atomic.Uint64 // the store's last revision, as it was last seen
 	untaken  atomic.Bool   // what others wrote could not be taken over
 	behindAt atomic.Int64  // since when, in Unix milliseconds; 0: it is not
 	pulseAt  atomic.Int64  // when the locks were last free, likewise
 	state    atomic.Pointer[state]
+	here     map[string]hereDeny // by name; guarded by applying
+	heres    atomic.Int32        // how many these are
+	copied   copied              // guarded by applying
 
 	spiffe, web http.Handler
 }
@@ -251,6 +256,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	if err := s.firstOwn(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.readHere(); err != nil {
 		return nil, err
 	}
 	if err := s.load(ctx, nil); err != nil {

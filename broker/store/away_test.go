@@ -118,7 +118,7 @@ var secret = []byte("a key of thirty-two bytes or so.")
 func snapshotOf(t *testing.T, s *store.Store) store.Snapshot {
 	t.Helper()
 	kept := store.Snapshot{Path: filepath.Join(t.TempDir(), "snapshot.sealed"), TrustDomain: "example.org", Keys: [][]byte{secret}}
-	if _, err := (store.Keeper{Store: s, Snapshot: kept}).Make(t.Context()); err != nil {
+	if _, err := (&store.Keeper{Store: s, Snapshot: kept}).Make(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return kept
@@ -152,7 +152,7 @@ func startWithoutDatabase(t *testing.T, server *postgrestest.Server) {
 	_, _, asking := s.Issued(t.Context(), broker.IssuedQuery{Serial: "1"})
 	_, holding := s.HoldsEvidence(t.Context(), [32]byte{}, "n", time.Now())
 	_, _, listing := s.Revisions(t.Context(), 0, "", "", 1)
-	_, again := store.Keeper{Store: s, Snapshot: kept}.Make(t.Context())
+	_, again := (&store.Keeper{Store: s, Snapshot: kept}).Make(t.Context())
 	for what, err := range map[string]error{
 		"a write": s.ConfirmAnchor(t.Context(), "root", "cloud", "uid:0"), "the revision": reading, "who joined since": joined,
 		"what was issued": asking, "what is spent": holding, "what changed": listing, "a snapshot of a snapshot": again,

@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -224,15 +226,44 @@ type Keeper struct {
 	Snapshot Snapshot
 	Log      *slog.Logger     // nil discards
 	Now      func() time.Time // nil means time.Now
+
+	hurry atomic.Bool
+	kept  atomic.Uint64
+}
+
+// Hurry has Run write the next snapshot now, whatever the last one took.
+func (k *Keeper) Hurry() { k.hurry.Store(true) }
+
+// Kept is the revision up to which the snapshot goes: 0 where there is none yet.
+func (k *Keeper) Kept() uint64 {
+	if r := k.kept.Load(); r != 0 {
+		return r
+	}
+	file, err := os.Open(k.Snapshot.Path)
+	if err != nil {
+		return 0
+	}
+	defer file.Close()
+	_, plain, err := k.Snapshot.open(file, now(k.Now)())
+	if err != nil {
+		return 0
+	}
+	head, err := (&dumpReader{r: bufio.NewReaderSize(plain, 4<<10)}).head()
+	if err != nil {
+		return 0
+	}
+	k.kept.CompareAndSwap(0, head.Revision) // Run may have made one
+	return k.kept.Load()
 }
 
 // Run writes the snapshot until ctx ends: a few seconds after what Revision or Beat
 // saw change, and every ten minutes. It asks the store nothing to find that out.
-func (k Keeper) Run(ctx context.Context) error {
-	if k.Log == nil {
-		k.Log = slog.New(slog.DiscardHandler)
+func (k *Keeper) Run(ctx context.Context) error {
+	log := k.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
 	}
-	k.Now = now(k.Now)
+	clock := now(k.Now)
 	var last Made
 	var changed, next time.Time
 	failing := false
@@ -242,12 +273,14 @@ func (k Keeper) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(wait):
 		}
-		at := k.Now()
-		if _, away := k.Store.Away(); away || at.Before(next) {
+		at := clock()
+		hurry := k.hurry.Load()
+		if _, away := k.Store.Away(); away || at.Before(next) && !hurry {
 			continue
 		}
+		k.hurry.Store(false)
 		switch {
-		case last.At.IsZero(), at.Sub(last.At).Abs() >= snapshotEvery:
+		case hurry, last.At.IsZero(), at.Sub(last.At).Abs() >= snapshotEvery:
 		case k.Store.Seen() <= last.Revision:
 			changed = time.Time{}
 			continue
@@ -258,12 +291,12 @@ func (k Keeper) Run(ctx context.Context) error {
 			continue
 		}
 		made, err := k.Make(ctx)
-		changed, next = time.Time{}, k.Now().Add(max(snapshotPause, snapshotShare*k.Now().Sub(at)))
+		changed, next = time.Time{}, clock().Add(max(snapshotPause, snapshotShare*clock().Sub(at)))
 		if err == nil {
 			last = made
 		}
 		if err != nil && !failing && ctx.Err() == nil {
-			k.Log.WarnContext(ctx, "the snapshot to start from without the database is not up to date", "error", err)
+			log.WarnContext(ctx, "the snapshot to start from without the database is not up to date", "error", err)
 		}
 		failing = err != nil
 	}
@@ -283,7 +316,7 @@ type Made struct {
 }
 
 // Make writes the snapshot in place of the one before, whole or not at all.
-func (k Keeper) Make(ctx context.Context) (made Made, err error) {
+func (k *Keeper) Make(ctx context.Context) (made Made, err error) {
 	fail := func(err error) (Made, error) {
 		return Made{}, fmt.Errorf("writing the snapshot %s: %w", k.Snapshot.Path, err)
 	}
@@ -313,5 +346,6 @@ func (k Keeper) Make(ctx context.Context) (made Made, err error) {
 	if err != nil {
 		return fail(err)
 	}
+	k.kept.Store(made.Revision)
 	return made, nil
 }

@@ -244,7 +244,7 @@ func (p *brokerParts) openServer(ctx context.Context, td spiffeid.TrustDomain, o
 	p.server, err = server.New(ctx, server.Config{
 		TrustDomain: td, Issuer: p.file.Issuer, Version: cli.Version(), Broker: p.broker, Authority: p.authority, Backup: p.backupTo(o.path, o.now),
 		Store: p.store, Audit: p.audit, AuditDir: filepath.Join(p.file.Data, "audit"), AuditHolds: p.keeping.holds, AuditProblems: p.keeping.problems, Peers: p.peers, Policy: policy, Resources: registry(), OIDC: discovery,
-		Since: p.since, Replica: p.replica, RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
+		Since: p.since, Replica: p.replica, Keeper: p.keeper, RefreshHint: hint, Places: p.file.PublishTo, AgentsAddress: listen["agents"], Listen: listen,
 		AdminCredentials: caller.CredentialsFor(caller.RequireUID(0, uint32(os.Getuid()))),
 		AdminActor:       adminActor, WebCertificate: o.web.cert, WebTLS: o.web.tls, WebProxied: o.web.proxied, Exchanger: exchangerFor, Proofs: p.methods.pod, Login: settings.Login, Roles: settings.Roles, Limits: settings.Limits,
 		Health: p.healthServer, Calls: append(p.metrics.ServerOptions(), p.tracing.Server()...), Trace: p.tracing.Request("token"), Now: o.now, Log: o.log,

@@ -32,17 +32,24 @@ the files hold no resource.
 
 Of a directory *.yaml, *.yml and *.json are read, by their names' order, with -R those
 of the directories below too. A mistake is told with its file, line and field; nothing
-is changed then (2).`,
+is changed then (2).
+
+Without the database, --here has Denies hold on this broker, durably, and everywhere
+when the database is back; delete --here undoes that before.`,
 		Example: `  credence apply -f - <<'EOF'
   kind: Deny
   name: incident-1
   match: [{node.name: build-7}]
   EOF
   mkdir -p policy && credence get --owner default -o yaml > policy/all.yaml
-  credence apply -f policy --prune`,
+  credence apply -f policy --prune
+  credence apply --here -f - <<'EOF'
+  {kind: Deny, name: incident-3, match: [{node.name: build-9}]}
+  EOF`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.apply(cmd, false) },
 	}
+	cmd.Flags().Bool("here", false, "Denies alone, without the database too: on this broker until it is back")
 	cmd.Flags().Bool("yes", false, "delete also more than a tenth of what the owner has")
 	return applyFlags(cmd)
 }
@@ -91,6 +98,7 @@ func (p *program) apply(cmd *cobra.Command, dry bool) error {
 	request.Yes, _ = cmd.Flags().GetBool("yes")
 	request.TakeOver, _ = cmd.Flags().GetBool("take-over")
 	request.Base, _ = cmd.Flags().GetUint64("base")
+	request.Here, _ = cmd.Flags().GetBool("here")
 	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
 		waiting := p.StartProgress(fmt.Sprintf("the broker checks %d resources", len(all)))
 		r, err := c.Apply(ctx, request)
@@ -264,8 +272,9 @@ Identity lists, is not deleted (2).`,
 				return err
 			}
 			owner, _ := cmd.Flags().GetString("owner")
+			here, _ := cmd.Flags().GetBool("here")
 			return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
-				r, err := c.Delete(ctx, &api.DeleteRequest{Kind: kind, Name: name, Owner: owner})
+				r, err := c.Delete(ctx, &api.DeleteRequest{Kind: kind, Name: name, Owner: owner, Here: here})
 				if err != nil {
 					return err
 				}
@@ -275,5 +284,6 @@ Identity lists, is not deleted (2).`,
 		},
 	}
 	cmd.Flags().String("owner", "default", "whose resource it is")
+	cmd.Flags().Bool("here", false, "a Deny of apply --here that the database does not have")
 	return cli.AddOutput(addAdmin(cmd))
 }

@@ -14,7 +14,8 @@ import (
 
 // TestBrokerWithoutDatabase stops PostgreSQL under a broker, and starts the broker
 // again meanwhile: the joined node's workloads see nothing of it, what must be
-// written is refused with what to do, and an eviction holds here and then everywhere.
+// written is refused with what to do, and a Deny and an eviction hold here and then
+// everywhere.
 func TestBrokerWithoutDatabase(t *testing.T) {
 	t.Parallel()
 	server := postgrestest.Start(t)
@@ -81,6 +82,10 @@ func TestBrokerWithoutDatabase(t *testing.T) {
 		})
 		says(run(3, "token", "create", "--node", "n2"), "the database is away")
 	}
+	deny := s.write("deny.yaml", "kind: Deny\nname: incident\nmatch: [{node.name: n1}]\n")
+	says(run(3, "apply", "-f", deny), "apply --here")
+	says(run(0, "apply", "--here", "-f", deny), "on this broker alone")
+	run(4, "svid", "x509", "--ttl", "15m")
 	says(run(3, "node", "evict", "n1", "--reason", "a drill"), "evict --here")
 	says(run(0, "node", "evict", "n1", "--here", "--reason", "a drill"), "on this broker alone")
 	says(run(0, "node", "show", "n1"), "evicted")
@@ -90,7 +95,8 @@ func TestBrokerWithoutDatabase(t *testing.T) {
 	})
 	until("the database has the eviction", func() bool {
 		text, err := os.ReadFile(s.path("broker", "revoked.jsonl"))
-		return err == nil && !bytes.Contains(text, []byte(`"kind":"evict"`))
+		return err == nil && !bytes.Contains(text, []byte(`"kind":"evict"`)) && (!bytes.Contains(text, []byte(`"kind":"deny"`)) || bytes.Contains(text, []byte(`"revision":`)))
 	})
 	says(run(0, "node", "show", "n1"), "evicted")
+	says(run(0, "get", "deny"), "incident")
 }

@@ -1,0 +1,157 @@
+package server_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/credence-id/credence/broker/api"
+)
+
+// TestDenyHere denies while the database is away: it holds at once on this broker,
+// over a start from the snapshot too, as does a Deny that this lacks; and everywhere
+// once the database is back.
+func TestDenyHere(t *testing.T) {
+	t.Parallel()
+	database, all := replicas(t, 2, func(e *env) { e.snapshot = true })
+	a, b := all[0], all[1]
+	n, w := a.serve()
+	a.apply(strings.NewReplacer("web", "mail", "33", "34").Replace(web))
+	issues := func(n *node, uid string, want int) {
+		t.Helper()
+		got, _, err := n.issue(t.Context(), t, uid)
+		if err != nil || len(got.GetSvids()) != want || (got.GetDenial() != nil) != (want == 0) {
+			t.Fatalf("%v (%v), want %d SVIDs", got, err, want)
+		}
+	}
+	kept := func(e *env, what string) int {
+		text, err := os.ReadFile(filepath.Join(e.dir, "revoked.jsonl"))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		return bytes.Count(text, []byte(what))
+	}
+	here := func(e *env, yaml string) (*api.ApplyResponse, error) {
+		return e.tryApply(&api.ApplyRequest{Yaml: []byte(yaml), Here: true})
+	}
+	const copied = `"revision":`
+	if _, err := a.config.Keeper.Make(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	other := strings.NewReplacer("incident", "mails", "/web", "/mail").Replace(deny)
+	a.apply(other)
+	if n := kept(a, copied); n != 1 {
+		t.Errorf("%d copies of a Deny that the snapshot lacks", n)
+	}
+	a.apply(strings.Replace(deny, "incident", "gone", 1))
+	a.remove("Deny", "gone")
+	if n := kept(a, copied); n != 1 {
+		t.Errorf("%d copies once another is deleted", n)
+	}
+	issues(n, "33", 1)
+
+	database.Stop()
+	_, err := a.tryApply(&api.ApplyRequest{Yaml: []byte(deny)})
+	wantCode(t, err, codes.Unavailable)
+	if !strings.Contains(err.Error(), "apply --here") {
+		t.Error(err)
+	}
+	r, err := here(a, deny)
+	if err != nil || !strings.Contains(strings.Join(r.GetWarnings(), "\n"), "on this broker alone") {
+		t.Fatal(r, err)
+	}
+	w.until(func(m *api.WatchResponse) bool {
+		for _, c := range m.GetChanges() {
+			if c.GetErase() {
+				return true
+			}
+		}
+		return false
+	})
+	issues(n, "33", 0)
+	if notes := strings.Join(a.server.Notes(), "\n"); !strings.Contains(notes, "on this broker alone, until the database has them: incident") {
+		t.Error(notes)
+	}
+	if _, err := here(b, strings.Replace(deny, "/web", "/other", 1)); err != nil { // of the same name
+		t.Fatal(err)
+	}
+
+	a.restart()
+	issues(n.at(a), "33", 0)
+	issues(n.at(a), "34", 0)
+
+	if _, err := here(a, strings.Replace(deny, "incident", "mistake", 1)); err != nil {
+		t.Fatal(err)
+	}
+	undo := &api.DeleteRequest{Kind: "deny", Name: "mistake", Here: true}
+	if _, err := a.admin().Delete(t.Context(), undo); err != nil {
+		t.Fatal(err)
+	}
+	_, err = a.admin().Delete(t.Context(), undo)
+	wantCode(t, err, codes.NotFound)
+
+	database.Run(t)
+	both := "Deny incident, Deny mails"
+	await(t, "both have the Denies", func() bool {
+		for _, e := range all {
+			var denies []string
+			for _, one := range e.stands() {
+				if strings.Contains(one, "Deny") {
+					denies = append(denies, one)
+				}
+			}
+			if strings.Join(denies, ", ") != both {
+				return false
+			}
+		}
+		return true
+	})
+	// One of them went there; the other's holds on, until it is taken back.
+	await(t, "one of the two is taken over", func() bool {
+		return kept(a, `"kind":"deny"`)-kept(a, copied)+kept(b, `"kind":"deny"`)-kept(b, copied) == 1
+	})
+	loser := a
+	if kept(b, `"kind":"deny"`) > kept(b, copied) {
+		loser = b
+	}
+	issues(n.at(a), "34", 0)
+	if _, err := loser.admin().Delete(t.Context(), &api.DeleteRequest{Kind: "Deny", Name: "incident", Here: true}); err != nil {
+		t.Fatal(err)
+	}
+	loser.remove("Deny", "incident")
+	for _, e := range all {
+		await(t, "nothing of it is left", func() bool {
+			got, _, err := n.at(e).issue(t.Context(), t, "33")
+			return err == nil && len(got.GetSvids()) == 1
+		})
+	}
+	// With the database it is no more than an apply.
+	if r, err := here(a, deny); err != nil || len(r.GetWarnings()) != 0 {
+		t.Error(r, err)
+	}
+	_, err = here(a, strings.Replace(deny, "/web", "/**", 1))
+	wantCode(t, err, codes.InvalidArgument)
+	issues(n.at(a), "33", 0)
+	if _, err := a.config.Keeper.Make(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "no copy is left that the snapshot has", func() bool { return kept(a, copied) == 0 })
+}
+
+// TestOnlyDeniesHere refuses what does not hold without the database.
+func TestOnlyDeniesHere(t *testing.T) {
+	e := newEnv(t)
+	for _, r := range []*api.ApplyRequest{
+		{Yaml: []byte(web)}, {Yaml: []byte(deny + "---\n" + web)}, {Yaml: []byte(deny), Prune: true}, {Yaml: []byte(deny), DryRun: true},
+		{Yaml: []byte(deny), TakeOver: true}, {Yaml: []byte(deny), Base: 1}, {Yaml: []byte(strings.Replace(deny, "incident", "here/incident", 1))},
+	} {
+		r.Here = true
+		_, err := e.tryApply(r)
+		wantCode(t, err, codes.InvalidArgument)
+	}
+	e.wantStands()
+}
