@@ -15,6 +15,20 @@ import (
 // The link is refused by the open itself and the checks are made on the open file,
 // so that nothing can be swapped in between.
 func OpenPrivate(path string, uids ...int) (*os.File, error) {
+	return open(path, func(info fs.FileInfo) error { return CheckPrivate(info, uids...) })
+}
+
+// OpenSecret opens a secret that is ours, or that a service manager or an
+// orchestrator hands out as root's: see CheckSecret.
+func OpenSecret(path string) (*os.File, error) {
+	groups, err := os.Getgroups()
+	if err != nil {
+		return nil, err
+	}
+	return open(path, func(info fs.FileInfo) error { return CheckSecret(info, append(groups, os.Getegid())...) })
+}
+
+func open(path string, check func(fs.FileInfo) error) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, syscall.ELOOP) {
 		return nil, errors.New("it is a link, which is not followed")
@@ -27,13 +41,27 @@ func OpenPrivate(path string, uids ...int) (*os.File, error) {
 		err = errors.New("not a plain file")
 	}
 	if err == nil {
-		err = CheckPrivate(info, uids...)
+		err = check(info)
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// CheckSecret is CheckPrivate for a file of ours or of root's. Root's may be one
+// that one of groups can read and nobody write (0440), as Kubernetes makes a
+// Secret's files where the pod has an fsGroup: whom that lets in root says.
+func CheckSecret(info fs.FileInfo, groups ...int) error {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if mode := info.Mode().Perm(); ok && mode == 0o440 && stat.Uid == 0 {
+		if !slices.Contains(groups, int(stat.Gid)) {
+			return fmt.Errorf("mode %04o lets group %d in, which is none of ours: chmod go= it", mode, stat.Gid)
+		}
+		return nil
+	}
+	return CheckPrivate(info, 0, os.Geteuid())
 }
 
 // CheckPrivate refuses what group or others may touch, or somebody else than

@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -205,43 +204,29 @@ func TestBrokerPaths(t *testing.T) {
 	}
 }
 
-// The key-encryption key is refused as the kubelet mounts it, and taken as the
-// first container leaves it.
+// The key-encryption key is taken as the kubelet mounts it, and not if more may
+// read it.
 func TestBrokerKEK(t *testing.T) {
 	b := readBrokers(t)
 	f, p := b.file(t), b.pod()
-	if len(p.InitContainers) != 1 {
-		t.Fatalf("%d containers make the file", len(p.InitContainers))
+	if m, v := p.at(t, f.Keys.Disk.KEKFile); !m.ReadOnly || v.Secret.Name != "credence-broker-kek" || v.Secret.DefaultMode != 0o400 || path.Dir(f.Keys.Disk.KEKFile) != m.MountPath {
+		t.Errorf("keys: %s is in %+v of %+v", f.Keys.Disk.KEKFile, m, v)
 	}
-	first := p.InitContainers[0]
-	from, to := first.Args[len(first.Args)-2], first.Args[len(first.Args)-1]
-	if m, v := p.at(t, f.Keys.Disk.KEKFile); !m.ReadOnly || v.EmptyDir == nil || v.EmptyDir.Medium != "Memory" || to != f.Keys.Disk.KEKFile || first.mount(to).Name != v.Name {
-		t.Errorf("keys: %s is in %+v; it is made at %s", f.Keys.Disk.KEKFile, v, to)
-	}
-	source := slices.IndexFunc(p.Volumes, func(v volume) bool { return v.Name == first.mount(from).Name })
-	if source < 0 || p.Volumes[source].Secret.Name != "credence-broker-kek" || !first.mount(from).ReadOnly {
-		t.Errorf("it is made from %s of %+v", from, first.VolumeMounts)
-	}
-
 	dir := t.TempDir()
-	secret, own, data := filepath.Join(dir, path.Base(from)), filepath.Join(dir, "own"), filepath.Join(dir, "data")
+	secret, data := filepath.Join(dir, path.Base(f.Keys.Disk.KEKFile)), filepath.Join(dir, "data")
 	if err := os.WriteFile(secret, []byte(base64.StdEncoding.EncodeToString([]byte("a key-encryption key of 32 bytes"))+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(secret, 0o440); err != nil { // what fsGroup makes of 0400
-		t.Fatal(err)
-	}
-	if _, err := kek.New(kek.Settings{KEKFile: secret}, data); err == nil || !strings.Contains(err.Error(), "mode 0440") {
-		t.Errorf("the Secret's file, without a copy: %v", err)
-	}
-	args := append(slices.Clone(first.Command[1:]), first.Args[:len(first.Args)-2]...)
-	for range 2 { // a pod's containers may start anew beside what they left
-		if out, err := exec.CommandContext(t.Context(), first.Command[0], append(args, secret, own)...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
+	for mode, taken := range map[os.FileMode]bool{
+		0o440: os.Geteuid() == 0, // what fsGroup makes of 0400, if the file is root's as there
+		0o444: false,
+	} {
+		if err := os.Chmod(secret, mode); err != nil {
+			t.Fatal(err)
 		}
-	}
-	if _, err := kek.New(kek.Settings{KEKFile: own}, data); err != nil {
-		t.Error(err)
+		if _, err := kek.New(kek.Settings{KEKFile: secret}, data); (err == nil) != taken {
+			t.Errorf("mode %04o: %v", mode, err)
+		}
 	}
 }
 

@@ -21,7 +21,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -31,7 +30,7 @@ import (
 // Settings are what broker.yaml may say of key-encryption keys.
 type Settings struct {
 	// KEKFile holds the key-encryption key: 32 random bytes, or these in base64.
-	// Mode 0600, and not in the broker's data directory, whose backup would
+	// Mode 0600 (root's: 0440 for a group of ours, too), and not in the broker's data directory, whose backup would
 	// carry the lock and its key. Empty: keys are not encrypted.
 	KEKFile string `yaml:"kek_file"`
 	// OldKEKFiles hold those under which keys may still be: a rewrap encrypts them
@@ -76,8 +75,8 @@ type kek struct {
 // A Ring holds the key-encryption keys: the first is the one to encrypt under.
 type Ring struct{ keks []kek }
 
-// New reads the key-encryption keys: files that are ours or root's, nobody
-// else's to read, and in none of the directories outside.
+// New reads the key-encryption keys: files that are ours or root's, nobody else's
+// to read (but see keys.CheckSecret), and in none of the directories outside.
 func New(s Settings, outside ...string) (*Ring, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
@@ -118,7 +117,7 @@ func read(file string, outside []string) (kek, error) {
 			return kek{}, fmt.Errorf("it lies in %s, with what it locks: keep it elsewhere", dir)
 		}
 	}
-	f, err := keys.OpenPrivate(real, 0, os.Geteuid()) // service managers hand secrets out as root's
+	f, err := keys.OpenSecret(real)
 	if err != nil {
 		return kek{}, err
 	}
