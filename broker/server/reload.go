@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -50,8 +51,13 @@ func newSettings(before *settings, policy identity.Config, s Settings, now func(
 	return next, nil
 }
 
+// ErrNotInForce: the settings are taken over, and what stands is decided by them as soon as
+// what keeps it from that is mended.
+var ErrNotInForce = errors.New("taken over, and in force once this is mended")
+
 // Reload takes over settings: all of them, or none and an error, which names the
-// resources that stand and would not be valid. Who asked for it and what changed
+// resources that stand and would not be valid. With ErrNotInForce they are taken
+// over. Who asked for it and what changed
 // are for the record, in which it stands before it has effect.
 func (s *Server) Reload(ctx context.Context, actor string, changed []string, to Settings) error {
 	s.applying.Lock()
@@ -81,7 +87,7 @@ func (s *Server) Reload(ctx context.Context, actor string, changed []string, to 
 		return nil
 	}
 	if err := s.enforce(ctx, stands); err != nil { // catchUp tries again
-		return fmt.Errorf("the settings are taken over, and come into force when this is mended: %w", err)
+		return fmt.Errorf("%w: %w", ErrNotInForce, err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/server"
+	"github.com/credence-id/credence/federation"
 )
 
 // settings are those that e was opened with.
@@ -119,5 +121,20 @@ func TestReloadIsRecordedFirst(t *testing.T) {
 	}
 	if code := rpc(t, conn, api.Admin_Status_FullMethodName); code == codes.PermissionDenied {
 		t.Error("the roles are gone")
+	}
+}
+
+// Settings that are taken over while the policy cannot follow are not refused.
+func TestReloadThatComesIntoForceLater(t *testing.T) {
+	e := newEnv(t)
+	wider := e.settings()
+	wider.DNSSuffixes = []string{"example.org", "other.example"}
+	gone := federation.Peer{TrustDomain: partner, URL: "https://partner.example/bundle", HTTPSWeb: &federation.HTTPSWeb{}}
+	if err := e.config.Peers.SetPeers(t.Context(), []federation.Peer{gone}); err != nil {
+		t.Fatal(err)
+	}
+	e.store.Close() // so that what is stored of it cannot be deleted
+	if err := e.server.Reload(t.Context(), "test", []string{"dns_suffixes"}, wider); !errors.Is(err, server.ErrNotInForce) {
+		t.Errorf("got %v", err)
 	}
 }

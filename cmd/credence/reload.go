@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"reflect"
@@ -61,6 +62,10 @@ func (p *brokerParts) reload(ctx context.Context, path string, log *slog.Logger)
 	if len(taken) > 0 {
 		err = p.takeOver(ctx, path, next, taken)
 	}
+	if errors.Is(err, server.ErrNotInForce) {
+		log.ErrorContext(ctx, "reloaded, not yet in force", "changed", strings.Join(taken, " "), "error", err)
+		return
+	}
 	if err != nil {
 		log.ErrorContext(ctx, "reload refused", "error", err)
 		return
@@ -77,7 +82,8 @@ func (p *brokerParts) takeOver(ctx context.Context, path string, next brokerFile
 	if err != nil {
 		return cli.InFile(path, err)
 	}
-	if err := p.server.Reload(ctx, "SIGHUP", changed, settings); err != nil {
+	err = p.server.Reload(ctx, "SIGHUP", changed, settings)
+	if err != nil && !errors.Is(err, server.ErrNotInForce) {
 		return err
 	}
 	p.networks.Store(&networks)
@@ -87,7 +93,7 @@ func (p *brokerParts) takeOver(ctx context.Context, path string, next brokerFile
 			to.Field(i).Set(from.Field(i))
 		}
 	}
-	return nil
+	return err
 }
 
 // changedKeys are the keys of broker.yaml, those of listen one by one, whose values
