@@ -117,6 +117,11 @@ const clockSkew = 60 * time.Second
 func (s *Server) unaryAuth(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	switch info.FullMethod {
 	case api.Exchange_Exchange_FullMethodName, api.Exchange_Login_FullMethodName, api.Exchange_LoginInfo_FullMethodName:
+		done, err := calling(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 		return next(ctx, req) // no node's: each judges itself whom it serves
 	}
 	if administers(info.FullMethod) {

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"log/slog"
+	"net"
 	"time"
 )
 
@@ -20,8 +22,82 @@ const MaxBuckets = maxBuckets
 
 var SourceOf = sourceOf
 
-// MaxStrangersOf is how many connections without a certificate one address has.
-const MaxStrangersOf = maxStrangersOf
+// Crowd is one of so many in all and of one source, in which members are called by
+// numbers.
+type Crowd struct {
+	c            crowd
+	most, mostOf int
+	all          map[int]*member
+	out          int
+}
+
+// NewCrowd is empty.
+func NewCrowd(most, mostOf int) *Crowd {
+	return &Crowd{most: most, mostOf: mostOf, all: map[int]*member{}}
+}
+
+// What members do.
+const (
+	Idle   = int(idle)
+	Busy   = int(busy)
+	Seated = int(seated)
+)
+
+// Enter lets n in, and says who had to go for it; 0: nobody.
+func (c *Crowd) Enter(n int, source string, does int) (out int, ok bool) {
+	m := &member{source: source}
+	gone, ok := c.c.enter(m, doing(does), c.most, c.mostOf)
+	if gone != nil {
+		for n, m := range c.all {
+			if m == gone {
+				out = n
+				delete(c.all, n)
+			}
+		}
+	}
+	if ok {
+		c.all[n] = m
+	}
+	return out, ok
+}
+
+// Turn has n do something else.
+func (c *Crowd) Turn(n, does int) { c.c.turn(c.all[n], doing(does)) }
+
+// Leave lets n out.
+func (c *Crowd) Leave(n int) {
+	c.c.leave(c.all[n])
+	delete(c.all, n)
+}
+
+// Sizes are how many are in, by its own count, and how many sources it holds.
+func (c *Crowd) Sizes() (all, sources, ranked int) { return c.c.all, len(c.c.of), len(c.c.rank) }
+
+// A Lobby is the gate of agents, without a server.
+type Lobby struct{ *gate }
+
+// NewLobby waits for so long for a stranger's first call.
+func NewLobby(l net.Listener, bounds Limits, patience time.Duration) Lobby {
+	r := newRates(bounds, time.Now)
+	g := &gate{Listener: l, name: "agents", patience: patience, log: slog.New(slog.DiscardHandler), now: time.Now}
+	g.limits = func() (int, int) { return r.Connections, r.SourceConnections }
+	g.rate = func() *limits { return r.agents }
+	return Lobby{g}
+}
+
+// Shake ends a connection's handshake.
+func (l Lobby) Shake(conn net.Conn, certificate bool) bool { return conn.(*guest).shook(certificate) }
+
+// Call begins a call, and Judge what is not hung up on.
+func (l Lobby) Call(conn net.Conn) (done func(), ok bool) { return conn.(*guest).call() }
+func (l Lobby) Judge(conn net.Conn) (done func())         { return conn.(*guest).judge() }
+
+// Open are how many are open, by how far they are.
+func (l Lobby) Open() (lobby, strangers, known int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lobby.all, l.strangers.all, l.known.all
+}
 
 // NewPlaces are few places.
 func NewPlaces(n int) func(ctx context.Context, source string) (leave func(), err error) {

@@ -56,47 +56,82 @@ func taken(t *testing.T, address, source string) (conn net.Conn, ok bool) {
 		if _, err := io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+string(frame(settingsFrame, 0, 0, nil))); err != nil {
 			return nil, false
 		}
-		if _, err := io.ReadFull(c, make([]byte, 9)); err != nil {
+		if _, ok := readFrame(c); !ok {
 			return nil, false
 		}
 	}
 	return c, true
 }
 
-// One address fills its part of each listener, and nobody else's; what it leaves is
-// there again.
+// One address has its part of each listener, and nobody else's: what it has too much
+// costs it the oldest that does nothing.
 func TestConnectionsAreBounded(t *testing.T) {
-	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 40, SourceConnections: 30} })
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 160, SourceConnections: 40} })
 	for listener, address := range e.tlsListeners() {
-		most := map[string]int{"agents": 30, "spiffe": 3, "web": 3}[listener]
+		other, ok := taken(t, address, "127.0.0.3")
+		if !ok {
+			t.Fatalf("%s: refused", listener)
+		}
 		var open []net.Conn
-		for n := range most {
+		for n := range 6 {
+			e.ahead.Add(int64(10 * time.Second)) // or it would come too often
 			conn, ok := taken(t, address, "127.0.0.2")
 			if !ok {
-				t.Fatalf("%s: connection %d of %d is refused", listener, n+1, most)
+				t.Fatalf("%s: connection %d is refused", listener, n+1)
 			}
 			open = append(open, conn)
 		}
-		if _, ok := taken(t, address, "127.0.0.2"); ok {
-			t.Errorf("%s: one more than %d is taken", listener, most)
+		for _, conn := range open[:2] {
+			if !hungUp(conn) {
+				t.Errorf("%s: more than four of one address are kept", listener)
+			}
 		}
-		if e.server.Overview().Limited[listener+"_connection"] == 0 {
-			t.Errorf("%s: who was hung up on is not counted", listener)
-		}
-		if _, ok := taken(t, address, "127.0.0.3"); !ok {
-			t.Errorf("%s: another address is locked out", listener)
-		}
-		for _, conn := range open {
+		for _, conn := range append(open[2:], other) {
+			if !alive(conn) {
+				t.Errorf("%s: another is hung up on", listener)
+			}
 			conn.Close()
+		}
+		if e.server.Overview().Limited[listener+"_connection"] < 2 {
+			t.Errorf("%s: who was hung up on is not counted", listener)
 		}
 	}
 	if line := e.log.line("connections refused"); !strings.Contains(line, "source=127.0.0.2") {
 		t.Errorf("the log tells nothing: %q", line)
 	}
-	n := e.join("n1") // once the server has heard that they hung up
+	n := e.join("n1")
 	if _, _, err := n.issue(t.Context(), t, "1"); err != nil {
 		t.Error(err)
 	}
+}
+
+// hungUp waits for the end of a connection.
+func hungUp(conn net.Conn) bool {
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	_, err := io.Copy(io.Discard, conn)
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// alive says whether a PING of HTTP/2 is answered.
+func alive(conn net.Conn) bool {
+	if _, err := conn.Write(frame(6, 0, 0, []byte("credence"))); err != nil {
+		return false
+	}
+	for {
+		head, ok := readFrame(conn)
+		if !ok || head[3] == 6 && head[4] == 1 {
+			return ok
+		}
+	}
+}
+
+// readFrame reads a frame of HTTP/2 and keeps its head.
+func readFrame(conn net.Conn) (head [9]byte, ok bool) {
+	if _, err := io.ReadFull(conn, head[:]); err != nil {
+		return head, false
+	}
+	_, err := io.CopyN(io.Discard, conn, int64(head[0])<<16|int64(head[1])<<8|int64(head[2]))
+	return head, err == nil
 }
 
 // New connections of one address are bounded by the second, closed ones too:
@@ -128,28 +163,168 @@ func TestHandshakesAreBounded(t *testing.T) {
 // Idle connections of strangers, as many as an address may have, cost bounded memory,
 // and nodes are served beside them.
 func TestStrangersAreBounded(t *testing.T) {
-	e := newEnv(t)
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 4000} })
 	address := e.listeners.Agents.Addr().String()
 	n := e.join("n1")
 	before := heap()
-	in, out := 0, 0
-	for range server.MaxStrangersOf + 8 {
-		if _, ok := taken(t, address, "127.0.0.2"); ok {
-			in++
-		} else {
-			out++
+	var open []net.Conn
+	for range 100 {
+		conn, ok := taken(t, address, "127.0.0.2")
+		if !ok {
+			t.Fatal("refused")
+		}
+		open = append(open, conn)
+	}
+	if each := (int64(heap()) - int64(before)) / 100; each > 512<<10 {
+		t.Errorf("each costs %d bytes", each)
+	}
+	for range 8 {
+		if _, ok := taken(t, address, "127.0.0.2"); !ok {
+			t.Error("refused")
 		}
 	}
-	if in != server.MaxStrangersOf || out != 8 {
-		t.Errorf("%d are taken, %d refused", in, out)
-	}
-	if each := (int64(heap()) - int64(before)) / int64(in); each > 512<<10 {
-		t.Errorf("each costs %d bytes", each)
+	for _, conn := range open[:8] {
+		if !hungUp(conn) {
+			t.Error("more than 100 of one address are kept")
+		}
 	}
 	if _, _, err := n.issue(t.Context(), t, "1"); err != nil {
 		t.Error(err)
 	}
 	e.join("n2")
+}
+
+// Whoever opens connections and says nothing, or shows no certificate and calls
+// nothing, from two, four or many addresses, keeps no agent out, however long that
+// may take.
+func TestFloodsKeepNobodyOut(t *testing.T) {
+	dial := func(t *testing.T, address, source string) {
+		if conn, err := from(source).DialContext(t.Context(), "tcp", address); err == nil { // or it came too often
+			t.Cleanup(func() { conn.Close() })
+		}
+	}
+	for name, open := range map[string]func(t *testing.T, address, source string){
+		"no handshake": dial,
+		"no call":      func(t *testing.T, address, source string) { taken(t, address, source) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, func(e *env) {
+				e.limits, e.handshake = server.Limits{Connections: 160, SourceConnections: 60}, time.Hour
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			stands := e.join("n0")
+			for _, sources := range []int{2, 4, 120} {
+				for i := range 120 {
+					open(t, e.listeners.Agents.Addr().String(), fmt.Sprintf("127.0.%d.%d", sources, 1+i%sources))
+				}
+				key := newKey(t)
+				got, err := joinOnce(ctx, e.stranger(), &api.JoinRequest_Start{
+					Method: "token", Evidence: []byte(e.token(fmt.Sprint("n", sources))), PublicKey: spki(t, key.Public()),
+				})
+				if err != nil {
+					t.Fatalf("%d addresses: %v", sources, err)
+				}
+				for _, n := range []*node{stands, e.node(got, key)} {
+					if _, _, err := n.issue(ctx, t, "1"); err != nil {
+						t.Fatalf("%d addresses: %v", sources, err)
+					}
+				}
+			}
+		})
+	}
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 160, SourceConnections: 160} })
+	for listener, address := range e.tlsListeners() {
+		if listener == "agents" {
+			continue
+		}
+		for i := range 90 {
+			dial(t, address, fmt.Sprintf("127.0.0.%d", 2+i%30))
+		}
+		client := e.client(nil)
+		client.Timeout = patience
+		if r, _ := do(t, client, "GET", "https://"+address+server.BundlePath, nil); r.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", listener, r.Status)
+		}
+	}
+}
+
+// Who asks goes after who doesn't, though it came first.
+func TestWhoAsksStays(t *testing.T) {
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 40, SourceConnections: 30} })
+	for listener, address := range e.tlsListeners() {
+		if listener == "agents" {
+			continue
+		}
+		var open []*tls.Conn
+		for n := range 4 { // of one address three
+			e.ahead.Add(int64(10 * time.Second)) // or it would come too often
+			if n == 3 {
+				ask(t, open[0])
+			}
+			conn, err := tls.DialWithDialer(from("127.0.0.2"), "tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			open = append(open, conn)
+		}
+		if !hungUp(open[1]) {
+			t.Errorf("%s: who asked nothing is kept", listener)
+		}
+		ask(t, open[0])
+		ask(t, open[3])
+	}
+}
+
+// ask asks for the bundle, and leaves the connection open.
+func ask(t *testing.T, conn net.Conn) {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", server.BundlePath); err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if _, err := io.Copy(io.Discard, r.Body); err != nil || r.StatusCode != http.StatusOK {
+		t.Fatalf("%s, %v", r.Status, err)
+	}
+}
+
+// A join that goes on is finished, whatever comes from its own address meanwhile.
+func TestAJoinUnderWayStays(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 160} }, with(func(_ context.Context, evidence []byte, _ join.Challenge) (join.Proof, error) {
+		close(entered)
+		<-release
+		return proof(string(evidence), "acme")
+	}))
+	e.apply(fakeRule)
+	joining := make(chan error, 1)
+	client, key := e.stranger(), spki(t, newKey(t).Public())
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	go func() {
+		_, err := joinOnce(ctx, client, &api.JoinRequest_Start{Method: "fake", Evidence: []byte("m1"), PublicKey: key})
+		joining <- err
+	}()
+	select {
+	case <-entered:
+	case err := <-joining:
+		t.Fatal(err)
+	}
+	for n := range 10 {
+		if _, ok := taken(t, e.listeners.Agents.Addr().String(), "127.0.0.1"); !ok {
+			t.Errorf("stranger %d is refused", n)
+		}
+	}
+	close(release)
+	if err := <-joining; err != nil {
+		t.Error(err)
+	}
 }
 
 // Who asks an HTTPS listener too often is told when to come back; others are served.
@@ -323,16 +498,19 @@ func TestSixtyFourJoinsAtOnce(t *testing.T) {
 	}))
 	e.apply(fakeRule)
 	n1 := e.join("n1")
-	two := [2]api.NodeClient{e.stranger(), api.NewNodeClient(e.dial(nil, grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-		return from("127.0.0.2").DialContext(ctx, "tcp", address)
-	})))}
+	client := func(source string) api.NodeClient {
+		return api.NewNodeClient(e.dial(nil, grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return from(source).DialContext(ctx, "tcp", address)
+		})))
+	}
 	key := spki(t, newKey(t).Public())
 	var joining sync.WaitGroup
 	defer joining.Wait()
 	defer close(release)
 	for i := range 64 {
+		client := client(fmt.Sprintf("127.0.0.%d", 1+i%2))
 		joining.Go(func() {
-			_, _ = joinOnce(t.Context(), two[i%2], &api.JoinRequest_Start{Method: "fake", Evidence: fmt.Appendf(nil, "m%d", i), PublicKey: key})
+			_, _ = joinOnce(t.Context(), client, &api.JoinRequest_Start{Method: "fake", Evidence: fmt.Appendf(nil, "m%d", i), PublicKey: key})
 		})
 	}
 	for range 64 {

@@ -30,7 +30,7 @@ const (
 // which a fleet does not meet: 5,000 agents behind one address, all of which connect
 // at once, are well below.
 type Limits struct {
-	Connections       int // open on agents at once: 20,000; on spiffe and on web a quarter of it each
+	Connections       int // open on agents at once: 20,000; besides half of it in handshakes and a tenth without a certificate; on spiffe and on web a quarter of it each
 	SourceConnections int // of one address: 10,000; on spiffe and on web a tenth of it; and a tenth more each second
 	SourceRequests    int // of one address, on spiffe and web, a second: 100; 20 times as many at once
 	SourceJoins       int // joins of one address a second: 50; 200 times as many at once
@@ -71,7 +71,8 @@ func newRates(l Limits, now func() time.Time) *rates {
 // one, so that strangers cost no memory and take nobody's place.
 type limits struct {
 	burst, rate float64
-	most        int // buckets
+	most        int           // buckets
+	every       time.Duration // that those that are full are looked for
 	now         func() time.Time
 	refused     atomic.Uint64 // how often there was none
 
@@ -86,7 +87,8 @@ type bucket struct {
 }
 
 func newLimits(burst, rate float64, now func() time.Time) *limits {
-	return &limits{burst: burst, rate: rate, most: maxBuckets, now: now, buckets: make(map[string]*bucket)}
+	every := min(time.Second, time.Duration(50/rate*float64(time.Second)))
+	return &limits{burst: burst, rate: rate, most: maxBuckets, every: every, now: now, buckets: make(map[string]*bucket)}
 }
 
 // take takes one, or says how long it is until there is one.
@@ -96,7 +98,7 @@ func (l *limits) take(key string) (wait time.Duration, ok bool) {
 	now := l.now()
 	b := l.buckets[key]
 	if b == nil {
-		if len(l.buckets) >= l.most && now.Sub(l.swept).Abs() >= time.Second {
+		if len(l.buckets) >= l.most && now.Sub(l.swept).Abs() >= l.every {
 			l.sweep(now)
 		}
 		if len(l.buckets) >= l.most {

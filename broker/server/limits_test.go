@@ -77,3 +77,25 @@ func TestSourceOf(t *testing.T) {
 		}
 	}
 }
+
+// Where strangers have all buckets, those that are full again leave soon: who comes
+// then shares none.
+func TestBucketsOfManyComeBack(t *testing.T) {
+	now := time.Now()
+	take := server.NewLimits(2, 1000, func() time.Time { return now })
+	for round := range 10 {
+		for n := range 2 * server.MaxBuckets {
+			take(fmt.Sprint(round, n))
+		}
+		now = now.Add(50 * time.Millisecond)
+		for n := range 8 {
+			take(fmt.Sprint("another", n))
+		}
+		for range 2 {
+			if _, ok := take(fmt.Sprint("honest", round)); !ok {
+				t.Fatal("it shares with strangers")
+			}
+		}
+		now = now.Add(50 * time.Millisecond)
+	}
+}

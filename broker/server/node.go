@@ -52,11 +52,17 @@ func (n nodeService) Join(stream grpc.BidiStreamingServer[api.JoinRequest, api.J
 	if wait, ok := n.s.settings.Load().rates.joins.take(source); !ok {
 		return tooMany(wait)
 	}
+	done, err := calling(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	leave, err := n.s.joins.enter(ctx, source)
 	if err != nil {
 		return n.fail(ctx, err)
 	}
 	defer leave()
+	defer judging(ctx)()
 	first, err := n.start(ctx, stream)
 	if err != nil {
 		return n.fail(ctx, err)

@@ -146,7 +146,7 @@ type Config struct {
 	Trace     func(r *http.Request, target string) (_ context.Context, end func(status int))
 	HeadEvery time.Duration    // how often agents are told how far the record has got; 0: 1 min
 	Limits    Limits           // a zero field: its default
-	Handshake time.Duration    // how long a handshake may take on agents; 0: 10 s
+	Handshake time.Duration    // how long a handshake may take on agents, and a stranger then to call something; 0: 10 s
 	JoinStart time.Duration    // how long a caller of Join may take to begin; 0: 3 s
 	Log       *slog.Logger     // nil discards
 	Now       func() time.Time // nil means time.Now
@@ -202,7 +202,6 @@ type Server struct {
 	svid                      ownSVID
 	heads                     heads
 	joins                     *places
-	strangers                 crowd         // on agents, without a certificate
 	exchanging                chan struct{} // as many as are under way
 	learners                  chan struct{} // as many as wait for a peer's bundle
 	sources, callers, domains *limits       // of the token endpoint
@@ -367,9 +366,9 @@ func (l Listeners) close() error {
 }
 
 // quiet keeps strangers' failed handshakes out of the log but for those who
-// look for them.
+// look for them, and lets the gate see who is idle.
 func (s *Server) quiet(h *http.Server) *http.Server {
-	h.ErrorLog = slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug)
+	h.ErrorLog, h.ConnState = slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug), attend
 	return h
 }
 
@@ -408,7 +407,7 @@ func (s *Server) stop(agents, admin *grpc.Server, web []*http.Server) {
 
 func (s *Server) agentsServer() *grpc.Server {
 	g := grpc.NewServer(slices.Concat(s.cfg.Calls, []grpc.ServerOption{
-		grpc.Creds(strangers{credentials.NewTLS(s.agentsTLS()), &s.strangers}),
+		grpc.Creds(shaking{credentials.NewTLS(s.agentsTLS())}),
 		grpc.ChainUnaryInterceptor(s.workers.unary, s.recoverUnary, s.unaryAuth),
 		grpc.ChainStreamInterceptor(s.recoverStream, s.streamAuth),
 		grpc.MaxRecvMsgSize(maxMessage),

@@ -60,7 +60,7 @@ type brokerFile struct {
 	// Limits are what others may take of this broker. The defaults are far above
 	// what 5,000 agents behind one address need.
 	Limits struct {
-		Connections       int `yaml:"connections"`        // open at listen.agents; a quarter of it at spiffe and at web each; default 20000
+		Connections       int `yaml:"connections"`        // open at listen.agents, besides half of it in handshakes and a tenth without a certificate; a quarter of it at spiffe and at web each; default 20000
 		SourceConnections int `yaml:"source_connections"` // of one address; a tenth of it at spiffe and web; default 10000
 		SourceRequests    int `yaml:"source_requests"`    // a second of one address, at spiffe and web; default 100
 		SourceJoins       int `yaml:"source_joins"`       // joins a second of one address, after the first 200 times as many; default 50
