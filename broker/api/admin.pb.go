@@ -1400,6 +1400,7 @@ type AuthorityInfo struct {
 	Waits         []string               `protobuf:"bytes,15,rep,name=waits,proto3" json:"waits,omitempty"`                  // what it depends on
 	KeySource     string                 `protobuf:"bytes,16,opt,name=key_source,json=keySource,proto3" json:"key_source,omitempty"`
 	Believed      []string               `protobuf:"bytes,17,rep,name=believed,proto3" json:"believed,omitempty"` // who believes it, beyond what its name says
+	Broker        string                 `protobuf:"bytes,18,opt,name=broker,proto3" json:"broker,omitempty"`     // whose issuing CA; empty: it is shared
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1553,6 +1554,13 @@ func (x *AuthorityInfo) GetBelieved() []string {
 	return nil
 }
 
+func (x *AuthorityInfo) GetBroker() string {
+	if x != nil {
+		return x.Broker
+	}
+	return ""
+}
+
 type ListAuthoritiesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1696,6 +1704,7 @@ func (x *TailAuditRequest) GetFilter() *AuditFilter {
 type AuditRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Json          []byte                 `protobuf:"bytes,1,opt,name=json,proto3" json:"json,omitempty"`
+	Origin        string                 `protobuf:"bytes,2,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1735,6 +1744,13 @@ func (x *AuditRecord) GetJson() []byte {
 		return x.Json
 	}
 	return nil
+}
+
+func (x *AuditRecord) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
 }
 
 type VerifyAuditRequest struct {
@@ -3918,6 +3934,7 @@ type QueryAuditRequest struct {
 	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`                    // 0: 100
 	Below         uint64                 `protobuf:"varint,3,opt,name=below,proto3" json:"below,omitempty"`                    // older than this record: the next page
 	NoIndex       bool                   `protobuf:"varint,4,opt,name=no_index,json=noIndex,proto3" json:"no_index,omitempty"` // read every record
+	Origin        string                 `protobuf:"bytes,5,opt,name=origin,proto3" json:"origin,omitempty"`                   // the broker whose record is meant; another one refuses. Empty: whichever is asked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3978,6 +3995,13 @@ func (x *QueryAuditRequest) GetNoIndex() bool {
 		return x.NoIndex
 	}
 	return false
+}
+
+func (x *QueryAuditRequest) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
 }
 
 type ExportAuditRequest struct {
@@ -4770,7 +4794,7 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"fetched_at\x18\x03 \x01(\x03R\tfetchedAt\x12!\n" +
 	"\fconfirmed_at\x18\x04 \x01(\x03R\vconfirmedAt\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\x05 \x01(\tR\tlastError\"\xca\x03\n" +
+	"last_error\x18\x05 \x01(\tR\tlastError\"\xe2\x03\n" +
 	"\rAuthorityInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03use\x18\x02 \x01(\tR\x03use\x12\x10\n" +
@@ -4791,16 +4815,18 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\x05waits\x18\x0f \x03(\tR\x05waits\x12\x1d\n" +
 	"\n" +
 	"key_source\x18\x10 \x01(\tR\tkeySource\x12\x1a\n" +
-	"\bbelieved\x18\x11 \x03(\tR\bbelieved\"\x18\n" +
+	"\bbelieved\x18\x11 \x03(\tR\bbelieved\x12\x16\n" +
+	"\x06broker\x18\x12 \x01(\tR\x06broker\"\x18\n" +
 	"\x16ListAuthoritiesRequest\"^\n" +
 	"\x17ListAuthoritiesResponse\x12C\n" +
 	"\vauthorities\x18\x01 \x03(\v2!.credence.broker.v1.AuthorityInfoR\vauthorities\"w\n" +
 	"\x10TailAuditRequest\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\rR\x04last\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x127\n" +
-	"\x06filter\x18\x03 \x01(\v2\x1f.credence.broker.v1.AuditFilterR\x06filter\"!\n" +
+	"\x06filter\x18\x03 \x01(\v2\x1f.credence.broker.v1.AuditFilterR\x06filter\"9\n" +
 	"\vAuditRecord\x12\x12\n" +
-	"\x04json\x18\x01 \x01(\fR\x04json\"c\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json\x12\x16\n" +
+	"\x06origin\x18\x02 \x01(\tR\x06origin\"c\n" +
 	"\x12VerifyAuditRequest\x12\x14\n" +
 	"\x05heads\x18\x01 \x03(\fR\x05heads\x12\x1f\n" +
 	"\vfrom_agents\x18\x02 \x01(\bR\n" +
@@ -5014,12 +5040,13 @@ const file_broker_api_admin_proto_rawDesc = "" +
 	"\aoutcome\x18\t \x01(\tR\aoutcome\x12\x14\n" +
 	"\x05since\x18\n" +
 	" \x01(\x03R\x05since\x12\x14\n" +
-	"\x05until\x18\v \x01(\x03R\x05until\"\x93\x01\n" +
+	"\x05until\x18\v \x01(\x03R\x05until\"\xab\x01\n" +
 	"\x11QueryAuditRequest\x127\n" +
 	"\x06filter\x18\x01 \x01(\v2\x1f.credence.broker.v1.AuditFilterR\x06filter\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x14\n" +
 	"\x05below\x18\x03 \x01(\x04R\x05below\x12\x19\n" +
-	"\bno_index\x18\x04 \x01(\bR\anoIndex\"\\\n" +
+	"\bno_index\x18\x04 \x01(\bR\anoIndex\x12\x16\n" +
+	"\x06origin\x18\x05 \x01(\tR\x06origin\"\\\n" +
 	"\x12ExportAuditRequest\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x16\n" +

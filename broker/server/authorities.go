@@ -337,6 +337,6 @@ func info(r authority.Status) *api.AuthorityInfo {
 	return &api.AuthorityInfo{
 		Id: r.ID, Use: string(r.Use), Alg: r.Alg, State: string(r.State), PublishedAt: unix(r.PublishedAt), ActivatedAt: unix(r.ActivatedAt),
 		LastExpiry: unix(r.LastExpiry), NotAfter: unix(r.NotAfter), Next: r.Next, NextAt: unix(r.NextAt), Subject: r.Subject,
-		KeySource: r.KeySource, OwnKey: r.Self, Problem: r.Problem, Waits: r.Waits, Believed: r.Believed,
+		KeySource: r.KeySource, OwnKey: r.Self, Problem: r.Problem, Waits: r.Waits, Believed: r.Believed, Broker: r.Broker,
 	}
 }

@@ -129,6 +129,9 @@ func asked(req any) map[string]string {
 		}
 		number("record", f.GetSequence())
 	}
+	if r, ok := req.(*api.QueryAuditRequest); ok {
+		add("origin", r.GetOrigin())
+	}
 	if r, ok := req.(interface{ GetTrustDomain() string }); ok {
 		add("trust_domain", r.GetTrustDomain())
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -12,6 +14,7 @@ import (
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/audit"
+	"github.com/credence-id/credence/broker/store"
 )
 
 // Bounds of what one call reads of the record.
@@ -166,6 +169,9 @@ func (a adminService) QueryAudit(r *api.QueryAuditRequest, stream grpc.ServerStr
 	ctx, cancel := a.untilClosing(stream.Context())
 	defer cancel()
 	q, err := a.query(r.GetFilter())
+	if err == nil {
+		err = a.s.isOurs(ctx, r.GetOrigin(), max(q.Sequence, r.GetBelow()))
+	}
 	if err != nil {
 		return a.fail(ctx, err)
 	}
@@ -173,8 +179,60 @@ func (a adminService) QueryAudit(r *api.QueryAuditRequest, stream grpc.ServerStr
 	if q.Limit == 0 {
 		q.Limit = 100
 	}
-	return a.fail(ctx, a.search(ctx, q, sendRecords(stream)))
+	origin := a.s.cfg.Broker.Origin()
+	return a.fail(ctx, a.search(ctx, q, func(record audit.Record) error {
+		text, err := record.Line()
+		if err != nil {
+			return err
+		}
+		return stream.Send(&api.AuditRecord{Json: text, Origin: origin})
+	}))
 }
+
+// isOurs refuses to look in this broker's record for what is in another's, and
+// says where to look.
+func (s *Server) isOurs(ctx context.Context, origin string, sequence uint64) error {
+	ours := s.cfg.Broker.Origin()
+	if origin == "" || origin == ours {
+		return nil
+	}
+	id := audit.Ref{Sequence: sequence}.ID()
+	text := fmt.Sprintf("record %s is in the record of broker %.63q, and this is %q", id, origin, ours)
+	known, err := s.brokers(ctx)
+	seen, there := known[origin]
+	names := slices.Sorted(maps.Keys(known))
+	switch {
+	case err != nil:
+		text += fmt.Sprintf(": ask there: credence audit query %s@%s (the brokers are not known: %v)", id, origin, err)
+	case there && s.cfg.Now().Sub(seen) > store.GoneAfter:
+		text += fmt.Sprintf(", which was last seen at %s: on its machine, credence audit query %s --data DIR reads its files", stamp(seen), id)
+	case there:
+		text += fmt.Sprintf(": ask there: credence audit query %s@%s, on its machine or with --broker HOST:PORT", id, origin)
+	case len(names) > 0:
+		text += fmt.Sprintf("; no broker of that name shares this database, but %s: where its files are, credence audit query %s --data DIR", strings.Join(names, ", "), id)
+	default:
+		text += fmt.Sprintf(", which shares its database with none: where the files of %s are, credence audit query %s --data DIR", origin, id)
+	}
+	return fmt.Errorf("%w: %s", broker.ErrRequest, text)
+}
+
+// brokers are those that ever shared the store, and when each was last seen.
+func (s *Server) brokers(ctx context.Context) (map[string]time.Time, error) {
+	if s.cfg.Replica == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	all, err := s.cfg.Store.Replicas(ctx, ever)
+	known := make(map[string]time.Time, len(all))
+	for _, r := range all {
+		known[r.Name] = r.SeenAt
+	}
+	return known, err
+}
+
+// ever is how long ago a broker may have been there.
+const ever = 20 * 365 * 24 * time.Hour
 
 // ExportAudit sends every record after a place, in order, as they stand, so that
 // who receives them can follow their chain. It waits for a slow receiver, and

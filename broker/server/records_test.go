@@ -157,3 +157,65 @@ func TestTheRecordIsTruncated(t *testing.T) {
 		t.Errorf("%v, %v", r, err)
 	}
 }
+
+// A record is looked for at the broker that has it, and nowhere else: in another's
+// its number is another record's.
+func TestAnotherBrokersRecord(t *testing.T) {
+	e := newEnv(t, func(e *env) { e.name = "b1" })
+	e.apply(web)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	ask := func(c api.AdminClient, origin string) (*api.AuditRecord, error) {
+		stream, err := c.QueryAudit(ctx, &api.QueryAuditRequest{Filter: &api.AuditFilter{Sequence: 1}, Origin: origin})
+		if err != nil {
+			return nil, err
+		}
+		return stream.Recv()
+	}
+	for _, origin := range []string{"", "b1"} {
+		if got, err := ask(e.admin(), origin); err != nil || got.GetOrigin() != "b1" || !strings.Contains(string(got.GetJson()), `"sequence":1,`) {
+			t.Errorf("asked for %q: %v, %v", origin, got, err)
+		}
+	}
+	got, err := ask(e.admin(), "b2")
+	wantCode(t, err, codes.InvalidArgument)
+	if got != nil || !strings.Contains(err.Error(), `record r-000001 is in the record of broker "b2", and this is "b1"`) || !strings.Contains(err.Error(), "audit query r-000001 --data DIR") {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// Where brokers share a database, each knows whether there is one of that name.
+func TestAReplicasRecord(t *testing.T) {
+	t.Parallel()
+	_, all := replicas(t, 2)
+	all[0].apply(web)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for origin, want := range map[string]string{
+		"b2": "ask there: credence audit query r-000001@b2, on its machine or with --broker HOST:PORT",
+		"b9": "no broker of that name shares this database, but b1, b2",
+	} {
+		stream, err := all[0].admin().QueryAudit(ctx, &api.QueryAuditRequest{Filter: &api.AuditFilter{Sequence: 1}, Origin: origin})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		wantCode(t, err, codes.InvalidArgument)
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", origin, err)
+		}
+	}
+	// Whose issuing CA each is, every one of them says.
+	for _, e := range all {
+		await(t, e.name+" says whose issuing CAs they are", func() bool {
+			got, err := e.admin().ListAuthorities(ctx, &api.ListAuthoritiesRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			owners := map[string]string{}
+			for _, a := range got.GetAuthorities() {
+				owners[a.GetBroker()] += a.GetUse() + " "
+			}
+			return cmp.Equal(owners, map[string]string{"": "root ", "b1": "x509 ", "b2": "x509 "})
+		})
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/cmd/cli"
 )
 
@@ -30,8 +31,9 @@ func (p *program) showAuthorities() *cobra.Command {
 		Use: "show", Short: "List the keys that sign, and what becomes of them", Args: cobra.NoArgs,
 		Long: `Show asks the broker for its authorities: the root, the CAs between it and the
 SVIDs, and the JWT keys, each with its state, how many SVIDs that it signed have
-not ended, what happens to it next and when, and what that depends on. Below
-stands what hinders it, and who else can speak for us.
+not ended, what happens to it next and when, and what that depends on; of an
+issuing CA, whose it is where brokers share a database. Below stands what hinders
+it, and who else can speak for us.
 
 Issuing CAs and JWT keys replace themselves in time; a root is replaced by
 credence ca rotate root.`,
@@ -54,7 +56,15 @@ credence ca rotate root.`,
 	return cli.AddOutput(addAdmin(cmd))
 }
 
-const authoritiesHead = "KIND|ALG|STATE|KEY|ENDS|SVIDS|NEXT|AT|DEPENDS ON"
+const authoritiesHead = "KIND|ALG|STATE|KEY|BROKER|ENDS|SVIDS|NEXT|AT|DEPENDS ON"
+
+// withoutBrokers is a table of authorities without the brokers' column.
+func withoutBrokers(rows [][]string) (head string, without [][]string) {
+	for _, row := range rows {
+		without = append(without, slices.Delete(slices.Clone(row), 4, 5))
+	}
+	return strings.Replace(authoritiesHead, "|BROKER", "", 1), without
+}
 
 // authorities shows some, with what hinders them below the table.
 func (p *program) authorities(cmd *cobra.Command, all []*api.AuthorityInfo, whole func([]authorityView) any) error {
@@ -63,7 +73,7 @@ func (p *program) authorities(cmd *cobra.Command, all []*api.AuthorityInfo, whol
 		v := viewAuthority(a)
 		views = append(views, v)
 		rows = append(rows, []string{
-			v.Use, v.Alg, v.State, v.ID, cli.When(a.GetNotAfter()), fmt.Sprint(v.Outstanding), v.Next, cli.When(a.GetNextAt()), strings.Join(v.DependsOn, "; "),
+			v.Use, v.Alg, v.State, v.ID, v.Broker, cli.When(a.GetNotAfter()), fmt.Sprint(v.Outstanding), v.Next, cli.When(a.GetNextAt()), strings.Join(v.DependsOn, "; "),
 		})
 		if v.Problem != "" {
 			notes = append(notes, fmt.Sprintf("problem: %s %s: %s", v.Use, v.ID, v.Problem))
@@ -72,8 +82,12 @@ func (p *program) authorities(cmd *cobra.Command, all []*api.AuthorityInfo, whol
 			notes = append(notes, fmt.Sprintf("note: %s %s: %s", v.Use, v.ID, b))
 		}
 	}
+	head := authoritiesHead
+	if !slices.ContainsFunc(views, func(v authorityView) bool { return v.Broker != "" && v.Broker != audit.DefaultOrigin }) {
+		head, rows = withoutBrokers(rows) // there is one
+	}
 	return p.Show(cmd, whole(views), func() error {
-		if err := p.Table(authoritiesHead, rows); err != nil {
+		if err := p.Table(head, rows); err != nil {
 			return err
 		}
 		return p.lines(notes)

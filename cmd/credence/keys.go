@@ -33,9 +33,13 @@ the new file as kek_file and the old one in old_kek_files on every broker and
 restart one after the other; then rewrap on each; then take the old one out.
 
 With --forget it sets authorities aside whose keys are lost for good; the broker
-makes others when it starts. What the lost keys signed stays valid until it
-ends. Where the root is among them the broker makes another root, and every
-agent and peer must be given that: it says how.`,
+makes others when it starts, and nothing brings the old ones back. It refuses a
+key that opens here. Where brokers share a database, JWT keys go from all of them,
+also from one that can still open them: try keys on each first. An issuing CA is
+this broker's alone, and the root goes when no broker's issuing CA is good any
+more. What the lost keys signed stays valid until it ends. Where the root is
+among them the broker makes another, and every agent and peer must be given
+that: it says how.`,
 		Example: `  credence broker init --trust-domain example.org --data ./broker > broker.yaml
   credence broker keys -c broker.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -49,7 +53,7 @@ agent and peer must be given that: it says how.`,
 		},
 	}
 	cmd.Flags().Bool("rewrap", false, "encrypt keys on disk under kek_file, as far as they are not")
-	cmd.Flags().StringSlice("forget", nil, "IDs of authorities to set aside: their keys are lost for good")
+	cmd.Flags().StringSlice("forget", nil, "IDs of authorities to set aside, JWT keys on all brokers that share the database: their keys are lost for good")
 	cmd.Flags().StringP("config", "c", "broker.yaml", "configuration")
 	cli.CompleteFiles(cmd, "config", "yaml", "yml")
 	return cli.AddOutput(cmd)

@@ -49,7 +49,7 @@ func TestForms(t *testing.T) {
 		{args: "node show nobody", code: 1},
 		{args: "status", keys: "trust_domain issuer version started_at revision nodes identities listen problem name ready problems policy_revision svid_ends store replicas record node_states cutoffs authorities peers"},
 		{args: "explain --pid " + strconv.Itoa(d.cmd.Process.Pid), keys: "granted"},
-		{args: "authority show", keys: "id use alg state published_at activated_at last_expiry not_after next next_at", list: true},
+		{args: "authority show", keys: "id use alg state published_at activated_at last_expiry not_after next next_at broker", list: true},
 		{args: "ca rotate issuing", keys: "authorities lines"},
 		{args: "ca replace jwt --alg ES256", keys: "authorities lines"},
 		{args: "peer list", keys: "name url profile", list: true},

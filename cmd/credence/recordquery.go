@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,7 +105,8 @@ func (p *program) queryCommand() *cobra.Command {
 		Long: `Query finds records in the broker's chain, the newest first: the one whose ID a
 caller quotes (r-000123), or those for which all flags hold. The broker reads its
 own files, or with --data this program reads a broker's data directory, running
-or not. As JSON each record is one line. Beside each file that is full lies a
+or not. The broker whose record it is has to be asked for r-000123@b2: any other
+says so. As JSON each record is one line. Beside each file that is full lies a
 small index, which only says what need not be read; --no-index reads all, as
 whoever could write there could hide something so.
 
@@ -126,13 +128,20 @@ were issued.`,
 	return cli.AddOutput(addAdmin(cmd))
 }
 
-// recordID reads the ID of a record.
-func recordID(text string) (uint64, error) {
+// recordID reads the ID of a record into a query, and whose record it is in.
+func recordID(text string, sequence *uint64, origin *string) error {
 	if text == "" {
-		return 0, nil
+		return nil
 	}
-	sequence, _, err := audit.ParseID(text)
-	return sequence, cli.BadInput(err)
+	n, of, err := audit.ParseID(text)
+	if err == nil && of != "" && *origin != "" && of != *origin {
+		err = fmt.Errorf("record %s: is in another record than %s's", text, *origin)
+	}
+	if err != nil {
+		return cli.BadInput(err)
+	}
+	*sequence, *origin = n, cmp.Or(of, *origin)
+	return nil
 }
 
 func (p *program) query(cmd *cobra.Command, args []string) (err error) {
@@ -145,14 +154,14 @@ func (p *program) query(cmd *cobra.Command, args []string) (err error) {
 	}
 	r := &api.QueryAuditRequest{Filter: f}
 	below, _ := cmd.Flags().GetString("below")
-	if r.Below, err = recordID(below); err != nil {
+	if err := recordID(below, &r.Below, &r.Origin); err != nil {
 		return err
 	}
 	if len(args) > 0 {
 		if r.Filter == nil {
 			r.Filter = &api.AuditFilter{}
 		}
-		if r.Filter.Sequence, err = recordID(args[0]); err != nil {
+		if err := recordID(args[0], &r.Filter.Sequence, &r.Origin); err != nil {
 			return err
 		}
 	}
@@ -181,13 +190,19 @@ func (p *program) query(cmd *cobra.Command, args []string) (err error) {
 		}
 	}()
 	if dir, _ := cmd.Flags().GetString("data"); dir != "" {
+		if r.Origin != "" {
+			return cli.BadInput(fmt.Errorf("--data %s: the files do not say whose record they are: where they are broker %[2]s's, leave out @%[2]s", dir, r.Origin))
+		}
 		return p.queryFiles(cmd.Context(), filepath.Join(dir, "audit"), r, show)
 	}
 	return adminClient(cmd, func(ctx context.Context, c api.AdminClient) error {
 		stream, err := c.QueryAudit(ctx, r)
 		for err == nil {
 			var m *api.AuditRecord
-			if m, err = stream.Recv(); err == nil {
+			if m, err = stream.Recv(); err == nil && r.Origin != "" && m.GetOrigin() != r.Origin {
+				return cli.BadInput(fmt.Errorf("the broker does not say that its record is %[1]s's, as one of this release does: ask %[1]s on its machine, with the files: credence audit query RECORD --data DIR", r.Origin))
+			}
+			if err == nil {
 				err = show(m.GetJson())
 			}
 		}

@@ -154,13 +154,14 @@ type authorityView struct {
 	DependsOn []string `json:"depends_on"`
 	Problem   string   `json:"problem"`
 	Notes     []string `json:"notes"`
+	Broker    string   `json:"broker"` // whose issuing CA; empty: it is shared
 }
 
 func viewAuthority(a *api.AuthorityInfo) authorityView {
 	return authorityView{
 		a.GetId(), a.GetUse(), a.GetAlg(), a.GetState(), cli.Moment(a.GetPublishedAt()), cli.Moment(a.GetActivatedAt()),
 		cli.Moment(a.GetLastExpiry()), cli.Moment(a.GetNotAfter()), a.GetNext(), cli.Moment(a.GetNextAt()), a.GetOutstanding(),
-		a.GetSubject(), a.GetKeySource(), a.GetOwnKey(), append([]string{}, a.GetWaits()...), a.GetProblem(), append([]string{}, a.GetBelieved()...),
+		a.GetSubject(), a.GetKeySource(), a.GetOwnKey(), append([]string{}, a.GetWaits()...), a.GetProblem(), append([]string{}, a.GetBelieved()...), a.GetBroker(),
 	}
 }
 
