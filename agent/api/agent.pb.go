@@ -1271,20 +1271,21 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type StatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // SPIFFE ID; empty: not joined
-	NodeEnds      int64                  `protobuf:"varint,2,opt,name=node_ends,json=nodeEnds,proto3" json:"node_ends,omitempty"`
-	Connected     bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
-	HeardAt       int64                  `protobuf:"varint,4,opt,name=heard_at,json=heardAt,proto3" json:"heard_at,omitempty"` // when a broker last answered; 0: never in this run
-	Trouble       string                 `protobuf:"bytes,5,opt,name=trouble,proto3" json:"trouble,omitempty"`                 // why it is not connected
-	Seal          string                 `protobuf:"bytes,6,opt,name=seal,proto3" json:"seal,omitempty"`                       // of what is kept for a restart: "tpm", "keyring" or "plain"
-	Backlog       uint64                 `protobuf:"varint,7,opt,name=backlog,proto3" json:"backlog,omitempty"`                // reports that the broker's record does not have
-	Lost          uint64                 `protobuf:"varint,8,opt,name=lost,proto3" json:"lost,omitempty"`                      // reports, ever
-	SpoolTrouble  string                 `protobuf:"bytes,9,opt,name=spool_trouble,json=spoolTrouble,proto3" json:"spool_trouble,omitempty"`
-	Held          []*StatusResponse_Held `protobuf:"bytes,10,rep,name=held,proto3" json:"held,omitempty"`
-	Hung          []string               `protobuf:"bytes,11,rep,name=hung,proto3" json:"hung,omitempty"`       // loops that hang, in words; none: it lives
-	Unready       []string               `protobuf:"bytes,12,rep,name=unready,proto3" json:"unready,omitempty"` // why it is not ready, in words; none: it is
-	Needs         string                 `protobuf:"bytes,13,opt,name=needs,proto3" json:"needs,omitempty"`     // what a person has to do for it to be connected; empty: time will do
+	state         protoimpl.MessageState    `protogen:"open.v1"`
+	Node          string                    `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // SPIFFE ID; empty: not joined
+	NodeEnds      int64                     `protobuf:"varint,2,opt,name=node_ends,json=nodeEnds,proto3" json:"node_ends,omitempty"`
+	Connected     bool                      `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	HeardAt       int64                     `protobuf:"varint,4,opt,name=heard_at,json=heardAt,proto3" json:"heard_at,omitempty"` // when a broker last answered; 0: never in this run
+	Trouble       string                    `protobuf:"bytes,5,opt,name=trouble,proto3" json:"trouble,omitempty"`                 // why it is not connected
+	Seal          string                    `protobuf:"bytes,6,opt,name=seal,proto3" json:"seal,omitempty"`                       // of what is kept for a restart: "tpm", "keyring" or "plain"
+	Backlog       uint64                    `protobuf:"varint,7,opt,name=backlog,proto3" json:"backlog,omitempty"`                // reports that the broker's record does not have
+	Lost          uint64                    `protobuf:"varint,8,opt,name=lost,proto3" json:"lost,omitempty"`                      // reports, ever
+	SpoolTrouble  string                    `protobuf:"bytes,9,opt,name=spool_trouble,json=spoolTrouble,proto3" json:"spool_trouble,omitempty"`
+	Held          []*StatusResponse_Held    `protobuf:"bytes,10,rep,name=held,proto3" json:"held,omitempty"`
+	Hung          []string                  `protobuf:"bytes,11,rep,name=hung,proto3" json:"hung,omitempty"`         // loops that hang, in words; none: it lives
+	Unready       []string                  `protobuf:"bytes,12,rep,name=unready,proto3" json:"unready,omitempty"`   // why it is not ready, in words; none: it is
+	Needs         string                    `protobuf:"bytes,13,opt,name=needs,proto3" json:"needs,omitempty"`       // what a person has to do for it to be connected; empty: time will do
+	Sessions      []*StatusResponse_Session `protobuf:"bytes,14,rep,name=sessions,proto3" json:"sessions,omitempty"` // with providers
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1408,6 +1409,13 @@ func (x *StatusResponse) GetNeeds() string {
 		return x.Needs
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetSessions() []*StatusResponse_Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
 }
 
 type AttestRequest struct {
@@ -1838,6 +1846,90 @@ func (x *SVIDsJWTResponse_SVID) GetExpires() int64 {
 	return 0
 }
 
+type StatusResponse_Session struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Flow          string                 `protobuf:"bytes,2,opt,name=flow,proto3" json:"flow,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Ends          int64                  `protobuf:"varint,4,opt,name=ends,proto3" json:"ends,omitempty"`       // of what is held; 0: nothing is
+	Failing       int64                  `protobuf:"varint,5,opt,name=failing,proto3" json:"failing,omitempty"` // since when each exchange failed; 0: the last did not
+	Trouble       string                 `protobuf:"bytes,6,opt,name=trouble,proto3" json:"trouble,omitempty"`  // why the last did
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusResponse_Session) Reset() {
+	*x = StatusResponse_Session{}
+	mi := &file_agent_api_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse_Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse_Session) ProtoMessage() {}
+
+func (x *StatusResponse_Session) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_api_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse_Session.ProtoReflect.Descriptor instead.
+func (*StatusResponse_Session) Descriptor() ([]byte, []int) {
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{18, 0}
+}
+
+func (x *StatusResponse_Session) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *StatusResponse_Session) GetFlow() string {
+	if x != nil {
+		return x.Flow
+	}
+	return ""
+}
+
+func (x *StatusResponse_Session) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *StatusResponse_Session) GetEnds() int64 {
+	if x != nil {
+		return x.Ends
+	}
+	return 0
+}
+
+func (x *StatusResponse_Session) GetFailing() int64 {
+	if x != nil {
+		return x.Failing
+	}
+	return 0
+}
+
+func (x *StatusResponse_Session) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
 type StatusResponse_Held struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	SpiffeId      string                     `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
@@ -1852,7 +1944,7 @@ type StatusResponse_Held struct {
 
 func (x *StatusResponse_Held) Reset() {
 	*x = StatusResponse_Held{}
-	mi := &file_agent_api_agent_proto_msgTypes[29]
+	mi := &file_agent_api_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1956,7 @@ func (x *StatusResponse_Held) String() string {
 func (*StatusResponse_Held) ProtoMessage() {}
 
 func (x *StatusResponse_Held) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[29]
+	mi := &file_agent_api_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1969,7 @@ func (x *StatusResponse_Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse_Held.ProtoReflect.Descriptor instead.
 func (*StatusResponse_Held) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{18, 0}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{18, 1}
 }
 
 func (x *StatusResponse_Held) GetSpiffeId() string {
@@ -1933,7 +2025,7 @@ type StatusResponse_Held_JWT struct {
 
 func (x *StatusResponse_Held_JWT) Reset() {
 	*x = StatusResponse_Held_JWT{}
-	mi := &file_agent_api_agent_proto_msgTypes[30]
+	mi := &file_agent_api_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2037,7 @@ func (x *StatusResponse_Held_JWT) String() string {
 func (*StatusResponse_Held_JWT) ProtoMessage() {}
 
 func (x *StatusResponse_Held_JWT) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_api_agent_proto_msgTypes[30]
+	mi := &file_agent_api_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2050,7 @@ func (x *StatusResponse_Held_JWT) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse_Held_JWT.ProtoReflect.Descriptor instead.
 func (*StatusResponse_Held_JWT) Descriptor() ([]byte, []int) {
-	return file_agent_api_agent_proto_rawDescGZIP(), []int{18, 0, 0}
+	return file_agent_api_agent_proto_rawDescGZIP(), []int{18, 1, 0}
 }
 
 func (x *StatusResponse_Held_JWT) GetAudience() string {
@@ -2112,7 +2204,7 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x14\n" +
 	"\x05token\x18\x03 \x01(\tR\x05token\x12\x18\n" +
 	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\x0f\n" +
-	"\rStatusRequest\"\x8a\x05\n" +
+	"\rStatusRequest\"\xee\x06\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
 	"\tnode_ends\x18\x02 \x01(\x03R\bnodeEnds\x12\x1c\n" +
@@ -2127,7 +2219,15 @@ const file_agent_api_agent_proto_rawDesc = "" +
 	" \x03(\v2&.credence.agent.v1.StatusResponse.HeldR\x04held\x12\x12\n" +
 	"\x04hung\x18\v \x03(\tR\x04hung\x12\x18\n" +
 	"\aunready\x18\f \x03(\tR\aunready\x12\x14\n" +
-	"\x05needs\x18\r \x01(\tR\x05needs\x1a\x8c\x02\n" +
+	"\x05needs\x18\r \x01(\tR\x05needs\x12E\n" +
+	"\bsessions\x18\x0e \x03(\v2).credence.agent.v1.StatusResponse.SessionR\bsessions\x1a\x9a\x01\n" +
+	"\aSession\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
+	"\x04flow\x18\x02 \x01(\tR\x04flow\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x12\n" +
+	"\x04ends\x18\x04 \x01(\x03R\x04ends\x12\x18\n" +
+	"\afailing\x18\x05 \x01(\x03R\afailing\x12\x18\n" +
+	"\atrouble\x18\x06 \x01(\tR\atrouble\x1a\x8c\x02\n" +
 	"\x04Held\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x12\n" +
@@ -2182,7 +2282,7 @@ func file_agent_api_agent_proto_rawDescGZIP() []byte {
 	return file_agent_api_agent_proto_rawDescData
 }
 
-var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_agent_api_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_agent_api_agent_proto_goTypes = []any{
 	(*ExplainRequest)(nil),           // 0: credence.agent.v1.ExplainRequest
 	(*ExplainResponse)(nil),          // 1: credence.agent.v1.ExplainResponse
@@ -2213,10 +2313,11 @@ var file_agent_api_agent_proto_goTypes = []any{
 	nil,                              // 26: credence.agent.v1.SVIDsX509Response.BundlesEntry
 	(*SVIDsX509Response_SVID)(nil),   // 27: credence.agent.v1.SVIDsX509Response.SVID
 	(*SVIDsJWTResponse_SVID)(nil),    // 28: credence.agent.v1.SVIDsJWTResponse.SVID
-	(*StatusResponse_Held)(nil),      // 29: credence.agent.v1.StatusResponse.Held
-	(*StatusResponse_Held_JWT)(nil),  // 30: credence.agent.v1.StatusResponse.Held.JWT
-	nil,                              // 31: credence.agent.v1.AttestResponse.FactsEntry
-	nil,                              // 32: credence.agent.v1.AttestResponse.WhyEntry
+	(*StatusResponse_Session)(nil),   // 29: credence.agent.v1.StatusResponse.Session
+	(*StatusResponse_Held)(nil),      // 30: credence.agent.v1.StatusResponse.Held
+	(*StatusResponse_Held_JWT)(nil),  // 31: credence.agent.v1.StatusResponse.Held.JWT
+	nil,                              // 32: credence.agent.v1.AttestResponse.FactsEntry
+	nil,                              // 33: credence.agent.v1.AttestResponse.WhyEntry
 }
 var file_agent_api_agent_proto_depIdxs = []int32{
 	24, // 0: credence.agent.v1.ExplainResponse.identities:type_name -> credence.agent.v1.ExplainResponse.Identity
@@ -2231,37 +2332,38 @@ var file_agent_api_agent_proto_depIdxs = []int32{
 	27, // 9: credence.agent.v1.SVIDsX509Response.svids:type_name -> credence.agent.v1.SVIDsX509Response.SVID
 	26, // 10: credence.agent.v1.SVIDsX509Response.bundles:type_name -> credence.agent.v1.SVIDsX509Response.BundlesEntry
 	28, // 11: credence.agent.v1.SVIDsJWTResponse.svids:type_name -> credence.agent.v1.SVIDsJWTResponse.SVID
-	29, // 12: credence.agent.v1.StatusResponse.held:type_name -> credence.agent.v1.StatusResponse.Held
-	31, // 13: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
-	32, // 14: credence.agent.v1.AttestResponse.why:type_name -> credence.agent.v1.AttestResponse.WhyEntry
-	20, // 15: credence.agent.v1.ExplainResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	30, // 16: credence.agent.v1.StatusResponse.Held.jwt:type_name -> credence.agent.v1.StatusResponse.Held.JWT
-	20, // 17: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
-	5,  // 18: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
-	5,  // 19: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
-	8,  // 20: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
-	2,  // 21: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
-	0,  // 22: credence.agent.v1.Checks.Explain:input_type -> credence.agent.v1.ExplainRequest
-	13, // 23: credence.agent.v1.SVIDs.X509:input_type -> credence.agent.v1.SVIDsX509Request
-	15, // 24: credence.agent.v1.SVIDs.JWT:input_type -> credence.agent.v1.SVIDsJWTRequest
-	19, // 25: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
-	17, // 26: credence.agent.v1.Admin.Status:input_type -> credence.agent.v1.StatusRequest
-	0,  // 27: credence.agent.v1.Admin.Explain:input_type -> credence.agent.v1.ExplainRequest
-	10, // 28: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
-	6,  // 29: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
-	9,  // 30: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
-	3,  // 31: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
-	1,  // 32: credence.agent.v1.Checks.Explain:output_type -> credence.agent.v1.ExplainResponse
-	14, // 33: credence.agent.v1.SVIDs.X509:output_type -> credence.agent.v1.SVIDsX509Response
-	16, // 34: credence.agent.v1.SVIDs.JWT:output_type -> credence.agent.v1.SVIDsJWTResponse
-	21, // 35: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
-	18, // 36: credence.agent.v1.Admin.Status:output_type -> credence.agent.v1.StatusResponse
-	1,  // 37: credence.agent.v1.Admin.Explain:output_type -> credence.agent.v1.ExplainResponse
-	28, // [28:38] is the sub-list for method output_type
-	18, // [18:28] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	30, // 12: credence.agent.v1.StatusResponse.held:type_name -> credence.agent.v1.StatusResponse.Held
+	29, // 13: credence.agent.v1.StatusResponse.sessions:type_name -> credence.agent.v1.StatusResponse.Session
+	32, // 14: credence.agent.v1.AttestResponse.facts:type_name -> credence.agent.v1.AttestResponse.FactsEntry
+	33, // 15: credence.agent.v1.AttestResponse.why:type_name -> credence.agent.v1.AttestResponse.WhyEntry
+	20, // 16: credence.agent.v1.ExplainResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	31, // 17: credence.agent.v1.StatusResponse.Held.jwt:type_name -> credence.agent.v1.StatusResponse.Held.JWT
+	20, // 18: credence.agent.v1.AttestResponse.FactsEntry.value:type_name -> credence.agent.v1.Values
+	5,  // 19: credence.agent.v1.Credentials.Fetch:input_type -> credence.agent.v1.FetchRequest
+	5,  // 20: credence.agent.v1.Credentials.Wait:input_type -> credence.agent.v1.FetchRequest
+	8,  // 21: credence.agent.v1.Credentials.Token:input_type -> credence.agent.v1.TokenRequest
+	2,  // 22: credence.agent.v1.Checks.Try:input_type -> credence.agent.v1.TryRequest
+	0,  // 23: credence.agent.v1.Checks.Explain:input_type -> credence.agent.v1.ExplainRequest
+	13, // 24: credence.agent.v1.SVIDs.X509:input_type -> credence.agent.v1.SVIDsX509Request
+	15, // 25: credence.agent.v1.SVIDs.JWT:input_type -> credence.agent.v1.SVIDsJWTRequest
+	19, // 26: credence.agent.v1.Admin.Attest:input_type -> credence.agent.v1.AttestRequest
+	17, // 27: credence.agent.v1.Admin.Status:input_type -> credence.agent.v1.StatusRequest
+	0,  // 28: credence.agent.v1.Admin.Explain:input_type -> credence.agent.v1.ExplainRequest
+	10, // 29: credence.agent.v1.Credentials.Fetch:output_type -> credence.agent.v1.FetchResponse
+	6,  // 30: credence.agent.v1.Credentials.Wait:output_type -> credence.agent.v1.WaitResponse
+	9,  // 31: credence.agent.v1.Credentials.Token:output_type -> credence.agent.v1.TokenResponse
+	3,  // 32: credence.agent.v1.Checks.Try:output_type -> credence.agent.v1.TryResponse
+	1,  // 33: credence.agent.v1.Checks.Explain:output_type -> credence.agent.v1.ExplainResponse
+	14, // 34: credence.agent.v1.SVIDs.X509:output_type -> credence.agent.v1.SVIDsX509Response
+	16, // 35: credence.agent.v1.SVIDs.JWT:output_type -> credence.agent.v1.SVIDsJWTResponse
+	21, // 36: credence.agent.v1.Admin.Attest:output_type -> credence.agent.v1.AttestResponse
+	18, // 37: credence.agent.v1.Admin.Status:output_type -> credence.agent.v1.StatusResponse
+	1,  // 38: credence.agent.v1.Admin.Explain:output_type -> credence.agent.v1.ExplainResponse
+	29, // [29:39] is the sub-list for method output_type
+	19, // [19:29] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_agent_api_agent_proto_init() }
@@ -2283,7 +2385,7 @@ func file_agent_api_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_api_agent_proto_rawDesc), len(file_agent_api_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

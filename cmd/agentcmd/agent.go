@@ -263,6 +263,16 @@ func (a admin) Status(context.Context, *agentapi.StatusRequest) (*agentapi.Statu
 			SpiffeId: h.ID.String(), Identity: h.Identity, Ends: h.Ends.Unix(), Workloads: uint32(h.Workloads), Lent: h.Lent, Jwt: audiences(h.JWT),
 		})
 	}
+	for _, session := range s.Sessions {
+		one := &agentapi.StatusResponse_Session{Target: session.Target, Flow: session.Flow, SpiffeId: session.ID.String()}
+		if !session.Expires.IsZero() {
+			one.Ends = session.Expires.Unix()
+		}
+		if session.Failure != nil {
+			one.Failing, one.Trouble = session.Failing.Unix(), exchangers.Clean(session.Failure.Error())
+		}
+		out.Sessions = append(out.Sessions, one)
+	}
 	return out, nil
 }
 

@@ -48,20 +48,31 @@ type jwtView struct {
 	Ends     cli.Moment `json:"ends"` // null: some workload has no token
 }
 
+// sessionView is what a provider gave to the workloads of a SPIFFE ID.
+type sessionView struct {
+	Target   string     `json:"target"`
+	Flow     string     `json:"flow"`
+	SPIFFEID string     `json:"spiffe_id"`
+	Ends     cli.Moment `json:"ends"`    // null: nothing is held
+	Failing  cli.Moment `json:"failing"` // since when exchanges fail; null: the last did not
+	Trouble  string     `json:"trouble"`
+}
+
 type statusView struct {
-	Node         string     `json:"node"`
-	NodeEnds     cli.Moment `json:"node_ends"`
-	Connected    bool       `json:"connected"`
-	Heard        cli.Moment `json:"heard"`
-	Trouble      string     `json:"trouble"`
-	Needs        string     `json:"needs"`
-	Seal         string     `json:"seal"`
-	Reports      uint64     `json:"reports"`
-	Lost         uint64     `json:"lost"`
-	SpoolTrouble string     `json:"spool_trouble"`
-	Hung         []string   `json:"hung"`    // loops; empty: it lives
-	Unready      []string   `json:"unready"` // why; empty: it is ready
-	Held         []heldView `json:"held"`
+	Node         string        `json:"node"`
+	NodeEnds     cli.Moment    `json:"node_ends"`
+	Connected    bool          `json:"connected"`
+	Heard        cli.Moment    `json:"heard"`
+	Trouble      string        `json:"trouble"`
+	Needs        string        `json:"needs"`
+	Seal         string        `json:"seal"`
+	Reports      uint64        `json:"reports"`
+	Lost         uint64        `json:"lost"`
+	SpoolTrouble string        `json:"spool_trouble"`
+	Hung         []string      `json:"hung"`    // loops; empty: it lives
+	Unready      []string      `json:"unready"` // why; empty: it is ready
+	Held         []heldView    `json:"held"`
+	Sessions     []sessionView `json:"sessions"` // with clouds
 }
 
 func (p *verbs) statusCommand() *cobra.Command {
@@ -71,7 +82,8 @@ func (p *verbs) statusCommand() *cobra.Command {
 it serves: each goes on until it ENDS, a restart of the agent included, though no
 broker answers. Below each are the audiences of its JWT-SVIDs, each with the end of
 the token that is held for it; where none is, a broker must make it when it is asked
-for. The node's own end is when a broker must have answered, else it
+for. What clouds gave stands by TARGET, with why it is not replaced where that fails.
+The node's own end is when a broker must have answered, else it
 joins again; where it can't by itself, NEEDS is the command that helps, for the
 broker's machine, without the --label flags that the node had. SEAL is what keeps
 SVIDs on disk from who has the disk alone: tpm, keyring, or plain, a file beside
@@ -108,7 +120,7 @@ func (p *verbs) tell(cmd *cobra.Command, r *agentapi.StatusResponse) error {
 	v := statusView{
 		Node: r.GetNode(), NodeEnds: cli.Moment(r.GetNodeEnds()), Connected: r.GetConnected(), Heard: cli.Moment(r.GetHeardAt()), Trouble: r.GetTrouble(), Needs: r.GetNeeds(),
 		Seal: r.GetSeal(), Reports: r.GetBacklog(), Lost: r.GetLost(), SpoolTrouble: r.GetSpoolTrouble(),
-		Hung: append([]string{}, r.GetHung()...), Unready: append([]string{}, r.GetUnready()...), Held: []heldView{},
+		Hung: append([]string{}, r.GetHung()...), Unready: append([]string{}, r.GetUnready()...), Held: []heldView{}, Sessions: []sessionView{},
 	}
 	rows := [][]string{}
 	for _, h := range r.GetHeld() {
@@ -124,13 +136,30 @@ func (p *verbs) tell(cmd *cobra.Command, r *agentapi.StatusResponse) error {
 		}
 		v.Held = append(v.Held, one)
 	}
+	clouds := [][]string{}
+	for _, c := range r.GetSessions() {
+		v.Sessions = append(v.Sessions, sessionView{c.GetTarget(), c.GetFlow(), c.GetSpiffeId(), cli.Moment(c.GetEnds()), cli.Moment(c.GetFailing()), c.GetTrouble()})
+		note := ""
+		if c.GetFailing() != 0 {
+			note = "fails since " + cli.When(c.GetFailing()) + ": " + c.GetTrouble()
+		}
+		clouds = append(clouds, []string{c.GetTarget(), c.GetSpiffeId(), cli.When(c.GetEnds()), note})
+	}
 	return p.Show(cmd, v, func() error {
-		if err := p.Fields(v.fields()); err != nil || len(rows) == 0 {
+		if err := p.Fields(v.fields()); err != nil {
 			return err
 		}
-		fmt.Fprintln(p.Out)
-		return p.Table("SPIFFE ID|WORKLOADS|ENDS|", rows)
+		return errors.Join(p.below("SPIFFE ID|WORKLOADS|ENDS|", rows), p.below("TARGET|SPIFFE ID|ENDS|", clouds))
 	})
+}
+
+// below shows a table under what was shown, if it has rows.
+func (p *verbs) below(header string, rows [][]string) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	fmt.Fprintln(p.Out)
+	return p.Table(header, rows)
 }
 
 // jwtNote says what an end of a token, or its absence, comes to.
