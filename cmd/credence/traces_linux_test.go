@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -202,6 +203,13 @@ ca_file: %s
 	trace := fmt.Sprintf("%032x", 3)
 	sink.get(t, http.MethodPost, s.issuer+"/token", trace, map[string]string{"Content-Type": "application/x-www-form-urlencoded"}, web)
 	sink.await(t, trace, "credence-broker token")
+	admin := []string{"--agent-admin", s.path("n1", "run", "admin.sock")}
+	if _, out, errs := credenceCmd(t, "", append([]string{"agent", "status"}, admin...)...); !regexp.MustCompile(`(?m)^gcp +spiffe://example\.org/web +20\d\d-`).MatchString(out) {
+		t.Errorf("what the cloud gave is not told: %s%s", out, errs)
+	}
+	if _, out, errs := credenceCmd(t, "", append([]string{"agent", "metrics"}, admin...)...); !strings.Contains(out, `credence_agent_credential_expiry_timestamp_seconds{flow="gcp",target="gcp"} `) {
+		t.Errorf("it is no metric: %s%s", out, errs)
+	}
 	sink.mu.Lock()
 	defer sink.mu.Unlock()
 	for _, secret := range secrets {
