@@ -30,8 +30,10 @@ import (
 	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/keys/disk"
+	"github.com/credence-id/credence/broker/keys/keystest"
 	"github.com/credence-id/credence/broker/server"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/broker/store/storetest"
 )
 
 var (
@@ -225,7 +227,9 @@ func (e *env) pass(d time.Duration) {
 func newEnv(t testing.TB) *env {
 	t.Helper()
 	e := &env{TB: t, dir: t.TempDir(), time: start, site: "a"}
-	s, err := store.Open(t.Context(), store.Config{Dir: filepath.Join(e.dir, "data"), Now: e.now})
+	data := filepath.Join(e.dir, "data")
+	storetest.Prepare(t, data)
+	s, err := store.Open(t.Context(), store.Config{Dir: data, Now: e.now})
 	e.must(err)
 	t.Cleanup(func() { s.Close() })
 	e.store = &nodes{Store: s}
@@ -233,10 +237,11 @@ func newEnv(t testing.TB) *env {
 	e.must(err)
 	t.Cleanup(func() { log.Close() })
 	e.record = &recorder{Log: log}
-	keys, err := disk.New(disk.Config{Dir: filepath.Join(e.dir, "keys")})
+	dir := filepath.Join(e.dir, "keys")
+	keys, err := disk.New(disk.Config{Dir: dir})
 	e.must(err)
 	a, err := authority.Open(t.Context(), authority.Config{
-		TrustDomain: td, Issuer: "https://id.example.org", Broker: "b1", Records: s, Keys: keys, Now: e.now,
+		TrustDomain: td, Issuer: "https://id.example.org", Broker: "b1", Records: s, Keys: keystest.Ready(t, dir, keys), Now: e.now,
 	})
 	e.must(err)
 	e.issuer = &issuer{Authority: a}

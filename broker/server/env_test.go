@@ -44,10 +44,12 @@ import (
 	"github.com/credence-id/credence/broker/join/kubernetes"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/keys/disk"
+	"github.com/credence-id/credence/broker/keys/keystest"
 	"github.com/credence-id/credence/broker/oidc"
 	"github.com/credence-id/credence/broker/resource"
 	"github.com/credence-id/credence/broker/server"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/broker/store/storetest"
 	"github.com/credence-id/credence/exchangers"
 	"github.com/credence-id/credence/federation"
 )
@@ -232,6 +234,9 @@ func (e *env) open() {
 	if e.snapshot {
 		from.Snapshot = &store.Snapshot{Path: filepath.Join(e.dir, "snapshot.sealed"), TrustDomain: td.Name(), Keys: [][]byte{[]byte("a secret of the test")}}
 	}
+	if e.database == "" {
+		storetest.Prepare(t, e.dir)
+	}
 	e.store, err = store.Open(ctx, from)
 	check(err)
 	var keeper *store.Keeper
@@ -260,7 +265,7 @@ func (e *env) open() {
 		records, bundles = server.RecordAuthorities(e.store, e.audit), server.RecordPeers(e.store, e.audit)
 	}
 	e.authority, err = authority.Open(ctx, authority.Config{
-		TrustDomain: td, Issuer: e.issuer, Broker: e.name, Records: records, Keys: keys, Now: e.now, Log: log,
+		TrustDomain: td, Issuer: e.issuer, Broker: e.name, Records: records, Keys: keystest.Ready(t, e.keys, keys), Now: e.now, Log: log,
 	})
 	check(err)
 	peers, err := federation.New(federation.Config{TrustDomain: td, Fetcher: e.peers, Store: bundles, Now: e.now, Log: log})

@@ -20,6 +20,7 @@ import (
 	"github.com/credence-id/credence/broker/join/bearer"
 	"github.com/credence-id/credence/broker/join/oidc"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/broker/store/storetest"
 	"github.com/credence-id/credence/exchangers/sandbox/issuertest"
 )
 
@@ -58,7 +59,9 @@ func serve(t testing.TB, issuer string) (get bearer.Get, asked *[]string) {
 
 func method(t testing.TB, s *oidc.Settings, get bearer.Get) join.Method {
 	t.Helper()
-	kept, err := store.Open(t.Context(), store.Config{Dir: t.TempDir()})
+	dir := t.TempDir()
+	storetest.Prepare(t, dir)
+	kept, err := store.Open(t.Context(), store.Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

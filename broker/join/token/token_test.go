@@ -17,6 +17,7 @@ import (
 	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/join/token"
 	"github.com/credence-id/credence/broker/store"
+	"github.com/credence-id/credence/broker/store/storetest"
 )
 
 var start = time.Date(2026, 5, 4, 10, 20, 30, 0, time.UTC)
@@ -28,7 +29,9 @@ func refused(err error) bool {
 // method is the method over a real store, and that store.
 func method(t testing.TB, now time.Time) (join.Method, *store.Store) {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{Dir: t.TempDir()})
+	dir := t.TempDir()
+	storetest.Prepare(t, dir)
+	s, err := store.Open(t.Context(), store.Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
