@@ -111,7 +111,9 @@ func TestProgressReachesWhoeverWaits(t *testing.T) {
 
 func waitFor(t *testing.T, client api.CredentialsClient, target string) (told []*api.Progress, err error) {
 	t.Helper()
-	stream, err := client.Wait(t.Context(), &api.FetchRequest{Target: target})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	stream, err := client.Wait(ctx, &api.FetchRequest{Target: target})
 	if err != nil {
 		t.Fatal(err)
 	}

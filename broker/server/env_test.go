@@ -414,12 +414,32 @@ func (e *env) admin() api.AdminClient { return api.NewAdminClient(e.adminConn())
 
 func (e *env) adminConn() *grpc.ClientConn {
 	e.t.Helper()
-	conn, err := grpc.NewClient("unix://"+filepath.Join(e.dir, "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+filepath.Join(e.dir, "admin.sock"), append(bounded, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
 		e.t.Fatal(err)
 	}
 	e.t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// callTime is more than any call of a test takes: one that hangs fails the test,
+// and not all of them by their time's end.
+const callTime = 5 * time.Minute
+
+// bounded ends calls at the client alone: the server is told no deadline.
+var bounded = []grpc.DialOption{
+	grpc.WithUnaryInterceptor(func(ctx context.Context, method string, in, out any, conn *grpc.ClientConn, call grpc.UnaryInvoker, options ...grpc.CallOption) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer time.AfterFunc(callTime, cancel).Stop()
+		return call(ctx, method, in, out, conn, options...)
+	}),
+	grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, options ...grpc.CallOption) (grpc.ClientStream, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		late := time.AfterFunc(callTime, cancel)
+		context.AfterFunc(ctx, func() { late.Stop() })
+		return open(ctx, d, conn, method, options...)
+	}),
 }
 
 func (e *env) apply(yaml string) *api.ApplyResponse {
@@ -463,7 +483,7 @@ func (e *env) dial(show *tls.Certificate, more ...grpc.DialOption) *grpc.ClientC
 	if show != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return show, nil }
 	}
-	conn, err := grpc.NewClient(e.listeners.Agents.Addr().String(), append(more, grpc.WithTransportCredentials(credentials.NewTLS(config)))...)
+	conn, err := grpc.NewClient(e.listeners.Agents.Addr().String(), slices.Concat(bounded, more, []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(config))})...)
 	if err != nil {
 		e.t.Fatal(err)
 	}

@@ -216,13 +216,17 @@ func TestAcknowledgementsAreListed(t *testing.T) {
 	if err := w.stream.Send(&api.WatchRequest{Step: &api.WatchRequest_Acknowledged{Acknowledged: 7}}); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		r, err := e.admin().ListNodes(t.Context(), &api.ListNodesRequest{Id: n.id})
+	admin := e.admin()
+	for late := time.Now().Add(time.Minute); ; {
+		r, err := admin.ListNodes(t.Context(), &api.ListNodesRequest{Id: n.id})
 		if err != nil || len(r.GetNodes()) != 1 || !r.GetNodes()[0].GetConnected() {
 			t.Fatal(r, err)
 		}
 		if r.GetNodes()[0].GetAcknowledged() == 7 {
 			break
+		}
+		if time.Now().After(late) {
+			t.Fatalf("what it acknowledged is not listed: %v", r)
 		}
 	}
 	if r, err := e.admin().ListNodes(t.Context(), &api.ListNodesRequest{Id: "other"}); err != nil || len(r.GetNodes()) > 0 {

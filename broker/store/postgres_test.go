@@ -44,11 +44,9 @@ func TestPostgreSQLAgain(t *testing.T) {
 	defer closeStore(t, s)
 	var names atomic.Int64
 	write := func() error { return s.ConfirmAnchor(t.Context(), fmt.Sprint("root", names.Add(1)), "cloud", "uid:0") }
-	look := func() error { _, err := s.Revision(t.Context()); return err }
 	must := func(what string) {
 		t.Helper()
-		for at := look(); at != nil && t.Context().Err() == nil; at = look() { // as who keeps looking does
-		}
+		back(t, s) // as who keeps looking finds
 		if err := write(); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}

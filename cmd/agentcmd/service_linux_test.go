@@ -50,12 +50,14 @@ func (m *manager) next() string {
 // until is what it is told up to a text.
 func (m *manager) until(text string) (all []string) {
 	m.t.Helper()
-	for {
+	for late := time.Now().Add(time.Minute); time.Now().Before(late); {
 		all = append(all, m.next())
 		if strings.Contains(all[len(all)-1], text) {
 			return all
 		}
 	}
+	m.t.Fatalf("%q is not told: %q", text, all)
+	return nil
 }
 
 // watched is an agent that does as the test says.

@@ -76,10 +76,10 @@ func TestSocketActivation(t *testing.T) {
 	until := func(want string) {
 		t.Helper()
 		buf := make([]byte, 4096)
+		if err := manager.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
 		for {
-			if err := manager.SetReadDeadline(time.Now().Add(patience)); err != nil {
-				t.Fatal(err)
-			}
 			n, err := manager.Read(buf)
 			if err != nil {
 				t.Fatalf("%s is not told: %v", want, err)

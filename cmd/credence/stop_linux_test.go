@@ -90,7 +90,7 @@ func TestAgentStopsAtAnyMomentOfItsStart(t *testing.T) {
 				stopAfter(t, time.Duration(15*n+8*chain)*time.Millisecond, "credence-agent", "run", "-c", config)
 			}
 			last := start(t, "credence-agent", "run", "-c", config)
-			for {
+			for late := time.After(patience); ; {
 				code, out, _ := credenceCmd(t, "", "agent", "status", "--agent-admin", dir+"/admin.sock")
 				if code <= 1 && strings.Contains(out, "/credence/node/stopped-") {
 					break
@@ -99,6 +99,10 @@ func TestAgentStopsAtAnyMomentOfItsStart(t *testing.T) {
 				case <-last.ended:
 					text, _ := last.printed()
 					t.Errorf("the last start ended:\n%s", text)
+					return
+				case <-late:
+					text, _ := last.printed()
+					t.Errorf("the last start does not join:\n%s", text)
 					return
 				case <-time.After(10 * time.Millisecond):
 				}
