@@ -26,7 +26,7 @@ type watch struct {
 
 func (n *node) watch(t testing.TB) (watch, *api.WatchResponse) {
 	t.Helper()
-	return n.watchFor(t, 20*time.Second)
+	return n.watchFor(t, 2*time.Minute)
 }
 
 // watchFor is a watch that ends after that long at the latest.
