@@ -200,7 +200,6 @@ func TestActsRefuse(t *testing.T) {
 		"rotate HS256":         {call(c.Rotate(ctx, &api.RotateRequest{What: "jwt", Alg: "HS256"})), codes.InvalidArgument, "RS256"},
 		"issuing with an alg":  {call(c.Replace(ctx, &api.ReplaceRequest{What: "issuing", Alg: "ES256"})), codes.InvalidArgument, "neither"},
 		"a broker's JWT key":   {call(c.Replace(ctx, &api.ReplaceRequest{What: "jwt", Broker: "b2"})), codes.InvalidArgument, "one broker's"},
-		"a broker unheard of":  {call(c.Replace(ctx, &api.ReplaceRequest{What: "issuing", Broker: "b9"})), codes.NotFound, "b9"},
 		"a reason too long":    {call(c.Replace(ctx, &api.ReplaceRequest{What: "issuing", Reason: strings.Repeat("x", 513)})), codes.InvalidArgument, "at most 512"},
 		"confirm without root": {call(c.AdvanceRoot(ctx, &api.AdvanceRootRequest{Confirm: []string{"cloud"}})), codes.InvalidArgument, "no root is being replaced"},
 		"no chain":             {call(c.Install(ctx, &api.InstallRequest{})), codes.InvalidArgument, "no PEM certificate"},
@@ -217,6 +216,10 @@ func TestActsRefuse(t *testing.T) {
 	}
 	if got := e.recorded(); len(got) > 0 {
 		t.Errorf("recorded %v", got)
+	}
+	_, err := c.Replace(ctx, &api.ReplaceRequest{What: "issuing", Broker: "b9"}) // which only the authority can tell
+	if wantCode(t, err, codes.FailedPrecondition); err != nil && !strings.Contains(err.Error(), "b9") {
+		t.Errorf("a broker unheard of: %v", err)
 	}
 }
 
