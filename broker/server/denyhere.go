@@ -35,6 +35,11 @@ func (h hereDeny) change() change {
 // readHere reads those in the deny file.
 func (s *Server) readHere() error {
 	s.here = make(map[string]hereDeny)
+	if s.cfg.Keeper == nil { // as after a restore: nothing is started from but the store
+		if err := s.cfg.Broker.ForgetDenies(func(k broker.KeptDeny) bool { return k.Revision != 0 }); err != nil {
+			return err
+		}
+	}
 	for _, k := range s.cfg.Broker.KeptDenies() {
 		if k.Revision != 0 {
 			continue

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/broker/api"
 )
@@ -19,7 +20,8 @@ func TestDenyHere(t *testing.T) {
 	t.Parallel()
 	database, all := replicas(t, 2, func(e *env) { e.snapshot = true })
 	a, b := all[0], all[1]
-	n, w := a.serve()
+	n, _ := a.serve()
+	out := a.join("n2")
 	a.apply(strings.NewReplacer("web", "mail", "33", "34").Replace(web))
 	issues := func(n *node, uid string, want int) {
 		t.Helper()
@@ -52,6 +54,20 @@ func TestDenyHere(t *testing.T) {
 	if n := kept(a, copied); n != 1 {
 		t.Errorf("%d copies once another is deleted", n)
 	}
+	await(t, "the other knows the node, and evicts it", func() bool {
+		_, err := b.admin().EvictNode(t.Context(), &api.EvictNodeRequest{Id: "n2", Reason: "stolen"})
+		return err == nil
+	})
+	evicted := func() {
+		t.Helper()
+		_, _, err := out.at(a).issue(t.Context(), t, "33")
+		wantCode(t, err, codes.Unauthenticated)
+	}
+	await(t, "it holds at the other", func() bool {
+		_, _, err := out.issue(t.Context(), t, "33")
+		return status.Code(err) == codes.Unauthenticated
+	})
+	w, _ := n.watch(t)
 	issues(n, "33", 1)
 
 	database.Stop()
@@ -83,6 +99,7 @@ func TestDenyHere(t *testing.T) {
 	a.restart()
 	issues(n.at(a), "33", 0)
 	issues(n.at(a), "34", 0)
+	evicted()
 
 	if _, err := here(a, strings.Replace(deny, "incident", "mistake", 1)); err != nil {
 		t.Fatal(err)

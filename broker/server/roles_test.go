@@ -293,6 +293,11 @@ func TestOperatorsKeepToTheirPaths(t *testing.T) {
 	first := revisions.GetRevisions()[len(revisions.GetRevisions())-1].GetRevision()
 	_, err = c.Rollback(t.Context(), &api.RollbackRequest{Revision: first, Yes: true})
 	wantCode(t, err, codes.PermissionDenied)
+	for _, yaml := range []string{"kind: Deny\nname: x\nmatch: [{node.name: n1}]\n", "kind: Deny\nname: x\nmatch: [{node.name: n1}]\nspiffe_ids: [\"/bank/**\"]\n"} {
+		if err := apply(yaml, func(r *api.ApplyRequest) { r.Here = true }); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("denying here: %v", err)
+		}
+	}
 	for kind, name := range map[string]string{"Identity": "bank", "Deny": "all"} {
 		_, err := c.Delete(t.Context(), &api.DeleteRequest{Kind: kind, Name: name})
 		wantCode(t, err, codes.PermissionDenied)

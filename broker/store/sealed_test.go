@@ -108,6 +108,22 @@ func TestKeeper(t *testing.T) {
 		after("in the pause", 10*time.Second, false)
 		after("after it", 15*time.Second, true)
 		after("in a long time", 11*time.Minute, true)
+		change("e")
+		keeper.Hurry()
+		after("in a hurry", 2*time.Second, true)
+		change("f")
+		keeper.Hurry()
+		after("in a hurry, in the pause", 2*time.Second, true)
+		after("no more than once", 2*time.Minute, false)
+		stands, err := s.Revision(ctx)
+		anew := &store.Keeper{Snapshot: keeper.Snapshot}
+		if err != nil || keeper.Kept() != stands || anew.Kept() != stands {
+			t.Errorf("the snapshot goes up to %d, its file to %d, the store to %d (%v)", keeper.Kept(), anew.Kept(), stands, err)
+		}
+		none := store.Snapshot{Path: filepath.Join(dir, "none"), TrustDomain: "example.org", Keys: keeper.Snapshot.Keys}
+		if kept := (&store.Keeper{Snapshot: none}).Kept(); kept != 0 {
+			t.Errorf("none goes up to %d", kept)
+		}
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
