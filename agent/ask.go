@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -69,6 +70,7 @@ type question struct {
 	held []*SVID
 	// As the set's fields were when it was put.
 	asks, changes, erased uint64
+	caller                trace.SpanContext
 }
 
 // ask puts one call and gives every set its answer, or its failure.
@@ -84,7 +86,9 @@ func (a *Agent) ask(ctx context.Context, ask []*set) {
 		questions = append(questions, q)
 		request.Items = append(request.Items, item)
 	}
-	response, err := a.issueX509(ctx, request)
+	asking, end := a.asking(ctx, questions)
+	response, err := a.issueX509(asking, request)
+	end(err)
 	if status.Code(err) == codes.InvalidArgument {
 		if len(ask) > 1 {
 			// One bad workload must not spoil the others.
@@ -129,7 +133,8 @@ func (a *Agent) issueX509(ctx context.Context, request *api.IssueX509Request) (*
 func (a *Agent) question(ctx context.Context, st *set) (question, *api.IssueX509Request_Item, error) {
 	now := a.cfg.Now()
 	a.sets.mu.Lock()
-	q := question{set: st, held: slices.Concat(st.partial, st.svids), asks: st.asks, changes: st.changes, erased: st.erased}
+	q := question{set: st, held: slices.Concat(st.partial, st.svids), asks: st.asks, changes: st.changes, erased: st.erased, caller: st.caller}
+	st.caller = trace.SpanContext{}
 	n := min(max(st.keys, len(st.svids), spareKeys), mostKeys)
 	a.sets.mu.Unlock()
 	item := &api.IssueX509Request_Item{Workload: a.asks(ctx, st)}

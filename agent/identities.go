@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/credence-id/credence/agent/caller"
 	"github.com/credence-id/credence/broker/api"
@@ -163,7 +164,7 @@ func (i *Identities) attest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	next, after, err := i.agent.sets.use(t.workload(), i.agent.cfg.Now())
+	next, after, err := i.agent.sets.use(t.workload(), trace.SpanContextFromContext(ctx), i.agent.cfg.Now())
 	if err != nil {
 		return err
 	}

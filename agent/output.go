@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/exchangers"
@@ -201,7 +202,7 @@ func (d *Delivery) open() (*set, uint64, error) {
 	if d.set != nil {
 		return d.set, d.after, nil
 	}
-	st, after, err := d.agent.sets.use(d.output.workload(), d.agent.cfg.Now())
+	st, after, err := d.agent.sets.use(d.output.workload(), trace.SpanContext{}, d.agent.cfg.Now())
 	if err != nil {
 		return nil, 0, err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/status"
 
@@ -80,8 +81,9 @@ type set struct {
 	keys     int    // to send at the next ask
 	users    int
 	lastUsed time.Time
-	idle     *list.Element // of sets.idle; nil: it has users
-	pause    pause         // after an answer that could not be used
+	idle     *list.Element     // of sets.idle; nil: it has users
+	pause    pause             // after an answer that could not be used
+	caller   trace.SpanContext // of the first who waits for the next ask, if that is traced
 
 	showing // proofs, if its workloads have any
 }
@@ -155,8 +157,9 @@ func (s *sets) nudge() {
 
 // use returns the set of a workload and holds it until release. A denial by
 // an ask that had begun by then is older than the caller, and doesn't count
-// for it: policy may have changed. That is what after is for.
-func (s *sets) use(w *api.Workload, now time.Time) (st *set, after uint64, err error) {
+// for it: policy may have changed. That is what after is for. What is asked for first
+// for a caller belongs to the caller's trace.
+func (s *sets) use(w *api.Workload, caller trace.SpanContext, now time.Time) (st *set, after uint64, err error) {
 	id := api.WorkloadDigest(w)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,6 +182,9 @@ func (s *sets) use(w *api.Workload, now time.Time) (st *set, after uint64, err e
 	st.show(w, now)
 	if !st.valid(now) {
 		st.due = true
+		if caller.IsSampled() && !st.caller.IsValid() {
+			st.caller = caller
+		}
 		s.pause.atMost(now, hungryPause)
 		st.pause.atMost(now, hungryPause)
 		defer s.nudge()

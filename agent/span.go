@@ -33,6 +33,27 @@ func (a *Agent) joining(ctx context.Context) (_ context.Context, end func(error)
 	}
 }
 
+// asking traces a call for X509-SVIDs as far as it is waited for: one call is for many,
+// and belongs to the trace of the first of them.
+func (a *Agent) asking(ctx context.Context, questions []question) (_ context.Context, end func(error)) {
+	var callers []trace.Link
+	for _, q := range questions {
+		if q.caller.IsValid() {
+			callers = append(callers, trace.Link{SpanContext: q.caller})
+		}
+	}
+	if a.cfg.Tracer == nil || len(callers) == 0 {
+		return ctx, func(error) {}
+	}
+	ctx, span := a.cfg.Tracer.Start(trace.ContextWithSpanContext(ctx, callers[0].SpanContext), "issue", trace.WithLinks(callers[1:]...))
+	return ctx, func(err error) {
+		if err != nil {
+			span.SetStatus(codes.Error, outcomeOf(err))
+		}
+		span.End()
+	}
+}
+
 // span traces an exchange, as far as one is waited for: with what the cloud calls
 // its answer, which is how both sides find the same. Nothing that was shown or
 // given is in it.

@@ -68,8 +68,9 @@ func traced(spans *tracetest.SpanRecorder) func(*agent.Config) {
 	}
 }
 
-// heardTraces are the traces of a broker's calls of one method.
-func heardTraces(b *agenttest.Broker, method string) <-chan trace.TraceID {
+// heardTraces yields the trace of each of a broker's calls of one method, which has
+// been made.
+func heardTraces(b *agenttest.Broker, method string) func(*testing.T) trace.TraceID {
 	heard := make(chan trace.TraceID, 100)
 	b.Before(method, func(ctx context.Context) error {
 		got, _ := metadata.FromIncomingContext(ctx)
@@ -80,7 +81,15 @@ func heardTraces(b *agenttest.Broker, method string) <-chan trace.TraceID {
 		heard <- trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), header)).TraceID()
 		return nil
 	})
-	return heard
+	return func(t *testing.T) (id trace.TraceID) {
+		t.Helper()
+		select {
+		case id = <-heard:
+		default:
+			t.Fatalf("the broker heard no %s", method)
+		}
+		return id
+	}
 }
 
 // TestBrokersPartIsOfTheCallersTrace holds that what the broker makes for an exchange
@@ -101,7 +110,7 @@ func TestBrokersPartIsOfTheCallersTrace(t *testing.T) {
 		if err := ask(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if got := <-heard; got != theirs { // it was called: the credential is there
+		if got := heard(t); got != theirs {
 			t.Errorf("%d: the broker heard trace %s, not the caller's", n, got)
 		}
 	}
@@ -121,10 +130,49 @@ func TestJoinsAreTraced(t *testing.T) {
 		if s.Name() != "join" {
 			continue
 		}
-		if got := <-heard; got != s.SpanContext().TraceID() || s.Status().Code != codes.Unset || fmt.Sprint(s.Attributes()) != "[{credence.join_method token}]" {
+		if got := heard(t); got != s.SpanContext().TraceID() || s.Status().Code != codes.Unset || fmt.Sprint(s.Attributes()) != "[{credence.join_method token}]" {
 			t.Errorf("the broker heard trace %s of %s: %v %v", got, s.SpanContext().TraceID(), s.Status(), s.Attributes())
 		}
 		return
 	}
 	t.Error("it is not traced")
+}
+
+// TestX509IssuanceIsOfTheFirstCallersTrace holds that what the broker is asked for many
+// is of the trace of the first who waits for it; of others' it has links.
+func TestX509IssuanceIsOfTheFirstCallersTrace(t *testing.T) {
+	t.Parallel()
+	spans := tracetest.NewSpanRecorder()
+	attestor := &facts{all: uid("1000")}
+	b, a := started(t, traced(spans), func(c *agent.Config) { c.Attestors = map[string]agent.Attestor{"workload.unix": attestor} })
+	b.Grant(grant("/a"))
+	heard := heardTraces(b, "IssueX509")
+	theirs := trace.TraceID{7}
+	next := func(sampled trace.TraceFlags) {
+		t.Helper()
+		i := a.Identities(process(t))
+		defer i.Close()
+		ctx := trace.ContextWithRemoteSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{TraceID: theirs, SpanID: trace.SpanID{1}, TraceFlags: sampled}))
+		if _, err := i.Next(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next(trace.FlagsSampled)
+	if got := heard(t); got != theirs {
+		t.Errorf("the broker heard trace %s, not the caller's", got)
+	}
+	var issues int
+	for _, s := range spans.Ended() {
+		if s.Name() == "issue" && s.SpanContext().TraceID() == theirs && s.Status().Code == codes.Unset {
+			issues++
+		}
+	}
+	if issues != 1 {
+		t.Errorf("%d spans, want 1", issues)
+	}
+	attestor.set(uid("1001"))
+	next(0)
+	if got := heard(t); got == theirs {
+		t.Error("a trace that nobody keeps is gone on with")
+	}
 }
