@@ -214,6 +214,36 @@ func TestFoldIsBounded(t *testing.T) {
 	})
 }
 
+// What is OK is folded where it is the same actor's, with the same SVID; the count
+// says whose, and waits for room as they do.
+func TestFoldTellsActorsApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &memory{}
+		f := newFolder(t, audit.FolderConfig{Log: log, Every: time.Minute})
+		read := audit.Event{Kind: "admin", OK: true, Actor: "uid:0", Code: "Get", Spare: true, Detail: map[string]string{"name": "web"}}
+		other, svid, refused, thing := read, read, read, read
+		other.Actor, svid.Serial, refused.OK, thing.Detail = "uid:1", "07", false, map[string]string{"name": "db"}
+		for range 3 {
+			for i, e := range []audit.Event{read, other, svid, refused, thing} {
+				if got, want := fold(t, f, e), fmt.Sprintf("r-%06d", i+1); got != want {
+					t.Errorf("%+v is %s, not %s", e, got, want)
+				}
+			}
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		var counts []audit.Event
+		for i, e := range []audit.Event{read, other, svid, refused, thing} {
+			e.Count, e.Detail = 2, map[string]string{"repeats": fmt.Sprintf("r-%06d", i+1)}
+			counts = append(counts, e)
+		}
+		if diff := cmp.Diff(counts, log.events[5:]); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
 func TestFoldLosesNoCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, fail := failing()

@@ -122,7 +122,8 @@ type env struct {
 	limits    server.Limits
 	joinStart time.Duration
 	headEvery time.Duration
-	recordAll bool // what the clock does to keys and bundles, too
+	recorder  func(broker.Recorder) broker.Recorder // in place of the record that package broker writes to
+	recordAll bool                                  // what the clock does to keys and bundles, too
 	joinTime  time.Duration
 	handshake time.Duration
 	peers     *documents
@@ -274,8 +275,12 @@ func (e *env) open() {
 	policy := identity.Config{TrustDomain: td, JWT: e.issuer != "", DNSSuffixes: []string{"example.org"}}
 	empty, err := identity.NewSet(policy, identity.Resources{})
 	check(err)
+	recorder := broker.Recorder(e.audit)
+	if e.recorder != nil {
+		recorder = e.recorder(recorder)
+	}
 	e.broker, err = broker.New(ctx, broker.Config{
-		TrustDomain: td, Method: e.methodOf, Issuer: e.authority, Store: e.store, Audit: e.audit,
+		TrustDomain: td, Method: e.methodOf, Issuer: e.authority, Store: e.store, Audit: recorder,
 		Policy: &broker.Policy{Set: empty}, Log: log, Now: e.now, JoinTime: e.joinTime,
 		Record: e.audit, Index: e.store, CRLs: server.Lists{Authority: e.authority}, Origin: e.name, DenyFile: filepath.Join(e.dir, "revoked.jsonl"),
 	})

@@ -10,12 +10,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 
+	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/api"
 	"github.com/credence-id/credence/broker/audit"
 	"github.com/credence-id/credence/broker/server"
@@ -231,6 +233,69 @@ func TestReadsWithoutARecord(t *testing.T) {
 		root + "Status": "1", root + "VerifyAudit": "1", root + "ListAuthorities": "1", root + "ShowBundle": "1",
 	}
 	if d := cmp.Diff(want, counted); d != "" {
+		t.Error(d)
+	}
+}
+
+// A disk that stands still keeps nobody from seeing that it does.
+func TestADiskThatStandsStill(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	e.apply(web)
+	still := make(chan struct{})
+	move := sync.OnceFunc(func() { close(still) })
+	t.Cleanup(move)
+	e.recording.Store(new(func() { <-still }))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if r, err := e.admin().Status(ctx, &api.StatusRequest{}); err != nil || r.GetTrustDomain() == "" {
+		t.Errorf("%v, %v", r, err)
+	}
+	impatient, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if got, err := e.admin().Get(impatient, &api.GetRequest{}); err == nil {
+		t.Errorf("it was read: %v", got)
+	}
+	move()
+	e.close()
+	if all := e.records(); !slices.ContainsFunc(all, func(r audit.Record) bool {
+		return r.Kind == "admin.unrecorded" && r.Detail["uid:"+strconv.Itoa(os.Getuid())+" Status"] == "1"
+	}) {
+		t.Errorf("not counted: %v", spoken(all))
+	}
+}
+
+// spares notes what is recorded that may wait while the disk is full.
+type spares struct {
+	broker.Recorder
+	mu sync.Mutex
+	of map[string]bool
+}
+
+func (s *spares) Append(ctx context.Context, events ...audit.Event) ([]audit.Ref, error) {
+	s.mu.Lock()
+	for _, e := range events {
+		s.of[e.Code] = e.Spare
+	}
+	s.mu.Unlock()
+	return s.Recorder.Append(ctx, events...)
+}
+
+// Of the room that is left on a full disk for what is granted, reads take nothing.
+func TestReadsLeaveTheReserve(t *testing.T) {
+	noted := &spares{of: map[string]bool{}}
+	e := newEnv(t, func(e *env) {
+		e.recorder = func(r broker.Recorder) broker.Recorder { noted.Recorder = r; return noted }
+	})
+	if _, err := e.admin().Get(t.Context(), &api.GetRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.tryApply(&api.ApplyRequest{Yaml: []byte(web), DryRun: true}); err != nil {
+		t.Fatal(err)
+	}
+	noted.mu.Lock()
+	defer noted.mu.Unlock()
+	if d := cmp.Diff(map[string]bool{"Get": true, "Apply": false}, noted.of); d != "" {
 		t.Error(d)
 	}
 }
