@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"net"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -16,3 +17,6 @@ func (m *Metrics) Call(t *testing.T, method string, stream bool, err error) {
 	}
 	_, _ = m.unary(context.Background(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, err })
 }
+
+// Few is a place's listener.
+func Few(l net.Listener) net.Listener { return &few{Listener: l} }

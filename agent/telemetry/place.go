@@ -10,8 +10,9 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/credence-id/credence/agent/caller"
@@ -96,36 +97,58 @@ func (p *Place) guard(h http.Handler) http.Handler {
 	})
 }
 
-// few closes connections beyond a number.
+// few has a number of connections open. Whoever comes then takes the place of the
+// oldest of the address that has most: who asks is not kept out by who holds them.
 type few struct {
 	net.Listener
-	open atomic.Int32
+
+	mu   sync.Mutex // guards open
+	open []*counted // the oldest first
 }
 
 func (f *few) Accept() (net.Conn, error) {
-	for {
-		c, err := f.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if f.open.Add(1) <= maxConnections {
-			return &counted{Conn: c, of: f}, nil
-		}
-		f.open.Add(-1)
-		_ = c.Close()
+	c, err := f.Listener.Accept()
+	if err != nil {
+		return nil, err
 	}
+	one := &counted{Conn: c, of: f, from: c.RemoteAddr().String()}
+	if at, err := netip.ParseAddrPort(one.from); err == nil {
+		one.from = at.Addr().String()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.open) >= maxConnections {
+		out := f.first()
+		_ = f.open[out].Conn.Close()
+		f.open = slices.Delete(f.open, out, out+1)
+	}
+	f.open = append(f.open, one)
+	return one, nil
+}
+
+// first is who goes first.
+func (f *few) first() (at int) {
+	of := map[string]int{}
+	for _, c := range f.open {
+		of[c.from]++
+	}
+	for i, c := range f.open {
+		if of[c.from] > of[f.open[at].from] {
+			at = i
+		}
+	}
+	return at
 }
 
 type counted struct {
 	net.Conn
-	of     *few
-	closed atomic.Bool
+	of   *few
+	from string
 }
 
 func (o *counted) Close() error {
-	if o.closed.Swap(true) {
-		return net.ErrClosed
-	}
-	o.of.open.Add(-1)
+	o.of.mu.Lock()
+	defer o.of.mu.Unlock()
+	o.of.open = slices.DeleteFunc(o.of.open, func(c *counted) bool { return c == o })
 	return o.Conn.Close()
 }

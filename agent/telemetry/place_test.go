@@ -195,3 +195,57 @@ func TestHTTPProbes(t *testing.T) {
 	check("hung", inside, "/live", 503, "not live: it hangs")
 	check("hung, and ready", inside, "/ready", 200, "ready")
 }
+
+// Who holds connections keeps nobody out: the oldest of the address that has most goes.
+func TestHeldConnectionsKeepNobodyOut(t *testing.T) {
+	t.Parallel()
+	from := make(chan *remote, 1)
+	l := telemetry.Few(remotes{from: from})
+	connect := func(address string) *remote {
+		t.Helper()
+		r := &remote{at: net.TCPAddr{IP: net.ParseIP(address), Port: 1}}
+		from <- r
+		if _, err := l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	asks := connect("192.0.2.1")
+	var held []*remote
+	for range 63 {
+		held = append(held, connect("192.0.2.2"))
+	}
+	other := connect("192.0.2.3")
+	if asks.closed || other.closed || !held[0].closed || held[1].closed {
+		t.Error("another goes than the oldest of who has most")
+	}
+	for range 1000 {
+		held = append(held, connect("192.0.2.2"))
+	}
+	open := 0
+	for _, r := range held {
+		if !r.closed {
+			open++
+		}
+	}
+	if asks.closed || other.closed || open != 62 {
+		t.Errorf("%d of who comes again and again are open", open)
+	}
+}
+
+// remotes are connections from wherever a test says.
+type remotes struct {
+	net.Listener
+	from chan *remote
+}
+
+func (r remotes) Accept() (net.Conn, error) { return <-r.from, nil }
+
+type remote struct {
+	net.Conn
+	at     net.TCPAddr
+	closed bool
+}
+
+func (r *remote) RemoteAddr() net.Addr { return &r.at }
+func (r *remote) Close() error         { r.closed = true; return nil }

@@ -244,6 +244,9 @@ func TestStrangersWhoCallNothing(t *testing.T) {
 		for _, conn := range []net.Conn{silent, calling, agent} {
 			conn.Close()
 		}
+		if l.Shake(silent, true) || l.Shake(calling, false) {
+			t.Error("one that is closed is counted again")
+		}
 		if lobby, strangers, known := l.Open(); lobby+strangers+known > 0 {
 			t.Errorf("when all have gone there are %d, %d, %d", lobby, strangers, known)
 		}
@@ -280,6 +283,29 @@ func TestFloodsAtTheGate(t *testing.T) {
 		t.Errorf("%d, %d, %d are open", lobby, strangers, known)
 	}
 	done()
+}
+
+// Where there is no place for another agent, nobody's handshake is paid for.
+func TestAFullHouse(t *testing.T) {
+	t.Parallel()
+	l := newLobby(t, server.Limits{Connections: 3, SourceConnections: 3})
+	var agents []net.Conn
+	for _, address := range []string{"192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1"} {
+		conn, _ := l.from(address)
+		if !l.Shake(conn, true) {
+			t.Fatal("refused")
+		}
+		agents = append(agents, conn)
+	}
+	one := &far{from: "192.0.2.3:1", hungUp: make(chan struct{})}
+	l.conns <- one
+	close(l.conns)
+	if _, err := l.Accept(); err == nil || one.open() {
+		t.Errorf("a fourth is let in: %v, %v", err, one.open())
+	}
+	for _, conn := range agents {
+		conn.Close()
+	}
 }
 
 // A stranger calls little at once.
