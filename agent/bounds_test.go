@@ -32,10 +32,10 @@ func (c *crowd) Attest(context.Context, *caller.Process, func(string) bool) (map
 	return uid(strconv.FormatInt(c.seen.Add(1)-1, 10)), nil, nil
 }
 
-// Twenty thousand processes come and go, and fifty stay: what is held, renewed
-// and kept is of these, and of as many others as may come back.
+// Twice as many processes as may be held come and go, and fifty stay: what is held,
+// renewed and kept is of these, and of as many others as may come back.
 func TestTheDeadAreNeitherRenewedNorKept(t *testing.T) {
-	const alive, callers, mostHeld, mostHeap = 50, 64, 4096, 150 << 20
+	const alive, callers, mostHeld, mostHeap = 50, 64, 4096, 75 << 20
 	clock, crowd := &clock{}, &crowd{}
 	b := agenttest.NewBroker(t, domain)
 	b.NodeTTL = 10 * time.Hour

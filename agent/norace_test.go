@@ -2,4 +2,4 @@
 
 package agent_test
 
-const seen = 20_000
+const seen = 8192
