@@ -28,7 +28,6 @@ type Crowd struct {
 	c            crowd
 	most, mostOf int
 	all          map[int]*member
-	out          int
 }
 
 // NewCrowd is empty.
