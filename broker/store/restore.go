@@ -16,6 +16,9 @@ import (
 // those that agents and other brokers saw since stay behind it.
 const Ahead = 1 << 20
 
+// clockSkew is by how much brokers' clocks may differ.
+const clockSkew = time.Minute
+
 // Since is what is known, besides a backup, of what happened after it.
 type Since struct {
 	Evicted []string        // IDs of nodes
@@ -107,8 +110,8 @@ func (r *Restored) follow(ctx context.Context, tx *sql.Tx, since Since, revision
 			return err
 		}
 		done, err := tx.ExecContext(ctx, `UPDATE node SET revision = $1, previous_serial = serial, serial = $2, previous_issued_at = issued_at, issued_at = $3,
-			previous_authority = authority, authority = $4, previous_key_digest = key_digest, key_digest = $5, expires_at = $6 WHERE id = $7 AND serial <> $2 AND issued_at <= $3`,
-			revision, serial, millis(i.IssuedAt), i.Authority, []byte{}, millis(i.ExpiresAt), i.Node)
+			previous_authority = authority, authority = $4, previous_key_digest = key_digest, key_digest = $5, expires_at = $6 WHERE id = $7 AND serial <> $2 AND issued_at <= $8`,
+			revision, serial, millis(i.IssuedAt), i.Authority, []byte{}, millis(i.ExpiresAt), i.Node, millis(i.IssuedAt.Add(clockSkew)))
 		if err != nil {
 			return err
 		}

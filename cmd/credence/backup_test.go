@@ -149,8 +149,9 @@ func TestRestoreOfALostDatabase(t *testing.T) {
 	if code, _ := s.run("broker", "backup", "-c", config, "--to", filepath.Join(s.dir, "half.age"), "--recipient", s.file); code != 2 {
 		t.Error("half a restore is backed up")
 	}
-	// Another broker evicted n1: of that there is no record here.
-	s.must(os.WriteFile(deny, fmt.Appendf(nil, "{\"kind\":\"node\",\"value\":%q,\"before\":%[2]q,\"made_at\":%[2]q}\n", s.node("n1"), time.Now().Format(time.RFC3339Nano)), 0o600))
+	// Another broker, whose clock is behind, evicted n1 after the backup: of that there
+	// is no record here.
+	s.must(os.WriteFile(deny, fmt.Appendf(nil, "{\"kind\":\"node\",\"value\":%q,\"before\":%[2]q,\"made_at\":%[2]q}\n", s.node("n1"), time.Now().Add(-50*time.Second).Format(time.RFC3339Nano)), 0o600))
 
 	code, out := s.run(restore...)
 	if code != 0 {

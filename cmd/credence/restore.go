@@ -34,6 +34,10 @@ const (
 	restoredName  = "restored.json"
 )
 
+// clockSkew is by how much the clocks may differ of brokers that made a backup and a
+// revocation.
+const clockSkew = time.Minute
+
 // A restoreMark is what these files say.
 type restoreMark struct {
 	Backup   string    `json:"backup"` // hex SHA-256 of its file
@@ -253,7 +257,7 @@ func (r *restoring) do(ctx context.Context, file io.Reader, ids []age.Identity) 
 	// Whom another broker evicted, or one without a record, is known from what is
 	// revoked alone.
 	for _, c := range cuts {
-		if c.Kind == broker.CutNode && c.MadeAt.After(r.backup.Manifest.MadeAt) && c.MadeAt.After(r.since.told[c.Value]) {
+		if c.Kind == broker.CutNode && c.MadeAt.After(r.backup.Manifest.MadeAt.Add(-clockSkew)) && c.MadeAt.After(r.since.told[c.Value]) {
 			r.since.evicted = append(r.since.evicted, c.Value)
 			r.since.perhaps = append(r.since.perhaps, c.Value)
 		}
@@ -380,6 +384,9 @@ func (r *restoring) tell() {
 		note("the ban of "+id+", which joined and was evicted after the backup: what it held is revoked, but it may join again", "credence node evict "+id+", if it does; or a Deny on its node.name")
 	}
 	for _, id := range r.since.perhaps {
+		if !r.again && !slices.Contains(r.result.Evicted, id) && !slices.Contains(r.result.Strange, id) {
+			continue // it was evicted in the backup
+		}
 		note(id+" was revoked after the backup; whether it was evicted is not known, so it is", "credence node allow "+id+", if it was not")
 	}
 	for _, line := range some(r.since.keys) {
@@ -450,7 +457,7 @@ func happenedSince(ctx context.Context, dir string, m backup.Manifest) (h happen
 		if err != nil {
 			return h, fmt.Errorf("reading what happened since the backup: %w", err)
 		}
-		if after == 0 && r.Time.Before(m.MadeAt) {
+		if after == 0 && r.Time.Before(m.MadeAt.Add(-clockSkew)) {
 			continue
 		}
 		h.found = true
