@@ -55,7 +55,9 @@ func openSecrets(d disk, dir string, patterns []string) (*secrets, error) {
 	}
 	key, err := readKey(dir)
 	if errors.Is(err, os.ErrNotExist) {
-		key, err = makeKey(d, dir)
+		key = make([]byte, sha256.Size)
+		_, _ = rand.Read(key) // it does not fail
+		err = keepKey(d, dir, key)
 	}
 	if err != nil {
 		return nil, err
@@ -82,15 +84,33 @@ func readKey(dir string) ([]byte, error) {
 	return key, nil
 }
 
-// makeKey makes the key durable before anything is recorded under it.
-func makeKey(d disk, dir string) ([]byte, error) {
-	key := make([]byte, sha256.Size)
-	_, _ = rand.Read(key) // it does not fail
+// FactsKey is the key of the record in dir, for a backup; it has none if that is
+// os.ErrNotExist.
+func FactsKey(dir string) ([]byte, error) { return readKey(dir) }
+
+// RestoreFactsKey has the record in dir, which no broker has open, go on with a key
+// that FactsKey gave, and says whether it did: one that stands there stays.
+func RestoreFactsKey(dir string, key []byte) (restored bool, err error) {
+	if len(key) != sha256.Size {
+		return false, fmt.Errorf("the key of secret facts has %d bytes, want %d", len(key), sha256.Size)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, keyName)); !errors.Is(err, os.ErrNotExist) {
+		return false, err
+	}
+	if err := makeDir(osDisk{}, dir); err != nil {
+		return false, err
+	}
+	err = keepKey(osDisk{}, dir, key)
+	return err == nil, err
+}
+
+// keepKey makes the key durable before anything is recorded under it.
+func keepKey(d disk, dir string, key []byte) error {
 	path := filepath.Join(dir, keyName)
 	made := path + ".new" // what a crash leaves of it is made anew
 	f, err := os.OpenFile(made, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("making the key of secret facts: %w", err)
+		return fmt.Errorf("making the key of secret facts: %w", err)
 	}
 	_, err = f.WriteString(hex.EncodeToString(key) + "\n")
 	if err == nil {
@@ -103,9 +123,9 @@ func makeKey(d disk, dir string) ([]byte, error) {
 		err = d.syncDir(dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("making the key of secret facts: %w", err)
+		return fmt.Errorf("making the key of secret facts: %w", err)
 	}
-	return key, nil
+	return nil
 }
 
 // secret says whether a fact's values are not told.

@@ -1,6 +1,8 @@
 package audit_test
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -54,6 +56,35 @@ func TestSecretFacts(t *testing.T) {
 	other := open(t, audit.Config{Dir: newDir(t), HMACFacts: []string{"user.email"}})
 	if other.RecordedFact("user.email", "ana@example.org") == found {
 		t.Error("two records have one key")
+	}
+}
+
+// A record that is begun anew under the key of one that is lost finds what that had.
+func TestRestoreFactsKey(t *testing.T) {
+	secret := audit.Config{Dir: newDir(t), HMACFacts: []string{"user.email"}}
+	if _, err := audit.FactsKey(secret.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("of no record: %v", err)
+	}
+	before := open(t, secret).RecordedFact("user.email", "ana@example.org")
+	key, err := audit.FactsKey(secret.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := audit.Config{Dir: newDir(t), HMACFacts: secret.HMACFacts}
+	if done, err := audit.RestoreFactsKey(again.Dir, key[:31]); err == nil || done {
+		t.Error("part of a key is taken")
+	}
+	if done, err := audit.RestoreFactsKey(again.Dir, key); err != nil || !done {
+		t.Fatalf("not restored: %v", err)
+	}
+	if after := open(t, again).RecordedFact("user.email", "ana@example.org"); after != before {
+		t.Errorf("%s, before %s", after, before)
+	}
+	if done, err := audit.RestoreFactsKey(again.Dir, make([]byte, 32)); err != nil || done {
+		t.Errorf("in place of one that stands: %v, %v", done, err)
+	}
+	if now, err := audit.FactsKey(again.Dir); err != nil || !bytes.Equal(now, key) {
+		t.Errorf("the key is another (%v)", err)
 	}
 }
 

@@ -29,7 +29,7 @@ func TestRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = from.SaveNode(t.Context(), broker.Node{ID: nodeID(name), Name: name, Method: "token", DurableKey: "token:" + name, Facts: facts,
-			Serial: []byte{1}, PreviousSerial: []byte{9}, Key: []byte("key"), IssuedAt: now.Add(-30*time.Second), Authority: "ca1", ExpiresAt: now.Add(time.Hour)})
+			Serial: []byte{1}, PreviousSerial: []byte{9}, Key: []byte("key"), IssuedAt: now.Add(-30 * time.Second), Authority: "ca1", ExpiresAt: now.Add(time.Hour)})
 		if err != nil {
 			t.Fatal(err)
 		}

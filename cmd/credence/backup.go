@@ -31,6 +31,7 @@ const (
 	configName     = "broker.yaml"
 	keysInBackup   = "keys/"
 	rootInBackup   = "root-keys/"
+	factsInBackup  = "audit/facts.key" // of the record of the broker that the manifest names
 	maxKeyInBackup = 16 << 10
 )
 
@@ -44,7 +45,8 @@ broker.yaml is given, it makes one by itself. FILE is encrypted by age to each
 
 It holds the database as of one moment, the private keys that are files (as they
 lie there: encrypted only if keys.disk.kek_file is set; that file is never in it),
-what is revoked, and broker.yaml to look at. It holds no audit record: that is
+what is revoked, broker.yaml to look at, and the key by which this broker's record
+has secret facts. It holds no audit record: that is
 kept by credence audit export, and by a copy of DATA/audit. The backup says how
 far the record was, and restore reads on from there where it finds one.
 
@@ -288,6 +290,11 @@ func (s backupSource) files(m *backup.Manifest) (map[string][]byte, error) {
 	text, err := readWhole(filepath.Join(s.file.Data, denyFileName), backup.MaxFile)
 	if err == nil {
 		files[denyFileName] = text
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	if key, err := audit.FactsKey(filepath.Join(s.file.Data, auditDirName)); err == nil {
+		files[factsInBackup] = key
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}

@@ -153,9 +153,14 @@ func TestRestoreOfALostDatabase(t *testing.T) {
 	// is no record here.
 	s.must(os.WriteFile(deny, fmt.Appendf(nil, "{\"kind\":\"node\",\"value\":%q,\"before\":%[2]q,\"made_at\":%[2]q}\n", s.node("n1"), time.Now().Add(-50*time.Second).Format(time.RFC3339Nano)), 0o600))
 
+	facts, other := filepath.Join(s.data, "audit", "facts.key"), []byte(strings.Repeat("0f", 32)+"\n")
+	s.must(os.WriteFile(facts, other, 0o600)) // a key that stands stays
 	code, out := s.run(restore...)
 	if code != 0 {
 		t.Fatal(code, out)
+	}
+	if now, err := os.ReadFile(facts); err != nil || !bytes.Equal(now, other) || strings.Contains(out, "secret facts") {
+		t.Errorf("the key of secret facts is written over (%v):\n%s", err, out)
 	}
 	s.says(out, "2 nodes, 0 private keys written", "again now: "+s.node("n2"), "1 nodes joined after", s.node("n3"), "1 changes are in the record", "apply Identity late", s.node("n1")+" was revoked after the backup")
 	if strings.Contains(out, s.node("n2")+" was revoked") {
@@ -197,6 +202,31 @@ func TestRestoreOfALostDatabase(t *testing.T) {
 	}
 }
 
+// TestRestoreAfterRetention finds what is left of a record whose beginning, and the
+// place of the backup in it, was removed for its age.
+func TestRestoreAfterRetention(t *testing.T) {
+	t.Parallel()
+	s := newSaved(t)
+	s.lose()
+	log, err := audit.Open(audit.Config{Dir: filepath.Join(s.data, "audit"), MaxBytes: 1})
+	s.must(err)
+	for range 2 { // the second is in the file that stays
+		_, err = log.Append(t.Context(), audit.Event{Kind: "evict", OK: true, Node: s.node("n1"), Actor: "uid:0"})
+		s.must(err)
+	}
+	s.must(log.Close())
+	files, err := filepath.Glob(filepath.Join(s.data, "audit", "*.jsonl"))
+	s.must(err)
+	for _, file := range files[:len(files)-1] {
+		s.must(os.Remove(file))
+	}
+	code, out := s.run("broker", "restore", "-c", filepath.Join(s.dir, "broker.yaml"), "--from", s.file, "--identity", s.key)
+	if code != 0 {
+		t.Fatal(code, out)
+	}
+	s.says(out, "of that time there is no record in")
+}
+
 // TestRestoreElsewhere goes from SQLite to PostgreSQL, with nothing but the
 // backup.
 func TestRestoreElsewhere(t *testing.T) {
@@ -213,7 +243,14 @@ func TestRestoreElsewhere(t *testing.T) {
 	if code != 0 {
 		t.Fatal(code, out)
 	}
-	s.says(out, "2 nodes, 2 private keys written", "no audit record of that time", "they join again")
+	s.says(out, "2 nodes, 2 private keys written", "no audit record of that time", "they join again", "secret facts is found")
+	for _, value := range []string{"ana@example.org", "plain"} {
+		before, err := audit.HashFact(filepath.Join(s.data, "audit"), "user.email", value)
+		s.must(err)
+		if after, err := audit.HashFact(filepath.Join(s.dir, "new", "audit"), "user.email", value); err != nil || after != before {
+			t.Errorf("%s is not found in the old record (%v)", value, err)
+		}
+	}
 	if code, out := s.run("broker", "keys", "-c", config, "--rewrap"); code != 0 { // they were in plain files
 		t.Fatal(code, out)
 	}

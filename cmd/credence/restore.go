@@ -151,6 +151,7 @@ type restoring struct {
 	result store.Restored
 	again  bool // one like it was cut short here
 	keys   int  // that were written
+	facts  bool // the key of secret facts was too
 }
 
 func (p *program) restore(ctx context.Context, f brokerFile, from, keyFile string) error {
@@ -270,6 +271,12 @@ func (r *restoring) do(ctx context.Context, file io.Reader, ids []age.Identity) 
 	if err := r.load(ctx, file, ids); err != nil {
 		return err
 	}
+	if key := r.backup.Files[factsInBackup]; key != nil {
+		var err error
+		if r.facts, err = audit.RestoreFactsKey(filepath.Join(r.file.Data, auditDirName), key); err != nil {
+			return err
+		}
+	}
 	if err := writeMark(filepath.Join(r.file.Data, restoredName), r.mark); err != nil {
 		return err
 	}
@@ -360,6 +367,9 @@ func (r *restoring) tell() {
 	m, out := r.backup.Manifest, r.Out
 	fmt.Fprintf(out, "restored: %s as of %s, broker %s, revision %d; it goes on at %d\n", m.TrustDomain, m.MadeAt.Format(time.RFC3339), m.Broker, m.Revision, r.result.Revision)
 	fmt.Fprintf(out, "%d nodes, %d private keys written, %d open join tokens are void\n", len(r.result.Known), r.keys, r.result.Tokens)
+	if r.facts {
+		fmt.Fprintf(out, "the record goes on with the key of broker %s: what that had of secret facts is found\n", m.Broker)
+	}
 	for _, id := range r.result.Evicted {
 		fmt.Fprintf(out, "evicted after the backup, and again now: %s\n", id)
 	}
@@ -369,6 +379,9 @@ func (r *restoring) tell() {
 		note(fmt.Sprintf("policy as changed after the backup: %d changes are in the record", len(r.since.policy)), "credence apply -f DIR -R --prune --owner NAME, from where your policy is kept")
 		for _, line := range some(r.since.policy) {
 			fmt.Fprintf(out, "    %s\n", line)
+		}
+		if !r.since.from.IsZero() {
+			note(fmt.Sprintf("what happened from %s to %s: of that time there is no record in %s", m.MadeAt.Format(time.RFC3339), r.since.from.Format(time.RFC3339), filepath.Join(r.file.Data, auditDirName)), "evict again whom you evicted then: credence node evict; the record itself is where credence audit export put it")
 		}
 	} else {
 		note("what happened after "+m.MadeAt.Format(time.RFC3339)+": no audit record of that time is in "+filepath.Join(r.file.Data, auditDirName), "apply your policy again: credence apply -f DIR -R --prune --owner NAME; the record itself is where credence audit export put it")
@@ -410,7 +423,8 @@ func some(all []string) []string {
 
 // happened is what the record says of the time after a backup.
 type happened struct {
-	found   bool // that there is a record of then
+	found   bool      // that there is a record of then
+	from    time.Time // it begins only then; zero: with the backup
 	evicted []string
 	perhaps []string             // of evicted
 	told    map[string]time.Time // when the record said last why a node is, or isn't, revoked
@@ -435,30 +449,37 @@ func (h happened) joined(r store.Restored) (ids []string) {
 	return ids
 }
 
-// happenedSince reads the record from where the backup was made; all of it, where
-// it is another that has begun anew.
+// happenedSince reads the record from where the backup was made; all that is left
+// of it, where it is another that has begun anew or that place was removed for its
+// age.
 func happenedSince(ctx context.Context, dir string, m backup.Manifest) (h happened, err error) {
 	h.told = map[string]time.Time{}
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return h, nil
+	if files, err := filepath.Glob(filepath.Join(dir, "*.jsonl")); err != nil || len(files) == 0 {
+		return h, err
 	}
-	after := m.Record
-	if after > 0 {
-		after = 0
+	oldest, err := audit.OldestIn(dir)
+	if err != nil {
+		return h, err
+	}
+	after, same := oldest.Sequence, oldest.Sequence == 0 && m.Record == 0
+	if m.Record > after {
 		for r, err := range audit.Read(ctx, dir, m.Record-1) {
 			if err == nil && r.Sequence == m.Record && r.Hash == m.RecordHash {
-				after = m.Record
+				after, same = m.Record, true
 			}
 			break
 		}
 	}
-	h.found = after == m.Record // nothing may have happened since
+	h.found = same // nothing may have happened since
 	for r, err := range audit.Read(ctx, dir, after) {
 		if err != nil {
 			return h, fmt.Errorf("reading what happened since the backup: %w", err)
 		}
-		if after == 0 && r.Time.Before(m.MadeAt.Add(-clockSkew)) {
+		if !same && r.Time.Before(m.MadeAt.Add(-clockSkew)) {
 			continue
+		}
+		if !same && !h.found && r.Time.After(m.MadeAt) {
+			h.from = r.Time
 		}
 		h.found = true
 		h.add(r)
