@@ -53,8 +53,9 @@ func (l *Log) Truncate(ctx context.Context, c TruncateConfig) (done Truncated, e
 	if err := l.resume(ctx); err != nil {
 		return done, fmt.Errorf("truncating the audit record: %w", err)
 	}
+	began, _ := l.state() // what is recorded of it is not removed by it
 	for {
-		t, held, err := l.removable(ctx, c)
+		t, held, err := l.removable(ctx, c, began.first)
 		if err != nil {
 			return done, fmt.Errorf("truncating the audit record: %w", err)
 		}
@@ -191,18 +192,17 @@ func (l *Log) remove(t Truncation) error {
 	return l.lock.Sync()
 }
 
-// removable returns the oldest files that may go.
-func (l *Log) removable(ctx context.Context, c TruncateConfig) (t Truncation, held *Hold, err error) {
+// removable returns the oldest files that may go, of those before one.
+func (l *Log) removable(ctx context.Context, c TruncateConfig, until uint64) (t Truncation, held *Hold, err error) {
 	dir := l.lock.Name()
 	firsts, err := list(dir)
 	if err != nil || len(firsts) == 0 {
 		return t, nil, err
 	}
-	at, _ := l.state()
 	t = Truncation{First: firsts[0], Before: c.Before, Files: make(map[string][32]byte)}
 	chain := chain{head: Ref{Sequence: firsts[0] - 1}, open: firsts[0] > 1}
 	for i, first := range firsts {
-		if first >= at.first || i+1 == len(firsts) || len(t.Files) == maxRemoved {
+		if first >= until || i+1 == len(firsts) || len(t.Files) == maxRemoved {
 			return t, nil, nil
 		}
 		path := fileName(dir, first)

@@ -156,6 +156,22 @@ func TestTruncateToOneFile(t *testing.T) {
 }
 
 // TestMissingBeginning takes files away as no record says.
+// A file for each record, and each already old: what is recorded of a removal is not
+// removed by it, or there would be no end.
+func TestTruncateEnds(t *testing.T) {
+	dir := newDir(t)
+	l := open(t, audit.Config{Dir: dir, MaxBytes: 1})
+	for i := range 4 {
+		add(t, l, event(i))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	done, err := l.Truncate(ctx, audit.TruncateConfig{Before: time.Now().AddDate(1, 0, 0), Actor: "uid:0"})
+	if err != nil || done.Files != 3 || done.Records != 3 {
+		t.Errorf("%+v, %v: want the three files before the newest", done, err)
+	}
+}
+
 func TestMissingBeginning(t *testing.T) {
 	l, dir, _ := days(t, 11)
 	truncate(t, l, audit.TruncateConfig{Before: day(3)})
