@@ -192,16 +192,15 @@ all that it signed to be signed anew; the output says until when a stolen copy
 is believed, and by whom.
 
 issuing  a new issuing CA signs at once; the old one is on its signer's CRL. With
-         --of it is another broker's CAs that end, from any that runs: of
-         one that was stolen (keep it from the database first), or is gone for
-         good and left revocations that only it could put on a CRL.
+         --of b2 the CAs of broker b2 end, at whichever is asked: of one that was
+         stolen (keep it from the database first), or is gone for good and left
+         revocations that only it could put on a CRL.
 jwt      the standby key signs at once; the bad key leaves the bundle and the
          OIDC keys at once.
 root     the steps of credence ca rotate root, but SVIDs under the old root are
          signed anew as soon as the new one signs. It refuses to drop the old
          one while somebody would be left without: --force says what breaks.`,
 		Example: `  credence ca replace issuing --reason 'a copy of the disk is missing'
-  credence ca replace issuing --of b2 --reason 'its machine was stolen'
   credence ca replace jwt --alg ES256 --reason 'a drill'
   credence ca replace root`,
 		ValidArgsFunction: cobra.FixedCompletions(authorityKinds, cobra.ShellCompDirectiveNoFileComp),
