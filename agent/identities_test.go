@@ -224,6 +224,26 @@ func TestSVIDsAreRenewedAtHalfOfTheirLife(t *testing.T) {
 	}
 }
 
+// A caller that comes now and then, and holds no stream, has its SVID renewed in time
+// too: not only when it has ended, and the broker may be away.
+func TestWhoComesAgainHasItsSVIDRenewed(t *testing.T) {
+	t.Parallel()
+	b, a := started(t)
+	short := grant("/a")
+	short.TTL = 4 * time.Second
+	b.Grant(short)
+	visit := func() {
+		v := a.view(t)
+		defer v.Close()
+		v.next()
+	}
+	visit()
+	asked := b.Calls("IssueX509")
+	<-time.After(2200 * time.Millisecond)
+	visit() // what it has is good still
+	b.Await("it is asked about", func() bool { return b.Calls("IssueX509") > asked })
+}
+
 func TestExpiredSVIDsAreNotServed(t *testing.T) {
 	t.Parallel()
 	b, a := started(t)

@@ -180,7 +180,12 @@ func (s *sets) use(w *api.Workload, caller trace.SpanContext, now time.Time) (st
 	s.take(st)
 	st.lastUsed = now
 	st.show(w, now)
-	if !st.valid(now) {
+	valid := st.valid(now)
+	if valid && st.dueIn(now) <= 0 {
+		st.due = true // also where the caller goes before it is asked: it comes again
+		s.nudge()
+	}
+	if !valid {
 		st.due = true
 		if caller.IsSampled() && !st.caller.IsValid() {
 			st.caller = caller
