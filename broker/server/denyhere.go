@@ -184,8 +184,10 @@ func (s *Server) recordHere(ctx context.Context, act store.Act, changes []change
 	return nil
 }
 
-// saveHere takes to the store what was denied here. What cannot go there stays here.
+// saveHere takes to the store what was denied here, by whomever: they were judged
+// then, and not who asks now. What cannot go there stays here.
 func (s *Server) saveHere(ctx context.Context) error {
+	ctx = context.WithValue(ctx, operatorKey{}, nil)
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	var failed error

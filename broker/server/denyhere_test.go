@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,7 +11,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/identity"
+	"github.com/credence-id/credence/broker/server"
 )
 
 // TestDenyHere denies while the database is away: it holds at once on this broker,
@@ -171,4 +175,42 @@ func TestOnlyDeniesHere(t *testing.T) {
 		wantCode(t, err, codes.InvalidArgument)
 	}
 	e.wantStands()
+}
+
+// TestDenyHereOfAnother: a Deny that was made here is no operator's to narrow, to
+// replace or to take back but under their paths; and goes to the database as whoever
+// made it, whoever asks for something then.
+func TestDenyHereOfAnother(t *testing.T) {
+	e := newEnv(t, withRoles)
+	all := "kind: Deny\nname: all\nmatch: [{node.name: n1}]\n"
+	keep := broker.KeptDeny{Name: "all", Owner: "default", Actor: "uid:0", At: e.now(), Text: []byte(all)}
+	if err := e.broker.KeepDenies(keep); err != nil {
+		t.Fatal(err)
+	}
+	e.close()
+	e.open() // and nobody catches up
+	t.Cleanup(func() { _ = errors.Join(e.broker.Close(), e.audit.Close(), e.store.Close()) })
+	shopkeeper := server.As(t.Context(), e.roles[1])
+	const me = "spiffe://example.org/people/shopkeeper"
+	narrowed := &api.ApplyRequest{Yaml: []byte(all + "spiffe_ids: [/shop/x]\n")}
+	for what, do := range map[string]func() error{
+		"narrowed":   func() error { _, err := e.server.ApplyHere(shopkeeper, me, narrowed); return err },
+		"replaced":   func() error { return e.server.Change(shopkeeper, me, narrowed, "") },
+		"taken back": func() error { return e.server.Change(shopkeeper, me, nil, "all") },
+	} {
+		if err := do(); !errors.Is(err, identity.ErrDenied) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	mine := "kind: Deny\nname: mine\nmatch: [{node.name: n1}]\nspiffe_ids: [/shop/**]\n"
+	if problem, err := e.server.ApplyHere(shopkeeper, me, &api.ApplyRequest{Yaml: []byte(mine)}); problem != "" || err != nil {
+		t.Errorf("%q, %v", problem, err)
+	}
+	rows, _, err := e.store.Resources(t.Context())
+	if err != nil || len(rows) != 2 || rows[0].Actor != "uid:0" || rows[1].Actor != me {
+		t.Errorf("%+v (%v)", rows, err)
+	}
+	if left := e.broker.KeptDenies(); len(left) != 0 {
+		t.Errorf("left here: %+v", left)
+	}
 }

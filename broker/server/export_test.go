@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"net"
 	"time"
+
+	"github.com/credence-id/credence/broker/api"
 )
 
 // NewLimits are the token endpoint's, for what HTTP would take too long to show.
@@ -126,3 +128,23 @@ func (s *Server) CatchUp(ctx context.Context) error { return s.catchUp(ctx) }
 
 // RecordsItself are the RPCs of which no call is recorded at the admin socket.
 var RecordsItself = recordsItself
+
+// As is under which an operator of a role calls.
+func As(ctx context.Context, r Role) context.Context {
+	return context.WithValue(ctx, operatorKey{}, operator{Role: r})
+}
+
+// ApplyHere applies to this broker alone, and says what is still to come.
+func (s *Server) ApplyHere(ctx context.Context, actor string, r *api.ApplyRequest) (problem string, err error) {
+	_, problem, err = s.applyHere(ctx, actor, r)
+	return problem, err
+}
+
+// Change applies, or deletes a Deny that was made here.
+func (s *Server) Change(ctx context.Context, actor string, put *api.ApplyRequest, drop string) error {
+	if put != nil {
+		_, err := s.apply(ctx, actor, put)
+		return err
+	}
+	return s.removeHere(ctx, actor, "default", "Deny", drop)
+}

@@ -276,8 +276,10 @@ func (s *Server) judged(ctx context.Context, now *state, act store.Act, changes 
 	return nil
 }
 
+// mayChange is judged of one. The caller holds applying.
 func (s *Server) mayChange(o operator, now *state, c change) error {
 	old, stands := now.find(c.Kind, c.Name)
+	here, madeHere := s.here[c.Name]
 	switch {
 	case o.Name != Operator:
 		return fmt.Errorf("the role %s changes nothing", o.Name)
@@ -287,6 +289,8 @@ func (s *Server) mayChange(o operator, now *state, c change) error {
 		return fmt.Errorf("it belongs to owner %s: only the role admin takes it over", c.From)
 	case stands && !s.under(o, old.resource.Identity, old.resource.Deny):
 		return errors.New("as it stands it is not within your paths")
+	case c.Kind == "Deny" && madeHere && !s.under(o, nil, here.resource.Deny):
+		return errors.New("as it was made on this broker it is not within your paths")
 	case c.Body == nil && !stands:
 		return errors.New("there is none")
 	case c.Body != nil && !s.under(o, c.resource.Identity, c.resource.Deny):
