@@ -23,6 +23,7 @@ type denyFile struct {
 	denies map[denyKey]KeptDeny
 	path   string
 	lines  int  // in the file, also those that later ones outdid
+	size   int  // in bytes, of these
 	dirty  bool // what follows the last whole line is not ours to keep
 }
 
@@ -30,7 +31,7 @@ type denyFile struct {
 const (
 	maxDenyLine  = 32 << 10 // holds a Deny of maxKeptDeny
 	maxDenyLines = 2 * MaxCutoffs
-	maxDenyFile  = 64 << 20
+	maxDenyFile  = 2*MaxKeptDenies*maxDenyLine + maxDenyLines*(8<<10) // others are shorter: all that may stand fits
 )
 
 // denied is a line.
@@ -66,7 +67,7 @@ func openDenyFile(path string, td spiffeid.TrustDomain) (*denyFile, []Cutoff, er
 		return nil, nil, fmt.Errorf("reading what is revoked: %w", err)
 	}
 	whole := text[:bytes.LastIndexByte(text, '\n')+1]
-	d.dirty = len(whole) < len(text)
+	d.size, d.dirty = len(whole), len(whole) < len(text)
 	var all []Cutoff
 	for line := range bytes.Lines(whole) {
 		d.lines++
@@ -150,26 +151,21 @@ func parseDenied(td spiffeid.TrustDomain, line []byte) (deniedLine, error) {
 	return deniedLine{out: eviction{ID: l.Value, DurableKey: l.DurableKey, At: l.Before}}, CheckCutoff(td, c)
 }
 
-// append makes one more cut-off durable. standing is what replaces the file
-// where it has grown too long, or its end is not whole; c is among it.
-func (d *denyFile) append(c Cutoff, standing map[cutKey]Cutoff) error {
-	if d.dirty || d.lines >= maxDenyLines {
+// append makes more lines durable, at once. standing and what d holds besides, these
+// among it, replace the file where it has grown too long, or its end is not whole.
+func (d *denyFile) append(standing map[cutKey]Cutoff, more ...denied) error {
+	text, err := denyLines(more)
+	if err == nil && (d.dirty || d.lines+len(more) > maxDenyLines || d.size+len(text) > maxDenyFile) {
 		return d.rewrite(standing)
 	}
-	return d.add(deniedBy(c))
-}
-
-// add writes more lines, at once.
-func (d *denyFile) add(all ...denied) error {
-	text, err := denyLines(all)
-	if err == nil {
+	if err == nil && len(more) > 0 {
 		err = d.write(text)
 	}
 	if err != nil {
 		d.dirty = true // part of it may be there
 		return fmt.Errorf("keeping what is revoked in %s: %w", d.path, err)
 	}
-	d.lines += len(all)
+	d.lines, d.size = d.lines+len(more), d.size+len(text)
 	return nil
 }
 
@@ -223,7 +219,7 @@ func (d *denyFile) rewrite(standing map[cutKey]Cutoff) error {
 	if err != nil {
 		return fmt.Errorf("keeping what is revoked in %s: %w", d.path, err)
 	}
-	d.lines, d.dirty = len(lines), false
+	d.lines, d.size, d.dirty = len(lines), len(text), false
 	return nil
 }
 

@@ -86,12 +86,7 @@ func (b *Broker) KeepDenies(all ...KeptDeny) error {
 	}
 	had := b.file.denies
 	b.file.denies = next
-	var err error
-	if b.file.dirty || b.file.lines+len(lines) > maxDenyLines {
-		err = b.file.rewrite(b.cuts.Load().all)
-	} else if len(lines) > 0 {
-		err = b.file.add(lines...)
-	}
+	err := b.file.append(b.cuts.Load().all, lines...)
 	if err != nil {
 		b.file.denies = had
 	}
@@ -105,7 +100,7 @@ func (b *Broker) ForgetDenies(drop func(KeptDeny) bool) error {
 	next := maps.Clone(b.file.denies)
 	maps.DeleteFunc(next, func(_ denyKey, k KeptDeny) bool { return drop(k) })
 	if len(next) == len(b.file.denies) {
-		return nil
+		return b.mendDeny() // one that could not be kept may be there all the same
 	}
 	had := b.file.denies
 	b.file.denies = next

@@ -71,6 +71,48 @@ func TestKeptDenies(t *testing.T) {
 	}
 }
 
+// TestChangedDeniesFitTheDenyFile: what was outdone makes room, by bytes too, or the
+// next start would not read the file.
+func TestChangedDeniesFitTheDenyFile(t *testing.T) {
+	e := newEnv(t)
+	made := 0
+	change := func(lines int) {
+		t.Helper()
+		made++
+		e.must(e.KeepDenies(broker.KeptDeny{Name: "n", Owner: "default", At: e.now(), Text: fmt.Append(nil, made)}))
+		text, err := os.ReadFile(filepath.Join(e.dir, "revoked.jsonl"))
+		e.must(err)
+		e.equal(bytes.Count(text, []byte("\n")), lines)
+		e.equal(*broker.DenyFileSize(e.Broker), len(text))
+	}
+	change(1)
+	change(2)
+	e.start()
+	change(3)
+	*broker.DenyFileSize(e.Broker) = broker.MaxDenyFile - 10
+	change(1)
+	change(2)
+	e.start()
+	e.equal(string(e.KeptDenies()[0].Text), "5")
+}
+
+// TestForgottenThoughNotKept: a Deny whose line was not known to be written, and that
+// nobody wants any more, does not come back with the next start.
+func TestForgottenThoughNotKept(t *testing.T) {
+	e := newEnv(t)
+	path := filepath.Join(e.dir, "revoked.jsonl")
+	k := broker.KeptDeny{Name: "n", Owner: "default", At: e.now(), Text: []byte("n")}
+	e.must(os.Mkdir(path, 0o700))
+	if err := e.KeepDenies(k); err == nil {
+		t.Fatal("it is kept")
+	}
+	e.must(os.Remove(path))
+	e.must(os.WriteFile(path, []byte(`{"kind":"deny","value":"n","before":"2026-05-04T10:20:30Z","resource":"n"}`+"\n"), 0o600))
+	e.must(e.ForgetDenies(func(k broker.KeptDeny) bool { return k.Name == "n" }))
+	e.start()
+	e.equal(len(e.KeptDenies()), 0)
+}
+
 func TestDeniesInDenyFile(t *testing.T) {
 	const line = `{"kind":"deny","value":"incident","before":"2026-05-04T10:20:30Z","owner":"default","resource":"kind: Deny"}` + "\n"
 	path := filepath.Join(t.TempDir(), "revoked.jsonl")

@@ -94,12 +94,7 @@ func (b *Broker) keepEviction(out eviction) error {
 		return nil
 	}
 	b.file.out[out.ID] = out
-	err := error(nil)
-	if b.file.dirty || b.file.lines >= maxDenyLines {
-		err = b.file.rewrite(b.cuts.Load().all)
-	} else {
-		err = b.file.add(out.denied())
-	}
+	err := b.file.append(b.cuts.Load().all, out.denied())
 	if err != nil {
 		delete(b.file.out, out.ID)
 	}

@@ -17,6 +17,12 @@ func ParseDenyFile(path string, td spiffeid.TrustDomain, text []byte) ([]Cutoff,
 	return all, err
 }
 
+// MaxDenyFile is the most that is read of a deny file.
+const MaxDenyFile = maxDenyFile
+
+// DenyFileSize is how long a broker takes its deny file to be.
+func DenyFileSize(b *Broker) *int { return &b.file.size }
+
 // RunIndexer copies a record to an index until ctx ends.
 func RunIndexer(ctx context.Context, record Follower, index Index) {
 	newIndexer(Config{Record: record, Index: index, Origin: "b1", Log: slog.New(slog.DiscardHandler)}).run(ctx)

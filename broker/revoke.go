@@ -105,7 +105,7 @@ func (b *Broker) cut(c Cutoff, tell bool) (standing Cutoff, err error) {
 	}
 	b.unsaved[standing.key()] = standing
 	b.listing.add(standing.key())
-	return standing, b.file.append(standing, next.all)
+	return standing, b.file.append(next.all, deniedBy(standing))
 }
 
 // mendDeny writes the deny file anew if its end is not whole. The caller holds
