@@ -266,8 +266,12 @@ func (e *env) open() {
 	if e.recordAll {
 		records, bundles = server.RecordAuthorities(e.store, e.audit), server.RecordPeers(e.store, e.audit)
 	}
+	var leases authority.Leases
+	if e.database != "" {
+		leases = e.store
+	}
 	e.authority, err = authority.Open(ctx, authority.Config{
-		TrustDomain: td, Issuer: e.issuer, Broker: e.name, Records: records, Keys: keystest.Ready(t, e.keys, keys), Now: e.now, Log: log,
+		TrustDomain: td, Issuer: e.issuer, Broker: e.name, Records: records, Keys: keystest.Ready(t, e.keys, keys), Leases: leases, Now: e.now, Log: log,
 	})
 	check(err)
 	peers, err := federation.New(federation.Config{TrustDomain: td, Fetcher: e.peers, Store: bundles, Now: e.now, Log: log})

@@ -2,6 +2,8 @@ package server_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"database/sql"
 	"fmt"
 	"strings"
@@ -131,6 +133,31 @@ func TestReplicas(t *testing.T) {
 	}
 	_, _, err = there.issue(t.Context(), t, "33")
 	wantCode(t, err, codes.Unauthenticated)
+}
+
+// TestReplicasEndIssuing holds that a broker whose CA another ended, by mistake, goes
+// on under a new one: agents would not take it for the broker with what it had.
+func TestReplicasEndIssuing(t *testing.T) {
+	t.Parallel()
+	_, all := replicas(t, 2)
+	a, b := all[0], all[1]
+	shown := func() *x509.Certificate {
+		t.Helper()
+		conn, err := tls.Dial("tcp", b.listeners.Agents.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0]
+	}
+	ended := b.authority.IssuingChain()[0]
+	if err := shown().CheckSignatureFrom(ended); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.NewAuthoritiesClient(a.adminConn()).Replace(t.Context(), &api.ReplaceRequest{What: "issuing", Broker: "b2", Reason: "a mistake"}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "it shows what another CA signed", func() bool { return shown().CheckSignatureFrom(ended) != nil })
 }
 
 // TestReplicasOfOneName holds that a broker whose name another took ends.

@@ -106,16 +106,25 @@ func issuerOf(c *x509.Certificate, anchors []*x509.Certificate) *x509.Certificat
 }
 
 // keepOwn renews the broker's SVID until ctx ends, at once when the bundle no
-// longer verifies it: a root was dropped. A failed renewal is tried again every
-// few seconds: the old one serves meanwhile.
+// longer verifies it (a root was dropped), and when another CA signs than its own:
+// that may be on a list, by which agents take nobody for the broker who shows it. A
+// failed renewal is tried again every few seconds: the old one serves meanwhile.
 func (s *Server) keepOwn(ctx context.Context) {
 	var seen *authority.Bundle
+	var signs *x509.Certificate
 	for {
+		lists := s.cfg.Authority.CRLsChanged()
 		if b := s.cfg.Authority.Bundle(); b != seen {
 			if !verifies(b, s.svid.certificate()) {
 				s.svid.retryAt(s.cfg.Now())
 			}
 			seen = b
+		}
+		if chain := s.cfg.Authority.IssuingChain(); len(chain) > 0 && !chain[0].Equal(signs) {
+			signs = chain[0]
+			if own := s.svid.certificate(); own != nil && own.Leaf.CheckSignatureFrom(signs) != nil {
+				s.svid.retryAt(s.cfg.Now())
+			}
 		}
 		// Looked at each minute: a machine that slept counts no timers.
 		wait := s.svid.current.Load().renewAt.Sub(s.cfg.Now())
@@ -123,6 +132,8 @@ func (s *Server) keepOwn(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-seen.Changed():
+			continue
+		case <-lists:
 			continue
 		case <-time.After(min(max(wait, 0), time.Minute)):
 		}
