@@ -225,29 +225,39 @@ func (a *Authority) ReplaceIssuing(ctx context.Context, reason string) (Replacem
 
 // EndIssuing ends the issuing CAs of another broker, which is gone for good or in
 // other hands: they are Revoked, as by ReplaceIssuing. If it lives and nobody keeps
-// it from the database and its signer, it makes another.
+// it from the database and its signer, it makes another. Where they are Revoked
+// already it returns them again, for what was to follow and perhaps did not.
 func (a *Authority) EndIssuing(ctx context.Context, name, reason string) ([]Replacement, error) {
 	var all []Replacement
 	err := a.act("ending the issuing CAs of broker "+name, ctx, func(now time.Time) error {
 		if name == a.cfg.Broker {
 			return refused("broker: %s is this one, whose CA is replaced", name)
 		}
-		var ended []Record
+		var ended, before []Record
 		for _, r := range a.live.Load().of(Issuing, "") {
-			if r.Broker == name && r.State != Revoked && now.Before(r.NotAfter) {
+			switch {
+			case r.Broker != name || !now.Before(r.NotAfter):
+			case r.State != Revoked:
 				r.State, r.RevokedAt, r.Reason = Revoked, now, reason
 				ended = append(ended, r)
+			case !r.RevokedAt.IsZero():
+				before = append(before, r)
 			}
 		}
-		if len(ended) == 0 {
+		if len(ended)+len(before) == 0 {
 			return nothing("broker %q has no issuing CA that has not ended", name)
 		}
 		if err := a.change(ctx, ended...); err != nil {
 			return err
 		}
-		all = nil
 		for _, r := range ended {
 			a.cfg.Log.WarnContext(ctx, "issuing CA of another broker ended", "authority", r.ID, "broker", name, "reason", reason)
+		}
+		if len(ended) == 0 {
+			ended = before
+		}
+		all = nil
+		for _, r := range ended {
 			all = append(all, Replacement{Old: a.status(r.ID), Until: r.NotAfter, Believed: a.believedIssuing(r)})
 		}
 		_, err := a.renewCRLs(ctx)
@@ -268,7 +278,7 @@ func (a *Authority) unlisted(s *snapshot, r Record) string {
 		return ""
 	}
 	listed := map[string]bool{}
-	if list, err := x509.ParseRevocationList(lists.lists[r.ID].DER); err == nil {
+	if list, err := x509.ParseRevocationList(lists.lists[r.ID].DER); err == nil && now.Before(list.NextUpdate) { // else nobody hands it out
 		for _, e := range list.RevokedCertificateEntries {
 			listed[e.SerialNumber.String()] = true
 		}

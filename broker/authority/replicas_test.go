@@ -671,7 +671,7 @@ type aheadLeases struct {
 	by time.Duration
 }
 
-func (l aheadLeases) Acquire(ctx context.Context, name, holder string, life time.Duration, take bool) (authority.Lease, bool, error) {
+func (l *aheadLeases) Acquire(ctx context.Context, name, holder string, life time.Duration, take bool) (authority.Lease, bool, error) {
 	lease, ok, err := l.Leases.Acquire(ctx, name, holder, life, take)
 	lease.Ahead = l.by
 	return lease, ok, err
@@ -685,7 +685,8 @@ func TestWrongClock(t *testing.T) {
 			e := newEnv(t)
 			others := e.replicas()[:2]
 			cfg := e.replica("b3")
-			cfg.Leases = aheadLeases{e.records, by}
+			leases := &aheadLeases{e.records, by}
+			cfg.Leases = leases
 			cfg.Now = func() time.Time { return e.clock.now().Add(by) }
 			if by < 0 { // what is due is so long since
 				e.clock.set(start.Add(8 * day))
@@ -720,7 +721,45 @@ func TestWrongClock(t *testing.T) {
 			if _, err := authority.Rewrap(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "clock") {
 				t.Errorf("Rewrap: %v", err)
 			}
+			if by > 0 { // nothing is due by the right time
+				by, leases.by = 0, 0
+				e.tick(a)
+				if slices.ContainsFunc(a.List(), func(s authority.Status) bool { return strings.Contains(s.Problem, "NTP") }) {
+					t.Error("its clock is right, and its status does not know")
+				}
+			}
 		})
+	}
+}
+
+// issuingOf is a broker's issuing CA as another tells of it.
+func issuingOf(t *testing.T, a *authority.Authority, name string) authority.Status {
+	t.Helper()
+	list := a.List()
+	i := slices.IndexFunc(list, func(s authority.Status) bool { return s.Broker == name && s.State == authority.Active })
+	if i < 0 {
+		t.Fatalf("%s has no active CA", name)
+	}
+	return list[i]
+}
+
+// A list that has ended is handed out by nobody: what is on it is on none.
+func TestUnlistedByAnOldList(t *testing.T) {
+	e := newEnv(t)
+	all := e.replicas()
+	a, gone := all[0], all[2]
+	revoked := authority.Revocation{Serial: big.NewInt(7), Issuer: issuingOf(t, a, "b3").ID, NotAfter: start.Add(48 * hour)}
+	if err := a.Revoke(t.Context(), []authority.Revocation{revoked}); err != nil {
+		t.Fatal(err)
+	}
+	e.reload(gone)
+	e.tick(gone)
+	for _, at := range []time.Duration{hour, 25 * hour} {
+		e.clock.set(start.Add(at))
+		e.reload(a)
+		if problem := issuingOf(t, a, "b3").Problem; strings.Contains(problem, "revocations under it (1)") != (at > day) {
+			t.Errorf("after %s: %q", at, problem)
+		}
 	}
 }
 
@@ -732,12 +771,7 @@ func TestEndIssuing(t *testing.T) {
 	a, b := all[0], all[1] // b3 is gone
 	of := func(name string) authority.Status {
 		t.Helper()
-		list := a.List()
-		i := slices.IndexFunc(list, func(s authority.Status) bool { return s.Broker == name && s.State == authority.Active })
-		if i < 0 {
-			t.Fatalf("%s has no active CA", name)
-		}
-		return list[i]
+		return issuingOf(t, a, name)
 	}
 	gone, living := of("b3"), of("b2")
 	for _, issuer := range []string{gone.ID, living.ID} {
@@ -774,8 +808,10 @@ func TestEndIssuing(t *testing.T) {
 	if err != nil || len(list.RevokedCertificateEntries) != 2 {
 		t.Errorf("the root's CRL holds %v (%v)", list.RevokedCertificateEntries, err)
 	}
-	if _, err := a.EndIssuing(t.Context(), "b3", "again"); !errors.Is(err, authority.ErrNothing) {
-		t.Errorf("again: %v", err)
+	// Who died before it could tell agents is asked again.
+	again, err := a.EndIssuing(t.Context(), "b3", "again")
+	if err != nil || len(again) != 1 || again[0].Old.ID != gone.ID || again[0].Old.Reason != "drill" {
+		t.Errorf("again: %+v, %v", again, err)
 	}
 	e.reload(b) // it lives, and makes another
 	e.tick(b)

@@ -54,6 +54,7 @@ func (a *Authority) Tick(ctx context.Context) (next time.Time, err error) {
 		return time.Time{}, err
 	}
 	next = a.cfg.Now().Add(maxWait)
+	a.problems.set(problemClock, nil) // lead finds it again, where something is due
 	var errs []error
 	do := func(do func(context.Context) (time.Time, error)) {
 		var at time.Time
