@@ -147,6 +147,7 @@ func startWithoutDatabase(t *testing.T, server *postgrestest.Server) {
 	if _, err := s.Nodes(t.Context()); err != nil {
 		t.Error(err)
 	}
+	_, standing := s.Replicas(t.Context(), time.Hour)
 	_, joined := s.Node(t.Context(), "spiffe://example.org/credence/node/since")
 	_, reading := s.Revision(t.Context())
 	_, _, asking := s.Issued(t.Context(), broker.IssuedQuery{Serial: "1"})
@@ -155,11 +156,14 @@ func startWithoutDatabase(t *testing.T, server *postgrestest.Server) {
 	_, again := (&store.Keeper{Store: s, Snapshot: kept}).Make(t.Context())
 	for what, err := range map[string]error{
 		"a write": s.ConfirmAnchor(t.Context(), "root", "cloud", "uid:0"), "the revision": reading, "who joined since": joined,
-		"what was issued": asking, "what is spent": holding, "what changed": listing, "a snapshot of a snapshot": again,
+		"who is there": standing, "what was issued": asking, "what is spent": holding, "what changed": listing, "a snapshot of a snapshot": again,
 	} {
 		if !errors.Is(err, store.ErrAway) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+	if standing != nil && strings.Contains(standing.Error(), "SQL") {
+		t.Errorf("operators are told of it as %v", standing)
 	}
 
 	server.Run(t)

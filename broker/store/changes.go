@@ -201,9 +201,13 @@ func (s *Store) Beat(ctx context.Context, r Replica) (uint64, error) {
 }
 
 // Replicas returns the brokers that were there within a time, by name. When that
-// was the database's clock says; it is told by ours.
+// was the database's clock says; it is told by ours. The error is ErrAway while a
+// snapshot stands in, which has neither.
 func (s *Store) Replicas(ctx context.Context, within time.Duration) ([]Replica, error) {
 	fail := func(err error) ([]Replica, error) { return nil, fmt.Errorf("reading the brokers: %w", s.wayOut(err)) }
+	if !s.read.now.Load().made.IsZero() {
+		return fail(fmt.Errorf("%w: a snapshot stands in for it", ErrAway))
+	}
 	now := s.time("$1")
 	rows, err := s.read.QueryContext(ctx, `SELECT `+replicaColumns+`, `+now+` FROM broker WHERE seen_at >= `+now+` - $2 ORDER BY name`, s.timeArg(), within.Milliseconds())
 	if err != nil {

@@ -274,11 +274,10 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 		at := clock()
-		hurry := k.hurry.Load()
-		if _, away := k.Store.Away(); away || at.Before(next) && !hurry {
+		if _, away := k.Store.Away(); away || at.Before(next) && !k.hurry.Load() {
 			continue
 		}
-		k.hurry.Store(false)
+		hurry := k.hurry.Swap(false)
 		switch {
 		case hurry, last.At.IsZero(), at.Sub(last.At).Abs() >= snapshotEvery:
 		case k.Store.Seen() <= last.Revision:
