@@ -20,6 +20,7 @@ import (
 type hereDeny struct {
 	kept     broker.KeptDeny
 	resource resource.Resource
+	unkept   bool // it holds, and is not in the file
 }
 
 func (h hereDeny) policy() identity.Deny {
@@ -48,7 +49,7 @@ func (s *Server) readHere() error {
 		if err != nil {
 			return fmt.Errorf("reading the Denies that were made here: %w", err)
 		}
-		s.here[k.Name] = hereDeny{k, r}
+		s.here[k.Name] = hereDeny{kept: k, resource: r}
 	}
 	s.heres.Store(int32(len(s.here)))
 	return nil
@@ -115,7 +116,7 @@ func (s *Server) denyHere(ctx context.Context, actor, owner string, parsed []res
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s %s would not be taken as it would be kept: %w", broker.ErrRequest, one.Kind, one.Name, err)
 		}
-		h := hereDeny{broker.KeptDeny{Name: one.Name, Owner: owner, Actor: actor, At: s.cfg.Now(), Text: a.after}, again}
+		h := hereDeny{kept: broker.KeptDeny{Name: one.Name, Owner: owner, Actor: actor, At: s.cfg.Now(), Text: a.after}, resource: again}
 		put, changes, kept = append(put, h), append(changes, h.change()), append(kept, h.kept)
 	}
 	act := store.Act{Actor: actor, What: "apply"}
@@ -140,6 +141,7 @@ func (s *Server) denyHere(ctx context.Context, actor, owner string, parsed []res
 		return nil, errors.Join(unkept, s.recordHere(ctx, act, changes, unkept.Error()))
 	}
 	for _, h := range put {
+		h.unkept = unkept != nil
 		s.here[h.kept.Name] = h
 	}
 	s.heres.Store(int32(len(s.here)))
@@ -165,7 +167,7 @@ func (s *Server) judgeHere(now *state, owner string, r resource.Resource) (appli
 		if old.kept.Owner != owner {
 			return a, r.At("", fmt.Sprintf("it belongs to owner %q", old.kept.Owner))
 		}
-		if a.before, a.action = old.kept.Text, "changed"; bytes.Equal(a.before, a.after) {
+		if a.before, a.action = old.kept.Text, "changed"; bytes.Equal(a.before, a.after) && !old.unkept {
 			a.action = "unchanged"
 		}
 	}
@@ -197,6 +199,9 @@ func (s *Server) saveHere(ctx context.Context) error {
 		}
 		if err := s.saveDeny(ctx, h); err != nil {
 			failed = errors.Join(failed, err)
+		}
+		if s.behind.Load() { // the store took it not, as it would take no other
+			return failed
 		}
 	}
 	return failed

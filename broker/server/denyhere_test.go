@@ -2,12 +2,15 @@ package server_test
 
 import (
 	"bytes"
+	"database/sql"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -177,6 +180,13 @@ func TestOnlyDeniesHere(t *testing.T) {
 	e.wantStands()
 }
 
+// still starts the broker anew, and nobody catches up.
+func (e *env) still() {
+	e.close()
+	e.open()
+	e.t.Cleanup(func() { _ = errors.Join(e.broker.Close(), e.audit.Close(), e.store.Close()) })
+}
+
 // TestDenyHereOfAnother: a Deny that was made here is no operator's to narrow, to
 // replace or to take back but under their paths; and goes to the database as whoever
 // made it, whoever asks for something then.
@@ -187,9 +197,7 @@ func TestDenyHereOfAnother(t *testing.T) {
 	if err := e.broker.KeepDenies(keep); err != nil {
 		t.Fatal(err)
 	}
-	e.close()
-	e.open() // and nobody catches up
-	t.Cleanup(func() { _ = errors.Join(e.broker.Close(), e.audit.Close(), e.store.Close()) })
+	e.still()
 	shopkeeper := server.As(t.Context(), e.roles[1])
 	const me = "spiffe://example.org/people/shopkeeper"
 	narrowed := &api.ApplyRequest{Yaml: []byte(all + "spiffe_ids: [/shop/x]\n")}
@@ -212,5 +220,65 @@ func TestDenyHereOfAnother(t *testing.T) {
 	}
 	if left := e.broker.KeptDenies(); len(left) != 0 {
 		t.Errorf("left here: %+v", left)
+	}
+}
+
+// TestDenyHereThatIsNotTaken: while the database takes nothing, though it is there,
+// what was denied here is not tried, and recorded, all the time.
+func TestDenyHereThatIsNotTaken(t *testing.T) {
+	e := newEnv(t)
+	for _, name := range []string{"a", "b"} {
+		text := strings.Replace(deny, "incident", name, 1)
+		if err := e.broker.KeepDenies(broker.KeptDeny{Name: name, Owner: "default", Actor: "uid:0", At: e.now(), Text: []byte(text)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.still()
+	db, err := sql.Open("sqlite", filepath.Join(e.dir, "credence.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), "CREATE TRIGGER full BEFORE INSERT ON resource BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"); err != nil {
+		t.Fatal(err)
+	}
+	e.server.TendDenies(t.Context())
+	if d := cmp.Diff([]string{"apply ", "apply "}, spoken(e.records())); d != "" { // one, and that it failed
+		t.Error(d)
+	}
+	for range 20 {
+		e.server.TendDenies(t.Context())
+	}
+	if n := len(e.records()); n >= 2*20 { // on a slow machine some are tried
+		t.Errorf("%d records", n)
+	}
+	if _, err := db.ExecContext(t.Context(), "DROP TRIGGER full"); err != nil {
+		t.Fatal(err)
+	}
+	e.ahead.Add(int64(time.Minute))
+	e.server.TendDenies(t.Context())
+	if left := e.broker.KeptDenies(); len(left) != 0 {
+		t.Errorf("left here: %+v", left)
+	}
+}
+
+// TestDenyHereAgain: where the file took a Deny not, the same again is no repetition.
+func TestDenyHereAgain(t *testing.T) {
+	e := newEnv(t)
+	e.still()
+	file := filepath.Join(e.dir, "revoked.jsonl")
+	if err := os.Mkdir(file, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := e.server.ApplyHere(t.Context(), "uid:0", &api.ApplyRequest{Yaml: []byte(deny)}); err == nil || !strings.Contains(err.Error(), "until it stops") {
+			t.Errorf("it is kept: %v", err)
+		}
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if problem, err := e.server.ApplyHere(t.Context(), "uid:0", &api.ApplyRequest{Yaml: []byte(deny)}); problem != "" || err != nil {
+		t.Errorf("%q, %v", problem, err)
 	}
 }

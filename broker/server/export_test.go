@@ -126,6 +126,9 @@ func (s *Server) ProblemsFor(o Overview) []string { return s.problems(o) }
 // CatchUp takes over what other brokers write until ctx ends.
 func (s *Server) CatchUp(ctx context.Context) error { return s.catchUp(ctx) }
 
+// TendDenies is what it does of Denies between two looks.
+func (s *Server) TendDenies(ctx context.Context) { s.tendDenies(ctx) }
+
 // RecordsItself are the RPCs of which no call is recorded at the admin socket.
 var RecordsItself = recordsItself
 

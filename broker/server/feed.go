@@ -69,12 +69,15 @@ func (s *Server) catchUp(ctx context.Context) error {
 // tendDenies takes to the store what was denied here, and drops copies of Denies that
 // the snapshot has by now.
 func (s *Server) tendDenies(ctx context.Context) {
-	if s.heres.Load() > 0 {
+	if now := s.cfg.Now(); s.heres.Load() > 0 && now.Sub(s.savedAt).Abs() >= s.saveWait {
 		err := s.saveHere(ctx)
 		if err != nil && !s.unsaved && ctx.Err() == nil {
 			s.cfg.Log.WarnContext(ctx, "what is denied here is not in the database; it holds here", "error", err)
 		}
-		s.unsaved = err != nil
+		s.unsaved, s.savedAt = err != nil, now
+		if s.saveWait = min(max(2*s.saveWait, 2*LookEvery), time.Minute); err == nil || errors.Is(err, store.ErrAway) {
+			s.saveWait = 0 // else each try would stand in the record, every second
+		}
 	}
 	if s.applying.TryLock() { // whoever holds it does it
 		s.copyDenies(ctx)

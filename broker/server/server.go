@@ -222,6 +222,8 @@ type Server struct {
 	taken    atomic.Uint64 // what was written up to this revision is in force
 	beat     time.Time     // when this broker last said that it is there; catchUp's
 	unsaved  bool          // what was denied here could not be saved; catchUp's
+	savedAt  time.Time     // when that was tried last; catchUp's
+	saveWait time.Duration // how long until it is again; catchUp's
 	written  atomic.Uint64 // the store's last revision, as it was last seen
 	untaken  atomic.Bool   // what others wrote could not be taken over
 	behindAt atomic.Int64  // since when, in Unix milliseconds; 0: it is not
