@@ -30,6 +30,7 @@ var (
 	SetupText = setupText
 	Terraform = terraform
 	Script    = script
+	Gist      = gist
 
 	DocumentsOf = documentsOf
 )

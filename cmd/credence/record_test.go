@@ -76,3 +76,18 @@ func TestWhatKeepsOldRecordsIsTold(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// What a caller wrote into the record is shown on its line, and does nothing to the
+// terminal.
+func TestGist(t *testing.T) {
+	for want, r := range map[string]audit.Record{
+		"actor uid:0  kind Deny  name incident-1  code Get":      {Event: audit.Event{Kind: "admin", Actor: "uid:0", Code: "Get", Detail: map[string]string{"kind": "Deny", "name": "incident-1"}}},
+		`name "a\nr-7 \x1b[2J\u202e"  code Get`:                  {Event: audit.Event{Kind: "admin", Code: "Get", Detail: map[string]string{"name": "a\nr-7 \x1b[2J\u202e"}}},
+		`name "a  code Apply"  code Get`:                         {Event: audit.Event{Kind: "admin", Code: "Get", Detail: map[string]string{"name": "a  code Apply"}}},
+		"Deny  incident-1  denied: Deny incident-1 won, \"sic\"": {Event: audit.Event{Kind: "apply", Reason: `denied: Deny incident-1 won, "sic"`, Detail: map[string]string{"kind": "Deny", "name": "incident-1"}}},
+	} {
+		if got := credence.Gist(r); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -115,6 +116,9 @@ func (p *program) writeRecord(form string, text []byte, first bool) error {
 func gist(r audit.Record) string {
 	var all []string
 	add := func(label, value string) {
+		if strings.Contains(value, "  ") || strings.ContainsFunc(value, func(r rune) bool { return !strconv.IsPrint(r) }) {
+			value = strconv.Quote(value) // who asked wrote it: a line is one record, and no terminal obeys it
+		}
 		if value != "" {
 			all = append(all, label+value)
 		}
