@@ -214,8 +214,16 @@ root     the steps of credence ca rotate root, but SVIDs under the old root are
 			alg, _ := cmd.Flags().GetString("alg")
 			name, _ := cmd.Flags().GetString("of")
 			reason, _ := cmd.Flags().GetString("reason")
-			return authoritiesClient(cmd, func(ctx context.Context, c api.AuthoritiesClient) error {
-				r, err := c.Replace(ctx, &api.ReplaceRequest{What: args[0], Alg: alg, Reason: reason, Broker: name})
+			if cmd.Flags().Changed("of") && name == "" {
+				return cli.BadInput(errors.New("--of: a broker's name is wanted: without the flag it is the CA of the broker that is asked"))
+			}
+			return adminConn(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				if name != "" {
+					if err := knowsBrokers(ctx, conn); err != nil {
+						return err
+					}
+				}
+				r, err := api.NewAuthoritiesClient(conn).Replace(ctx, &api.ReplaceRequest{What: args[0], Alg: alg, Reason: reason, Broker: name})
 				return p.acted(cmd, r, err)
 			})
 		},
@@ -223,6 +231,16 @@ root     the steps of credence ca rotate root, but SVIDs under the old root are
 	cmd.Flags().String("reason", "", "for the record")
 	cmd.Flags().String("of", "", "issuing: another broker's, by its name")
 	return addRootFlags(cli.AddOutput(addAdmin(cmd)))
+}
+
+// knowsBrokers refuses a broker of an older release: it does not read --of, and
+// would replace its own CA.
+func knowsBrokers(ctx context.Context, conn *grpc.ClientConn) error {
+	r, err := api.NewAdminClient(conn).ListAuthorities(ctx, &api.ListAuthoritiesRequest{})
+	if err == nil && !slices.ContainsFunc(r.GetAuthorities(), func(a *api.AuthorityInfo) bool { return a.GetBroker() != "" }) {
+		err = cli.BadInput(errors.New("the broker does not say whose issuing CAs there are, as one of this release does: ask one that is upgraded"))
+	}
+	return err
 }
 
 // rootPause is how long advanceRoot waits before it looks again.

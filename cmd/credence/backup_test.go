@@ -95,6 +95,7 @@ func newSaved(t *testing.T) *saved {
 		audit.Event{Kind: "revoke", OK: true, Actor: "uid:0", Detail: map[string]string{"kind": "identity", "value": "web", "before": now.Format(time.RFC3339Nano)}},
 		audit.Event{Kind: "join", OK: true, Node: s.node("n3"), Serial: "08", Issued: now},
 		audit.Event{Kind: "apply", OK: true, Actor: "uid:0", Detail: map[string]string{"kind": "Identity", "name": "late"}},
+		audit.Event{Kind: "authority", OK: true, Actor: "uid:0", Code: "replace.issuing", Detail: map[string]string{"broker": "b7"}},
 	)
 	return s
 }
@@ -162,7 +163,7 @@ func TestRestoreOfALostDatabase(t *testing.T) {
 	if now, err := os.ReadFile(facts); err != nil || !bytes.Equal(now, other) || strings.Contains(out, "secret facts") {
 		t.Errorf("the key of secret facts is written over (%v):\n%s", err, out)
 	}
-	s.says(out, "2 nodes, 0 private keys written", "again now: "+s.node("n2"), "1 nodes joined after", s.node("n3"), "1 changes are in the record", "apply Identity late", s.node("n1")+" was revoked after the backup")
+	s.says(out, "2 nodes, 0 private keys written", "again now: "+s.node("n2"), "1 nodes joined after", s.node("n3"), "1 changes are in the record", "apply Identity late", "uid:0 replace.issuing b7\n", s.node("n1")+" was revoked after the backup")
 	if strings.Contains(out, s.node("n2")+" was revoked") {
 		t.Errorf("the record says that n2 was evicted:\n%s", out)
 	}

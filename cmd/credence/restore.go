@@ -403,7 +403,7 @@ func (r *restoring) tell() {
 		note(id+" was revoked after the backup; whether it was evicted is not known, so it is", "credence node allow "+id+", if it was not")
 	}
 	for _, line := range some(r.since.keys) {
-		note("a change of keys after the backup: "+line, "credence ca show; credence ca replace issuing|jwt, if a key had leaked")
+		note("a change of keys after the backup: "+line, "credence ca show; credence ca replace issuing|jwt, if a key had leaked (of the broker that is named: issuing --of NAME)")
 	}
 	note("JWT keys and issuing CAs made after the backup, with what they signed: it can't be revoked one by one", "it ends by itself; credence ca replace root, if it must not")
 	if !m.Wrapped && m.Keys > 0 {
@@ -511,7 +511,7 @@ func (h *happened) add(r audit.Record) {
 		}
 	case "authority":
 		if r.OK {
-			h.keys = append(h.keys, at+" "+r.Code)
+			h.keys = append(h.keys, strings.TrimSpace(at+" "+r.Code+" "+r.Detail["broker"]))
 		}
 	}
 }
