@@ -3,6 +3,8 @@ package server_test
 import (
 	"context"
 	"fmt"
+	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -305,6 +307,47 @@ func TestAFullHouse(t *testing.T) {
 	}
 	for _, conn := range agents {
 		conn.Close()
+	}
+}
+
+// stuck is a log that takes nothing until it is closed.
+type stuck struct {
+	slog.Handler
+	told, closed chan struct{}
+}
+
+func (s stuck) Handle(context.Context, slog.Record) error {
+	s.told <- struct{}{}
+	<-s.closed
+	return nil
+}
+
+// A log that hangs keeps nobody who is in from going on.
+func TestALogThatHangs(t *testing.T) {
+	t.Parallel()
+	l, log := newLobby(t, server.Limits{Connections: 1, SourceConnections: 1}), stuck{slog.NewTextHandler(io.Discard, nil), make(chan struct{}, 1), make(chan struct{})}
+	l.Log(log)
+	agent, _ := l.from("192.0.2.1:1")
+	if !l.Shake(agent, true) {
+		t.Fatal("refused")
+	}
+	l.conns <- &far{from: "192.0.2.2:1", hungUp: make(chan struct{})}
+	close(l.conns)
+	var others sync.WaitGroup
+	others.Go(func() { _, _ = l.Accept() })
+	defer others.Wait()
+	defer close(log.closed)
+	gone := make(chan error, 1)
+	select {
+	case <-log.told:
+		go func() { gone <- agent.Close() }()
+	case <-time.After(patience):
+		t.Fatal("the log is not told")
+	}
+	select {
+	case <-gone:
+	case <-time.After(patience):
+		t.Error("who is in waits for the log")
 	}
 }
 

@@ -86,6 +86,9 @@ func NewLobby(l net.Listener, bounds Limits, patience time.Duration) Lobby {
 	return Lobby{g}
 }
 
+// Log has the gate tell h what it refuses.
+func (l Lobby) Log(h slog.Handler) { l.log = slog.New(h) }
+
 // Shake ends a connection's handshake.
 func (l Lobby) Shake(conn net.Conn, certificate bool) bool { return conn.(*guest).shook(certificate) }
 

@@ -137,12 +137,20 @@ func (g *gate) refuse(source string) {
 const tellEvery = 10 * time.Second
 
 func (g *gate) tell(source, why string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if now := g.now(); now.Sub(g.told).Abs() >= tellEvery {
-		g.told = now
+	if g.tells() { // the lock is free: a log that hangs keeps nobody who calls
 		g.log.Warn("connections refused", "listener", g.name, "source", source, "reason", why)
 	}
+}
+
+func (g *gate) tells() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.now()
+	if now.Sub(g.told).Abs() < tellEvery {
+		return false
+	}
+	g.told = now
+	return true
 }
 
 // A guest is a connection that a gate counts until it is closed.

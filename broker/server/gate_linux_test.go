@@ -66,7 +66,9 @@ func taken(t *testing.T, address, source string) (conn net.Conn, ok bool) {
 // One address has its part of each listener, and nobody else's: what it has too much
 // costs it the oldest that does nothing.
 func TestConnectionsAreBounded(t *testing.T) {
-	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 160, SourceConnections: 40} })
+	e := newEnv(t, func(e *env) {
+		e.limits, e.handshake = server.Limits{Connections: 160, SourceConnections: 40}, time.Hour // or they'd go by themselves
+	})
 	for listener, address := range e.tlsListeners() {
 		other, ok := taken(t, address, "127.0.0.3")
 		if !ok {
@@ -163,7 +165,7 @@ func TestHandshakesAreBounded(t *testing.T) {
 // Idle connections of strangers, as many as an address may have, cost bounded memory,
 // and nodes are served beside them.
 func TestStrangersAreBounded(t *testing.T) {
-	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 4000} })
+	e := newEnv(t, func(e *env) { e.limits, e.handshake = server.Limits{Connections: 4000}, time.Hour }) // or they'd go by themselves
 	address := e.listeners.Agents.Addr().String()
 	n := e.join("n1")
 	before := heap()
@@ -412,9 +414,11 @@ func TestCallsOfANodeAreBounded(t *testing.T) {
 	if err := e.server.Reload(t.Context(), "test", []string{"limits.node_calls"}, e.settings()); err != nil {
 		t.Fatal(err)
 	}
-	for err = nil; err == nil; {
+	err = nil
+	for n := 0; err == nil && n < 100; n++ {
 		_, err = loud.Report(t.Context(), &api.ReportRequest{})
 	}
+	wantCode(t, err, codes.ResourceExhausted)
 	e.ahead.Add(int64(2 * time.Second))
 	if _, err := loud.Report(t.Context(), &api.ReportRequest{}); err != nil {
 		t.Error(err)
@@ -499,7 +503,7 @@ func TestSlowHandshakesAreHungUpOn(t *testing.T) {
 // Joins under way are bounded, and of one address to half.
 func TestSixtyFourJoinsAtOnce(t *testing.T) {
 	entered, release := make(chan struct{}, 100), make(chan struct{})
-	e := newEnv(t, with(func(ctx context.Context, evidence []byte, _ join.Challenge) (join.Proof, error) {
+	e := newEnv(t, func(e *env) { e.joinTime, e.joinStart = time.Hour, time.Minute }, with(func(ctx context.Context, evidence []byte, _ join.Challenge) (join.Proof, error) {
 		entered <- struct{}{}
 		select {
 		case <-release:
@@ -528,8 +532,13 @@ func TestSixtyFourJoinsAtOnce(t *testing.T) {
 			_, _ = joinOnce(t.Context(), client, &api.JoinRequest_Start{Method: "fake", Evidence: fmt.Appendf(nil, "m%d", i), PublicKey: key})
 		})
 	}
-	for range 64 {
-		<-entered
+	late := time.After(time.Minute)
+	for n := range 64 {
+		select {
+		case <-entered:
+		case <-late:
+			t.Fatalf("%d of 64 are judged", n)
+		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
