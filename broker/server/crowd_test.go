@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/broker/server"
 )
@@ -153,6 +154,8 @@ func TestACrowdKeepsCount(t *testing.T) {
 	}
 }
 
+const patience = 20 * time.Second
+
 // conns is a listener of connections from wherever a test says.
 type conns chan net.Conn
 
@@ -238,7 +241,12 @@ func TestStrangersWhoCallNothing(t *testing.T) {
 		if s.open() || !c.open() {
 			t.Errorf("after 11 s: who is silent is in: %v; who calls: %v", s.open(), c.open())
 		}
-		time.Sleep(2 * time.Minute)
+		time.Sleep(time.Minute)
+		if done, ok = l.Call(calling); !ok {
+			t.Fatal("it may not call again")
+		}
+		done() // which wins it no time
+		time.Sleep(time.Minute)
 		synctest.Wait()
 		if c.open() || !a.open() {
 			t.Errorf("after 2 min: who called is in: %v; who showed a certificate: %v", c.open(), a.open())
@@ -307,6 +315,45 @@ func TestAFullHouse(t *testing.T) {
 	}
 	for _, conn := range agents {
 		conn.Close()
+	}
+}
+
+// Who shows one certificate, or those of one peer, from however many addresses, leaves
+// the others theirs.
+func TestHoldersAreBounded(t *testing.T) {
+	t.Parallel()
+	l := newLobby(t, server.Limits{Connections: 100, SourceConnections: 100})
+	var open []net.Conn
+	for n := range 30 {
+		conn, _ := l.from(fmt.Sprintf("192.0.2.%d:1", n))
+		if ok := l.ShakeAs(conn, "evicted"); ok != (n < 10) {
+			t.Fatalf("connection %d: %v", n+1, ok)
+		}
+		open = append(open, conn)
+	}
+	agent, _ := l.from("192.0.2.200:1")
+	if !l.ShakeAs(agent, "another") {
+		t.Error("another is kept out")
+	}
+	open[0].Close()
+	open[0].Close()
+	again, _ := l.from("192.0.2.1:2")
+	if !l.ShakeAs(again, "evicted") {
+		t.Error("the place of one that has gone is kept")
+	}
+	for _, conn := range append(open, agent, again) {
+		conn.Close()
+	}
+	if n := l.Holders(); n != 0 {
+		t.Errorf("when all have gone, %d are counted", n)
+	}
+	for id, want := range map[string]string{
+		"spiffe://example.org/credence/node/n1": "spiffe://example.org/credence/node/n1",
+		"spiffe://partner.example/billing/a":    "spiffe://partner.example",
+	} {
+		if got := server.HolderOf(td, spiffeid.RequireFromString(id)); got != want {
+			t.Errorf("%s counts for %q", id, got)
+		}
 	}
 }
 

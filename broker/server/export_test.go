@@ -2,9 +2,12 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/broker/api"
 )
@@ -89,8 +92,27 @@ func NewLobby(l net.Listener, bounds Limits, patience time.Duration) Lobby {
 // Log has the gate tell h what it refuses.
 func (l Lobby) Log(h slog.Handler) { l.log = slog.New(h) }
 
-// Shake ends a connection's handshake.
-func (l Lobby) Shake(conn net.Conn, certificate bool) bool { return conn.(*guest).shook(certificate) }
+// Shake ends a connection's handshake, with a certificate that nobody else shows or with
+// none.
+func (l Lobby) Shake(conn net.Conn, certificate bool) bool {
+	if certificate {
+		return l.ShakeAs(conn, fmt.Sprintf("%p", conn))
+	}
+	return conn.(*guest).shook("")
+}
+
+// ShakeAs ends it with somebody's.
+func (l Lobby) ShakeAs(conn net.Conn, holder string) bool { return conn.(*guest).shook(holder) }
+
+// Holders are how many the gate counts.
+func (l Lobby) Holders() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.holders)
+}
+
+// HolderOf is for whom a certificate of id counts on agents.
+func HolderOf(td spiffeid.TrustDomain, id spiffeid.ID) string { return (&gate{td: td}).holderOf(id) }
 
 // Call begins a call, and Judge what is not hung up on.
 func (l Lobby) Call(conn net.Conn) (done func(), ok bool) { return conn.(*guest).call() }

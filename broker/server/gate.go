@@ -12,8 +12,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"github.com/credence-id/credence/federation"
 )
 
 // A gate is a listener that takes so many new connections a second of one address, and
@@ -29,11 +32,13 @@ type gate struct {
 	rate     func() *limits
 	one      bool          // who connects is our proxy: one address
 	patience time.Duration // how long a stranger on agents may take until it calls something
+	td       spiffeid.TrustDomain
 	log      *slog.Logger
 
-	mu               sync.Mutex // guards what follows
-	lobby            crowd      // on agents, who has not finished a handshake; elsewhere, everybody
-	strangers, known crowd      // who has, on agents, without a certificate and with one
+	mu               sync.Mutex     // guards what follows
+	lobby            crowd          // on agents, who has not finished a handshake; elsewhere, everybody
+	strangers, known crowd          // who has, on agents, without a certificate and with one
+	holders          map[string]int // how many of known are of one ID of ours, or of one peer
 	told             time.Time
 	now              func() time.Time
 }
@@ -41,7 +46,7 @@ type gate struct {
 // gate bounds who connects to a listener.
 func (s *Server) gate(name string, l net.Listener) *gate {
 	rates := func() *rates { return s.settings.Load().rates }
-	g := &gate{Listener: l, name: name, patience: s.cfg.Handshake, log: s.cfg.Log, now: s.cfg.Now, one: name == "web" && s.cfg.WebProxied}
+	g := &gate{Listener: l, name: name, patience: s.cfg.Handshake, td: s.cfg.TrustDomain, log: s.cfg.Log, now: s.cfg.Now, one: name == "web" && s.cfg.WebProxied}
 	g.limits = func() (int, int) { r := rates(); return max(r.Connections/4, 1), max(r.SourceConnections/10, 1) }
 	switch name {
 	case "agents":
@@ -161,6 +166,7 @@ type guest struct {
 	member        // guarded by gate's lock, as what follows
 	calls, judged int
 	called        bool
+	holder        string      // as it is counted among the gate's; empty: it is not
 	over          *time.Timer // hangs up on a stranger
 }
 
@@ -180,6 +186,12 @@ func (c *guest) left() {
 	if c.over != nil {
 		c.over.Stop()
 	}
+	if g := c.gate; c.holder != "" {
+		if g.holders[c.holder]--; g.holders[c.holder] == 0 {
+			delete(g.holders, c.holder)
+		}
+		c.holder = ""
+	}
 }
 
 // hangUp ends a connection, of which nothing is kept. Whoever serves it closes it then.
@@ -190,12 +202,43 @@ func (c *guest) hangUp() {
 	_ = c.Conn.Close()
 }
 
+// holderOf is for whom a connection with a certificate of id is counted: for it, or for
+// its peer, which makes as many IDs as it likes.
+func (g *gate) holderOf(id spiffeid.ID) string {
+	if id.TrustDomain() == g.td {
+		return id.String()
+	}
+	return id.TrustDomain().IDString()
+}
+
+// hold counts a connection for whose certificate it shows: one that was stolen, or whose
+// node was evicted, is good for a handshake until it ends, and takes no more places than
+// these.
+func (c *guest) hold(holder string, most int) bool {
+	g := c.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c.gone || g.holders[holder] >= most {
+		return false
+	}
+	if g.holders == nil {
+		g.holders = make(map[string]int)
+	}
+	g.holders[holder]++
+	c.holder = holder
+	return true
+}
+
 // shook takes a connection of agents that has finished its handshake to where it is
-// counted from then on.
-func (c *guest) shook(certificate bool) bool {
+// counted from then on. Without a holder it showed no certificate.
+func (c *guest) shook(holder string) bool {
 	g := c.gate
 	most, mostOf := g.limits()
-	if certificate {
+	if holder != "" {
+		if !c.hold(holder, max(most/10, fewest)) {
+			g.refuse(c.source)
+			return false
+		}
 		return g.enter(&g.known, c, seated, most, mostOf)
 	}
 	strangers := max(most/10, 1)
@@ -281,6 +324,7 @@ type shaking struct {
 }
 
 const (
+	fewest           = 4               // connections that each may have who shows a certificate: an agent has two while it replaces one
 	maxStrangerCalls = 8               // of one connection at once
 	strangerTime     = 2 * time.Minute // from the first call on: to join or to log in takes no longer
 )
@@ -301,12 +345,16 @@ func (c shaking) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	}
 	g, counted := raw.(*guest)
 	t, ok := info.(credentials.TLSInfo)
-	certificate := len(t.State.PeerCertificates) > 0
-	if !ok || !counted || !g.shook(certificate) {
+	holder := ""
+	if ok && counted && len(t.State.PeerCertificates) > 0 {
+		id, err := federation.LeafID(t.State.PeerCertificates[0])
+		holder, ok = g.gate.holderOf(id), err == nil
+	}
+	if !ok || !counted || !g.shook(holder) {
 		_ = conn.Close()
 		return nil, nil, errCrowded
 	}
-	if !certificate {
+	if holder == "" {
 		info = stranger{t, g}
 	}
 	return conn, info, nil

@@ -33,8 +33,6 @@ func from(address string) *net.Dialer {
 	return &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: patience}
 }
 
-const patience = 20 * time.Second
-
 // taken says whether a connection is held open: whoever is refused is hung up on
 // before a handshake.
 func taken(t *testing.T, address, source string) (conn net.Conn, ok bool) {
@@ -479,6 +477,27 @@ func TestPlaces(t *testing.T) {
 	leave[0]()
 	waiting.Wait()
 	leave[1]()
+}
+
+// What a node's certificate opens keeps no other node out, though it was evicted.
+func TestAnEvictedNodeKeepsNobodyOut(t *testing.T) {
+	e := newEnv(t, func(e *env) { e.limits = server.Limits{Connections: 40} })
+	stolen := e.join("n1")
+	if _, err := e.admin().EvictNode(t.Context(), &api.EvictNodeRequest{Id: stolen.id, Reason: "stolen"}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for range 41 {
+		_, err := api.NewNodeClient(e.dial(stolen.cert)).Report(ctx, &api.ReportRequest{})
+		if code := status.Code(err); code != codes.Unauthenticated && code != codes.Unavailable {
+			t.Fatal(err)
+		}
+	}
+	n := e.join("n2")
+	if _, _, err := n.issue(ctx, t, "1"); err != nil {
+		t.Error(err)
+	}
 }
 
 // Who begins a handshake and goes no further is hung up on.

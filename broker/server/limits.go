@@ -30,7 +30,7 @@ const (
 // which a fleet does not meet: 5,000 agents behind one address, all of which connect
 // at once, are well below.
 type Limits struct {
-	Connections       int // open on agents at once: 20,000; besides half of it in handshakes and a tenth without a certificate; on spiffe and on web a quarter of it each
+	Connections       int // open on agents at once: 20,000; a tenth of one ID or one peer; besides half of it in handshakes and a tenth without a certificate; on spiffe and on web a quarter of it each
 	SourceConnections int // of one address: 10,000; on spiffe and on web a tenth of it; and a tenth more each second
 	SourceRequests    int // of one address, on spiffe and web, a second: 100; 20 times as many at once
 	SourceJoins       int // joins of one address a second: 50; 200 times as many at once
