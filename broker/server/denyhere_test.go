@@ -72,7 +72,7 @@ func TestDenyHere(t *testing.T) {
 	}
 	await(t, "it holds at the other", func() bool {
 		_, _, err := out.issue(t.Context(), t, "33")
-		return status.Code(err) == codes.Unauthenticated
+		return status.Code(err) == codes.Unauthenticated && kept(a, out.id) > 0 // which comes next
 	})
 	w, _ := n.watch(t)
 	issues(n, "33", 1)

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/credence-id/credence/broker"
 	"github.com/credence-id/credence/broker/api"
+	"github.com/credence-id/credence/broker/join"
 	"github.com/credence-id/credence/broker/join/bearer"
 	"github.com/credence-id/credence/broker/login"
 	"github.com/credence-id/credence/broker/server"
@@ -208,4 +210,34 @@ func TestLoginsAreBounded(t *testing.T) {
 		}
 	}
 	t.Error("300 of one address are judged")
+}
+
+// A stranger has no more logins under way at once than it may have calls.
+func TestAStrangersLoginsAtOnce(t *testing.T) {
+	entered, release := make(chan struct{}, 9), make(chan struct{})
+	e := newEnv(t, withLogin, func(e *env) {
+		e.login.Verify = func(context.Context, []byte, string) (broker.Login, error) {
+			entered <- struct{}{}
+			<-release
+			return broker.Login{}, join.ErrEvidence
+		}
+	})
+	c := e.people()
+	ask := &api.LoginRequest{IdToken: "a.b.c", PublicKey: spki(t, newKey(t).Public())}
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer close(release)
+	for range 8 {
+		asking.Go(func() { _, _ = c.Login(t.Context(), ask) })
+	}
+	late := time.After(time.Minute)
+	for n := range 8 {
+		select {
+		case <-entered:
+		case <-late:
+			t.Fatalf("%d of 8 are judged", n)
+		}
+	}
+	_, err := c.LoginInfo(t.Context(), &api.LoginInfoRequest{})
+	wantCode(t, err, codes.ResourceExhausted)
 }

@@ -174,7 +174,11 @@ func TestReplicasOfOneName(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.ahead.Add(int64(time.Hour))
-	<-e.stopped
+	select {
+	case <-e.stopped:
+	case <-time.After(time.Minute):
+		t.Fatal("it goes on")
+	}
 	if e.failed == nil || !strings.Contains(e.failed.Error(), store.ErrNamed.Error()) {
 		t.Errorf("it ended with %v", e.failed)
 	}

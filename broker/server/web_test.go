@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -278,6 +279,7 @@ func TestTheWebListenerBehindAProxySpeaksPlainHTTP(t *testing.T) {
 	e.ready()
 	config := e.config
 	config.WebCertificate, config.WebProxied = nil, true
+	config.Limits = server.Limits{SourceConnections: 1} // who connects is the proxy, for everybody
 	s, err := server.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -287,12 +289,33 @@ func TestTheWebListenerBehindAProxySpeaksPlainHTTP(t *testing.T) {
 	l, done := newListeners(t, "127.0.0.1:0"), make(chan error, 1)
 	go func() { done <- s.Run(ctx, l) }()
 	own, _ := e.authority.Document()
+	kept, reused := e.client(nil), false
+	get := func() {
+		t.Helper()
+		trace := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { reused = c.Reused }})
+		r, err := http.NewRequestWithContext(trace, http.MethodGet, "http://"+l.Web.Addr().String()+server.BundlePath, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := kept.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if _, err := io.Copy(io.Discard, response.Body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get()
 	r, body := do(t, e.client(nil), "GET", "http://"+l.Web.Addr().String()+server.BundlePath, nil)
 	if r.StatusCode != 200 || !bytes.Equal(body, own) || r.TLS != nil {
 		t.Errorf("%s %s", r.Status, body)
 	}
 	if r, _ := do(t, e.client(nil), "GET", "http://"+l.Web.Addr().String()+"/td/keys", nil); r.StatusCode != 200 {
 		t.Errorf("keys: %s", r.Status)
+	}
+	if get(); !reused {
+		t.Error("the proxy's first connection made room for its others")
 	}
 	cancel()
 	if err := <-done; err != nil {
