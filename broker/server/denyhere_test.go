@@ -146,7 +146,10 @@ func TestDenyHere(t *testing.T) {
 	if _, err := loser.admin().Delete(t.Context(), &api.DeleteRequest{Kind: "Deny", Name: "incident", Here: true}); err != nil {
 		t.Fatal(err)
 	}
-	loser.remove("Deny", "incident")
+	await(t, "the database, which is back, has it no more", func() bool {
+		_, err := loser.admin().Delete(t.Context(), &api.DeleteRequest{Kind: "Deny", Name: "incident"})
+		return err == nil || status.Code(err) == codes.NotFound
+	})
 	for _, e := range all {
 		await(t, "nothing of it is left", func() bool {
 			got, _, err := n.at(e).issue(t.Context(), t, "33")
