@@ -127,6 +127,14 @@ func start(t *testing.T, change func(*sdk.Config)) *scene {
 	}
 	s.restart()
 	t.Cleanup(func() { s.close() })
+	if s.cfg.Listen == "" { // the port is to be free again where the agent begins anew
+		l := listenBelow(t)
+		s.cfg.Listen = l.Addr().String()
+		l.Close()
+		s.restart()
+		s.cfg.Listen = ""
+		s.restart()
+	}
 	return s
 }
 
