@@ -225,12 +225,16 @@ func TestDecideDoesNotGrowWithPolicy(t *testing.T) {
 	requireDecisions(t, s, grant)
 	requireDenied(t, s, denial)
 	// A loop over everything takes milliseconds: 200 of those would be seen.
-	start := time.Now()
-	for range 100 {
-		s.Decide(grant)
-		s.Decide(denial)
+	least := time.Hour
+	for range 5 { // a busy machine may hold up any of them, and hardly all
+		start := time.Now()
+		for range 100 {
+			s.Decide(grant)
+			s.Decide(denial)
+		}
+		least = min(least, time.Since(start))
 	}
-	if took := time.Since(start); took > 200*time.Millisecond {
-		t.Errorf("200 decisions took %s", took)
+	if least > 200*time.Millisecond {
+		t.Errorf("200 decisions took %s", least)
 	}
 }

@@ -107,7 +107,8 @@ func TestWebIdentityIssuerUnreachable(t *testing.T) {
 
 func TestWebIdentityFaults(t *testing.T) {
 	a := newAccount(t)
-	checkFaults(t, a, exchangerWithin(t, web(), a.sts, 300*time.Millisecond), a.jwt(t, nil))
+	within := func(limit time.Duration) exchangers.Exchanger { return exchangerWithin(t, web(), a.sts, limit) }
+	checkFaults(t, a, within, a.jwt(t, nil))
 }
 
 // record answers nothing useful and keeps the form.

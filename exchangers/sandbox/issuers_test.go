@@ -58,7 +58,9 @@ func TestKeyRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			i := issuertest.New(t)
 			cfg := config(i)
-			cfg.Timeout = 300 * time.Millisecond
+			if strings.HasSuffix(name, "hangs") {
+				cfg.Timeout = 300 * time.Millisecond
+			}
 			if tc.discovery != nil {
 				i.SetDiscovery(tc.discovery(i))
 			}

@@ -47,7 +47,7 @@ func app(credentials ...azure.Credential) azure.App {
 func newWorld(t testing.TB, change func(*azure.Config)) *world {
 	w := &world{t: t, issuer: issuertest.New(t), recorder: sandbox.NewRecorder(10), now: start}
 	cfg := azure.Config{
-		Issuers:   sandbox.IssuersConfig{Roots: w.issuer.Roots(), DialContext: w.issuer.DialContext, Timeout: time.Second},
+		Issuers:   sandbox.IssuersConfig{Roots: w.issuer.Roots(), DialContext: w.issuer.DialContext, Timeout: 10 * time.Second},
 		Tenants:   []azure.Tenant{{ID: tenantID, Domain: domain, Apps: []azure.App{app(credential())}}},
 		Resources: []string{resource, "https://vault.azure.net"},
 		Key:       issuertest.RSA(),

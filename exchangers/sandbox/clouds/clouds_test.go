@@ -197,7 +197,7 @@ func run(t testing.TB, changes ...func(*clouds.Config)) *running {
 	}
 	c := parse(t, example(t, clouds.Example{Issuer: issuertest.URL, ID: spiffeID, Anchor: filepath.Join(dir, "bundle.pem"),
 		IssuerCA: filepath.Join(dir, "ca.pem"), At: r.issuer.Server.Listener.Addr().String()}))
-	c.Issuers.Timeout = clouds.Duration(time.Second)
+	c.Issuers.Timeout = clouds.Duration(3 * time.Second)
 	for _, f := range changes {
 		f(&c)
 	}
