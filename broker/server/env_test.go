@@ -535,7 +535,7 @@ func joinOnce(ctx context.Context, c api.NodeClient, start *api.JoinRequest_Star
 	if err != nil {
 		return nil, err
 	}
-	if err := stream.Send(&api.JoinRequest{Step: &api.JoinRequest_Start_{Start: start}}); err != nil {
+	if err := stream.Send(&api.JoinRequest{Step: &api.JoinRequest_Start_{Start: start}}); err != nil && !errors.Is(err, io.EOF) { // why it ended, Recv says
 		return nil, err
 	}
 	for {
@@ -549,7 +549,7 @@ func joinOnce(ctx context.Context, c api.NodeClient, start *api.JoinRequest_Star
 		if len(answers) == 0 {
 			return nil, errors.New("challenged once more than there are answers")
 		}
-		if err := stream.Send(&api.JoinRequest{Step: &api.JoinRequest_Answer{Answer: answers[0]}}); err != nil {
+		if err := stream.Send(&api.JoinRequest{Step: &api.JoinRequest_Answer{Answer: answers[0]}}); err != nil && !errors.Is(err, io.EOF) {
 			return nil, err
 		}
 		answers = answers[1:]
